@@ -1,0 +1,5 @@
+"""``python -m distillens``."""
+
+from distillens.cli import main
+
+main()

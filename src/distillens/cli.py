@@ -1,0 +1,114 @@
+"""The command line. Every error that a user can act on is one line and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from distillens import __version__
+from distillens.errors import DistillensError
+
+app = typer.Typer(
+    help="Distil small networks from large ones, and see why a student turned out as it did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `recipes`.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; by default runs/<name of the recipe>.")
+    ] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
+    ] = False,
+) -> None:
+    """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
+    from distillens.study import read_recipe, run
+
+    parsed = read_recipe(recipe, overrides or [], trust_code=trust_code)
+    folder = out if out is not None else _default_folder(parsed.name)
+    from distillens.progress import terminal
+
+    run(parsed, folder, trust_code=trust_code, progress=terminal(console))
+    _show(folder)
+
+
+@app.command("table")
+def table_command(run: RunFolder) -> None:
+    """Print a run's accuracy table."""
+    from distillens.report import accuracy_table
+    from distillens.runs import find_run, read_result
+
+    console.print(accuracy_table(read_result(find_run(run))))
+
+
+@app.command("report")
+def report_command(run: RunFolder) -> None:
+    """Write a run's report.html again, from its numbers."""
+    from distillens.report import write_report
+
+    console.print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
+
+
+@app.command("recipes")
+def recipes_command() -> None:
+    """List the recipes that come with distillens."""
+    from distillens.study import shipped_recipes
+    from distillens.study.reading import describe
+
+    for name, path in shipped_recipes().items():
+        console.print(f"[bold]{name}[/]  {describe(path)}", highlight=False)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _default_folder(name: str) -> Path:
+    from distillens.runs import slug
+
+    return Path("runs") / slug(name)
+
+
+def _show(folder: Path) -> None:
+    table_command(folder)
+    report_command(folder)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; errors of distillens become one line on standard error."""
+    try:
+        return app(args=arguments, standalone_mode=True)
+    except DistillensError as error:
+        line = " ".join(str(error).split())
+        print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("distillens: stopped; the same command goes on", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

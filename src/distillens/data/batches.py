@@ -1,0 +1,243 @@
+"""Batches: from examples to what a network sees at a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillens.data.augment import Augmentation, augment
+from distillens.data.examples import Examples
+from distillens.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network and a supervision see at a step.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        (B, …) float32, augmented and normalised.
+    labels : Tensor
+        (B,) or (B, T) int64.
+    indices : Tensor
+        (B,) int64 stable indices, on the CPU.
+    epoch : int
+        Which the pictures are augmented for.
+    weight : float
+        Factor of this batch's mean loss, so that the sum over micro-batches and the mean over
+        processes is the mean over the global batch.
+    mask : Tensor or None
+        (B, T) bool: positions that count.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+    epoch: int = 0
+    weight: float = 1.0
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(self, parts: int) -> Iterator[Batch]:
+        """Yield micro-batches whose weights add up to this batch's."""
+        size = math.ceil(len(self) / parts)
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            labels = self.labels[part]
+            yield replace(
+                self,
+                inputs=self.inputs[part],
+                labels=labels,
+                indices=self.indices[part],
+                weight=self.weight * len(labels) / len(self),
+                mask=None if self.mask is None else self.mask[part],
+            )
+
+
+class EpochSource(Protocol):
+    """What the training loop reads: ``len`` steps an epoch, and the batches of one."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, the same ones whenever it is asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation a channel, of inputs in [0, 1] for uint8 and raw for floats."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> Normalisation:
+        """Measure on examples (those of training). Constant channels keep a deviation of 1."""
+        inputs = examples.inputs
+        sums, squares, count = 0.0, 0.0, 0
+        axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
+        for start in range(0, len(inputs), 4096):
+            chunk = _as_float(inputs[start : start + 4096]).double()
+            sums = sums + chunk.sum(axes)
+            squares = squares + (chunk * chunk).sum(axes)
+            count += chunk.numel() // chunk.shape[1]
+        mean = torch.as_tensor(sums) / count
+        variance = (torch.as_tensor(squares) / count - mean**2).clamp_min(0)
+        deviation = torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
+        shape = (1, -1, 1, 1) if inputs.ndim == 4 else (1, -1)
+        return cls(mean.float().reshape(shape), deviation.float().reshape(shape))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return normalised float32 inputs of the same shape."""
+        mean, deviation = self.mean.to(inputs.device), self.deviation.to(inputs.device)
+        if inputs.dtype == torch.uint8:
+            # One multiply-add on the bytes instead of a division, a subtraction and a division.
+            scale = 1 / (255 * deviation)
+            return torch.addcmul(-mean / deviation, inputs.float(), scale)
+        return (inputs - mean) / deviation
+
+
+def _as_float(inputs: Tensor) -> Tensor:
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+
+
+class Batches:
+    """The batches of examples, epoch after epoch.
+
+    The order of an epoch is a function of (seed, epoch), the pictures of (augmentation seed, epoch,
+    index). Every example is seen once an epoch; the last batch may be smaller. With several
+    processes each takes its share of every global batch.
+
+    Parameters
+    ----------
+    examples
+        What to draw from.
+    batch_size
+        Size of the global batch.
+    normalisation
+        Applied to every batch; None leaves inputs as they are (bytes become [0, 1]).
+    augmentation
+        Applied before normalisation; images only.
+    seed
+        Of the order; None keeps the order of the examples.
+    device
+        Where batches are wanted.
+    channels_last
+        Lay images out with channels last in memory.
+    rank, processes
+        This process among how many.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        *,
+        normalisation: Normalisation | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int | None = 0,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if batch_size < processes:
+            raise DataError(f"a batch of {batch_size} cannot be shared by {processes} processes")
+        self.examples = examples
+        self.batch_size = batch_size
+        self.normalisation = normalisation
+        self.augmentation = augmentation
+        self.seed = seed
+        self.device = torch.device(device)
+        self.is_image = examples.inputs.ndim == 4
+        self.channels_last = channels_last and self.is_image
+        self.rank = rank
+        self.processes = processes
+        if augmentation is not None and augmentation.changes and not self.is_image:
+            raise DataError(
+                f"augmentation works on images (channels, height, width), "
+                f"these inputs have shape {examples.input_shape}; leave it out"
+            )
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the (N,) positions in the order in which this epoch visits them."""
+        if self.seed is None:
+            return np.arange(len(self.examples))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        order = self.order(epoch)
+        for start in range(0, len(order), self.batch_size):
+            whole = order[start : start + self.batch_size]
+            # A last batch smaller than the number of processes: some get an example that counts 0.
+            mine = whole[self.rank :: self.processes]
+            weight = len(mine) * self.processes / len(whole)
+            yield self.take(mine if len(mine) else whole[:1], epoch, weight)
+
+    def take(self, positions: np.ndarray, epoch: int, weight: float = 1.0) -> Batch:
+        """Return these positions as the batch they are in this epoch."""
+        where = torch.from_numpy(positions)
+        indices = self.examples.indices[where]
+        inputs = self.examples.inputs[where]
+        labels = self.examples.labels[where]
+        if self.device.type == "cuda":
+            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        if self.augmentation is not None and self.augmentation.changes:
+            inputs = augment(inputs, indices.numpy(), epoch, self.augmentation)
+        inputs = self.normalisation(inputs) if self.normalisation else _as_float(inputs)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return Batch(inputs, labels, indices, epoch, weight)
+
+
+class LoaderBatches:
+    """A user's own loader as a source of batches.
+
+    Parameters
+    ----------
+    loader
+        Anything with a length that yields :class:`Batch` objects, ``(inputs, labels, indices)`` or
+        ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
+    device
+        Where batches are wanted.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device | str = "cpu") -> None:
+        if not hasattr(loader, "__len__"):
+            raise DataError(f"the loader {type(loader).__name__} has no length; give it __len__")
+        self.loader = loader
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the loader's batches; its own randomness decides their order."""
+        for item in self.loader:
+            if isinstance(item, Batch):
+                yield replace(item, epoch=epoch)
+                continue
+            if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+                raise DataError(
+                    "a loader must yield (inputs, labels) or (inputs, labels, indices), "
+                    f"got {type(item).__name__}"
+                )
+            inputs, labels = item[0].to(self.device), item[1].to(self.device)
+            # -1 marks an example without a stable index; whoever needs one refuses it.
+            indices = item[2].cpu() if len(item) == 3 else torch.full((len(labels),), -1)
+            yield Batch(inputs, labels, indices, epoch)

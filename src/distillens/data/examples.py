@@ -1,0 +1,168 @@
+"""Examples: inputs, labels and stable indices, held in memory as they were stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillens.errors import DataError
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples of one split.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        (N, channels, height, width) images, or (N, features); uint8 as stored, or float32.
+    labels : Tensor
+        (N,) int64 in [0, number of classes).
+    indices : Tensor
+        (N,) int64: the example's place in its source, which no subset or shuffle changes.
+    classes : tuple of str
+        Names of the classes, in the order of their labels.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over inputs, labels, indices and their shape."""
+        digest = hashlib.sha256(repr((tuple(self.inputs.shape), str(self.inputs.dtype))).encode())
+        for tensor in (self.inputs, self.labels, self.indices):
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
+
+    def take(self, positions: np.ndarray | Tensor | slice) -> Examples:
+        """Return the examples at these positions; they keep their indices."""
+        where = torch.from_numpy(positions) if isinstance(positions, np.ndarray) else positions
+        return replace(
+            self,
+            inputs=self.inputs[where],
+            labels=self.labels[where],
+            indices=self.indices[where],
+        )
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """A training label that label noise replaced."""
+
+    index: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a study works on. ``changed`` lists the training labels that noise replaced."""
+
+    train: Examples
+    validation: Examples | None
+    test: Examples
+    changed: tuple[LabelChange, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the fingerprints of all splits."""
+        parts = [self.train, self.validation, self.test]
+        joined = "|".join(part.fingerprint if part is not None else "-" for part in parts)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def examples_from_arrays(
+    inputs: np.ndarray | Tensor,
+    labels: np.ndarray | Tensor | Sequence[int],
+    classes: Sequence[str] | None = None,
+    *,
+    where: str = "the arrays",
+) -> Examples:
+    """Check arrays and make them examples; the index of an example is its row.
+
+    Parameters
+    ----------
+    inputs
+        (N, features), (N, height, width) grey images, (N, channels, height, width), or
+        (N, height, width, channels) uint8 images with 1, 3 or 4 channels. Float inputs are kept as
+        float32, everything else must be uint8.
+    labels
+        (N,) integers.
+    classes
+        Names of the classes; without them there are ``max(labels) + 1`` numbered ones.
+    where
+        What to call the source in an error.
+
+    Raises
+    ------
+    DataError
+        Lengths differ, nothing is there, a value is not finite, or a label is out of range.
+    """
+    tensor = _inputs(torch.as_tensor(inputs), where)
+    label = torch.as_tensor(labels)
+    if label.ndim != 1 or label.dtype.is_floating_point or label.dtype.is_complex:
+        raise DataError(
+            f"{where}: labels must be one integer an example, "
+            f"got shape {tuple(label.shape)} of {label.dtype}"
+        )
+    label = label.to(torch.int64)
+    if len(tensor) != len(label):
+        raise DataError(f"{where}: {len(tensor)} inputs but {len(label)} labels; they must pair up")
+    if not len(label):
+        raise DataError(f"{where}: no examples; at least one is needed")
+    names = tuple(classes) if classes else tuple(str(c) for c in range(int(label.max()) + 1))
+    check_labels(label, len(names), where)
+    return Examples(tensor, label, torch.arange(len(label)), names)
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Raise DataError naming the first label outside [0, classes)."""
+    outside = (labels < 0) | (labels >= classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0, 0])
+        raise DataError(
+            f"{where}: label {int(labels[row])} of example {row} is out of range; "
+            f"labels must lie in [0, {classes - 1}]"
+        )
+
+
+def _inputs(inputs: Tensor, where: str) -> Tensor:
+    if inputs.dtype.is_floating_point:
+        inputs = inputs.to(torch.float32)
+        finite = torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None]).all(1)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0, 0])
+            raise DataError(
+                f"{where}: the input of example {row} holds a NaN or an infinity; "
+                "remove or repair it"
+            )
+    elif inputs.dtype != torch.uint8:
+        raise DataError(f"{where}: inputs must be uint8 or floating point, got {inputs.dtype}")
+    if inputs.ndim == 3:
+        return inputs[:, None].contiguous()
+    channels_last = inputs.ndim == 4 and inputs.shape[1] not in (1, 3, 4)
+    if channels_last and inputs.shape[-1] in (1, 3, 4):
+        return inputs.permute(0, 3, 1, 2).contiguous()
+    if inputs.ndim not in (2, 4):
+        raise DataError(
+            f"{where}: inputs must be (N, features), (N, height, width) or "
+            f"(N, channels, height, width), got {tuple(inputs.shape)}"
+        )
+    return inputs.contiguous()

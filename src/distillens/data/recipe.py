@@ -1,0 +1,104 @@
+"""The `data` part of a recipe, and how it becomes the splits of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from distillens.data.augment import Augmentation
+from distillens.data.examples import Examples, Splits
+from distillens.data.huggingface import read_huggingface
+from distillens.data.prepare import add_label_noise, regroup, split_off, subset
+from distillens.data.sources import Source, read_digits, read_idx, read_npz
+from distillens.errors import DataError
+
+
+class DataRecipe(BaseModel):
+    """Which examples a study works on.
+
+    ``path`` is a folder (idx, huggingface), a file (npz) or a `datasets` name (huggingface); a
+    relative one is relative to where the command is run. Sizes of None keep all there is. Validation
+    examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
+    the share of training labels replaced by a wrong one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["digits", "idx", "huggingface", "npz"] = "digits"
+    path: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    train_size: int | None = Field(default=None, ge=1)
+    validation_size: int = Field(default=0, ge=0)
+    test_size: int | None = Field(default=None, ge=1)
+    groups: list[list[int]] | None = Field(default=None, min_length=2)
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> DataRecipe:
+        if self.source != "digits" and self.path is None:
+            raise ValueError(f"source {self.source!r} needs data.path: where the data lies")
+        return self
+
+
+def load_splits(recipe: DataRecipe) -> Splits:
+    """Read and prepare the splits that a recipe asks for.
+
+    Raises
+    ------
+    DataError
+        The source is missing or damaged, or holds fewer examples than are asked for.
+    """
+    source = _read(recipe)
+    if recipe.groups is not None:
+        source = {name: regroup(part, recipe.groups) for name, part in source.items()}
+    train, test = _train_and_test(source, recipe)
+    validation = None
+    if recipe.validation_size:
+        train, validation = split_off(
+            train, recipe.validation_size, recipe.seed + 1, "data.validation_size"
+        )
+    if recipe.train_size is not None:
+        train = subset(train, recipe.train_size, recipe.seed + 2, "data.train_size")
+    noisy, changed = add_label_noise(train, recipe.label_noise, recipe.seed + 3)
+    return Splits(noisy, validation, test, changed)
+
+
+def _read(recipe: DataRecipe) -> Source:
+    if recipe.path is None:
+        return read_digits()
+    if recipe.source == "idx":
+        return read_idx(Path(recipe.path))
+    if recipe.source == "npz":
+        return read_npz(Path(recipe.path))
+    if recipe.source == "huggingface":
+        return read_huggingface(recipe.path, recipe.image_column, recipe.label_column)
+    raise DataError("data.path is set, but source 'digits' reads no file; name another source")
+
+
+def _train_and_test(source: Source, recipe: DataRecipe) -> tuple[Examples, Examples]:
+    train = source["train"]
+    if "test" not in source:
+        if recipe.test_size is None:
+            raise DataError(
+                f"source {recipe.source!r} has no test split; set data.test_size to take one out "
+                f"of its {len(train)} examples"
+            )
+        return split_off(train, recipe.test_size, recipe.seed, "data.test_size")
+    test = source["test"]
+    if test.input_shape != train.input_shape:
+        raise DataError(
+            f"training inputs have shape {train.input_shape}, test inputs {test.input_shape}"
+        )
+    if len(test.classes) > len(train.classes):
+        raise DataError(
+            f"the test split has {len(test.classes)} classes, the training split "
+            f"{len(train.classes)}; a label is out of range"
+        )
+    if recipe.test_size is not None:
+        test = subset(test, recipe.test_size, recipe.seed, "data.test_size")
+    return train, test

@@ -1,0 +1,55 @@
+"""What can go wrong for a user. Each message is one line: what happened, the value seen, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillensError(Exception):
+    """Base of all errors that a user can act on; the command line prints its line and exits with 2."""
+
+
+class RecipeError(DistillensError):
+    """A recipe, an override or an option that cannot be carried out as written."""
+
+
+class DataError(DistillensError):
+    """Examples, labels or arrays that are missing, damaged or do not fit each other."""
+
+
+class ModelError(DistillensError):
+    """A model that cannot be built, or whose outputs do not fit the task."""
+
+
+class CheckpointError(DistillensError):
+    """Weights or a training state that cannot be read or belong to something else."""
+
+
+class SupervisionError(DistillensError):
+    """A supervision that is not defined: a temperature, a mixing weight, a teacher that does not fit."""
+
+
+class TrainingError(DistillensError):
+    """A training that had to stop, for example because the loss is no longer finite."""
+
+
+class RunError(DistillensError):
+    """A run folder that is missing something, belongs to another recipe or was changed from outside."""
+
+
+class MeasureError(DistillensError):
+    """A measure that is not defined for the arrays it was given."""
+
+
+class KernelError(DistillensError):
+    """A kernel matrix that cannot be computed or solved as asked."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(words)}"

@@ -1,0 +1,247 @@
+"""Solving with a Gram matrix in float64, with the error of each solve.
+
+Shapes: N rows of the matrix, M right-hand sides, C blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+
+from distillens.errors import KernelError, MeasureError
+
+Array = NDArray[np.float64]
+
+# Float32 tiles that were summed in another order differ by about this much; more is a mistake.
+_ASYMMETRY = 1e-6
+# A Gram has no negative eigenvalue; down to this share of the largest one it is float32 rounding.
+_NEGATIVE = 1e-6
+
+
+class SingularGramError(KernelError):
+    """A Gram that is positive semidefinite but cannot be told from a singular one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """Cholesky factor of K = gram + ridge·I, made by `factorise`.
+
+    Both matrices are (N, N); the factor's lower triangle counts. The Gram is kept for residuals,
+    without a copy, so it must not be changed afterwards.
+    """
+
+    gram: Array
+    cholesky: Array
+    ridge: float
+
+    def solve(self, rhs: ArrayLike) -> tuple[Array, float]:
+        """Solve Kx = y, with one step of iterative refinement.
+
+        Parameters
+        ----------
+        rhs
+            y, of shape (N,) or (N, M).
+
+        Returns
+        -------
+        tuple
+            x in the shape of y, and the relative residual ‖Kx − y‖/‖y‖ (of the worst column).
+
+        Raises
+        ------
+        MeasureError
+            y has another length or holds a value that is not finite.
+        """
+        y = np.asarray(rhs, dtype=np.float64)
+        size = len(self.gram)
+        if y.ndim not in (1, 2) or len(y) != size:
+            raise MeasureError(
+                f"a right-hand side of shape {y.shape} does not fit a Gram of {size} rows; "
+                f"give ({size},) or ({size}, M)"
+            )
+        if not np.isfinite(y).all():
+            raise MeasureError(f"the right-hand side of shape {y.shape} holds NaN or infinity")
+        x = self._substitute(y)
+        x = x + self._substitute(y - self._apply(x))
+        error = np.atleast_1d(np.linalg.norm(y - self._apply(x), axis=0))
+        length = np.atleast_1d(np.linalg.norm(y, axis=0))
+        # y = 0 has the exact solution 0, for which 0/0 would be no help.
+        ratio = np.divide(error, length, out=np.zeros_like(error), where=length > 0)
+        return x, float(ratio.max(initial=0.0))
+
+    def _substitute(self, y: Array) -> Array:
+        return scipy.linalg.cho_solve((self.cholesky, True), y, check_finite=False)
+
+    def _apply(self, x: Array) -> Array:
+        return self.gram @ x + self.ridge * x
+
+
+@dataclass(frozen=True)
+class EigenSummary:
+    """What the spectrum of a Gram looks like; condition is infinite where smallest ≤ 0."""
+
+    trace: float
+    smallest: float
+    largest: float
+    condition: float
+
+
+def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
+    """Factorise K = gram + ridge·I by Cholesky.
+
+    Rounding lets Cholesky pass on some singular matrices, so the condition is looked at as well:
+    K counts as singular where its smallest eigenvalue is at most max(N, 100)·2.2e-16 times its
+    largest. A Gram that comes in float32 (or float16) carries that type's rounding, so there the
+    share is at least that type's epsilon (1.2e-7).
+
+    Parameters
+    ----------
+    gram_NN
+        A symmetric matrix, (N, N).
+    ridge
+        What to add to each diagonal entry, in the units of the Gram.
+
+    Raises
+    ------
+    SingularGramError
+        K is singular to rounding; the message has the smallest and the largest eigenvalue.
+    KernelError
+        The Gram is not square, not finite, not symmetric or has a negative eigenvalue; or the
+        ridge is negative. `SingularGramError` is a kind of `KernelError`.
+    """
+    given = np.asarray(gram_NN)
+    gram = _check(given)
+    if not (np.isfinite(ridge) and ridge >= 0):
+        raise KernelError(f"the ridge is {ridge}; give a finite number >= 0")
+    ridge = float(ridge)
+    limit = _singular_share(given)
+    shifted = _shifted(gram, ridge)
+    lange, pocon = scipy.linalg.get_lapack_funcs(("lange", "pocon"), (shifted,))
+    norm = lange("1", shifted.T)
+    try:
+        # A symmetric matrix is its own transpose: this view is in Fortran order, so LAPACK
+        # works in place.
+        factor, _ = scipy.linalg.cho_factor(
+            shifted.T, lower=True, overwrite_a=True, check_finite=False
+        )
+    except np.linalg.LinAlgError:
+        factor = None
+    # In the 1-norm the condition of a symmetric matrix is never below that in the 2-norm, so only
+    # matrices that look suspicious here need their eigenvalues; 10 allows for LAPACK's estimate.
+    if factor is None or pocon(factor, norm, uplo="L")[0] < 10 * limit:
+        _refuse_singular(gram, ridge, limit, failed=factor is None)
+    assert factor is not None  # _refuse_singular raises where Cholesky failed
+    return Factor(gram, factor, ridge)
+
+
+def quadratic_form(factor: Factor, targets: ArrayLike) -> tuple[Array, float]:
+    """Compute yᵀK⁻¹y.
+
+    Parameters
+    ----------
+    factor
+        Of K, (N, N).
+    targets
+        y of shape (N,), or M of them as columns, (N, M).
+
+    Returns
+    -------
+    tuple
+        The value, of shape () or one a column, (M,); and the relative residual of the worst solve.
+    """
+    y = np.asarray(targets, dtype=np.float64)
+    x, residual = factor.solve(y)
+    return np.asarray(np.sum(y * x, axis=0)), residual
+
+
+def eigen_summary(gram: ArrayLike) -> EigenSummary:
+    """Summarise the eigenvalues of a Gram (N, N), or of C diagonal blocks (C, N, N) together.
+
+    Raises
+    ------
+    KernelError
+        The Gram (or a block) is not square, not finite or not symmetric.
+    """
+    array = np.asarray(gram)
+    blocks = array if array.ndim == 3 else array[None]
+    if len(blocks) == 0:
+        raise KernelError(f"a Gram of shape {array.shape} has no blocks; give at least one")
+    checked = [_check(block) for block in blocks]
+    spectra = [_eigenvalues(block) for block in checked]
+    smallest = float(min(values[0] for values in spectra))
+    largest = float(max(values[-1] for values in spectra))
+    return EigenSummary(
+        trace=float(sum(np.trace(block) for block in checked)),
+        smallest=smallest,
+        largest=largest,
+        condition=largest / smallest if smallest > 0 else float("inf"),
+    )
+
+
+def _check(gram: NDArray) -> Array:
+    """Return the Gram in float64, exactly symmetric, or raise KernelError."""
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
+        raise KernelError(
+            f"a Gram must be a square matrix with at least one row, this one has shape {gram.shape}"
+        )
+    gram_NN = np.asarray(gram, dtype=np.float64)
+    if not np.isfinite(gram_NN).all():
+        bad = int(np.count_nonzero(~np.isfinite(gram_NN)))
+        raise KernelError(
+            f"the Gram holds {bad} values that are NaN or infinite; "
+            "look for non-finite weights or inputs in what it was computed from"
+        )
+    difference = float(np.abs(gram_NN - gram_NN.T).max())
+    if difference == 0:
+        return gram_NN
+    size = float(np.abs(gram_NN).max())
+    if difference > _ASYMMETRY * size:
+        raise KernelError(
+            f"the Gram is not symmetric: mirrored entries differ by up to {difference:.3g} "
+            f"where the largest is {size:.3g}; check the order of the examples along both axes"
+        )
+    # Cholesky reads one triangle, residuals both: they must mean the same matrix.
+    return 0.5 * (gram_NN + gram_NN.T)
+
+
+def _singular_share(gram: NDArray) -> float:
+    """Share of the largest eigenvalue at or below which the smallest one is rounding."""
+    share = max(len(gram), 100) * float(np.finfo(np.float64).eps)
+    if np.issubdtype(gram.dtype, np.floating):
+        share = max(share, float(np.finfo(gram.dtype).eps))
+    return share
+
+
+def _shifted(gram_NN: Array, ridge: float) -> Array:
+    """Copy the Gram in C order and add the ridge."""
+    shifted = np.array(gram_NN, order="C")
+    shifted[np.diag_indices_from(shifted)] += ridge
+    return shifted
+
+
+def _eigenvalues(gram_NN: Array) -> Array:
+    """Return the eigenvalues in ascending order."""
+    return scipy.linalg.eigvalsh(gram_NN, check_finite=False)
+
+
+def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool) -> None:
+    """Raise if K is singular to rounding or not positive definite; ``failed``: Cholesky was."""
+    eigenvalues = _eigenvalues(_shifted(gram_NN, ridge))
+    smallest, size = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
+    what = f"the Gram ({len(gram_NN)} rows, ridge {ridge:g})"
+    values = f"smallest eigenvalue {smallest:.3g}, largest {float(eigenvalues[-1]):.3g}"
+    if smallest < -_NEGATIVE * size:
+        raise KernelError(
+            f"{what} is not positive definite: {values}; no Gram has a negative eigenvalue, "
+            "so check how it was computed"
+        )
+    if failed or smallest <= limit * size:
+        advice = max(1e-6 * size, 10 * limit * size, -10 * smallest)
+        more = f" such as {advice:.1g}" if advice > 0 else ""
+        raise SingularGramError(
+            f"{what} is singular to rounding: {values}; leave out duplicate examples, "
+            f"compute it in float64 or add a ridge{more}"
+        )

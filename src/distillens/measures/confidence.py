@@ -1,0 +1,210 @@
+"""Confidence of teacher and student, example by example.
+
+Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923: φ(u) = ln(u/(1−u)) of the probability that
+each gives to the teacher's top class. Shapes: N examples, C classes, B examples of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from distillens.errors import MeasureError
+from distillens.measures.targets import check_labels
+from distillens.results import Agreement
+
+Array = NDArray[np.float64]
+OutputKind = Literal["logits", "probabilities"]
+
+CLIP = 1e-7
+"""Nearer to 0 or 1 a float32 probability cannot be told from it; φ stays within ±16.1."""
+
+_CHUNK_NUMBERS = 2**21
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """One point an example: x = φ(p_teacher[k]), y = φ(p_student[k]), k the teacher's top class.
+
+    ``who_N`` says who is right about the label: 0 both, 1 only the student, 2 only the teacher,
+    3 neither.
+    """
+
+    x_N: Array  # noqa: N815
+    y_N: Array  # noqa: N815
+    who_N: NDArray[np.uint8]  # noqa: N815
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What one pass over teacher and student outputs finds."""
+
+    points: Points
+    top_agreement: float
+    kl: float
+    """Mean KL(teacher ‖ student) at τ = 1, in nats."""
+    right: Agreement
+    clipped: int
+    """Examples at which a plotted probability had to be clipped."""
+
+
+def phi_from_logits(logits_NC: ArrayLike, classes_N: ArrayLike) -> Array:
+    """Return φ(p[k]) = z_k − logsumexp_{j≠k} z_j, which does not saturate as p[k] does.
+
+    Parameters
+    ----------
+    logits_NC
+        (N, C) with C ≥ 2, or (N, 1) for one output whose σ is the probability of class 1.
+    classes_N
+        The class k of each example, in 0 … C−1 (0 or 1 for one output).
+    """
+    logits = _two_or_more(np.asarray(logits_NC, dtype=np.float64), "logits")
+    rows = np.arange(len(logits))
+    k = np.asarray(classes_N)
+    rest = logits.copy()
+    rest[rows, k] = -np.inf
+    return logits[rows, k] - _logsumexp(rest)
+
+
+def phi_from_probabilities(
+    probabilities_N: ArrayLike, clip: float = CLIP
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Return φ(p) = ln(p/(1−p)) with p clipped to [clip, 1−clip], and where that was needed."""
+    p = np.asarray(probabilities_N, dtype=np.float64)
+    clipped = (p < clip) | (p > 1 - clip)
+    p = np.clip(p, clip, 1 - clip)
+    return np.log(p) - np.log1p(-p), clipped
+
+
+def compare(
+    teacher: ArrayLike,
+    student: ArrayLike,
+    labels_N: ArrayLike,
+    *,
+    teacher_kind: OutputKind = "logits",
+    student_kind: OutputKind = "logits",
+    clip: float = CLIP,
+) -> Comparison:
+    """Compare teacher and student on every example, in chunks, so that memory maps may be given.
+
+    Parameters
+    ----------
+    teacher, student
+        (N, C), or (N, 1) for one output that speaks of class 1.
+    labels_N
+        True classes, integers in 0 … C−1 (0 or 1 for one output).
+    teacher_kind, student_kind
+        "logits", or "probabilities" for softmax outputs and for networks trained with squared
+        error, whose outputs stand in for probabilities and may leave [0, 1] (map one trained on ±1
+        by (f + 1)/2 first). Probabilities are clipped to [clip, 1−clip] before φ;
+        for KL they are also divided by their sum.
+    clip
+        See above.
+
+    Raises
+    ------
+    MeasureError
+        Shapes differ, a value is NaN or infinite, a label is out of range, there are no examples.
+    """
+    teacher_NC, student_NC = np.asanyarray(teacher), np.asanyarray(student)
+    labels = _check(teacher_NC, student_NC, labels_N, clip)
+    examples = len(labels)
+    x_N, y_N = np.empty(examples), np.empty(examples)
+    who_N = np.empty(examples, dtype=np.uint8)
+    same = clipped = 0
+    kl = 0.0
+    for chunk in _chunks(examples, max(teacher_NC.shape[1], student_NC.shape[1])):
+        teacher_BC = _read(teacher_NC, chunk, teacher_kind, "teacher")
+        student_BC = _read(student_NC, chunk, student_kind, "student")
+        top, student_top = teacher_BC.argmax(axis=1), student_BC.argmax(axis=1)
+        x_N[chunk], x_clipped = _phi(teacher_BC, top, teacher_kind, clip)
+        y_N[chunk], y_clipped = _phi(student_BC, top, student_kind, clip)
+        teacher_right, student_right = top == labels[chunk], student_top == labels[chunk]
+        # As in Points: 0 both, 1 only the student, 2 only the teacher, 3 neither.
+        who_N[chunk] = np.where(student_right, 0, 2) + np.where(teacher_right, 0, 1)
+        same += int(np.count_nonzero(top == student_top))
+        clipped += int(np.count_nonzero(x_clipped | y_clipped))
+        log_p = _log_probabilities(teacher_BC, teacher_kind, clip)
+        log_q = _log_probabilities(student_BC, student_kind, clip)
+        kl += float(np.sum(np.exp(log_p) * (log_p - log_q)))
+    counts = np.bincount(who_N, minlength=4)
+    return Comparison(
+        points=Points(x_N, y_N, who_N),
+        top_agreement=same / examples,
+        kl=kl / examples,
+        right=Agreement(*(int(count) for count in counts)),
+        clipped=clipped,
+    )
+
+
+def _check(
+    teacher_NC: NDArray, student_NC: NDArray, labels_N: ArrayLike, clip: float
+) -> NDArray[np.integer]:
+    """Check what can be seen without reading the outputs; return the labels."""
+    for name, array in (("teacher", teacher_NC), ("student", student_NC)):
+        if array.ndim != 2 or array.size == 0:
+            raise MeasureError(
+                f"the {name}'s outputs have shape {array.shape}; give (N, C) with N, C >= 1"
+            )
+    classes = max(2, teacher_NC.shape[1])
+    labels = check_labels(labels_N, classes)
+    if max(2, student_NC.shape[1]) != classes or not (
+        len(teacher_NC) == len(student_NC) == len(labels)
+    ):
+        raise MeasureError(
+            f"teacher {teacher_NC.shape}, student {student_NC.shape} and labels {labels.shape} "
+            "do not fit; give the same examples and classes"
+        )
+    if not 0 < clip < 0.5:
+        raise MeasureError(f"clip is {clip}; give a probability within (0, 0.5)")
+    return labels
+
+
+def _chunks(examples: int, classes: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_NUMBERS // classes)
+    for start in range(0, examples, step):
+        yield slice(start, min(start + step, examples))
+
+
+def _read(outputs_NC: NDArray, chunk: slice, kind: OutputKind, name: str) -> Array:
+    """Read a chunk in float64 with at least two classes, or raise if it is not finite."""
+    outputs_BC = np.asarray(outputs_NC[chunk], dtype=np.float64)
+    finite_B = np.isfinite(outputs_BC).all(axis=1)
+    if not finite_B.all():
+        raise MeasureError(
+            f"the {name}'s outputs are NaN or infinite at example "
+            f"{chunk.start + int(np.argmin(finite_B))}; look at what made them"
+        )
+    return _two_or_more(outputs_BC, kind)
+
+
+def _two_or_more(outputs_BC: Array, kind: OutputKind) -> Array:
+    """Write a single output as two classes: logits (0, z), probabilities (1 − p, p)."""
+    if outputs_BC.shape[1] > 1:
+        return outputs_BC
+    first = np.zeros_like(outputs_BC) if kind == "logits" else 1.0 - outputs_BC
+    return np.concatenate([first, outputs_BC], axis=1)
+
+
+def _phi(
+    outputs_BC: Array, k_B: NDArray, kind: OutputKind, clip: float
+) -> tuple[Array, NDArray[np.bool_]]:
+    if kind == "logits":
+        return phi_from_logits(outputs_BC, k_B), np.zeros(len(k_B), dtype=bool)
+    return phi_from_probabilities(outputs_BC[np.arange(len(k_B)), k_B], clip)
+
+
+def _log_probabilities(outputs_BC: Array, kind: OutputKind, clip: float) -> Array:
+    if kind == "logits":
+        return outputs_BC - _logsumexp(outputs_BC)[:, None]
+    p_BC = np.clip(outputs_BC, clip, 1 - clip)
+    return np.log(p_BC / p_BC.sum(axis=1, keepdims=True))
+
+
+def _logsumexp(logits_BC: Array) -> Array:
+    peak = logits_BC.max(axis=1, keepdims=True)
+    return peak[:, 0] + np.log(np.exp(logits_BC - peak).sum(axis=1))

@@ -1,0 +1,155 @@
+"""Means with intervals: over seeds, over test examples, over both.
+
+Shapes: S seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from distillens.errors import MeasureError
+from distillens.results import Estimate, Interval
+
+LEVEL = 0.95
+
+
+def mean_over_seeds(values_S: Sequence[float], level: float = LEVEL) -> Estimate:
+    """Return the mean with its Student-t interval; for one seed there is none.
+
+    Raises
+    ------
+    MeasureError
+        There is no value, one is not finite, or the level is not within (0, 1).
+    """
+    values = _check_values(values_S, "values")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Estimate(mean)
+    half = _t_half_width(values, level)
+    return Estimate(
+        mean, Interval(mean - half, mean + half, level, f"Student t over {len(values)} seeds")
+    )
+
+
+def accuracy_estimate(
+    accuracies_S: Sequence[float], test_count: int, level: float = LEVEL
+) -> Estimate:
+    """Return the mean accuracy with an interval over seeds and test examples.
+
+    On each side the distance to the Wilson bound (another test sample) and the half-width of the
+    Student-t interval (another seed) are combined as the root of the sum of their squares. All
+    seeds share one test set, so the former does not shrink with more seeds. For one seed it is the
+    Wilson interval alone.
+
+    Parameters
+    ----------
+    accuracies_S
+        One share in [0, 1] a seed.
+    test_count
+        Examples that each of them was measured on.
+    level
+        Of the interval, 0.95 = 95 %.
+
+    Raises
+    ------
+    MeasureError
+        There is no accuracy, one is outside [0, 1], or there are no test examples.
+    """
+    values = _check_values(accuracies_S, "accuracies")
+    if values.min() < 0 or values.max() > 1:
+        raise MeasureError(
+            f"accuracies go from {values.min():g} to {values.max():g}; give shares in [0, 1]"
+        )
+    mean = float(values.mean())
+    wilson = wilson_interval(mean, test_count, level)
+    if len(values) == 1:
+        return Estimate(mean, wilson)
+    half = _t_half_width(values, level)
+    return Estimate(
+        mean,
+        Interval(
+            low=max(0.0, mean - math.hypot(mean - wilson.low, half)),
+            high=min(1.0, mean + math.hypot(wilson.high - mean, half)),
+            level=level,
+            method=f"Student t over {len(values)} seeds and Wilson over {test_count} test "
+            "examples, in quadrature",
+        ),
+    )
+
+
+def paired_gain(
+    accuracies_S: Sequence[float], baseline_S: Sequence[float], level: float = LEVEL
+) -> Estimate:
+    """Return the mean difference to a baseline with the same seeds, in the same order.
+
+    The interval is Student's t over the differences; for one seed there is none. It speaks of
+    other seeds on the same test set.
+
+    Raises
+    ------
+    MeasureError
+        The two differ in length, are empty or not finite.
+    """
+    values = _check_values(accuracies_S, "accuracies")
+    baseline = _check_values(baseline_S, "baseline accuracies")
+    if len(values) != len(baseline):
+        raise MeasureError(
+            f"{len(values)} accuracies against {len(baseline)} of the baseline; "
+            "give the same seeds in the same order"
+        )
+    estimate = mean_over_seeds(list(values - baseline), level)
+    if estimate.interval is None:
+        return estimate
+    low, high = estimate.interval.low, estimate.interval.high
+    method = f"Student t over {len(values)} differences paired by seed"
+    return Estimate(estimate.value, Interval(low, high, level, method))
+
+
+def wilson_interval(share: float, count: int, level: float = LEVEL) -> Interval:
+    """Return Wilson's score interval of a share seen in ``count`` independent examples.
+
+    Unlike the normal interval it does not shrink to nothing at 0 or 1.
+
+    Raises
+    ------
+    MeasureError
+        The share is outside [0, 1], the count below 1 or the level not within (0, 1).
+    """
+    if not 0 <= share <= 1 or count < 1:
+        raise MeasureError(
+            f"a share of {share:g} of {count} examples has no interval; "
+            "give a share in [0, 1] of at least 1 example"
+        )
+    z = float(stats.norm.ppf(0.5 + _check_level(level) / 2))
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    # Exact at the ends, where rounding would leave the bound just inside the share.
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
+    return Interval(low, high, level, f"Wilson over {count} examples")
+
+
+def _t_half_width(values_S: NDArray[np.float64], level: float) -> float:
+    count = len(values_S)
+    quantile = float(stats.t.ppf(0.5 + _check_level(level) / 2, count - 1))
+    return quantile * float(values_S.std(ddof=1)) / math.sqrt(count)
+
+
+def _check_values(values_S: Sequence[float], what: str) -> NDArray[np.float64]:
+    values = np.asarray(values_S, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise MeasureError(f"{what} have shape {values.shape}; give one number a seed")
+    if not np.isfinite(values).all():
+        raise MeasureError(f"{what} are {values.tolist()}; each must be finite")
+    return values
+
+
+def _check_level(level: float) -> float:
+    if not 0 < level < 1:
+        raise MeasureError(f"the level is {level:g}; give a share within (0, 1), such as 0.95")
+    return level

@@ -1,0 +1,35 @@
+"""Networks by name, and their weights on disk."""
+
+from distillens.models.build import (
+    BUILDERS,
+    ModelRecipe,
+    build_model,
+    check_model,
+    check_outputs,
+    count_parameters,
+)
+from distillens.models.lenet import LeNet5
+from distillens.models.mlp import MLP
+from distillens.models.resnet import CifarResNet
+from distillens.models.weights import (
+    digest_file,
+    load_state,
+    load_weights,
+    save_weights,
+)
+
+__all__ = [
+    "BUILDERS",
+    "MLP",
+    "CifarResNet",
+    "LeNet5",
+    "ModelRecipe",
+    "build_model",
+    "check_model",
+    "check_outputs",
+    "count_parameters",
+    "digest_file",
+    "load_state",
+    "load_weights",
+    "save_weights",
+]

@@ -1,0 +1,50 @@
+"""LeNet-5 with ReLU and a width factor (LeCun et al. 1998; LeNet-5x8 is width 8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from distillens.errors import ModelError
+
+
+class LeNet5(nn.Module):
+    """Two 5x5 convolutions with pooling and three linear layers.
+
+    Pictures smaller than 32 pixels are zero-padded to 32 by the first convolution, as LeCun did
+    with the 28 pixels of MNIST.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int, width: int = 1) -> None:
+        super().__init__()
+        channels, height, side = image_shape("lenet5", input_shape)
+        if width < 1:
+            raise ModelError(f"lenet5: width must be at least 1, got {width}")
+        padding = (max(0, 32 - height + 1) // 2, max(0, 32 - side + 1) // 2)
+        self.conv1 = nn.Conv2d(channels, 6 * width, 5, padding=padding)
+        self.conv2 = nn.Conv2d(6 * width, 16 * width, 5)
+        with torch.no_grad():
+            size = self.features(torch.zeros(1, channels, height, side)).shape[1]
+        self.fc1 = nn.Linear(size, 120 * width)
+        self.fc2 = nn.Linear(120 * width, 84 * width)
+        self.fc3 = nn.Linear(84 * width, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what the convolutions make of a picture, flattened."""
+        x = max_pool2d(relu(self.conv1(x)), 2)
+        return max_pool2d(relu(self.conv2(x)), 2).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.fc3(relu(self.fc2(relu(self.fc1(x)))))
+
+
+def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return (channels, height, width), or raise ModelError for inputs that are no pictures."""
+    if len(input_shape) != 3:
+        raise ModelError(
+            f"{model} works on pictures (channels, height, width), the inputs have shape "
+            f"{input_shape}; use mlp"
+        )
+    return input_shape[0], input_shape[1], input_shape[2]

@@ -1,0 +1,99 @@
+"""Weights on disk: safetensors, or a torch state dict read with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from distillens.atomic import write_atomically
+from distillens.errors import CheckpointError, nearest
+
+
+def save_weights(path: Path, model: nn.Module) -> str:
+    """Write a model's state dict as safetensors, atomically; return the digest of the file."""
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    # Tied weights share memory, which the format refuses; each name gets a copy of its own.
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    content = save(state)
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, or holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is no state dict: it holds objects other than tensors, which are never "
+            "unpickled; save model.state_dict() or safetensors"
+        ) from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path} is no state dict: it holds a {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} is no state dict: entry {name!r} is a {type(value).__name__}, not a "
+                "tensor; save model.state_dict()"
+            )
+    return state
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load a checkpoint into a model.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`load_state`, or names or shapes differ from the model's, or a weight is not finite.
+    """
+    state, wanted = load_state(path), model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise CheckpointError(
+                f"{path} has no weight {name!r}{nearest(name, state)} Is it another architecture?"
+            )
+        if state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name!r} has shape {tuple(state[name].shape)}, "
+                f"the model needs {tuple(tensor.shape)}; another class count or architecture?"
+            )
+        if not bool(torch.isfinite(state[name]).all()):
+            raise CheckpointError(f"{path}: {name!r} holds a NaN or an infinity")
+    if extra := sorted(set(state) - set(wanted)):
+        raise CheckpointError(
+            f"{path} has {len(extra)} weights that the model lacks, first {extra[0]!r}; "
+            "another architecture?"
+        )
+    model.load_state_dict(state)
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""The deviation plot: the student's log-odds against the teacher's, one student and one split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from distillens.report import colours
+from distillens.report.points import Sample
+from distillens.results import Deviation
+
+WHO = ("both right", "only the student", "only the teacher", "neither")
+SYMBOLS = ("circle", "triangle-up", "triangle-down", "x")
+
+# Many points are right in both; they lie below and faint so that the few others are seen.
+_OPACITY = (0.3, 0.85, 0.85, 0.75)
+_SIZE = (4, 7, 7, 5)
+
+
+def shared_range(samples: Sequence[Sample]) -> tuple[float, float]:
+    """Return one range for both axes of all panels, which keeps 99.6 % of the drawn values.
+
+    One range makes the diagonal the same line everywhere; a few extreme points would otherwise
+    press all others together.
+    """
+    values = [array for sample in samples for array in (sample.x, sample.y) if len(array)]
+    if not values:
+        return -1.0, 1.0
+    low, high = np.quantile(np.concatenate(values), [0.002, 0.998])
+    margin = 0.05 * float(high - low) or 1.0
+    return float(low) - margin, float(high) + margin
+
+
+def outside(sample: Sample, limits: tuple[float, float]) -> int:
+    """Return how many of the drawn points lie outside the range."""
+    low, high = limits
+    inside = (sample.x >= low) & (sample.x <= high) & (sample.y >= low) & (sample.y <= high)
+    return int((~inside).sum())
+
+
+def deviation_figure(
+    deviation: Deviation, sample: Sample, colour: str, limits: tuple[float, float]
+) -> go.Figure:
+    """Return one panel: points by who is right, the diagonal, and the two fitted lines.
+
+    A fitted line has the slope of the result and passes through the mean of its part's points, as a
+    least-squares line does. Traces ``w0`` … ``w3`` are switched by the page's check boxes.
+    """
+    figure = go.Figure()
+    low, high = limits
+    figure.add_scatter(
+        x=[low, high],
+        y=[low, high],
+        mode="lines",
+        line={"color": colours.GREY, "dash": "dot", "width": 1.5},
+        hoverinfo="skip",
+    )
+    for index, name in enumerate(WHO):
+        chosen = sample.who == index
+        figure.add_scatter(
+            x=sample.x[chosen].astype(np.float32),
+            y=sample.y[chosen].astype(np.float32),
+            name=name,
+            legendgroup=f"w{index}",
+            mode="markers",
+            marker={
+                "color": colours.WHO[index],
+                "symbol": SYMBOLS[index],
+                "size": _SIZE[index],
+                "opacity": _OPACITY[index],
+            },
+            hovertemplate="teacher %{x:.2f}, student %{y:.2f}<extra>%{fullData.name}</extra>",
+        )
+    for part in _lines(deviation, sample):
+        figure.add_scatter(
+            x=part[0],
+            y=part[1],
+            mode="lines",
+            line={"color": colour, "width": 3.5},
+            hoverinfo="skip",
+        )
+    axis = {"range": [low, high], "zeroline": False}
+    figure.update_layout(
+        template="none",
+        showlegend=False,
+        margin={"l": 54, "r": 12, "t": 8, "b": 46},
+        hovermode="closest",
+        xaxis={**axis, "title": {"text": "teacher's log-odds of its top class (nats)"}},
+        yaxis={**axis, "title": {"text": "student's log-odds of that class (nats)"}},
+    )
+    return figure
+
+
+def _lines(deviation: Deviation, sample: Sample) -> list[tuple[list[float], list[float]]]:
+    """Return the ends of the low and the high line, left out where no slope is defined."""
+    if not len(sample.x) or not math.isfinite(deviation.threshold):
+        return []
+    parts = (
+        (deviation.slope_low.value, sample.low, float(sample.x.min()), deviation.threshold),
+        (deviation.slope_high.value, sample.high, deviation.threshold, float(sample.x.max())),
+    )
+    lines = []
+    for slope, centre, start, end in parts:
+        if centre is None or not math.isfinite(slope):
+            continue
+        heights = [centre[1] + slope * (place - centre[0]) for place in (start, end)]
+        lines.append(([start, end], heights))
+    return lines

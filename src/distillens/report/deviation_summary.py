@@ -1,0 +1,114 @@
+"""Whether students exaggerate their teacher's confidence on test, beside the one-hot reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+from distillens.report import ranking
+from distillens.report.text import estimate, fixed, listed, plural
+from distillens.results import Deviation, Estimate, StudyResult
+
+_PARTS: tuple[tuple[str, Callable[[Deviation], Estimate]], ...] = (
+    ("low half", lambda deviation: deviation.slope_low),
+    ("high half", lambda deviation: deviation.slope_high),
+)
+
+_VERDICTS = ("above 1", "includes 1", "below 1", "no interval", "differs between seeds")
+
+
+def deviation_summary(result: StudyResult) -> list[tuple[str, str]]:
+    """Return a sentence for the low and for the high half of the test split."""
+    if not result.deviations:
+        return []
+    found: dict[str, list[Deviation]] = {}
+    for deviation in result.deviations:
+        if deviation.split == "test":
+            found.setdefault(deviation.student, []).append(deviation)
+    if not found:
+        return [("Confidence", "Deviations were not measured on the test split.")]
+    reference = found.pop(ranking.reference_name(result), [])
+    return [
+        (f"Slope on test, {part}", _sentences(found, reference, read, result))
+        for part, read in _PARTS
+    ]
+
+
+def _sentences(
+    found: dict[str, list[Deviation]],
+    reference: list[Deviation],
+    read: Callable[[Deviation], Estimate],
+    result: StudyResult,
+) -> str:
+    grouped: dict[str, list[str]] = {}
+    for name, deviations in found.items():
+        slopes = [read(deviation) for deviation in deviations]
+        told = f"{name} {_value(slopes)}"
+        relation = _relation(deviations, reference, read)
+        if relation:
+            told += f", {relation} the reference's"
+        grouped.setdefault(_verdict(slopes), []).append(told)
+    parts = [
+        f"{_LEADS[verdict]}: {'; '.join(grouped[verdict])}."
+        for verdict in _VERDICTS
+        if verdict in grouped
+    ]
+    if not reference:
+        return " ".join([*parts, "No one-hot reference was measured, so read these with care."])
+    slopes = [read(deviation) for deviation in reference]
+    name = ranking.reference_name(result)
+    parts.append(f"One-hot reference: {name} {_value(slopes)} ({_verdict(slopes)}).")
+    return " ".join(parts)
+
+
+_LEADS = {
+    "above 1": "Interval above 1 (exaggerates)",
+    "includes 1": "Interval includes 1",
+    "below 1": "Interval below 1",
+    "no interval": "Without an interval",
+    "differs between seeds": "Seeds disagree",
+}
+
+
+def _side(slope: Estimate) -> str:
+    if slope.interval is None:
+        return "no interval"
+    if slope.interval.low > 1:
+        return "above 1"
+    return "below 1" if slope.interval.high < 1 else "includes 1"
+
+
+def _verdict(slopes: list[Estimate]) -> str:
+    sides = {_side(slope) for slope in slopes}
+    return sides.pop() if len(sides) == 1 else "differs between seeds"
+
+
+def _value(slopes: list[Estimate]) -> str:
+    if len(slopes) == 1:
+        return estimate(slopes[0])
+    values = [slope.value for slope in slopes]
+    return (
+        f"{fixed(fmean(values), 2)} (mean of {plural(len(values), 'seed')}, "
+        f"{fixed(min(values), 2)} to {fixed(max(values), 2)})"
+    )
+
+
+def _relation(
+    deviations: list[Deviation],
+    reference: list[Deviation],
+    read: Callable[[Deviation], Estimate],
+) -> str:
+    """Return how the intervals lie to the reference's of the same seed, "" where none are."""
+    by_seed = {deviation.seed: read(deviation).interval for deviation in reference}
+    found = set()
+    for deviation in deviations:
+        own, other = read(deviation).interval, by_seed.get(deviation.seed)
+        if own is None or other is None:
+            return ""
+        if own.low > other.high:
+            found.add("above")
+        elif own.high < other.low:
+            found.add("below")
+        else:
+            found.add("overlapping with")
+    return found.pop() if len(found) == 1 else f"{listed(sorted(found))} (by seed)"

@@ -1,0 +1,65 @@
+"""Which row is which: the teacher, the reference, and the best student with its ties."""
+
+from __future__ import annotations
+
+from distillens.report.text import fixed, percent
+from distillens.results import Row, StudyResult
+
+TEACHER = "teacher"
+ONE_HOT = "one-hot"
+
+
+def accuracy_digits(result: StudyResult) -> int:
+    """Return the decimals of a percentage that the test split can resolve."""
+    return 2 if result.test_examples >= 10_000 else 1
+
+
+def ordered(result: StudyResult) -> list[Row]:
+    """Return the rows with the teacher first, the one-hot student next, the others as they came."""
+    place = {TEACHER: 0, ONE_HOT: 1}
+    return sorted(result.rows, key=lambda row: place.get(row.kind, 2))
+
+
+def students(result: StudyResult) -> list[Row]:
+    """Return the rows of students, the one-hot student first."""
+    return [row for row in ordered(result) if row.kind != TEACHER]
+
+
+def kinds(result: StudyResult) -> dict[str, str]:
+    """Return the kind of each row by its name."""
+    return {row.name: row.kind for row in result.rows}
+
+
+def reference_name(result: StudyResult) -> str:
+    """Return the name of the one-hot student in this run, which gains are counted from."""
+    return next((row.name for row in result.rows if row.kind == ONE_HOT), "no KD")
+
+
+def best(result: StudyResult) -> list[Row]:
+    """Return the students with the highest mean test accuracy; those that print alike all count."""
+    rows = students(result)
+    if not rows:
+        return []
+    digits = accuracy_digits(result)
+    top = percent(max(row.accuracy.value for row in rows), digits)
+    return [row for row in rows if percent(row.accuracy.value, digits) == top]
+
+
+def level(result: StudyResult) -> str:
+    """Return "95 % interval" for the level that the rows' intervals share, else "interval"."""
+    intervals = [row.accuracy.interval for row in result.rows]
+    levels = {interval.level for interval in intervals if interval is not None}
+    if len(levels) != 1:
+        return "interval"
+    shared = 100 * levels.pop()
+    return f"{fixed(shared, 0 if shared == round(shared) else 1)} % interval"
+
+
+def methods(result: StudyResult) -> list[str]:
+    """Return the words for how the accuracy and gain intervals were made, each once, in order."""
+    found: dict[str, None] = {}
+    for row in ordered(result):
+        for value in (row.accuracy, row.gain):
+            if value is not None and value.interval is not None:
+                found[value.interval.method] = None
+    return list(found)

@@ -1,0 +1,131 @@
+"""The accuracy table, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from distillens.report import ranking
+from distillens.report.text import bracket, count, estimate, percent, plural, printable, seconds
+from distillens.results import Row, StudyResult
+
+
+def accuracy_table(result: StudyResult) -> Table:
+    """Return the accuracy table for the terminal, the best student in bold.
+
+    Parameters
+    ----------
+    result
+        What a run found out.
+
+    Returns
+    -------
+    Table
+        One row for the teacher and for each supervision; accuracies and gains in percent.
+    """
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(printable(result.name), style="bold"),
+        title_justify="left",
+        caption=Text(caption(result)),
+        caption_justify="left",
+        pad_edge=False,
+    )
+    names, *numbers = headings(result)
+    table.add_column(Text(names))
+    for heading in numbers:
+        table.add_column(Text(heading), justify="right")
+    best = ranking.best(result)
+    for row in ranking.ordered(result):
+        # Text, not str: rich would read brackets in a name as markup.
+        cells = [Text(printable(cell)) for cell in cells_of(row, ranking.accuracy_digits(result))]
+        table.add_row(*cells, style="bold" if row in best else None)
+    return table
+
+
+def markdown_table(result: StudyResult) -> str:
+    """Return the accuracy table as Markdown, with its caption as a paragraph below.
+
+    Parameters
+    ----------
+    result
+        What a run found out.
+
+    Returns
+    -------
+    str
+        A pipe table that ends with a line break.
+    """
+    lines = [_markdown_line(headings(result))]
+    lines.append(_markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
+    best = ranking.best(result)
+    for row in ranking.ordered(result):
+        cells = [_markdown_text(cell) for cell in cells_of(row, ranking.accuracy_digits(result))]
+        lines.append(_markdown_line([f"**{cell}**" for cell in cells] if row in best else cells))
+    return "\n".join([*lines, "", _markdown_text(caption(result)), ""])
+
+
+def headings(result: StudyResult) -> list[str]:
+    """Return the column headings with their units."""
+    return [
+        "supervision",
+        "seeds",
+        "test % ± std",
+        ranking.level(result),
+        f"gain over {printable(ranking.reference_name(result))}",
+        "train %",
+        "parameters",
+        "seconds per network",
+    ]
+
+
+def cells_of(row: Row, digits: int) -> list[str]:
+    """Return the cells of a row in the order of `headings`."""
+    spread = "" if row.deviation is None else f" ± {percent(row.deviation, digits)}"
+    return [
+        row.name,
+        str(len(row.seeds)),
+        percent(row.accuracy.value, digits) + spread,
+        bracket(row.accuracy.interval, digits, scale=100),
+        estimate(row.gain, digits, scale=100, signed=True),
+        percent(row.train_accuracy, digits),
+        count(row.parameters),
+        seconds(row.seconds),
+    ]
+
+
+def caption(result: StudyResult) -> str:
+    """Return what the table was measured on and how to read it."""
+    epochs = sorted({cell.epochs for cell in result.cells})
+    last = f" (epoch {', '.join(str(epoch) for epoch in epochs)})" if epochs else ""
+    # Where the validation split is empty it is left out rather than shown as 0.
+    splits = [f"{result.train_examples:,} training"]
+    if result.validation_examples:
+        splits.append(f"{result.validation_examples:,} validation")
+    splits.append(f"{result.test_examples:,} test examples")
+    parts = [
+        f"{', '.join(splits)}; {plural(result.classes, 'class', 'classes')}; loss: {printable(result.loss)}.",
+        f"Accuracy at the last epoch{last}, std over seeds, gain paired by seed.",
+    ]
+    if result.changed_labels:
+        parts.append(f"{plural(result.changed_labels, 'training label')} changed on purpose.")
+    methods = [printable(method) for method in ranking.methods(result)]
+    if methods:
+        parts.append(f"Intervals: {'; '.join(methods)}.")
+    if len(ranking.best(result)) > 1:
+        parts.append("Bold: highest mean among students, shared at the digits shown.")
+    else:
+        parts.append("Bold: highest mean among students.")
+    return " ".join(parts)
+
+
+def _markdown_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_text(text: str) -> str:
+    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for letter in "\\`*_[]|":
+        escaped = escaped.replace(letter, f"\\{letter}")
+    return escaped

@@ -1,0 +1,249 @@
+"""Results as frozen dataclasses and their JSON. Nothing here needs torch.
+
+Shapes: N examples, C classes. Infinite values are written as the JSON strings "Infinity" and "NaN".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from distillens.errors import RunError
+
+SCHEMA = 1
+
+T = TypeVar("T")
+
+_STRINGS = ConfigDict(ser_json_inf_nan="strings")
+
+KernelForm = Literal["binary", "class-diagonal", "trace", "full"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval with its level (0.95 = 95 %) and the words for how it was made."""
+
+    low: float
+    high: float
+    level: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval. ``interval`` is None where too few points define none."""
+
+    value: float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained network: a supervision and a seed.
+
+    ``supervision`` is the name in the recipe, or "teacher". Accuracies are shares in [0, 1] on the
+    un-augmented examples at the last epoch; ``test_correct`` of ``test_count`` were right.
+    """
+
+    supervision: str
+    seed: int
+    parameters: int
+    epochs: int
+    seconds: float
+    train_accuracy: float
+    test_accuracy: float
+    test_count: int
+    validation_accuracy: float | None
+    weights_digest: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the accuracy table: a supervision over its seeds."""
+
+    name: str
+    kind: str
+    seeds: tuple[int, ...]
+    accuracy: Estimate
+    deviation: float | None
+    """Standard deviation over seeds (n - 1 in the denominator); None for one seed."""
+    gain: Estimate | None
+    """Accuracy minus the one-hot student's, paired by seed; None for the teacher and one-hot itself."""
+    train_accuracy: float
+    parameters: int
+    seconds: float
+    """Mean seconds of training for one network."""
+
+
+@dataclass(frozen=True)
+class ComplexityValue:
+    """Supervision complexity of one target array against one Gram.
+
+    ``plain`` is YᵀK⁻¹Y (Def. 1), ``adjusted_star`` eq. 50, ``adjusted`` eq. 49 (None where no
+    predictions were given). ``normalised`` and ``normalised_star`` divide them by ‖Y‖₂/√n.
+    ``residual`` is the relative residual of the worst solve, ``ridge`` what was added to the diagonal.
+    A singular K gives infinities.
+    """
+
+    plain: float
+    adjusted: float | None
+    adjusted_star: float
+    normalised: float | None
+    normalised_star: float
+    target_size: float
+    """‖Y‖₂/√n."""
+    ridge: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class ComplexityPoint:
+    """The complexity of one target set at one checkpoint of the student."""
+
+    epoch: int
+    targets: str
+    """"labels", "random labels", "final teacher" or "online teacher"."""
+    value: ComplexityValue
+    gradient: float | None
+    """Ours: eq. 49 with the gradient residual Y − σ(f/τ), for students trained with cross-entropy."""
+    teacher_epoch: int | None
+    """The teacher's epoch that the targets come from."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the Gram at one checkpoint looks like. For a class-diagonal Gram: over all C blocks."""
+
+    epoch: int
+    trace: float
+    smallest: float
+    largest: float
+    condition: float
+
+
+@dataclass(frozen=True)
+class ComplexityCurves:
+    """Complexity over the training of one student."""
+
+    student: str
+    seed: int
+    split: str
+    examples: int
+    form: KernelForm
+    coding: str
+    """How targets were coded, in words: centred over classes, or one output in [−1, 1]."""
+    temperature: float
+    random_draws: int
+    """Draws of random labels behind each "random labels" point, whose values are means over draws."""
+    points: tuple[ComplexityPoint, ...]
+    spectra: tuple[Spectrum, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Who is right, as counts of N examples; the four add up to N."""
+
+    both: int
+    only_student: int
+    only_teacher: int
+    neither: int
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Teacher against student confidence on one split.
+
+    Slopes are of y = φ(p_student[k]) on x = φ(p_teacher[k]), k the teacher's top class, fitted on all
+    points and on those with x below and above ``threshold`` (the median of x). Above 1 the student
+    exaggerates the teacher's confidence.
+    """
+
+    student: str
+    seed: int
+    split: str
+    examples: int
+    slope: Estimate
+    slope_low: Estimate
+    slope_high: Estimate
+    threshold: float
+    underfit_share: Estimate
+    """Share of the low-confidence points at which the student is less sure than the teacher (y < x)."""
+    top_agreement: float
+    """Share of examples with the same top class."""
+    kl: float
+    """Mean KL(teacher ‖ student) at τ = 1, in nats."""
+    right: Agreement
+    clipped: int
+    """Points whose probability had to be clipped before φ."""
+    points: str | None = None
+    """Run-relative path of the npz that holds the plotted points (x, y, who)."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result was made from."""
+
+    command: str
+    started: str
+    finished: str
+    seconds: float
+    versions: dict[str, str]
+    machine: str
+    data_fingerprint: str
+    teacher_digest: str
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All that a run found out."""
+
+    schema_version: int
+    name: str
+    description: str
+    loss: str
+    classes: int
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    changed_labels: int
+    rows: tuple[Row, ...]
+    cells: tuple[Cell, ...]
+    complexity: tuple[ComplexityCurves, ...]
+    deviations: tuple[Deviation, ...]
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    __pydantic_config__ = _STRINGS
+
+
+def to_json(result: object) -> str:
+    """Return the JSON text of a result (any dataclass of this module)."""
+    adapter: TypeAdapter[Any] = TypeAdapter(type(result))
+    return adapter.dump_json(result, indent=1).decode() + "\n"
+
+
+def from_json(kind: type[T], text: str | bytes, where: str) -> T:
+    """Read a result of a known kind back.
+
+    Raises
+    ------
+    RunError
+        The text is damaged, or was written by a version with another schema.
+    """
+    try:
+        result = TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise RunError(
+            f"{where} is not a {kind.__name__}: {place}: {first['msg']}; run the recipe again"
+        ) from None
+    version = getattr(result, "schema_version", SCHEMA)
+    if version != SCHEMA:
+        raise RunError(f"{where} has schema version {version}, this version reads {SCHEMA}")
+    return result

@@ -1,0 +1,269 @@
+"""The run folder: the only module that knows its file names. Reads numbers without torch.
+
+    recipe.yaml                      the resolved recipe
+    data.json                        sizes, classes, fingerprint, changed labels
+    teacher/                         a network
+    students/<place>-<name>/seed-<s> a network each
+    cache/                           teacher logits
+    points/                          npz of the deviation plots
+    complexity.json, results.json    what was found out
+    report.html
+
+A network's folder holds ``epoch-0000.safetensors`` …, ``state.pt``, ``history.jsonl``, and when it is
+done ``cell.json`` and ``logits.npz`` (arrays train and test).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from distillens.atomic import write_atomically
+from distillens.errors import RunError
+from distillens.results import StudyResult, from_json
+
+FREE_KEYS = frozenset({"data.path"})
+"""Keys in which a resumed run may differ: what lies at the path is compared by its fingerprint."""
+
+
+@dataclass(frozen=True)
+class NetworkFiles:
+    """The files of one network."""
+
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        """What a training goes on from."""
+        return self.folder / "state.pt"
+
+    @property
+    def history(self) -> Path:
+        """One JSON line an epoch."""
+        return self.folder / "history.jsonl"
+
+    @property
+    def cell(self) -> Path:
+        """The network's numbers; there when it is done."""
+        return self.folder / "cell.json"
+
+    @property
+    def logits(self) -> Path:
+        """Logits at the last epoch: arrays train and test, in the order of the examples."""
+        return self.folder / "logits.npz"
+
+    def weights(self, epoch: int) -> Path:
+        """The weights after this many epochs."""
+        return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+    def epochs(self) -> list[int]:
+        """Return the epochs whose weights are there."""
+        found = (re.fullmatch(r"epoch-(\d+)", path.stem) for path in self.folder.glob("epoch-*"))
+        return sorted(int(match[1]) for match in found if match)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def data(self) -> Path:
+        """What the data were."""
+        return self.folder / "data.json"
+
+    @property
+    def cache(self) -> Path:
+        """Teacher logits."""
+        return self.folder / "cache"
+
+    @property
+    def complexity(self) -> Path:
+        """Complexity curves, as soon as they are done."""
+        return self.folder / "complexity.json"
+
+    @property
+    def results(self) -> Path:
+        """All that was found out."""
+        return self.folder / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    @property
+    def teacher(self) -> NetworkFiles:
+        """The teacher's files."""
+        return NetworkFiles(self.folder / "teacher")
+
+    def student(self, place: int, name: str, seed: int) -> NetworkFiles:
+        """The files of the student under the supervision at a place of the recipe."""
+        return NetworkFiles(self.folder / "students" / f"{place:02d}-{slug(name)}" / f"seed-{seed}")
+
+    def points(self, place: int, name: str, seed: int, split: str) -> Path:
+        """The npz of a deviation plot."""
+        return self.folder / "points" / f"{place:02d}-{slug(name)}-seed-{seed}-{split}.npz"
+
+    def relative(self, path: Path) -> str:
+        """Return a path as results name it."""
+        return path.relative_to(self.folder).as_posix()
+
+    def inside(self, name: str) -> Path:
+        """Return the path that a result names.
+
+        Raises
+        ------
+        RunError
+            It leaves the run folder.
+        """
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise RunError(f"{self.results} names {name!r}, which lies outside the run; not opened")
+        return path
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a path: lower-case letters, digits, dots and dashes."""
+    plain = name.lower().replace("τ", "t").replace("α", "a").replace("=", "")
+    return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:40] or "unnamed"
+
+
+def open_run(folder: Path, recipe: Mapping[str, Any]) -> Run:
+    """Make a run folder for a resolved recipe, or open the one that this recipe made.
+
+    Raises
+    ------
+    RunError
+        The folder belongs to another recipe, or holds something that is no run.
+    """
+    run = Run(folder)
+    if run.recipe.is_file():
+        before = _flat(_read_yaml(run.recipe))
+        now = _flat(json.loads(json.dumps(recipe)))
+        for key in sorted({*before, *now} - FREE_KEYS):
+            if before.get(key) != now.get(key):
+                raise RunError(
+                    f"{folder} was made by another recipe: {key} is {before.get(key)!r} there and "
+                    f"{now.get(key)!r} here; choose another --out"
+                )
+        return run
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is no run folder; choose another --out")
+    text = yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False, allow_unicode=True)
+    write_atomically(run.recipe, text)
+    return run
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold a run folder for this process; the lock goes with the process however it ends.
+
+    Raises
+    ------
+    RunError
+        Another process is working on it.
+    """
+    with (run.folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is working on {run.folder}; wait for it") from None
+        yield
+
+
+def find_run(folder: Path) -> Run:
+    """Return a run that is there.
+
+    Raises
+    ------
+    RunError
+        The folder is no run.
+    """
+    run = Run(folder)
+    if not run.recipe.is_file():
+        raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
+    return run
+
+
+def read_result(run: Run) -> StudyResult:
+    """Read a finished run's results.
+
+    Raises
+    ------
+    RunError
+        The run is not finished, or its results are damaged.
+    """
+    if not run.results.is_file():
+        done = len(list(run.folder.glob("students/*/*/cell.json")))
+        raise RunError(
+            f"{run.folder} is not finished ({done} students done); "
+            "run its recipe again with the same --out to go on"
+        )
+    return from_json(StudyResult, run.results.read_bytes(), str(run.results))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an npz of plain arrays.
+
+    Raises
+    ------
+    RunError
+        It is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"{path} cannot be read: {text}; run the recipe again") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises
+    ------
+    RunError
+        It is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}; run the recipe again") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is no recipe; choose another --out")
+    return content
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items = [(f"{prefix}.{key}" if prefix else str(key), part) for key, part in value.items()]
+    elif isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
+        items = [(f"{prefix}.{place}", part) for place, part in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {key: leaf for name, part in items for key, leaf in _flat(part, name).items()}

@@ -1,0 +1,197 @@
+"""Train the networks of a study: one cell a network, skipped where it is done."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distillens.atomic import write_atomically
+from distillens.data import Batches, Normalisation, Splits
+from distillens.models import (
+    ModelRecipe,
+    build_model,
+    count_parameters,
+    digest_file,
+    load_weights,
+)
+from distillens.progress import Progress
+from distillens.results import Cell, from_json, to_json
+from distillens.runs import NetworkFiles, Run, read_arrays
+from distillens.study.recipe import Recipe
+from distillens.supervision import Supervision
+from distillens.training import Store, TrainingRecipe, accuracy, fit, predict
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all networks of a study share."""
+
+    recipe: Recipe
+    run: Run
+    splits: Splits
+    normalisation: Normalisation
+    accelerator: Accelerator
+    progress: Progress
+    trust_code: bool
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of every network: one for two classes, else one a class."""
+        classes = len(self.splits.train.classes)
+        return 1 if classes == 2 else classes
+
+    def build(self, model: ModelRecipe, seed: int) -> nn.Module:
+        """Build a freshly initialised network for these examples."""
+        shape = self.splits.train.input_shape
+        return build_model(model, shape, self.outputs, seed=seed, trust_code=self.trust_code)
+
+    def load(self, model: ModelRecipe, files: NetworkFiles, epoch: int) -> nn.Module:
+        """Build a network with the weights that it had after an epoch."""
+        network = self.build(model, 0)
+        load_weights(files.weights(epoch), network)
+        return network.to(self.accelerator.device).eval()
+
+    def batches(self, training: TrainingRecipe, seed: int) -> Batches:
+        """Return the training batches in the order of a seed."""
+        return Batches(
+            self.splits.train,
+            training.batch_size,
+            normalisation=self.normalisation,
+            augmentation=self.recipe.data.augmentation,
+            seed=seed,
+            device=self.accelerator.device,
+            channels_last=True,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+
+
+def train_network(
+    scene: Scene,
+    files: NetworkFiles,
+    model: ModelRecipe,
+    training: TrainingRecipe,
+    supervision: Callable[[], Supervision],
+    *,
+    name: str,
+    seed: int,
+    title: str,
+) -> Cell:
+    """Train a network, or take up where it was left, and return its numbers."""
+    if files.cell.is_file():
+        return from_json(Cell, files.cell.read_bytes(), str(files.cell))
+    network = scene.build(model, seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(seed)
+    store: Store = files
+    history = fit(
+        network,
+        supervision(),
+        scene.batches(training, seed),
+        training,
+        store=store,
+        accelerator=scene.accelerator,
+        progress=scene.progress,
+        title=title,
+    )
+    scene.accelerator.free_memory()
+    return evaluate(
+        scene,
+        files,
+        network,
+        name=name,
+        seed=seed,
+        epochs=training.epochs,
+        seconds=history.seconds,
+        digest=history.digest or "",
+    )
+
+
+def evaluate(
+    scene: Scene,
+    files: NetworkFiles,
+    network: nn.Module,
+    *,
+    name: str,
+    seed: int,
+    epochs: int,
+    seconds: float,
+    digest: str,
+) -> Cell:
+    """Write a finished network's logits and numbers."""
+    logits = {}
+    for split in ("train", "validation", "test"):
+        examples = getattr(scene.splits, split)
+        if examples is not None:
+            logits[split] = predict(
+                network, examples, scene.normalisation, device=scene.accelerator.device
+            )
+    return write_cell(
+        scene,
+        files,
+        logits,
+        name=name,
+        seed=seed,
+        epochs=epochs,
+        seconds=seconds,
+        digest=digest,
+        parameters=count_parameters(network),
+    )
+
+
+def write_cell(
+    scene: Scene,
+    files: NetworkFiles,
+    logits: dict[str, np.ndarray],
+    *,
+    name: str,
+    seed: int,
+    epochs: int,
+    seconds: float,
+    digest: str,
+    parameters: int,
+) -> Cell:
+    """Write logits and numbers; the numbers come last, since they say that a network is done."""
+    splits = scene.splits
+    shares = {
+        split: accuracy(values, getattr(splits, split).labels.numpy())[0]
+        for split, values in logits.items()
+    }
+    cell = Cell(
+        supervision=name,
+        seed=seed,
+        parameters=parameters,
+        epochs=epochs,
+        seconds=seconds,
+        train_accuracy=shares["train"],
+        test_accuracy=shares["test"],
+        test_count=len(splits.test),
+        validation_accuracy=shares.get("validation"),
+        weights_digest=digest,
+    )
+    write_arrays(files.logits, logits)
+    write_atomically(files.cell, to_json(cell))
+    return cell
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def network_logits(files: NetworkFiles) -> dict[str, np.ndarray]:
+    """Return a finished network's logits by split."""
+    return read_arrays(files.logits)
+
+
+def checkpoint_digest(files: NetworkFiles, epoch: int) -> str:
+    """Return the digest of the weights after an epoch."""
+    return digest_file(files.weights(epoch))

@@ -1,0 +1,42 @@
+"""What a result was made from: versions, machine, command, times."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from distillens.results import Provenance
+
+PACKAGES = ("distillens", "torch", "numpy", "scipy", "accelerate", "datasets", "scikit-learn")
+
+
+def now() -> datetime:
+    """Return the time, with its zone."""
+    return datetime.now(UTC)
+
+
+def provenance(began: datetime, seconds: float, fingerprint: str, teacher: str) -> Provenance:
+    """Describe this process and what it worked on."""
+    return Provenance(
+        command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),  # noqa: PTH119
+        started=began.isoformat(timespec="seconds"),
+        finished=now().isoformat(timespec="seconds"),
+        seconds=seconds,
+        versions={"python": platform.python_version(), **_versions()},
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        data_fingerprint=fingerprint,
+        teacher_digest=teacher,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

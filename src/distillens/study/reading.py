@@ -1,0 +1,180 @@
+"""From a YAML file and overrides to a recipe, with errors that name the key and the nearest one."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from distillens.errors import RecipeError, nearest
+from distillens.models.build import check_model
+from distillens.study.recipe import Recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading that refuses a key written twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    packaged = Path(str(files("distillens"))) / "_recipes"
+    # An editable install reads them where they are written.
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
+    found = sorted(folder.rglob("*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def describe(path: Path) -> str:
+    """Return what a recipe says of itself, on one line."""
+    return " ".join(str(_load(path).get("description", "")).split())
+
+
+def read_recipe(
+    where: str | Path, overrides: Sequence[str] = (), *, trust_code: bool = False
+) -> Recipe:
+    """Read a recipe file (or the name of a shipped one) and apply ``key=value`` overrides.
+
+    Raises
+    ------
+    RecipeError
+        The file is missing or no YAML, a key is unknown, a value has the wrong type or range.
+    """
+    content = _load(where)
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, trust_code=trust_code)
+
+
+def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe:
+    """Check a recipe given as plain values.
+
+    Raises
+    ------
+    RecipeError
+        As :func:`read_recipe`.
+    """
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(_explain(error.errors()[0])) from None
+    for model in (recipe.student.model, recipe.teacher.model):
+        if model is not None:
+            check_model(model, trust_code=trust_code)
+    return recipe
+
+
+def _load(where: str | Path) -> dict[str, Any]:
+    path = Path(where)
+    if not path.is_file():
+        shipped = shipped_recipes()
+        if str(where) not in shipped:
+            raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
+        path = shipped[str(where)]
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} is no recipe: it holds a {type(content).__name__}, not keys")
+    return content
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *way, last = key.strip().split(".")
+    target: Any = content
+    for part in way:
+        target = _step(target, part, key)
+    if isinstance(target, list):
+        place = _place(target, last, key)
+        target[place] = value
+    else:
+        target[last] = value
+
+
+def _step(target: Any, part: str, key: str) -> Any:
+    if isinstance(target, list):
+        return target[_place(target, part, key)]
+    inner = target.get(part)
+    if inner is None:
+        inner = target[part] = {}
+    if not isinstance(inner, (dict, list)):
+        raise RecipeError(f"override {key}: {part!r} is {inner!r} and has no keys inside")
+    return inner
+
+
+def _place(target: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise RecipeError(
+            f"override {key}: {part!r} is no place in a list of {len(target)}; "
+            f"use 0 to {len(target) - 1}"
+        )
+    return int(part)
+
+
+def _explain(error: ErrorDetails) -> str:
+    location = error["loc"]
+    tags = {"one-hot", "offline", "online"}
+    where = ".".join(str(part) for part in location if part not in tags) or "the recipe"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(Recipe, location[:-1])
+        return f"unknown key {where!r}{nearest(str(location[-1]), known)}"
+    if error["type"] == "missing":
+        return f"{where!r} is missing; the recipe must set it"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{where}: {message}"
+    shown = repr(error["input"])
+    return f"{where}: {message}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
+
+
+def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
+    """Return the keys that a part of the recipe knows, following an error's location."""
+    models = _models(kind)
+    for part in location:
+        if isinstance(part, int):
+            continue
+        inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        # The tag of a union member is no field: keep the member that carries it.
+        models = [m for kind in inner for m in _models(kind)] if inner else _tagged(models, part)
+    return {name for model in models for name in model.model_fields}
+
+
+def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
+    return [
+        model
+        for model in models
+        if "kind" in model.model_fields
+        and tag in typing.get_args(model.model_fields["kind"].annotation)
+    ]
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    if typing.get_origin(kind) is not None or isinstance(kind, types.UnionType):
+        return [model for part in typing.get_args(kind) for model in _models(part)]
+    return []

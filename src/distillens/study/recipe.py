@@ -1,0 +1,119 @@
+"""The recipe: everything a study does, as one value."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from distillens.data.recipe import DataRecipe
+from distillens.models.build import ModelRecipe
+from distillens.supervision.losses import Loss
+from distillens.supervision.recipe import SupervisionRecipe
+from distillens.training.recipe import TrainingRecipe
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TeacherRecipe(_Part):
+    """Where the teacher comes from: trained here, read from a checkpoint, or given as logits.
+
+    ``model`` and ``training`` train one on the labels with ``loss``; ``model`` and ``checkpoint``
+    (safetensors or a torch state dict) read one; ``logits`` names an npz with the arrays ``train``
+    and ``test`` (rows in the order of the source), for a teacher that is only known by what it said.
+    """
+
+    model: ModelRecipe | None = None
+    training: TrainingRecipe | None = None
+    checkpoint: str | None = None
+    logits: str | None = None
+    loss: Loss = "cross-entropy"
+    seed: int = Field(default=1000, ge=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TeacherRecipe:
+        given = [name for name in ("training", "checkpoint", "logits") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "a teacher needs exactly one of training, checkpoint and logits, "
+                f"got {' and '.join(given) or 'none'}"
+            )
+        if (self.logits is None) != (self.model is not None):
+            raise ValueError(
+                "a teacher with training or a checkpoint needs a model; one given as logits has none"
+            )
+        return self
+
+
+class StudentRecipe(_Part):
+    """The student and how it is trained, the same under every supervision."""
+
+    model: ModelRecipe
+    training: TrainingRecipe
+
+
+class ComplexityRecipe(_Part):
+    """Supervision complexity along the training of the one-hot student of the first seed.
+
+    ``epochs`` lists the checkpoints (None: about eight, denser at the start). ``ridge`` is added to
+    the diagonal as a share of its mean.
+    """
+
+    examples: int = Field(default=256, ge=2, le=512)
+    split: Literal["test", "train", "validation"] = "test"
+    epochs: tuple[int, ...] | None = None
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    ridge: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    random_draws: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class Recipe(_Part):
+    """A study: one teacher, one student, several supervisions and seeds."""
+
+    name: str = Field(min_length=1, max_length=80)
+    description: str = ""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    loss: Loss = "cross-entropy"
+    """The form of the students' losses."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What networks compute in during training; weights stay in float32."""
+    data: DataRecipe
+    teacher: TeacherRecipe
+    student: StudentRecipe
+    supervisions: tuple[SupervisionRecipe, ...] = Field(min_length=1)
+    complexity: ComplexityRecipe | None = ComplexityRecipe()
+    deviation: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        titles = Counter(entry.title for entry in self.supervisions)
+        twice = [title for title, count in titles.items() if count > 1]
+        if twice:
+            raise ValueError(f"two supervisions are called {twice[0]!r}; give one another name")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        kinds = {entry.kind for entry in self.supervisions}
+        if self.complexity is not None and "one-hot" not in kinds:
+            raise ValueError(
+                "complexity is measured along the one-hot student; "
+                "add a supervision of kind one-hot or set complexity to null"
+            )
+        if "online" in kinds and self.teacher.training is None:
+            raise ValueError(
+                "an online teacher needs the checkpoints of a teacher trained here; "
+                "give teacher.training or leave out the online supervisions"
+            )
+        last = self.student.training.epochs
+        for epoch in (self.complexity.epochs or ()) if self.complexity else ():
+            if not 0 <= epoch <= last:
+                raise ValueError(
+                    f"complexity.epochs names {epoch}; the student has epochs 0 to {last}"
+                )
+        if self.complexity and self.complexity.split == "validation":
+            if not self.data.validation_size:
+                raise ValueError("complexity.split is validation, but data.validation_size is 0")
+        return self

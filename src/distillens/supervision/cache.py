@@ -1,0 +1,147 @@
+"""Teacher logits computed once: for every example of an epoch, as its augmentation made it.
+
+A block holds the logits of one checkpoint on one epoch of one data set. It is computed as a whole, in
+the order of the examples and always in chunks of the same size, so its bits do not depend on who
+asks first or on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distillens.atomic import write_atomically
+from distillens.data.batches import Batch, Batches
+from distillens.errors import SupervisionError
+from distillens.supervision.teachers import RecordedTeacher
+
+CHUNK = 512
+
+
+class LogitCache:
+    """Blocks of teacher logits in a folder, bound to data, augmentation and precision.
+
+    Parameters
+    ----------
+    folder
+        Where blocks are kept; may be shared by runs.
+    batches
+        The training batches, which know examples, augmentation and normalisation.
+    precision
+        "float32" or "bfloat16": what the teacher computes in. Logits are stored in float32.
+    """
+
+    def __init__(self, folder: Path, batches: Batches, precision: str) -> None:
+        self.folder = folder
+        self.batches = batches
+        self.precision = precision
+
+    def key(self, digest: str, epoch: int) -> dict[str, Any]:
+        """Return what the logits of a checkpoint in an epoch depend on."""
+        how = self.batches.augmentation
+        changes = how is not None and how.changes
+        normalisation = self.batches.normalisation
+        scale = [] if normalisation is None else [normalisation.mean, normalisation.deviation]
+        return {
+            "checkpoint": digest,
+            "data": self.batches.examples.fingerprint,
+            "normalisation": [round(float(x), 9) for t in scale for x in t.flatten()],
+            "augmentation": how.model_dump() if how is not None and changes else None,
+            # Pictures that do not change serve every epoch.
+            "epoch": epoch if changes else None,
+            "precision": self.precision,
+        }
+
+    def block(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> np.ndarray:
+        """Return (N, C) logits in the order of the examples, computing them at most once.
+
+        Raises
+        ------
+        SupervisionError
+            A stored block was made from something else than its name says.
+        """
+        key = self.key(digest, epoch)
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        path = self.folder / f"{name}.npy"
+        described = path.with_suffix(".json")
+        if not (path.is_file() and described.is_file()):
+            stored = io.BytesIO()
+            np.save(stored, self._compute(module(), epoch))
+            write_atomically(described, json.dumps(key, indent=1) + "\n")
+            write_atomically(path, stored.getvalue())
+        _check(described, key)
+        block = np.load(path, mmap_mode="r", allow_pickle=False)
+        if len(block) != len(self.batches.examples):
+            raise SupervisionError(
+                f"{path} holds {len(block)} rows for {len(self.batches.examples)} examples; "
+                "delete it to have it computed again"
+            )
+        return block
+
+    @torch.no_grad()
+    def _compute(self, module: nn.Module, epoch: int) -> np.ndarray:
+        module.eval()
+        count = len(self.batches.examples)
+        device = self.batches.device.type
+        rows: list[Tensor] = []
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            for start in range(0, count, CHUNK):
+                batch = self.batches.take(np.arange(start, min(start + CHUNK, count)), epoch)
+                rows.append(module(batch.inputs).float().cpu())
+        return torch.cat(rows).numpy()
+
+
+def _check(described: Path, key: dict[str, Any]) -> None:
+    try:
+        found = json.loads(described.read_text())
+    except ValueError:
+        found = {}
+    for name, value in key.items():
+        if found.get(name) != value:
+            raise SupervisionError(
+                f"the teacher logits beside {described} were made with {name} "
+                f"{found.get(name)!r}, not {value!r}; delete them to have them computed again"
+            )
+
+
+class CachedTeacher:
+    """A checkpoint whose logits come from a cache.
+
+    Parameters
+    ----------
+    cache
+        Where blocks are.
+    digest
+        Of the checkpoint's weights.
+    module
+        Loads the checkpoint; called only where a block is missing.
+    """
+
+    def __init__(self, cache: LogitCache, digest: str, module: Callable[[], nn.Module]) -> None:
+        self._cache = cache
+        self._digest = digest
+        self._module = module
+        self._epoch: int | None = None
+        self._block: RecordedTeacher | None = None
+
+    def advance(self, batch: Batch, step: int) -> None:
+        """Open the block of the batch's epoch."""
+        if self._epoch != batch.epoch:
+            block = self._cache.block(self._digest, batch.epoch, self._module)
+            self._block = RecordedTeacher(block, self._cache.batches.examples.indices)
+            self._epoch = batch.epoch
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the batch's rows."""
+        if self._block is None or self._epoch != batch.epoch:
+            self.advance(batch, 0)
+        assert self._block is not None
+        return self._block.logits(batch)

@@ -1,0 +1,19 @@
+"""The one training loop, its recipe and its checkpoints."""
+
+from distillens.training.loop import History, Hook, fit
+from distillens.training.predict import accuracy, predict
+from distillens.training.recipe import Schedule, TrainingRecipe
+from distillens.training.trajectory import EpochRecord, Store, read_history
+
+__all__ = [
+    "EpochRecord",
+    "History",
+    "Hook",
+    "Schedule",
+    "Store",
+    "TrainingRecipe",
+    "accuracy",
+    "fit",
+    "predict",
+    "read_history",
+]

@@ -1,0 +1,240 @@
+"""The one training loop. It knows no kind of supervision and measures nothing: it calls hooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distillens.data.batches import EpochSource
+from distillens.errors import CheckpointError, TrainingError
+from distillens.models.weights import digest_file, load_weights, save_weights
+from distillens.progress import Progress, silent
+from distillens.supervision.losses import predicted
+from distillens.supervision.protocol import Supervision
+from distillens.training.recipe import TrainingRecipe
+from distillens.training.trajectory import (
+    EpochRecord,
+    Store,
+    read_history,
+    read_state,
+    write_history,
+    write_state,
+)
+
+CHECK_EVERY = 50
+"""Steps between two looks at the losses: looking at each would make a GPU wait for the host."""
+
+Hook = Callable[[EpochRecord, nn.Module], None]
+"""Called after every epoch, when its checkpoint is safe, with its record and the plain model."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training did. ``seconds`` is the time of all epochs, also those before a resumption."""
+
+    records: tuple[EpochRecord, ...]
+    digest: str | None
+    """SHA-256 of the last weights file; None without a store."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return sum(record.seconds for record in self.records)
+
+
+def fit(
+    model: nn.Module,
+    supervision: Supervision,
+    batches: EpochSource,
+    recipe: TrainingRecipe,
+    *,
+    store: Store | None = None,
+    accelerator: Accelerator | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: Progress = silent,
+    title: str = "training",
+) -> History:
+    """Train a model in place under a supervision.
+
+    Parameters
+    ----------
+    model
+        Any module whose output the supervision can take. On return it holds the last weights.
+    supervision
+        What it fits.
+    batches
+        Source of the epochs' batches.
+    recipe
+        Epochs, batch size, learning rate and so on.
+    store
+        Where checkpoints go. A training that was interrupted goes on from the last whole epoch and
+        ends with the weights it would have had, bit for bit on one machine.
+    accelerator
+        Of Accelerate: device, processes and mixed precision; by default one process in float32.
+    hooks
+        Called after every epoch.
+    progress, title
+        Where and under which name to show how far it is.
+
+    Raises
+    ------
+    TrainingError
+        The loss is no longer finite. The checkpoint of the last whole epoch is kept.
+    CheckpointError
+        A checkpoint cannot be written or read.
+    """
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+    model.to(accelerator.device)
+    state = read_state(store.state) if store is not None and store.state.is_file() else None
+    records: list[EpochRecord] = []
+    if state is not None and store is not None:
+        records = _resume(state, store, model, optimizer, supervision)
+    elif store is not None and accelerator.is_main_process:
+        save_weights(store.weights(0), model)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    loop = _Loop(wrapped, supervision, prepared, recipe, accelerator, len(batches))
+    with progress(title, recipe.epochs * len(batches), len(records) * len(batches)) as advance:
+        for epoch in range(len(records), recipe.epochs):
+            record = loop.epoch(batches, epoch, advance)
+            records.append(record)
+            if store is not None and accelerator.is_main_process:
+                _save(store, model, optimizer, supervision, records)
+            for hook in hooks:
+                hook(record, model)
+    accelerator.wait_for_everyone()
+    digest = None
+    if store is not None:
+        digest = digest_file(store.weights(recipe.epochs))
+    return History(tuple(records), digest)
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: nn.Module,
+        supervision: Supervision,
+        optimizer: Any,
+        recipe: TrainingRecipe,
+        accelerator: Accelerator,
+        steps: int,
+    ) -> None:
+        self.model, self.supervision, self.optimizer = model, supervision, optimizer
+        self.recipe, self.accelerator, self.steps = recipe, accelerator, steps
+
+    def epoch(
+        self, batches: EpochSource, epoch: int, advance: Callable[[int], None]
+    ) -> EpochRecord:
+        began = time.perf_counter()
+        self.model.train()
+        losses: list[Tensor] = []
+        right = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+        seen, checked, rate = 0, 0, 0.0
+        for place, batch in enumerate(batches.epoch(epoch)):
+            step = epoch * self.steps + place
+            self.supervision.advance(batch, step)
+            total = self.recipe.epochs * self.steps
+            rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
+                step, self.steps, total
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = torch.zeros((), device=self.accelerator.device)
+            parts = list(batch.split(self.recipe.accumulate))
+            for number, part in enumerate(parts, 1):
+                with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
+                    logits = self.model(part.inputs)
+                    weighed = self.supervision.loss(logits, part, step) * part.weight
+                    self.accelerator.backward(weighed)
+                loss += weighed.detach()
+                right += (predicted(logits.detach()) == part.labels).sum()
+                seen += part.labels.numel()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss)
+            if len(losses) - checked >= CHECK_EVERY:
+                self._check(losses[checked:], epoch, checked, rate)
+                checked = len(losses)
+            advance(1)
+        self._check(losses[checked:], epoch, checked, rate)
+        mean = torch.stack(losses).double().mean()
+        sums = self.accelerator.reduce(
+            torch.stack([mean, right.double(), torch.tensor(float(seen)).to(mean)]), "sum"
+        ).tolist()
+        return EpochRecord(
+            epoch=epoch + 1,
+            step=(epoch + 1) * self.steps,
+            learning_rate=rate,
+            loss=sums[0] / self.accelerator.num_processes,
+            accuracy=sums[1] / sums[2],
+            seconds=time.perf_counter() - began,
+        )
+
+    def _check(self, losses: list[Tensor], epoch: int, first: int, rate: float) -> None:
+        if not losses:
+            return
+        finite = torch.isfinite(torch.stack(losses))
+        if not bool(finite.all()):
+            place = first + int((~finite).nonzero()[0, 0])
+            raise TrainingError(
+                f"the loss is {float(losses[place - first])} at step {epoch * self.steps + place} "
+                f"(epoch {epoch + 1}, learning rate {rate:g}); the checkpoint of epoch {epoch} is "
+                "kept; lower the learning rate or lengthen the warm-up"
+            )
+
+
+def _save(
+    store: Store,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    supervision: Supervision,
+    records: list[EpochRecord],
+) -> None:
+    # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
+    # a later epoch is written again, with the same bits.
+    epoch = records[-1].epoch
+    digest = save_weights(store.weights(epoch), model)
+    write_history(store.history, records)
+    write_state(
+        store.state,
+        {
+            "epoch": epoch,
+            "digest": digest,
+            "optimizer": optimizer.state_dict(),
+            "supervision": supervision.state_dict(),
+            "random": torch.get_rng_state(),
+        },
+    )
+
+
+def _resume(
+    state: dict[str, Any],
+    store: Store,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    supervision: Supervision,
+) -> list[EpochRecord]:
+    weights = store.weights(state["epoch"])
+    if not weights.is_file() or digest_file(weights) != state["digest"]:
+        raise CheckpointError(
+            f"{weights} is missing or not what the training state beside it describes; "
+            "delete the folder to train again"
+        )
+    load_weights(weights, model)
+    optimizer.load_state_dict(state["optimizer"])
+    supervision.load_state_dict(state["supervision"])
+    torch.set_rng_state(state["random"])
+    return read_history(store.history, state["epoch"])

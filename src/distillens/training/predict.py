@@ -1,0 +1,41 @@
+"""What a network says of examples: logits on the un-augmented pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from distillens.data.batches import Batches, Normalisation
+from distillens.data.examples import Examples
+
+BATCH = 512
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    examples: Examples,
+    normalisation: Normalisation | None,
+    *,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Return (N, C) float32 logits in evaluation mode; the model's mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
+    try:
+        rows = [model(batch.inputs).float().cpu() for batch in batches.epoch(0)]
+    finally:
+        model.train(was_training)
+    return torch.cat(rows).numpy()
+
+
+def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, int]:
+    """Return the share of right predictions and their number. One output: class 1 if positive."""
+    if logits_NC.shape[1] == 1:
+        guess = (logits_NC[:, 0] > 0).astype(np.int64)
+    else:
+        guess = logits_NC.argmax(1)
+    right = int((guess == labels_N).sum())
+    return right / len(labels_N), right

@@ -1,0 +1,59 @@
+"""The `training` part of a recipe, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Schedule(BaseModel):
+    """How the learning rate moves after a linear warm-up.
+
+    ``step`` multiplies it by ``factor`` at every milestone; milestones are shares of the training
+    (0.375 of 256 epochs = epoch 96). ``cosine`` lets it fall to zero. ``warmup`` is in epochs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["constant", "step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.375, 0.75, 0.875)
+    factor: float = Field(default=0.1, gt=0, le=1)
+    warmup: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _milestones_increase(self) -> Schedule:
+        shares = self.milestones
+        if list(shares) != sorted(shares) or any(not 0 < share < 1 for share in shares):
+            raise ValueError(f"milestones must increase between 0 and 1, got {list(shares)}")
+        return self
+
+    def factor_at(self, step: int, steps_per_epoch: int, total: int) -> float:
+        """Return the learning rate at a step as a share of its peak."""
+        warmup = round(self.warmup * steps_per_epoch)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.kind == "constant":
+            return 1.0
+        if self.kind == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        # Rounded, so that 0.375 of 256 epochs is step 96 · steps_per_epoch on every machine.
+        passed = bisect.bisect_right([round(share * total) for share in self.milestones], step)
+        return self.factor**passed
+
+
+class TrainingRecipe(BaseModel):
+    """How a network is trained: stochastic gradient descent with Nesterov momentum."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Schedule = Schedule()
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches a step; they change memory, not the result."""

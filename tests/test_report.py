@@ -1,0 +1,635 @@
+"""The report: what the table says, and that a page says it safely, completely and offline."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from distillens.errors import RunError
+from distillens.report import accuracy_table, markdown_table, render
+from distillens.report.accuracy_summary import accuracy_summary
+from distillens.report.complexity_summary import complexity_summary
+from distillens.report.deviation_summary import deviation_summary
+from distillens.report.points import PANEL_LIMIT, sample
+from distillens.report.text import count, duration, fixed, number
+from distillens.results import (
+    Agreement,
+    Cell,
+    ComplexityCurves,
+    ComplexityPoint,
+    ComplexityValue,
+    Deviation,
+    Estimate,
+    Interval,
+    Provenance,
+    Row,
+    Spectrum,
+    StudyResult,
+    from_json,
+    to_json,
+)
+
+ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)'"
+
+# name, kind, accuracies by seed, train accuracy
+STUDIED = (
+    ("teacher", "teacher", (0.920,), 0.998),
+    ("no KD", "one-hot", (0.844, 0.850, 0.856), 0.991),
+    ("offline τ=1", "offline", (0.851, 0.856, 0.852), 0.985),
+    ("offline τ=4", "offline", (0.868, 0.871, 0.866), 0.942),
+    ("online τ=4", "online", (0.881, 0.886, 0.884), 0.951),
+)
+
+# The sides of the intervals: exaggerating when low, no different when high; and so on.
+SLOPES = {
+    "no KD": (0.78, 0.71),
+    "offline τ=1": (1.02, 0.94),
+    "offline τ=4": (1.21, 0.98),
+    "online τ=4": (1.34, 1.12),
+}
+
+
+def around(value: float, half: float, method: str = "Student's t over seeds") -> Estimate:
+    return Estimate(value, Interval(value - half, value + half, 0.95, method))
+
+
+def row_of(name: str, kind: str, accuracies: tuple[float, ...], train: float) -> Row:
+    values = np.array(accuracies)
+    many = len(values) > 1
+    mean = float(values.mean())
+    spread = float(values.std(ddof=1)) if many else None
+    accuracy = around(mean, 2.48 * spread) if spread is not None else Estimate(mean)
+    differences = values - np.array(STUDIED[1][2]) if many else values
+    half = 2.48 * float(differences.std(ddof=1)) if many else 0.0
+    gain = None if kind in {"teacher", "one-hot"} else around(float(differences.mean()), half)
+    return Row(
+        name=name,
+        kind=kind,
+        seeds=tuple(range(len(values))),
+        accuracy=accuracy,
+        deviation=spread,
+        gain=gain,
+        train_accuracy=train,
+        parameters=11_689_512 if kind == "teacher" else 61_706,
+        seconds=184.0 if kind == "teacher" else 7.25,
+    )
+
+
+def value_of(size: float, shrink: float) -> ComplexityValue:
+    return ComplexityValue(
+        plain=40 * size,
+        adjusted=size,
+        adjusted_star=1.1 * size,
+        normalised=size / shrink,
+        normalised_star=1.1 * size / shrink,
+        target_size=shrink,
+        ridge=1e-6,
+        residual=3.2e-11,
+    )
+
+
+def curves_of(student: str = "no KD") -> ComplexityCurves:
+    points = []
+    for epoch in range(0, 21, 2):
+        share = epoch / 20
+        dip = 1.0 - 1.6 * share * (1 - share) * np.exp(-share)
+        sizes = {
+            "labels": (0.95 * dip + 0.25 * share, 1.0),
+            "random labels": (1.04 + 0.01 * np.sin(epoch), 1.0),
+            "final teacher": (0.85 * dip + 0.2 * share, 0.93),
+            "online teacher": (0.06 + 0.7 * share**1.4, 0.2 + 0.73 * share),
+        }
+        for targets, (size, shrink) in sizes.items():
+            value = value_of(float(size), float(shrink))
+            teacher_epoch = {"final teacher": 20, "online teacher": epoch}.get(targets)
+            points.append(ComplexityPoint(epoch, targets, value, 0.8 * float(size), teacher_epoch))
+    spectra = tuple(
+        Spectrum(epoch, 5.1e5 + 100 * epoch, 0.02, 8.0e4, 4.0e6) for epoch in range(0, 21, 2)
+    )
+    return ComplexityCurves(
+        student=student,
+        seed=0,
+        split="test",
+        examples=512,
+        form="class-diagonal",
+        coding="softmax targets, centred over classes",
+        temperature=1.0,
+        random_draws=5,
+        points=tuple(points),
+        spectra=spectra,
+        seconds=41.5,
+        notes=("a ridge of 1e-06 was added to the diagonal at 2 of 11 checkpoints",),
+    )
+
+
+def deviation_of(student: str, split: str, seed: int = 0) -> Deviation:
+    low, high = SLOPES[student]
+    method = "bootstrap over examples, 1,000 draws"
+    return Deviation(
+        student=student,
+        seed=seed,
+        split=split,
+        examples=4000 if split == "test" else 900,
+        slope=around(0.5 * (low + high), 0.05, method),
+        slope_low=around(low, 0.08, method),
+        slope_high=around(high, 0.06, method),
+        threshold=3.0,
+        underfit_share=around(0.64, 0.03, method),
+        top_agreement=0.913,
+        kl=0.2134,
+        right=Agreement(3300, 120, 390, 190),
+        clipped=0,
+        points=f"deviation/{student}-{split}.npz",
+    )
+
+
+def points_of(deviation: Deviation, seed: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    n = deviation.examples
+    x = generator.gamma(3.0, 1.15, n) - 0.6
+    low, high = deviation.slope_low.value, deviation.slope_high.value
+    slope = np.where(x < deviation.threshold, low, high)
+    y = 2.4 + slope * (x - deviation.threshold) + generator.normal(0, 1.3, n)
+    draw = generator.random(n)
+    wrong_teacher = draw < 0.35 * np.exp(-0.6 * (x + 0.6))
+    wrong_student = generator.random(n) < 0.6 * np.exp(-0.5 * (y + 1.5).clip(0))
+    who = np.where(wrong_teacher, np.where(y < 0, 1, 3), np.where(wrong_student, 2, 0))
+    return {"x": x, "y": y, "who": who}
+
+
+def study() -> StudyResult:
+    rows = tuple(row_of(*studied) for studied in STUDIED)
+    cells = tuple(
+        Cell(name, seed, 61_706, 20, 7.25, train, accuracy, 4000, None, "9f" * 32)
+        for name, _, accuracies, train in STUDIED
+        for seed, accuracy in enumerate(accuracies)
+    )
+    deviations = tuple(deviation_of(name, split) for name in SLOPES for split in ("test", "train"))
+    return StudyResult(
+        schema_version=1,
+        name="digits: ResNet-20 to LeNet",
+        description="Which supervision can a LeNet of 61,706 parameters learn from a ResNet-20?",
+        loss="cross-entropy",
+        classes=10,
+        train_examples=9_000,
+        validation_examples=1_000,
+        test_examples=4_000,
+        changed_labels=0,
+        rows=rows,
+        cells=cells,
+        complexity=(curves_of(),),
+        deviations=deviations,
+        provenance=Provenance(
+            command="distillens run digits --out runs/demo",
+            started="2026-11-22T03:25:10+00:00",
+            finished="2026-11-22T03:31:02+00:00",
+            seconds=352.0,
+            versions={"distillens": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"},
+            machine="2 cores, x86_64, CPU",
+            data_fingerprint="sha256:5d2f" + "0" * 60,
+            teacher_digest="sha256:77ab" + "1" * 60,
+        ),
+        notes=("the validation split is small: checkpoints were not chosen on it",),
+    )
+
+
+def points_for(result: StudyResult) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        deviation.points: points_of(deviation, index)
+        for index, deviation in enumerate(result.deviations)
+        if deviation.points is not None
+    }
+
+
+def terminal(result: StudyResult, width: int = 160, colour: bool = False) -> str:
+    console = Console(
+        width=width, force_terminal=colour, color_system="standard" if colour else None
+    )
+    with console.capture() as capture:
+        console.print(accuracy_table(result))
+    return capture.get()
+
+
+def own_text(page: str) -> str:
+    """Return the page without the one script that is plotly's."""
+    scripts = re.findall(r"<script>.*?</script>", page, flags=re.DOTALL)
+    return page.replace(max(scripts, key=len), "")
+
+
+def figures(page: str) -> dict[str, dict]:
+    blocks = re.findall(
+        r'<script type="application/json" id="([^"]*)">(.*?)</script>', page, flags=re.DOTALL
+    )
+    return {identity: json.loads(text) for identity, text in blocks}
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    result = study()
+    return render(result, points_for(result))
+
+
+class TestTable:
+    def test_rows_say_mean_std_interval_gain_and_size(self):
+        text = terminal(study())
+        line = next(line for line in text.splitlines() if "online τ=4" in line)
+        assert "88.4 ± 0.3" in line
+        assert "[87.7, 89.0]" in line
+        assert "+3.4 [+2.2, +4.5]" in line
+        assert "61,706" in line
+        assert re.search(r"online τ=4\s+3\s", line), "n is stated"
+        assert "11.7M" in next(line for line in text.splitlines() if "teacher" in line)
+
+    def test_teacher_and_reference_come_first_without_a_gain(self):
+        result = study()
+        shuffled = replace(result, rows=result.rows[::-1])
+        lines = markdown_table(shuffled).splitlines()
+        assert [line.split("|")[1].strip() for line in lines[2:4]] == ["teacher", "no KD"]
+        assert all(line.split("|")[5].strip() == "–" for line in lines[2:4])
+
+    def test_caption_states_splits_classes_and_last_epoch(self):
+        text = " ".join(terminal(study()).split())
+        for said in (
+            "9,000 training",
+            "4,000 test examples",
+            "10 classes",
+            "epoch 20",
+            "last epoch",
+        ):
+            assert said in text
+
+    def test_only_the_best_student_is_bold(self):
+        bold = [line for line in terminal(study(), colour=True).splitlines() if "\x1b[1m" in line]
+        assert [name for name in SLOPES if any(name in line for line in bold)] == ["online τ=4"]
+
+    def test_students_that_print_alike_share_the_bold(self):
+        result = study()
+        twin = replace(result.rows[-1], name="switched")
+        text = markdown_table(replace(result, rows=(*result.rows, twin)))
+        assert "**online τ=4**" in text
+        assert "**switched**" in text
+        assert "shared at the digits shown" in text
+
+    def test_one_seed_has_neither_std_nor_interval(self):
+        result = study()
+        row = replace(
+            result.rows[-1],
+            seeds=(0,),
+            deviation=None,
+            accuracy=Estimate(0.884),
+            gain=Estimate(0.03),
+        )
+        line = markdown_table(replace(result, rows=(row,))).splitlines()[2]
+        assert "| **88.4** | **–** | **+3.0** |" in line
+
+    def test_markup_and_escape_sequences_in_a_name_stay_text(self):
+        result = study()
+        row = replace(result.rows[-1], name="[red]x[/] \x1b]0;owned\x07 | <b>")
+        hostile = replace(result, rows=(row,))
+        assert "[red]x[/] �]0;owned� | <b>" in terminal(hostile)
+        assert "\\[red\\]x\\[/\\] �\\]" not in terminal(hostile)
+        assert "\\| &lt;b&gt;" in markdown_table(hostile)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("value", "written"),
+        [
+            (None, "–"),
+            (float("inf"), "∞"),
+            (float("-inf"), "−∞"),
+            (float("nan"), "NaN"),
+            (0.0, "0"),
+            (0.03124, "0.0312"),
+            (48_200.4, "48,200"),
+            (3.14e-8, "3.14·10⁻⁸"),
+            (-2.5, "−2.50"),
+        ],
+    )
+    def test_any_size(self, value, written):
+        assert number(value) == written
+
+    def test_rounding_to_zero_has_no_sign(self):
+        assert fixed(-0.001, 1) == "0.0"
+
+    def test_counts_and_times(self):
+        assert [count(61_706), count(11_689_512), count(1_300_000_000)] == [
+            "61,706",
+            "11.7M",
+            "1.3B",
+        ]
+        assert [duration(8.44), duration(200), duration(7500)] == [
+            "8.4 s",
+            "3 min 20 s",
+            "2 h 05 min",
+        ]
+
+
+class TestPage:
+    def test_has_its_parts_and_a_figure_for_each_measure(self, page):
+        for part in ("accuracy", "complexity", "deviation", "provenance"):
+            assert f'id="{part}"' in page
+        drawn = figures(page)
+        assert {name.split("-")[2] for name in drawn if name.startswith("complexity")} == {
+            "adjusted",
+            "adjusted_star",
+            "normalised",
+            "normalised_star",
+            "gradient",
+        }
+        assert sum(name.startswith("deviation") for name in drawn) == 8
+        for identity in re.findall(r'data-figure="([^"]*)"', page):
+            assert identity in drawn
+
+    def test_says_notes_and_provenance(self, page):
+        for said in (
+            "the validation split is small",
+            "a ridge of 1e-06 was added",
+            "distillens run digits --out runs/demo",
+            "torch 2.13.0",
+            "sha256:5d2f",
+            "5 min 52 s",
+            "0.884",
+        ):
+            assert (said in own_text(page)) == (said != "0.884")
+
+    def test_asks_the_network_for_nothing(self, page):
+        text = own_text(page)
+        assert not re.search(r"""(src|href|action)\s*=\s*["']?(?!#)""", text)
+        assert "url(" not in text
+        assert "@import" not in text
+        assert "http://" not in text
+        assert "https://" not in text
+        assert "default-src 'none'" in text
+
+    def test_holds_plotly_once_and_stays_small(self, page):
+        assert page.count("plotly.js v") == 1
+        assert len(page.encode()) < 6_000_000
+
+    def test_policy_allows_exactly_the_two_scripts(self, page):
+        policy = re.search(r'content="(default-src [^"]*)"', page)
+        assert policy is not None
+        assert policy[1].count("sha256-") == 2
+        assert len(re.findall(r"<script>", page)) == 2
+        assert "script-src 'unsafe" not in policy[1].replace("&#x27;", "'")
+
+    def test_same_result_gives_the_same_page(self, page):
+        result = study()
+        assert render(result, points_for(result)) == page
+
+    def test_the_supervision_has_its_colour_in_table_and_figure(self, page):
+        swatch = re.search(r'style="background:(#\w+)"></span>online τ=4', page)
+        assert swatch is not None
+        lines = [
+            trace["line"]["color"]
+            for figure in figures(page).values()
+            for trace in figure["data"]
+            if trace.get("name") == "online teacher"
+        ]
+        assert set(lines) == {swatch[1]}
+
+    def test_infinite_and_missing_values_are_words(self):
+        result = study()
+        singular = replace(
+            value_of(1.0, 1.0),
+            plain=float("inf"),
+            adjusted=None,
+            adjusted_star=float("inf"),
+            normalised=None,
+            normalised_star=float("inf"),
+        )
+        curves = curves_of()
+        points = tuple(replace(point, value=singular, gradient=None) for point in curves.points)
+        spectra = (Spectrum(0, 1.0, 0.0, 1.0, float("inf")),)
+        broken = replace(curves, points=points, spectra=spectra)
+        text = own_text(render(replace(result, complexity=(broken,)), {}))
+        assert "No measure has a finite value" in text
+        assert "<td>∞</td>" in text
+        assert not any(name.startswith("complexity") for name in figures(text))
+
+    def test_a_curve_breaks_where_it_is_infinite(self):
+        result = study()
+        curves = curves_of()
+        first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=np.inf))
+        broken = replace(curves, points=(first, *curves.points[1:]))
+        text = own_text(render(replace(result, complexity=(broken,)), {}))
+        assert "∞ at epoch 0, not drawn" in text
+        assert figures(text)["complexity-0-adjusted"]["data"][0]["y"][0] is None
+
+    def test_missing_parts_are_said_not_drawn(self):
+        bare = replace(study(), rows=(), cells=(), complexity=(), deviations=(), notes=())
+        text = own_text(render(bare, {}))
+        assert "holds no accuracies" in text
+        assert "Complexity was not measured" in text
+        assert "Deviations from the teacher were not measured" in text
+        assert figures(text) == {}
+        assert 'class="plot' not in text
+
+    def test_missing_points_leave_the_slopes(self):
+        text = own_text(render(study(), {}))
+        assert "holds no points of no KD, offline τ=1, offline τ=4 and online τ=4" in text
+        assert "1.34 [1.26, 1.42]" in text
+
+    def test_many_panels_stay_below_the_limit(self):
+        result = study()
+        names = [f"student {index}" for index in range(20)]
+        deviations = tuple(
+            replace(
+                deviation_of("no KD", split), student=name, examples=20_000, points=name + split
+            )
+            for name in names
+            for split in ("test", "train")
+        )
+        crowded = replace(result, deviations=deviations)
+        assert len(render(crowded, points_for(crowded)).encode()) < 6_500_000
+
+
+class TestHostileRun:
+    def hostile(self) -> StudyResult:
+        result = study()
+        curves = curves_of(ATTACK)
+        points = tuple(
+            replace(point, targets=ATTACK if point.targets == "labels" else point.targets)
+            for point in curves.points
+        )
+        curves = replace(curves, points=points, coding=ATTACK, split=ATTACK, notes=(ATTACK,))
+        deviations = tuple(
+            replace(
+                deviation,
+                student=ATTACK,
+                notes=(ATTACK,),
+                points=ATTACK,
+                slope=around(1.0, 0.1, ATTACK),
+            )
+            for deviation in result.deviations
+        )
+        rows = tuple(
+            replace(row, name=f"{row.name}{ATTACK}", accuracy=around(0.9, 0.1, ATTACK))
+            for row in result.rows
+        )
+        cells = tuple(
+            replace(cell, supervision=ATTACK, weights_digest=ATTACK) for cell in result.cells
+        )
+        made = Provenance(ATTACK, ATTACK, ATTACK, 1.0, {ATTACK: ATTACK}, ATTACK, ATTACK, ATTACK)
+        return replace(
+            result,
+            name=ATTACK,
+            description=ATTACK,
+            loss=ATTACK,
+            rows=rows,
+            cells=cells,
+            complexity=(curves, curves),
+            deviations=deviations,
+            provenance=made,
+            notes=(ATTACK,),
+        )
+
+    def test_no_string_of_a_run_becomes_markup(self):
+        result = self.hostile()
+        clean = own_text(render(study(), points_for(study())))
+        text = own_text(render(result, points_for(result)))
+        assert "alert(1)" in text, "the string itself is shown"
+        assert "<script>alert" not in text
+        assert "<img" not in text
+        assert text.count("</script>") == text.count("<script")
+        # Only tags that a clean page has too, and none with an attribute that runs code.
+        tags = set(re.findall(r"<([a-zA-Z]+)", text))
+        assert tags <= set(re.findall(r"<([a-zA-Z]+)", clean)) | {"select", "option"}
+        assert not re.search(r"<[^>]*\son\w+\s*=", text)
+
+    def test_names_in_figures_are_escaped_for_plotly_too(self):
+        result = self.hostile()
+        drawn = figures(render(result, points_for(result)))
+        named = [trace.get("name", "") for figure in drawn.values() for trace in figure["data"]]
+        assert any("alert(1)" in name for name in named)
+        assert not any("<" in name for name in named)
+
+
+class TestPoints:
+    def arrays(self, n: int = 10_000) -> dict[str, np.ndarray]:
+        return points_of(replace(deviation_of("no KD", "test"), examples=n), 3)
+
+    def test_thinning_is_the_same_each_time_and_keeps_the_total(self):
+        first, second = (sample(self.arrays(), "p.npz", 3.0) for _ in range(2))
+        np.testing.assert_array_equal(first.x, second.x)
+        assert (len(first.x), first.total) == (PANEL_LIMIT, 10_000)
+
+    def test_centres_are_of_all_points(self):
+        arrays = self.arrays()
+        low = arrays["x"] < 3.0
+        drawn = sample(arrays, "p.npz", 3.0, limit=50)
+        assert drawn.low == pytest.approx((arrays["x"][low].mean(), arrays["y"][low].mean()))
+
+    def test_infinite_points_are_counted(self):
+        arrays = self.arrays(100)
+        arrays["y"][:7] = -np.inf
+        assert sample(arrays, "p.npz", 3.0).dropped == 7
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"x": None}, "no array 'x'"),
+            ({"y": np.zeros(3)}, "lengths 20, 3, 20"),
+            ({"who": np.full(20, 7)}, "other than 0, 1, 2, 3"),
+            ({"x": np.array(["a"] * 20)}, "expected numbers"),
+            ({"x": np.zeros((20, 2))}, "expected numbers"),
+        ],
+    )
+    def test_damage_is_named(self, change, said):
+        arrays = {**self.arrays(20), **change}
+        arrays = {key: value for key, value in arrays.items() if value is not None}
+        with pytest.raises(RunError, match=said):
+            sample(arrays, "p.npz", 3.0)
+
+
+class TestSummary:
+    def test_a_gain_that_excludes_zero(self):
+        ((_, text),) = accuracy_summary(study())
+        assert text.startswith("online τ=4 has the highest mean test accuracy of 4 students")
+        assert "an interval that excludes 0" in text
+        assert "n = 3 seeds" in text
+
+    def test_a_gain_that_includes_zero_claims_nothing(self):
+        result = study()
+        row = replace(result.rows[-1], gain=around(0.004, 0.01))
+        ((_, text),) = accuracy_summary(replace(result, rows=(*result.rows[:2], row)))
+        assert "do not show that it helps" in text
+
+    def test_a_gain_without_an_interval_is_open(self):
+        result = study()
+        row = replace(result.rows[-1], gain=Estimate(0.03))
+        ((_, text),) = accuracy_summary(replace(result, rows=(*result.rows[:2], row)))
+        assert "is open" in text
+
+    def test_harm_is_said(self):
+        result = study()
+        row = replace(result.rows[2], accuracy=around(0.8, 0.01), gain=around(-0.05, 0.01))
+        ((_, text),) = accuracy_summary(replace(result, rows=(*result.rows[:2], row)))
+        assert text.startswith("No supervision had a higher mean")
+        assert "Worse than no KD, with an interval below 0: offline τ=1" in text
+
+    def test_slopes_stand_by_side_and_beside_the_reference(self):
+        low, high = (text for _, text in deviation_summary(study()))
+        assert "above 1 (exaggerates): offline τ=4 1.21 [1.13, 1.29]" in low
+        assert "includes 1: offline τ=1 1.02" in low
+        assert "above 1 (exaggerates): online τ=4 1.12" in high
+        assert "One-hot reference: no KD 0.71 [0.65, 0.77] (below 1)" in high
+        assert "offline" not in high.split("includes 1")[0]
+
+    def test_seeds_that_disagree_are_not_averaged_away(self):
+        result = study()
+        other = replace(deviation_of("online τ=4", "test", seed=1), slope_low=around(0.8, 0.05))
+        low = dict(deviation_summary(replace(result, deviations=(*result.deviations, other))))
+        assert "Seeds disagree: online τ=4 1.07 (mean of 2 seeds" in low["Slope on test, low half"]
+
+    def test_no_reference_is_said(self):
+        result = study()
+        alone = tuple(one for one in result.deviations if one.student == "online τ=4")
+        (_, text), _ = deviation_summary(replace(result, deviations=alone))
+        assert "No one-hot reference" in text
+
+    def test_targets_are_ordered_early_and_late(self):
+        ((_, text),) = complexity_summary(study())
+        early, late = text.split("At epoch 20:")
+        assert re.search(r"random labels .* > .*dataset labels .* > online teacher", early)
+        assert "dataset labels 1.20" in late
+        assert "at 11 of the 11 epochs" in late
+
+    def test_near_ties_are_called_equal(self):
+        curves = curves_of()
+        points = tuple(
+            replace(point, value=value_of(1.0 + 0.001 * index, 1.0))
+            for index, point in enumerate(curves.points[:4])
+        )
+        ((_, text),) = complexity_summary(
+            replace(study(), complexity=(replace(curves, points=points),))
+        )
+        assert text.count("≈") == 3
+        assert ">" not in text
+
+
+class TestJson:
+    def test_round_trip_keeps_the_result(self):
+        result = study()
+        assert from_json(StudyResult, to_json(result), "results.json") == result
+
+    def test_round_trip_keeps_infinities(self):
+        result = study()
+        curves = curves_of()
+        point = replace(curves.points[0], value=replace(curves.points[0].value, plain=float("inf")))
+        infinite = replace(result, complexity=(replace(curves, points=(point,)),))
+        read = from_json(StudyResult, to_json(infinite), "results.json")
+        assert read == infinite
+        assert render(read, {})
+
+    @pytest.mark.parametrize(
+        "damage", [lambda text: text[:-40], lambda text: "[]", lambda text: ""]
+    )
+    def test_damage_is_a_run_error(self, damage):
+        with pytest.raises(RunError, match="results.json"):
+            from_json(StudyResult, damage(to_json(study())), "results.json")
