@@ -212,13 +212,17 @@ def test_the_bootstrap_is_a_plain_resampling():
     teacher, student, labels = made(examples=50)
     found, points = deviation(teacher, student, labels, **NAMED, resamples=100, bootstrap_seed=7)
     rng = np.random.default_rng(7)
-    slopes = []
+    slopes_R3 = []
     for _ in range(100):
         chosen = rng.integers(50, size=50)
-        slopes.append(np.polyfit(points.x_N[chosen], points.y_N[chosen], 1)[0])
+        x, y = points.x_N[chosen], points.y_N[chosen]
+        low = x < found.threshold
+        slopes_R3.append([np.polyfit(x[p], y[p], 1)[0] for p in (low | ~low, low, ~low)])
+    wanted = np.quantile(slopes_R3, [0.025, 0.975], axis=0).T
+    for slope, ends in zip((found.slope, found.slope_low, found.slope_high), wanted, strict=True):
+        assert slope.interval is not None
+        np.testing.assert_allclose([slope.interval.low, slope.interval.high], ends)
     assert found.slope.interval is not None
-    wanted = np.quantile(slopes, [0.025, 0.975])
-    np.testing.assert_allclose([found.slope.interval.low, found.slope.interval.high], wanted)
     assert found.slope.interval.method == ("bootstrap percentiles over examples, 100 resamples")
 
 

@@ -16,13 +16,18 @@ SCHEMA = 1
 
 T = TypeVar("T")
 
-_STRINGS = ConfigDict(ser_json_inf_nan="strings")
+
+class _Result:
+    """Base of all results: infinities survive the way through JSON."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
+
 
 KernelForm = Literal["binary", "class-diagonal", "trace", "full"]
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(_Result):
     """An interval with its level (0.95 = 95 %) and the words for how it was made."""
 
     low: float
@@ -32,7 +37,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(_Result):
     """A number with its interval. ``interval`` is None where too few points define none."""
 
     value: float
@@ -40,7 +45,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(_Result):
     """One trained network: a supervision and a seed.
 
     ``supervision`` is the name in the recipe, or "teacher". Accuracies are shares in [0, 1] on the
@@ -60,7 +65,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(_Result):
     """A row of the accuracy table: a supervision over its seeds."""
 
     name: str
@@ -78,7 +83,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class ComplexityValue:
+class ComplexityValue(_Result):
     """Supervision complexity of one target array against one Gram.
 
     ``plain`` is YᵀK⁻¹Y (Def. 1), ``adjusted_star`` eq. 50, ``adjusted`` eq. 49 (None where no
@@ -99,7 +104,7 @@ class ComplexityValue:
 
 
 @dataclass(frozen=True)
-class ComplexityPoint:
+class ComplexityPoint(_Result):
     """The complexity of one target set at one checkpoint of the student."""
 
     epoch: int
@@ -113,7 +118,7 @@ class ComplexityPoint:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(_Result):
     """What the Gram at one checkpoint looks like. For a class-diagonal Gram: over all C blocks."""
 
     epoch: int
@@ -124,7 +129,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class ComplexityCurves:
+class ComplexityCurves(_Result):
     """Complexity over the training of one student."""
 
     student: str
@@ -144,7 +149,7 @@ class ComplexityCurves:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(_Result):
     """Who is right, as counts of N examples; the four add up to N."""
 
     both: int
@@ -154,7 +159,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Deviation:
+class Deviation(_Result):
     """Teacher against student confidence on one split.
 
     Slopes are of y = φ(p_student[k]) on x = φ(p_teacher[k]), k the teacher's top class, fitted on all
@@ -185,7 +190,7 @@ class Deviation:
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Provenance(_Result):
     """What a result was made from."""
 
     command: str
@@ -199,7 +204,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(_Result):
     """All that a run found out."""
 
     schema_version: int
@@ -217,8 +222,6 @@ class StudyResult:
     deviations: tuple[Deviation, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
-
-    __pydantic_config__ = _STRINGS
 
 
 def to_json(result: object) -> str:

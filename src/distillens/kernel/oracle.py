@@ -157,8 +157,8 @@ def _jacobian(
             tree = vmap(jacrev(output), in_dims=(None, 0), randomness="error")(weights, examples)
         except RuntimeError as error:
             raise KernelError(
-                f"torch.func cannot vectorise the model ({str(error).splitlines()[0]}); "
-                "pass vectorised=False"
+                f"torch.func failed on the model ({str(error).partition(chr(10))[0]}); "
+                "pass vectorised=False, or a smaller block if memory ran out"
             ) from error
         return torch.cat([tree[name].flatten(2) for name in weights], dim=2).detach()
 

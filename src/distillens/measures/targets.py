@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import scipy.special
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from distillens.errors import MeasureError
 
@@ -34,9 +34,7 @@ def coding_of(outputs: int) -> Coding:
 def softmax(logits_NC: ArrayLike, temperature: float = 1.0) -> Array:
     """Return σ(z/τ) over the last axis, in float64."""
     scaled = np.asarray(logits_NC, dtype=np.float64) / _check_temperature(temperature)
-    weights: Array = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
+    return scipy.special.softmax(scaled, axis=-1)
 
 
 def label_targets(labels_N: ArrayLike, classes: int, coding: Coding = "centred") -> Array:
@@ -50,7 +48,7 @@ def label_targets(labels_N: ArrayLike, classes: int, coding: Coding = "centred")
     labels = check_labels(labels_N, classes)
     if coding == "binary":
         _check_two(classes)
-        return 2.0 * labels - 1.0
+        return 2 * labels.astype(np.float64) - 1
     targets_NC = np.full((len(labels), classes), -1.0 / classes)
     targets_NC[np.arange(len(labels)), labels] += 1.0
     return targets_NC
@@ -91,7 +89,7 @@ def teacher_targets(
         # 2σ(z) − 1 = tanh(z/2), without the cancellation near z = 0.
         return np.tanh(0.5 * margin / temperature)
     if outputs == 1:
-        probability = expit(logits[:, 0] / temperature)
+        probability = scipy.special.expit(logits[:, 0] / temperature)
         return np.stack([0.5 - probability, probability - 0.5], axis=1)
     return softmax(logits, temperature) - 1.0 / outputs
 

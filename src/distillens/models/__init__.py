@@ -13,6 +13,7 @@ from distillens.models.mlp import MLP
 from distillens.models.resnet import CifarResNet
 from distillens.models.weights import (
     digest_file,
+    load_safely,
     load_state,
     load_weights,
     save_weights,
@@ -29,6 +30,7 @@ __all__ = [
     "check_outputs",
     "count_parameters",
     "digest_file",
+    "load_safely",
     "load_state",
     "load_weights",
     "save_weights",

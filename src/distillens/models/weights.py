@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +31,33 @@ def save_weights(path: Path, model: nn.Module) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+DAMAGE = (
+    RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    struct.error, SafetensorError,
+)  # fmt: skip
+"""What reading damaged bytes raises, depending on where the damage is."""
+
+
+def load_safely(path: Path) -> Any:
+    """Read what ``torch.save`` wrote; nothing but tensors and plain values is unpickled.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is damaged or holds objects other than tensors, which are never unpickled; "
+            "save model.state_dict() or safetensors"
+        ) from None
+    except DAMAGE as error:
+        text = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict.
 
@@ -39,18 +68,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        text = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is no state dict: it holds objects other than tensors, which are never "
-            "unpickled; save model.state_dict() or safetensors"
-        ) from None
+        except DAMAGE as error:
+            text = " ".join(str(error).split())[:120]
+            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+    state = load_safely(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state:

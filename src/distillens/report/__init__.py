@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from distillens.report.page import render
 from distillens.report.table import accuracy_table, markdown_table
+from distillens.report.write import write_report
 
-__all__ = ["accuracy_table", "markdown_table", "render"]
+__all__ = ["accuracy_table", "markdown_table", "render", "write_report"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from distillens.report import ranking
 from distillens.report.html import Safe, element, join, table
 from distillens.report.table import caption, cells_of, headings
@@ -54,10 +56,10 @@ def _scale(result: StudyResult) -> tuple[float, float]:
     for row in result.rows:
         if row.accuracy.interval is not None:
             values += [row.accuracy.interval.low, row.accuracy.interval.high]
-    inside = [100 * min(1.0, max(0.0, value)) for value in values if value == value]
+    inside = [100 * min(1.0, max(0.0, value)) for value in values if math.isfinite(value)]
     if not inside:
         return 0.0, 100.0
-    low, high = float(int(min(inside))), float(-int(-max(inside) // 1))
+    low, high = float(math.floor(min(inside))), float(math.ceil(max(inside)))
     return (low, high) if high > low else (low - 1, high + 1)
 
 
@@ -80,11 +82,11 @@ def _strip(row: Row, result: StudyResult, colour: str, low: float, high: float) 
                 stroke_opacity="0.55",
             )
             for cell in result.cells
-            if cell.supervision == row.name and cell.test_accuracy == cell.test_accuracy
+            if cell.supervision == row.name and math.isfinite(cell.test_accuracy)
         ),
     ]
     interval = row.accuracy.interval
-    if interval is not None and interval.low == interval.low and interval.high == interval.high:
+    if interval is not None and math.isfinite(interval.high - interval.low):
         marks.append(
             element(
                 "line",
@@ -97,7 +99,7 @@ def _strip(row: Row, result: StudyResult, colour: str, low: float, high: float) 
                 stroke_opacity="0.8",
             )
         )
-    if row.accuracy.value == row.accuracy.value:
+    if math.isfinite(row.accuracy.value):
         marks.append(element("circle", cx=place(row.accuracy.value), cy=middle, r="5", fill=colour))
     label = f"{row.name}: mean {number(100 * row.accuracy.value)} %"
     return element(

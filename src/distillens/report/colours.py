@@ -24,13 +24,13 @@ _BY_KIND = {
 _SPARE = ("#b8860b", "#7b6bd6", "#a0522d", "#4a9a9a")
 
 # Lightness of the second, third ... row of a kind, relative to the first.
-_SHADES = (1.0, 0.68, 1.4, 0.5, 1.65)
+_SHADES = (1.0, 0.75, 1.35, 0.6, 1.6)
 
 # What a student of that kind fits: the curve of a target set has the colour of its students.
 _TARGET_KIND = {"labels": ONE_HOT, "final teacher": "offline", "online teacher": "online"}
 
 # Who is right; gold against purple is the safest pair that no supervision uses.
-WHO = (GREY, "#dd9c00", "#8e4ec6", "#c2344d")
+WHO = (GREY, "#dd9c00", "#9550cc", "#c2344d")
 
 
 def by_name(result: StudyResult) -> dict[str, str]:

@@ -114,7 +114,7 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
             x=[epoch for epoch, _ in points],
             y=values,
             # plotly reads tags in labels, so a name is escaped here as well.
-            name=html.escape(printable(target_title(targets))),
+            name=targets,
             legendgroup=f"t{index}",
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
@@ -126,7 +126,7 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
     figure.update_layout(
         template="none",
         showlegend=False,
-        margin={"l": 62, "r": 14, "t": 10, "b": 46},
+        margin={"l": 62, "r": 14, "t": 26, "b": 46},
         hovermode="closest",
         xaxis={"title": {"text": "student's epoch"}, "zeroline": False},
         yaxis={

@@ -58,11 +58,14 @@ def complexity_part(result: StudyResult) -> Safe:
     )
 
 
-def chooser(label: str, titles: list[str], keys: list[str]) -> Safe:
+def chooser(label: str, titles: list[str], keys: list[str], first: int = 0) -> Safe:
     """Return a drop-down that shows one of the section's blocks; nothing where there is one."""
     if len(titles) < 2:
         return Safe("")
-    options = [element("option", text, value=key) for text, key in zip(titles, keys, strict=True)]
+    options = [
+        element("option", text, value=key, selected=key == keys[first])
+        for text, key in zip(titles, keys, strict=True)
+    ]
     return element(
         "label", f"{label} ", element("select", *options, class_="chooser"), class_="control"
     )

@@ -16,7 +16,7 @@ WHO = ("both right", "only the student", "only the teacher", "neither")
 SYMBOLS = ("circle", "triangle-up", "triangle-down", "x")
 
 # Many points are right in both; they lie below and faint so that the few others are seen.
-_OPACITY = (0.3, 0.85, 0.85, 0.75)
+_OPACITY = (0.42, 0.85, 0.85, 0.75)
 _SIZE = (4, 7, 7, 5)
 
 
@@ -82,11 +82,13 @@ def deviation_figure(
             line={"color": colour, "width": 3.5},
             hoverinfo="skip",
         )
-    axis = {"range": [low, high], "zeroline": False}
+    # The same ticks on both axes, at most nine of them.
+    step = next((step for step in (0.5, 1, 2, 5, 10, 20) if high - low <= 9 * step), 50)
+    axis = {"range": [low, high], "tick0": 0, "dtick": step, "zeroline": False}
     figure.update_layout(
         template="none",
         showlegend=False,
-        margin={"l": 54, "r": 12, "t": 8, "b": 46},
+        margin={"l": 54, "r": 12, "t": 26, "b": 46},
         hovermode="closest",
         xaxis={**axis, "title": {"text": "teacher's log-odds of its top class (nats)"}},
         yaxis={**axis, "title": {"text": "student's log-odds of that class (nats)"}},

@@ -14,7 +14,7 @@ from distillens.report.deviation_figure import WHO, deviation_figure, outside, s
 from distillens.report.html import Safe, data_block, element
 from distillens.report.points import Points, Sample, panel_limit, sample
 from distillens.report.slope_table import names, slope_table, splits
-from distillens.report.text import estimate, fixed, listed, plural
+from distillens.report.text import fixed, listed, plural, slope
 from distillens.results import Deviation, StudyResult
 
 _READING = (
@@ -99,6 +99,8 @@ def _pictures(
     reference = ranking.reference_name(result)
     drawn_names = [name for name in names(result) if any(key[0] == name for key in panels)]
     others = [name for name in drawn_names if name != reference] or drawn_names
+    best = {row.name for row in ranking.best(result)}
+    first = next((index for index, name in enumerate(others) if name in best), 0)
     choices = []
     for index, name in enumerate(others):
         figures = []
@@ -114,14 +116,14 @@ def _pictures(
                 element("div", *figures, class_="grid"),
                 class_="choice",
                 data_choice=f"d{index}",
-                hidden=index > 0,
+                hidden=index != first,
             )
         )
     if reference not in drawn_names:
         text = f"There are no points of a one-hot student ({reference}) to compare with."
         words.append(element("p", text, class_="missing"))
     keys = [f"d{index}" for index in range(len(others))]
-    return [*words, chooser("Student", others, keys), _legend(), *choices, *blocks.values()]
+    return [*words, chooser("Student", others, keys, first), _legend(), *choices, *blocks.values()]
 
 
 def _identity(key: tuple[str, str], panels: Mapping[tuple[str, str], object]) -> str:
@@ -145,8 +147,9 @@ def _panel(
     if drawn.dropped:
         shown += f", {drawn.dropped:,} not finite and left out"
     text = (
-        f"slope {estimate(deviation.slope_low)} below {fixed(deviation.threshold, 2)}, "
-        f"{estimate(deviation.slope_high)} above; {shown}."
+        f"slope {slope(deviation.slope_low)} in the low half (below "
+        f"{fixed(deviation.threshold, 2)}), {slope(deviation.slope_high)} in the high half; "
+        f"{shown}."
     )
     heading = f"{name}, {split}, seed {deviation.seed}"
     return element(

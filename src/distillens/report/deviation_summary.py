@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from distillens.report import ranking
-from distillens.report.text import estimate, fixed, listed, plural
+from distillens.report.text import fixed, listed, plural, slope
 from distillens.results import Deviation, Estimate, StudyResult
 
 _PARTS: tuple[tuple[str, Callable[[Deviation], Estimate]], ...] = (
@@ -70,23 +70,23 @@ _LEADS = {
 }
 
 
-def _side(slope: Estimate) -> str:
-    if slope.interval is None:
+def _side(value: Estimate) -> str:
+    if value.interval is None:
         return "no interval"
-    if slope.interval.low > 1:
+    if value.interval.low > 1:
         return "above 1"
-    return "below 1" if slope.interval.high < 1 else "includes 1"
+    return "below 1" if value.interval.high < 1 else "includes 1"
 
 
 def _verdict(slopes: list[Estimate]) -> str:
-    sides = {_side(slope) for slope in slopes}
+    sides = {_side(value) for value in slopes}
     return sides.pop() if len(sides) == 1 else "differs between seeds"
 
 
 def _value(slopes: list[Estimate]) -> str:
     if len(slopes) == 1:
-        return estimate(slopes[0])
-    values = [slope.value for slope in slopes]
+        return slope(slopes[0])
+    values = [one.value for one in slopes]
     return (
         f"{fixed(fmean(values), 2)} (mean of {plural(len(values), 'seed')}, "
         f"{fixed(min(values), 2)} to {fixed(max(values), 2)})"

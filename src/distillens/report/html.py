@@ -61,7 +61,7 @@ def table(
     headings, rows
         Cells, escaped unless they are `Safe`.
     caption
-        Shown under the table.
+        A paragraph under the table.
     strong
         Indices of the rows that are set in bold.
     """
@@ -70,10 +70,11 @@ def table(
     for index, (first, *rest) in enumerate(rows):
         cells = [element("th", first, scope="row"), *(element("td", cell) for cell in rest)]
         body.append(element("tr", *cells, class_="best" if index in strong else None))
-    parts = [element("thead", head), element("tbody", *body)]
-    if caption:
-        parts.insert(0, element("caption", caption))
-    return element("div", element("table", *parts), class_="wide")
+    scrolled = element(
+        "div", element("table", element("thead", head), element("tbody", *body)), class_="wide"
+    )
+    # Not a <caption>: that would scroll away sideways with the table on a narrow screen.
+    return join(scrolled, element("p", caption, class_="caption") if caption else "")
 
 
 def data_block(identity: str, value: str | object) -> Safe:

@@ -10,8 +10,14 @@ ONE_HOT = "one-hot"
 
 
 def accuracy_digits(result: StudyResult) -> int:
-    """Return the decimals of a percentage that the test split can resolve."""
-    return 2 if result.test_examples >= 10_000 else 1
+    """Return the decimals of percentages: 2 for a large test split, or where 1 would hide a sign.
+
+    An interval of [+0.0, +3.7] would not show whether it excludes 0.
+    """
+    gains = [row.gain.interval for row in result.rows if row.gain is not None]
+    bounds = [bound for gain in gains if gain is not None for bound in (gain.low, gain.high)]
+    hidden = any(0 < abs(bound) < 0.0005 for bound in bounds)
+    return 2 if result.test_examples >= 10_000 or hidden else 1
 
 
 def ordered(result: StudyResult) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from distillens.report import ranking
 from distillens.report.accuracy_part import swatch
 from distillens.report.html import Safe, element, join, table
-from distillens.report.text import estimate, listed, number, percent
+from distillens.report.text import estimate, listed, number, percent, slope
 from distillens.results import StudyResult
 
 
@@ -29,13 +29,13 @@ def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Saf
         "student",
         "seed",
         "slope, all",
-        "slope, low half",
-        "slope, high half",
-        "less sure in low half, %",
-        "same top class, %",
-        "KL to teacher (nats)",
-        "only student right",
-        "only teacher right",
+        "low half",
+        "high half",
+        "underfit %",
+        "same top %",
+        "KL, nats",
+        "only student",
+        "only teacher",
         "clipped",
     ]
     order = names(result)
@@ -45,9 +45,9 @@ def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Saf
         [
             join(swatch(colours[deviation.student]), deviation.student),
             str(deviation.seed),
-            estimate(deviation.slope),
-            estimate(deviation.slope_low),
-            estimate(deviation.slope_high),
+            slope(deviation.slope),
+            slope(deviation.slope_low),
+            slope(deviation.slope_high),
             estimate(deviation.underfit_share, 0, scale=100),
             percent(deviation.top_agreement, 1),
             number(deviation.kl),
@@ -67,7 +67,12 @@ def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Saf
     how = dict.fromkeys(f"{100 * interval.level:g} %, {interval.method}" for interval in found)
     caption = f"{split} split, {listed([f'{amount:,}' for amount in examples])} examples. "
     caption += f"In brackets: {'; '.join(how)}. " if how else "No slope has an interval. "
-    caption += "Halves: below and above the median of the teacher's log-odds."
+    caption += (
+        "Halves: below and above the median of the teacher's log-odds. Underfit: share of the low "
+        "half at which the student is less sure than the teacher. Same top: share with the same "
+        "top class. KL(teacher ‖ student) at τ = 1. Only student, only teacher: examples that only "
+        "one of them gets right. Clipped: probabilities that had to be clipped."
+    )
     reference = ranking.reference_name(result)
     if any(deviation.student == reference for deviation in chosen):
         caption += f" {reference} is the one-hot reference."

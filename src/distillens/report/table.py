@@ -7,7 +7,16 @@ from rich.table import Table
 from rich.text import Text
 
 from distillens.report import ranking
-from distillens.report.text import bracket, count, estimate, percent, plural, printable, seconds
+from distillens.report.text import (
+    DASH,
+    bracket,
+    count,
+    estimate,
+    percent,
+    plural,
+    printable,
+    seconds,
+)
 from distillens.results import Row, StudyResult
 
 
@@ -26,21 +35,26 @@ def accuracy_table(result: StudyResult) -> Table:
     """
     table = Table(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
         title=Text(printable(result.name), style="bold"),
         title_justify="left",
         caption=Text(caption(result)),
         caption_justify="left",
         pad_edge=False,
     )
-    names, *numbers = headings(result)
-    table.add_column(Text(names))
-    for heading in numbers:
-        table.add_column(Text(heading), justify="right")
+    for index, heading in enumerate(_stacked(headings(result))):
+        table.add_column(
+            Text(heading),
+            justify="right" if index else "left",
+            no_wrap=index > 0,
+        )
     best = ranking.best(result)
     for row in ranking.ordered(result):
+        name, *cells = cells_of(row, ranking.accuracy_digits(result))
         # Text, not str: rich would read brackets in a name as markup.
-        cells = [Text(printable(cell)) for cell in cells_of(row, ranking.accuracy_digits(result))]
-        table.add_row(*cells, style="bold" if row in best else None)
+        stacked = [Text(cell) for cell in _stacked([printable(name), *cells])]
+        table.add_row(*stacked, style="bold" if row in best else None)
     return table
 
 
@@ -61,7 +75,8 @@ def markdown_table(result: StudyResult) -> str:
     lines.append(_markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
     best = ranking.best(result)
     for row in ranking.ordered(result):
-        cells = [_markdown_text(cell) for cell in cells_of(row, ranking.accuracy_digits(result))]
+        name, *cells = cells_of(row, ranking.accuracy_digits(result))
+        cells.insert(0, _markdown_text(name))
         lines.append(_markdown_line([f"**{cell}**" for cell in cells] if row in best else cells))
     return "\n".join([*lines, "", _markdown_text(caption(result)), ""])
 
@@ -70,7 +85,7 @@ def headings(result: StudyResult) -> list[str]:
     """Return the column headings with their units."""
     return [
         "supervision",
-        "seeds",
+        "n",
         "test % ± std",
         ranking.level(result),
         f"gain over {printable(ranking.reference_name(result))}",
@@ -105,8 +120,9 @@ def caption(result: StudyResult) -> str:
         splits.append(f"{result.validation_examples:,} validation")
     splits.append(f"{result.test_examples:,} test examples")
     parts = [
-        f"{', '.join(splits)}; {plural(result.classes, 'class', 'classes')}; loss: {printable(result.loss)}.",
-        f"Accuracy at the last epoch{last}, std over seeds, gain paired by seed.",
+        f"{', '.join(splits)}; {plural(result.classes, 'class', 'classes')}; "
+        f"loss: {printable(result.loss)}.",
+        f"Accuracy at the last epoch{last}, std over n seeds, gain paired by seed.",
     ]
     if result.changed_labels:
         parts.append(f"{plural(result.changed_labels, 'training label')} changed on purpose.")
@@ -118,6 +134,21 @@ def caption(result: StudyResult) -> str:
     else:
         parts.append("Bold: highest mean among students.")
     return " ".join(parts)
+
+
+def _stacked(cells: list[str]) -> list[str]:
+    """Return the columns for a terminal of 80: each interval stands under its number."""
+    name, seeds, accuracy, interval, gain, train, parameters, time = cells
+    value, _, bracketed = gain.partition(" [")
+    return [
+        name,
+        seeds,
+        accuracy if interval == DASH else f"{accuracy}\n{interval}",
+        f"{value}\n[{bracketed}" if bracketed else gain,
+        train.replace(" ", "\n"),
+        parameters,
+        time.replace(" ", "\n"),
+    ]
 
 
 def _markdown_line(cells: list[str]) -> str:

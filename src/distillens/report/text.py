@@ -87,6 +87,13 @@ def estimate(
     return f"{written} {bracket(value.interval, digits, scale, signed)}"
 
 
+def slope(value: Estimate) -> str:
+    """Write a slope with its interval, with enough decimals to see on which side of 1 it lies."""
+    bounds = () if value.interval is None else (value.interval.low, value.interval.high)
+    hidden = any(bound != 1 and round(bound, 2) == 1 for bound in bounds)
+    return estimate(value, 4 if hidden else 2)
+
+
 def count(amount: int) -> str:
     """Write a count of parameters: 61,706 below a million, 11.7M and 1.3B above."""
     for size, letter in ((10**9, "B"), (10**6, "M")):

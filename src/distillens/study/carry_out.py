@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from distillens.atomic import write_atomically
 from distillens.data import Normalisation, Splits, load_splits
 from distillens.errors import RunError
@@ -24,6 +22,7 @@ from distillens.study.recipe import Recipe
 from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher, prepare_teacher
 from distillens.supervision import LogitCache, Supervision, build_supervision
+from distillens.training import accelerator_for
 
 
 def run(
@@ -78,9 +77,7 @@ def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -
         run=run,
         splits=splits,
         normalisation=Normalisation.of(splits.train),
-        accelerator=Accelerator(
-            mixed_precision="bf16" if recipe.precision == "bfloat16" else "no"
-        ),
+        accelerator=accelerator_for(recipe.precision),
         progress=progress,
         trust_code=trust_code,
     )

@@ -11,6 +11,7 @@ from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.supervision.losses import Loss
 from distillens.supervision.recipe import SupervisionRecipe
+from distillens.training.processes import Precision
 from distillens.training.recipe import TrainingRecipe
 
 
@@ -79,7 +80,7 @@ class Recipe(_Part):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     loss: Loss = "cross-entropy"
     """The form of the students' losses."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """What networks compute in during training; weights stay in float32."""
     data: DataRecipe
     teacher: TeacherRecipe

@@ -2,6 +2,7 @@
 
 from distillens.training.loop import History, Hook, fit
 from distillens.training.predict import accuracy, predict
+from distillens.training.processes import Precision, accelerator_for
 from distillens.training.recipe import Schedule, TrainingRecipe
 from distillens.training.trajectory import EpochRecord, Store, read_history
 
@@ -9,9 +10,11 @@ __all__ = [
     "EpochRecord",
     "History",
     "Hook",
+    "Precision",
     "Schedule",
     "Store",
     "TrainingRecipe",
+    "accelerator_for",
     "accuracy",
     "fit",
     "predict",

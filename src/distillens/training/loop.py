@@ -18,6 +18,7 @@ from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import Supervision
+from distillens.training.processes import accelerator_for
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.trajectory import (
     EpochRecord,
@@ -90,7 +91,7 @@ def fit(
     CheckpointError
         A checkpoint cannot be written or read.
     """
-    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerator or accelerator_for("float32")
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -116,6 +117,8 @@ def fit(
             for hook in hooks:
                 hook(record, model)
     accelerator.wait_for_everyone()
+    # Mixed precision wraps the model's forward; give back the model as it came.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     digest = None
     if store is not None:
         digest = digest_file(store.weights(recipe.epochs))

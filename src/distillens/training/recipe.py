@@ -39,8 +39,9 @@ class Schedule(BaseModel):
             return 1.0
         if self.kind == "cosine":
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-        # Rounded, so that 0.375 of 256 epochs is step 96 · steps_per_epoch on every machine.
-        passed = bisect.bisect_right([round(share * total) for share in self.milestones], step)
+        # The first step at or after each share; rounded before, so that 0.1 of 30 is 3 and not 4.
+        places = [math.ceil(round(share * total, 6)) for share in self.milestones]
+        passed = bisect.bisect_right(places, step)
         return self.factor**passed
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import torch
 
 from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError
+from distillens.models.weights import load_safely
 
 
 class Store(Protocol):
@@ -73,12 +73,7 @@ def read_state(path: Path) -> dict[str, Any]:
     CheckpointError
         The file is damaged or holds something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
-        raise CheckpointError(
-            f"{path} is no training state; delete the folder it is in to train again"
-        ) from None
+    state = load_safely(path)
     if not isinstance(state, dict) or "epoch" not in state:
         raise CheckpointError(f"{path} is no training state; delete its folder to train again")
     return state

@@ -1,0 +1,60 @@
+"""Small examples that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distillens.data import Examples, examples_from_arrays
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets, which development and CI have beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the data sets in {SHARED}")
+    return SHARED
+
+
+def blobs(count: int = 48, classes: int = 3, features: int = 5, seed: int = 0) -> Examples:
+    """Gaussian clouds, one a class: something that a small network learns."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = np.random.default_rng(99).normal(size=(classes, features)) * 2
+    inputs = centres[labels] + generator.normal(size=(count, features))
+    return examples_from_arrays(inputs.astype(np.float32), labels)
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A recipe that takes about a second."""
+    return {
+        "name": "tiny",
+        "seeds": [0],
+        "data": {"source": "digits", "train_size": 120, "test_size": 100},
+        "teacher": {
+            "model": {"name": "mlp", "hidden": [32]},
+            "training": {"epochs": 3, "batch_size": 32, "learning_rate": 0.05},
+        },
+        "student": {
+            "model": {"name": "mlp", "hidden": [4]},
+            "training": {"epochs": 3, "batch_size": 32, "learning_rate": 0.05},
+        },
+        "supervisions": [
+            {"kind": "one-hot"},
+            {"kind": "offline", "temperature": 4},
+            {"kind": "online", "temperature": 4},
+        ],
+        "complexity": {"examples": 24, "epochs": [0, 3], "random_draws": 2},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
