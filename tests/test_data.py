@@ -58,7 +58,9 @@ def test_real_fashion_mnist_has_its_known_shape(shared_data: Path) -> None:
     assert torch.equal(together, torch.arange(60000))
 
 
-def test_real_cifar_parquet_has_its_known_shape_and_names(shared_data: Path, tmp_path: Path) -> None:
+def test_real_cifar_parquet_has_its_known_shape_and_names(
+    shared_data: Path, tmp_path: Path
+) -> None:
     # The test file under the training name too: reading 10,000 pictures is enough.
     for split in ("train", "test"):
         (tmp_path / f"{split}.parquet").symlink_to(shared_data / "cifar100" / "test.parquet")
@@ -131,9 +133,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
     index = np.arange(16)
     whole = augment(images, index, 3, how)
     shuffled = np.random.default_rng(0).permutation(16)
-    one_by_one = torch.cat(
-        [augment(images[i : i + 1], index[i : i + 1], 3, how) for i in shuffled]
-    )
+    one_by_one = torch.cat([augment(images[i : i + 1], index[i : i + 1], 3, how) for i in shuffled])
     assert torch.equal(one_by_one, whole[shuffled])
     assert not torch.equal(augment(images, index, 4, how), whole)
     assert not torch.equal(augment(images, index, 3, Augmentation(crop=2, flip=True)), whole)

@@ -15,9 +15,11 @@ from distillens.errors import RunError
 from distillens.report import accuracy_table, markdown_table, render
 from distillens.report.accuracy_summary import accuracy_summary
 from distillens.report.complexity_summary import complexity_summary
+from distillens.report.deviation_figure import deviation_figure
 from distillens.report.deviation_summary import deviation_summary
+from distillens.report.html import data_block
 from distillens.report.points import PANEL_LIMIT, sample
-from distillens.report.text import count, duration, fixed, number
+from distillens.report.text import count, duration, fixed, number, slope
 from distillens.results import (
     Agreement,
     Cell,
@@ -330,6 +332,10 @@ class TestNumbers:
     def test_any_size(self, value, written):
         assert number(value) == written
 
+    def test_a_slope_shows_on_which_side_of_one_it_lies(self):
+        assert slope(around(1.10, 0.05)) == "1.10 [1.05, 1.15]"
+        assert slope(around(1.10, 0.098)) == "1.100 [1.002, 1.198]"
+
     def test_rounding_to_zero_has_no_sign(self):
         assert fixed(-0.001, 1) == "0.0"
 
@@ -467,7 +473,9 @@ class TestPage:
             for split in ("test", "train")
         )
         crowded = replace(result, deviations=deviations)
-        assert len(render(crowded, points_for(crowded)).encode()) < 6_500_000
+        text = render(crowded, points_for(crowded))
+        assert len(text.encode()) < 6_000_000
+        assert "1,875 of 20,000 points, thinned at random" in text
 
 
 class TestHostileRun:
@@ -523,6 +531,11 @@ class TestHostileRun:
         assert theirs.tags <= ours.tags
         assert {key for key, _ in theirs.attributes} <= {key for key, _ in ours.attributes}
 
+    def test_a_data_block_cannot_be_closed_from_inside(self):
+        block = data_block("figure", {"name": f"<!--{ATTACK}\u2028&"})
+        assert block.count("<") == 2
+        assert figures(block) == {"figure": {"name": f"<!--{ATTACK}\u2028&"}}
+
     def test_names_in_figures_are_escaped_for_plotly_too(self):
         result = self.hostile()
         drawn = figures(render(result, points_for(result)))
@@ -545,6 +558,19 @@ class TestPoints:
         low = arrays["x"] < 3.0
         drawn = sample(arrays, "p.npz", 3.0, limit=50)
         assert drawn.low == pytest.approx((arrays["x"][low].mean(), arrays["y"][low].mean()))
+
+    def test_the_drawn_lines_are_the_fitted_ones(self):
+        x = np.linspace(-2.0, 8.0, 501)
+        y = np.where(x < 3.0, 1.0 + 1.5 * x, 4.0 + 0.5 * x)
+        deviation = replace(
+            deviation_of("no KD", "test"), slope_low=Estimate(1.5), slope_high=Estimate(0.5)
+        )
+        drawn = sample({"x": x, "y": y, "who": np.zeros(501, int)}, "p.npz", deviation.threshold)
+        figure = deviation_figure(deviation, drawn, "#000000", (-3.0, 9.0)).to_dict()
+        low, high = figure["data"][-2:]
+        assert (list(low["x"]), list(high["x"])) == ([-2.0, 3.0], [3.0, 8.0])
+        assert list(low["y"]) == pytest.approx([-2.0, 5.5])
+        assert list(high["y"]) == pytest.approx([5.5, 8.0])
 
     def test_infinite_points_are_counted(self):
         arrays = self.arrays(100)
@@ -606,7 +632,14 @@ class TestSummary:
         result = study()
         other = replace(deviation_of("online τ=4", "test", seed=1), slope_low=around(0.8, 0.05))
         low = dict(deviation_summary(replace(result, deviations=(*result.deviations, other))))
-        assert "Seeds disagree: online τ=4 1.07 (mean of 2 seeds" in low["Slope on test, low half"]
+        assert "Seeds disagree: online τ=4 1.07, mean of 2 seeds" in low["Slope on test, low half"]
+
+    def test_a_slope_near_the_reference_is_said_to_overlap(self):
+        result = study()
+        near = replace(deviation_of("online τ=4", "test"), slope_low=around(0.9, 0.06))
+        kept = tuple(one for one in result.deviations if one.student == "no KD")
+        (_, text), _ = deviation_summary(replace(result, deviations=(*kept, near)))
+        assert "online τ=4 0.90 [0.84, 0.96] (overlaps the reference)" in text
 
     def test_no_reference_is_said(self):
         result = study()
@@ -616,7 +649,10 @@ class TestSummary:
 
     def test_targets_are_ordered_early_and_late(self):
         ((_, text),) = complexity_summary(study())
-        early, late = text.split("At epoch 20:")
+        assert text.startswith("By adjusted complexity at epoch 2:"), "epoch 0 is untrained"
+        adjusted, gradient = text.split("By the gradient residual at epoch 2:")
+        assert "online teacher" in gradient
+        early, late = adjusted.split("At epoch 20:")
         assert re.search(r"random labels .* > .*dataset labels .* > online teacher", early)
         assert "dataset labels 1.20" in late
         assert "at 11 of the 11 epochs" in late
@@ -624,7 +660,7 @@ class TestSummary:
     def test_near_ties_are_called_equal(self):
         curves = curves_of()
         points = tuple(
-            replace(point, value=value_of(1.0 + 0.001 * index, 1.0))
+            replace(point, value=value_of(1.0 + 0.001 * index, 1.0), gradient=None)
             for index, point in enumerate(curves.points[:4])
         )
         ((_, text),) = complexity_summary(

@@ -12,6 +12,7 @@ from distillens.errors import SupervisionError
 from distillens.supervision import (
     Distillation,
     FixedTeacher,
+    Loss,
     Mixed,
     OneHot,
     OnlineTeacher,
@@ -67,7 +68,7 @@ def test_the_distillation_gradient_is_tau_times_the_difference_of_softmaxes(
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared-error"])
-def test_alpha_0_is_one_hot_and_alpha_1_is_the_teacher(loss) -> None:  # noqa: ANN001
+def test_alpha_0_is_one_hot_and_alpha_1_is_the_teacher(loss: Loss) -> None:
     teacher = RecordedTeacher(G)
     labels, taught = OneHot(loss), Distillation(teacher, 4, loss)
     batch = batch_of()

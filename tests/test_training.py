@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import blobs
 from torch import nn
 
-from conftest import blobs
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays
 from distillens.errors import CheckpointError, TrainingError
 from distillens.models import ModelRecipe, build_model, load_state
@@ -74,8 +75,8 @@ def test_one_step_is_the_textbook_update() -> None:
         torch.testing.assert_close(ours, start - 0.1 * 1.9 * gradient)
 
 
-class Stop(Exception):
-    pass
+class KilledError(Exception):
+    """Stands in for a kill between two epochs."""
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -87,12 +88,12 @@ def test_a_run_killed_after_an_epoch_ends_with_the_same_bits(tmp_path: Path, dro
 
     def stop(record: EpochRecord, model: nn.Module) -> None:
         if record.epoch == 2:
-            raise Stop
+            raise KilledError
 
     files = NetworkFiles(tmp_path / "killed")
     killed = network(dropout=dropout)
     torch.manual_seed(7)
-    with pytest.raises(Stop):
+    with pytest.raises(KilledError):
         fit(killed, OneHot(), batches, RECIPE, store=files, hooks=[stop])
     torch.manual_seed(12345)
     resumed = network(seed=3, dropout=dropout)
@@ -179,4 +180,4 @@ def test_cosine_falls_from_the_peak_to_zero() -> None:
     assert factors[9] == 1
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == pytest.approx(0, abs=1e-12)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))

@@ -52,8 +52,6 @@ _HOME = {
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *sorted(_MODULE)]  # noqa: PLE0604
-
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:

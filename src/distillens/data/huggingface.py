@@ -74,10 +74,11 @@ def _parquet(files: list[str]) -> Any:
     # Read into memory: the library's own reader would leave a second copy in its cache folder.
     import datasets
     import pyarrow as pa
+    from datasets.table import InMemoryTable
     from pyarrow import parquet
 
     tables = [parquet.read_table(file) for file in files]
-    return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables)))
+    return datasets.Dataset(InMemoryTable(pa.concat_tables(tables)))
 
 
 def _label_file(path: str) -> Sequence[str] | None:

@@ -103,7 +103,5 @@ def add_label_noise(
     after = before.copy()
     after[rows] = (before[rows] + generator.integers(1, classes, count)) % classes
     index = examples.indices.numpy()
-    changes = tuple(
-        LabelChange(int(index[row]), int(before[row]), int(after[row])) for row in rows
-    )
+    changes = tuple(LabelChange(int(index[row]), int(before[row]), int(after[row])) for row in rows)
     return replace(examples, labels=torch.from_numpy(after)), changes

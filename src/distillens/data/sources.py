@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def read_digits() -> Source:
     """Return scikit-learn's 1,797 handwritten digits, (N, 1, 8, 8) with grey values 0 to 255."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     # Stored as 0..16; spread over a byte so that every source of images has the same unit.
     images = np.round(np.asarray(digits["images"]) * (255 / 16)).astype(np.uint8)
     labels = np.asarray(digits["target"])

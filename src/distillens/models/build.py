@@ -72,7 +72,7 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     builder = _builder(recipe.name, trust_code)
     if recipe.name not in BUILDERS:
         return
-    known = [name for name in inspect.signature(builder).parameters][2:]
+    known = list(inspect.signature(builder).parameters)[2:]
     for key in recipe.arguments:
         if key not in known:
             hint = nearest(key, known) if known else "; it takes none"
@@ -120,9 +120,7 @@ def build_model(
     return model
 
 
-def check_outputs(
-    model: nn.Module, input_shape: tuple[int, ...], outputs: int, what: str
-) -> None:
+def check_outputs(model: nn.Module, input_shape: tuple[int, ...], outputs: int, what: str) -> None:
     """Run two zero inputs through a model and refuse it if it does not give (2, outputs)."""
     was_training = model.training
     parameter = next(model.parameters(), None)

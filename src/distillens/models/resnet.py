@@ -24,7 +24,9 @@ class Block(nn.Module):
         y = self.bn2(self.conv2(relu(self.bn1(self.conv1(x)))))
         if self.stride > 1 or self.added:
             front = self.added // 2
-            x = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.added - front))
+            x = pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.added - front)
+            )
         return relu(x + y)
 
 

@@ -33,7 +33,7 @@ def accuracy_part(result: StudyResult, colours: dict[str, str]) -> Safe:
     strong = [index for index, row in enumerate(rows) if row in best]
     reading = (
         "How to read it: the dot is the mean, the bar its interval, each tick one seed. "
-        "A gain whose interval excludes 0 holds across the seeds that were tried."
+        "A gain whose interval includes 0 may be the luck of the seeds."
     )
     return element(
         "section",

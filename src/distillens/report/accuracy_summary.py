@@ -16,13 +16,13 @@ def accuracy_summary(result: StudyResult) -> list[tuple[str, str]]:
         return []
     reference = ranking.reference_name(result)
     parts = [_first(result, best, len(students))]
-    if len(best) == 1 and best[0].kind != ranking.ONE_HOT:
+    if len(best) == 1 and best[0].name != reference:
         parts.append(_gain(best[0], result, reference))
     if len(best) == 1:
         rivals = [row.name for row in students if row not in best and _overlap(row, best[0])]
         if rivals:
-            verb = "overlaps" if len(rivals) == 1 else "overlap"
-            parts.append(f"The interval of {listed(rivals)} {verb} with that of {best[0].name}.")
+            verb = "interval of {} overlaps" if len(rivals) == 1 else "intervals of {} overlap"
+            parts.append(f"The {verb.format(listed(rivals))} with that of {best[0].name}.")
     if len(students) > 2:
         parts.append(
             f"The best of {len(students)} was picked by its test accuracy, "
@@ -46,7 +46,7 @@ def _first(result: StudyResult, best: list[Row], students: int) -> str:
         )
     if students == 1:
         return f"The only student, {best[0].name}, reaches a test accuracy of {told}."
-    if best[0].kind == ranking.ONE_HOT:
+    if best[0].name == ranking.reference_name(result):
         return f"No supervision had a higher mean test accuracy than {best[0].name}: {told}."
     return f"{best[0].name} has the highest mean test accuracy of {students} students: {told}."
 

@@ -23,7 +23,17 @@ class Measure:
     field: str
     title: str
     formula: str
-    axis: str
+    unit: str
+
+    @property
+    def short(self) -> str:
+        """The title inside a line."""
+        return self.title.lower()
+
+    @property
+    def sentence(self) -> str:
+        """The title inside a sentence."""
+        return f"the {self.short}" if self.field == "gradient" else f"{self.short} complexity"
 
     def of(self, point: ComplexityPoint) -> float | None:
         """Return the point's value, None where it was not measured."""
@@ -32,17 +42,24 @@ class Measure:
         return getattr(point.value, self.field)
 
 
+GRADIENT = Measure(
+    "gradient",
+    "Gradient residual",
+    "eq. 49 with Y − σ(f/τ), for cross-entropy; ours, not the paper's",
+    "target units",
+)
+
 MEASURES = (
-    Measure("adjusted", "Adjusted", "(1/n)·√((Y−f)ᵀK⁻¹(Y−f)·Tr K), eq. 49", "units of the targets"),
-    Measure("adjusted_star", "Adjusted*", "(1/n)·√(YᵀK⁻¹Y·Tr K), eq. 50", "units of the targets"),
+    Measure(
+        "adjusted",
+        "Adjusted",
+        "(1/n)·√((Y−f)ᵀK⁻¹(Y−f)·Tr K), eq. 49, for squared error",
+        "target units",
+    ),
+    Measure("adjusted_star", "Adjusted*", "(1/n)·√(YᵀK⁻¹Y·Tr K), eq. 50", "target units"),
     Measure("normalised", "Normalised", "adjusted ÷ target size ‖Y‖₂/√n", "no unit"),
     Measure("normalised_star", "Normalised*", "adjusted* ÷ target size ‖Y‖₂/√n", "no unit"),
-    Measure(
-        "gradient",
-        "Gradient residual",
-        "eq. 49 with Y − σ(f/τ), for cross-entropy; ours, not the paper's",
-        "units of the targets",
-    ),
+    GRADIENT,
 )
 
 # dash, marker symbol: a curve is told apart without its colour too.
@@ -114,7 +131,7 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
             x=[epoch for epoch, _ in points],
             y=values,
             # plotly reads tags in labels, so a name is escaped here as well.
-            name=targets,
+            name=html.escape(printable(target_title(targets))),
             legendgroup=f"t{index}",
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
@@ -122,7 +139,7 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
             hovertemplate="epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
         )
     logarithmic = bool(drawn) and min(drawn) > 0 and max(drawn) > _LOG_RATIO * min(drawn)
-    scale = ", log scale" if logarithmic else ""
+    scale = ", log" if logarithmic else ""
     figure.update_layout(
         template="none",
         showlegend=False,
@@ -130,11 +147,11 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
         hovermode="closest",
         xaxis={"title": {"text": "student's epoch"}, "zeroline": False},
         yaxis={
-            "title": {"text": f"{measure.title.lower()} ({measure.axis}{scale})"},
+            "title": {"text": f"{measure.short} ({measure.unit}{scale})"},
             "type": "log" if logarithmic else "linear",
             "rangemode": "normal" if logarithmic else "tozero",
             "zeroline": False,
-            **({"dtick": 1} if logarithmic else {}),
+            **({"dtick": "D2"} if logarithmic else {}),
         },
     )
     return figure

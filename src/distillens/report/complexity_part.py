@@ -80,7 +80,7 @@ def plot(identity: str, label: str, shape: str) -> Safe:
 
 def _curves(curves: ComplexityCurves, index: int) -> Safe:
     shown = [measure for measure in MEASURES if measured(curves, measure)]
-    missing = [measure.title.lower() for measure in MEASURES if measure not in shown]
+    missing = [measure.short for measure in MEASURES if measure not in shown]
     panels = []
     for measure in shown:
         identity = f"complexity-{index}-{measure.field}"
@@ -91,7 +91,7 @@ def _curves(curves: ComplexityCurves, index: int) -> Safe:
             element(
                 "figure",
                 element("figcaption", element("b", measure.title), f" – {measure.formula}.{gap}"),
-                plot(identity, f"{measure.title} complexity over epochs", "flat"),
+                plot(identity, f"{measure.sentence} over epochs", "flat"),
                 data_block(identity, figure),
             )
         )
@@ -143,7 +143,7 @@ def _caption(curves: ComplexityCurves) -> str:
     ridges = [point.value.ridge for point in curves.points]
     parts = [
         f"{curves.examples:,} {curves.split} examples; {curves.form} kernel; {curves.coding}; "
-        f"τ = {number(curves.temperature)}.",
+        f"τ = {curves.temperature:g}.",
     ]
     if "random labels" in target_sets(curves):
         parts.append(f"Random labels: mean of {plural(curves.random_draws, 'draw')}.")

@@ -6,7 +6,9 @@ import itertools
 import math
 
 from distillens.report.complexity_figure import (
+    GRADIENT,
     MEASURES,
+    Measure,
     measured,
     series,
     target_sets,
@@ -31,18 +33,23 @@ def complexity_summary(result: StudyResult) -> list[tuple[str, str]]:
 
 
 def _sentences(curves: ComplexityCurves) -> str:
-    # Adjusted is the paper's first choice; it is missing where no predictions were given.
-    measure = next((measure for measure in MEASURES[:2] if measured(curves, measure)), None)
-    if measure is None:
+    # Adjusted is the paper's first choice; it is missing where no predictions were given. The
+    # gradient residual is there for students trained with cross-entropy, and then said as well.
+    chosen = [measure for measure in MEASURES[:2] if measured(curves, measure)][:1]
+    chosen += [GRADIENT] * measured(curves, GRADIENT)
+    if not chosen:
         return "No finite complexity: the Gram was singular at every epoch."
+    return " ".join(_of_measure(curves, measure) for measure in chosen)
+
+
+def _of_measure(curves: ComplexityCurves, measure: Measure) -> str:
     values = {name: dict(series(curves, name, measure)) for name in target_sets(curves)}
     epochs = _common(values)
     if not epochs:
-        return "No epoch has finite values for all target sets, so no order is given."
+        return f"No epoch has finite {measure.short} values for all target sets."
     # Epoch 0 is the untrained network; nothing has been learned there that could be easy.
     early = next((epoch for epoch in epochs if epoch > 0), epochs[0])
-    title = measure.title.lower()
-    parts = [f"By {title} complexity at epoch {early}: {_order(values, early)}."]
+    parts = [f"By {measure.sentence} at epoch {early}: {_order(values, early)}."]
     if epochs[-1] != early:
         parts.append(f"At epoch {epochs[-1]}: {_order(values, epochs[-1])}.")
     return " ".join(parts + _online(values, epochs))

@@ -43,10 +43,8 @@ def _sentences(
     grouped: dict[str, list[str]] = {}
     for name, deviations in found.items():
         slopes = [read(deviation) for deviation in deviations]
-        told = f"{name} {_value(slopes)}"
-        relation = _relation(deviations, reference, read)
-        if relation:
-            told += f", {relation} the reference's"
+        against = _against(deviations, reference, read)
+        told = f"{name} {_value(slopes)}" + (f" ({against})" if against else "")
         grouped.setdefault(_verdict(slopes), []).append(told)
     parts = [
         f"{_LEADS[verdict]}: {'; '.join(grouped[verdict])}."
@@ -88,27 +86,30 @@ def _value(slopes: list[Estimate]) -> str:
         return slope(slopes[0])
     values = [one.value for one in slopes]
     return (
-        f"{fixed(fmean(values), 2)} (mean of {plural(len(values), 'seed')}, "
-        f"{fixed(min(values), 2)} to {fixed(max(values), 2)})"
+        f"{fixed(fmean(values), 2)}, mean of {plural(len(values), 'seed')} from "
+        f"{fixed(min(values), 2)} to {fixed(max(values), 2)}"
     )
 
 
-def _relation(
+def _against(
     deviations: list[Deviation],
     reference: list[Deviation],
     read: Callable[[Deviation], Estimate],
 ) -> str:
-    """Return how the intervals lie to the reference's of the same seed, "" where none are."""
+    """Return how the intervals lie to the reference's of the same seed, "" where one is missing."""
     by_seed = {deviation.seed: read(deviation).interval for deviation in reference}
-    found = set()
+    found: dict[str, int] = {}
     for deviation in deviations:
         own, other = read(deviation).interval, by_seed.get(deviation.seed)
         if own is None or other is None:
             return ""
+        relation = "overlaps"
         if own.low > other.high:
-            found.add("above")
+            relation = "above"
         elif own.high < other.low:
-            found.add("below")
-        else:
-            found.add("overlapping with")
-    return found.pop() if len(found) == 1 else f"{listed(sorted(found))} (by seed)"
+            relation = "below"
+        found[relation] = found.get(relation, 0) + 1
+    if len(deviations) == 1:
+        return f"{next(iter(found))} the reference"
+    told = [f"{relation} the reference in {times}" for relation, times in found.items()]
+    return f"{listed(told)} of {plural(len(deviations), 'seed')}"

@@ -18,6 +18,7 @@ from distillens.report.deviation_part import deviation_part
 from distillens.report.deviation_summary import deviation_summary
 from distillens.report.html import Safe, element, join
 from distillens.report.points import Points
+from distillens.report.table import splits
 from distillens.report.text import duration, listed, plural
 from distillens.results import StudyResult
 
@@ -97,9 +98,7 @@ def _policy(scripts: list[str]) -> str:
 def _header(result: StudyResult) -> Safe:
     facts = [
         plural(result.classes, "class", "classes"),
-        f"{result.train_examples:,} training",
-        f"{result.validation_examples:,} validation",
-        f"{result.test_examples:,} test examples",
+        splits(result),
         f"loss: {result.loss}",
     ]
     if result.changed_labels:

@@ -15,7 +15,7 @@ Points: TypeAlias = Mapping[str, np.ndarray]
 2 only the teacher, 3 neither), all of length N."""
 
 PANEL_LIMIT = 3_000
-_PAGE_LIMIT = 90_000
+_PAGE_LIMIT = 75_000
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ def names(result: StudyResult) -> list[str]:
 
 def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Safe:
     """Return the slopes of a split, a row for each student and seed, with their intervals."""
+    order = names(result)
+    chosen = [deviation for deviation in result.deviations if deviation.split == split]
+    chosen.sort(key=lambda deviation: (order.index(deviation.student), deviation.seed))
     heads = [
         "student",
         "seed",
@@ -36,11 +39,7 @@ def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Saf
         "KL, nats",
         "only student",
         "only teacher",
-        "clipped",
     ]
-    order = names(result)
-    chosen = [deviation for deviation in result.deviations if deviation.split == split]
-    chosen.sort(key=lambda deviation: (order.index(deviation.student), deviation.seed))
     body = [
         [
             join(swatch(colours[deviation.student]), deviation.student),
@@ -53,7 +52,6 @@ def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Saf
             number(deviation.kl),
             f"{deviation.right.only_student:,}",
             f"{deviation.right.only_teacher:,}",
-            f"{deviation.clipped:,}",
         ]
         for deviation in chosen
     ]
@@ -71,8 +69,13 @@ def slope_table(result: StudyResult, split: str, colours: dict[str, str]) -> Saf
         "Halves: below and above the median of the teacher's log-odds. Underfit: share of the low "
         "half at which the student is less sure than the teacher. Same top: share with the same "
         "top class. KL(teacher ‖ student) at τ = 1. Only student, only teacher: examples that only "
-        "one of them gets right. Clipped: probabilities that had to be clipped."
+        "one of them gets right."
     )
+    if any(deviation.clipped for deviation in chosen):
+        heads.append("clipped")
+        for cells, deviation in zip(body, chosen, strict=True):
+            cells.append(f"{deviation.clipped:,}")
+        caption += " Clipped: probabilities of 0 or 1 that had to be clipped."
     reference = ranking.reference_name(result)
     if any(deviation.student == reference for deviation in chosen):
         caption += f" {reference} is the one-hot reference."

@@ -110,17 +110,18 @@ def cells_of(row: Row, digits: int) -> list[str]:
     ]
 
 
+def splits(result: StudyResult) -> str:
+    """Return the sizes of the splits; an empty validation split is left out."""
+    validation = f"{result.validation_examples:,} validation, " * bool(result.validation_examples)
+    return f"{result.train_examples:,} training, {validation}{result.test_examples:,} test examples"
+
+
 def caption(result: StudyResult) -> str:
     """Return what the table was measured on and how to read it."""
     epochs = sorted({cell.epochs for cell in result.cells})
     last = f" (epoch {', '.join(str(epoch) for epoch in epochs)})" if epochs else ""
-    # Where the validation split is empty it is left out rather than shown as 0.
-    splits = [f"{result.train_examples:,} training"]
-    if result.validation_examples:
-        splits.append(f"{result.validation_examples:,} validation")
-    splits.append(f"{result.test_examples:,} test examples")
     parts = [
-        f"{', '.join(splits)}; {plural(result.classes, 'class', 'classes')}; "
+        f"{splits(result)}; {plural(result.classes, 'class', 'classes')}; "
         f"loss: {printable(result.loss)}.",
         f"Accuracy at the last epoch{last}, std over n seeds, gain paired by seed.",
     ]

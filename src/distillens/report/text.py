@@ -90,8 +90,10 @@ def estimate(
 def slope(value: Estimate) -> str:
     """Write a slope with its interval, with enough decimals to see on which side of 1 it lies."""
     bounds = () if value.interval is None else (value.interval.low, value.interval.high)
-    hidden = any(bound != 1 and round(bound, 2) == 1 for bound in bounds)
-    return estimate(value, 4 if hidden else 2)
+    digits = 2
+    while digits < 4 and any(bound != 1 and round(bound, digits) == 1 for bound in bounds):
+        digits += 1
+    return estimate(value, digits)
 
 
 def count(amount: int) -> str:

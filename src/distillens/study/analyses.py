@@ -46,7 +46,9 @@ def complexity_epochs(asked: tuple[int, ...] | None, last: int) -> list[int]:
     return sorted({0, 1, *(round(share * last) for share in shares)} & set(range(last + 1)))
 
 
-def measure_complexity(scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe) -> ComplexityCurves:
+def measure_complexity(
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe
+) -> ComplexityCurves:
     """Measure four target sets against the one-hot student's kernel over its training."""
     began = time.perf_counter()
     place, entry = next(
@@ -76,11 +78,11 @@ def measure_complexity(scene: Scene, teacher: StudyTeacher, recipe: ComplexityRe
             ).numpy()
             summary = eigen_summary(gram)
             spectra.append(
-                Spectrum(
-                    epoch, summary.trace, summary.smallest, summary.largest, summary.condition
-                )
+                Spectrum(epoch, summary.trace, summary.smallest, summary.largest, summary.condition)
             )
-            size_of_diagonal = summary.trace / (gram.shape[-1] * max(1, gram.ndim - 2 and len(gram)))
+            size_of_diagonal = summary.trace / (
+                gram.shape[-1] * max(1, gram.ndim - 2 and len(gram))
+            )
             meter = factorise_gram(gram, form, recipe.ridge * size_of_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
@@ -131,7 +133,10 @@ def _points(
     generator = np.random.default_rng(recipe.seed)
     draws = [
         point(
-            "random labels", random_label_targets(len(examples), classes, generator, coding), 1.0, None
+            "random labels",
+            random_label_targets(len(examples), classes, generator, coding),
+            1.0,
+            None,
         )
         for _ in range(recipe.random_draws)
     ]
@@ -141,7 +146,10 @@ def _points(
     temperature = recipe.temperature
     found.append(
         point(
-            "final teacher", teacher_targets(final, temperature, coding), temperature, teacher.epochs
+            "final teacher",
+            teacher_targets(final, temperature, coding),
+            temperature,
+            teacher.epochs,
         )
     )
     if teacher.epochs is not None:

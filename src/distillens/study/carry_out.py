@@ -187,6 +187,3 @@ def _notes(recipe: Recipe) -> list[str]:
     if recipe.teacher.training is None and recipe.complexity is not None:
         notes.append("no trajectory of the teacher is known, so complexity has no online teacher")
     return notes
-
-
-

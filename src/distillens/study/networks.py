@@ -183,7 +183,7 @@ def write_cell(
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz atomically."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomically(path, buffer.getvalue())
 
 

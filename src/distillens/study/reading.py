@@ -88,7 +88,7 @@ def _load(where: str | Path) -> dict[str, Any]:
             raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
         path = shipped[str(where)]
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -157,7 +157,9 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        inner = [
+            model.model_fields[part].annotation for model in models if part in model.model_fields
+        ]
         # The tag of a union member is no field: keep the member that carries it.
         models = [m for kind in inner for m in _models(kind)] if inner else _tagged(models, part)
     return {name for model in models for name in model.model_fields}

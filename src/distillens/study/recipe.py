@@ -114,7 +114,7 @@ class Recipe(_Part):
                 raise ValueError(
                     f"complexity.epochs names {epoch}; the student has epochs 0 to {last}"
                 )
-        if self.complexity and self.complexity.split == "validation":
-            if not self.data.validation_size:
-                raise ValueError("complexity.split is validation, but data.validation_size is 0")
+        on_validation = self.complexity is not None and self.complexity.split == "validation"
+        if on_validation and not self.data.validation_size:
+            raise ValueError("complexity.split is validation, but data.validation_size is 0")
         return self

@@ -61,7 +61,9 @@ class RecordedTeacher:
             An example has no recorded row, or a row is not finite.
         """
         index = batch.indices
-        outside = (index < 0) | (index >= (len(self._logits) if self._rows is None else len(self._rows)))
+        outside = (index < 0) | (
+            index >= (len(self._logits) if self._rows is None else len(self._rows))
+        )
         rows = index if self._rows is None else self._rows[index.clamp(0, len(self._rows) - 1)]
         missing = outside | (rows < 0)
         if bool(missing.any()):

@@ -174,9 +174,10 @@ class _Loop:
             advance(1)
         self._check(losses[checked:], epoch, checked, rate)
         mean = torch.stack(losses).double().mean()
-        sums = self.accelerator.reduce(
-            torch.stack([mean, right.double(), torch.tensor(float(seen)).to(mean)]), "sum"
-        ).tolist()
+        local = torch.stack([mean, right.double(), torch.tensor(float(seen)).to(mean)])
+        summed = self.accelerator.reduce(local, "sum")
+        assert isinstance(summed, Tensor)
+        sums = summed.tolist()
         return EpochRecord(
             epoch=epoch + 1,
             step=(epoch + 1) * self.steps,

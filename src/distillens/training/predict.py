@@ -33,9 +33,7 @@ def predict(
 
 def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, int]:
     """Return the share of right predictions and their number. One output: class 1 if positive."""
-    if logits_NC.shape[1] == 1:
-        guess = (logits_NC[:, 0] > 0).astype(np.int64)
-    else:
-        guess = logits_NC.argmax(1)
+    one = logits_NC.shape[1] == 1
+    guess = logits_NC[:, 0] > 0 if one else logits_NC.argmax(1)
     right = int((guess == labels_N).sum())
     return right / len(labels_N), right
