@@ -448,6 +448,16 @@ class TestPage:
         assert "∞ at epoch 0, not drawn" in text
         assert figures(text)["complexity-0-adjusted"]["data"][0]["y"][0] is None
 
+    def test_curves_far_apart_get_a_log_axis_that_says_so(self):
+        curves = curves_of()
+        first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=900.0))
+        far = replace(curves, points=(first, *curves.points[1:]))
+        text = own_text(render(replace(study(), complexity=(far,)), {}))
+        axis = figures(text)["complexity-0-adjusted"]["layout"]["yaxis"]
+        assert axis["type"] == "log"
+        assert axis["title"]["text"].endswith("log)")
+        assert {0.1, 20.0, 500.0} <= set(axis["tickvals"])
+
     def test_missing_parts_are_said_not_drawn(self):
         bare = replace(study(), rows=(), cells=(), complexity=(), deviations=(), notes=())
         text = own_text(render(bare, {}))

@@ -151,7 +151,13 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
             "type": "log" if logarithmic else "linear",
             "rangemode": "normal" if logarithmic else "tozero",
             "zeroline": False,
-            **({"dtick": "D2"} if logarithmic else {}),
+            **({"tickvals": _log_ticks(min(drawn), max(drawn))} if logarithmic else {}),
         },
     )
     return figure
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten around the values; plotly would write 20 as "2"."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [digit * 10.0**power for power in powers for digit in (1, 2, 5)]

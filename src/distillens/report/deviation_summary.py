@@ -109,7 +109,7 @@ def _against(
         elif own.high < other.low:
             relation = "below"
         found[relation] = found.get(relation, 0) + 1
-    if len(deviations) == 1:
-        return f"{next(iter(found))} the reference"
+    if len(found) == 1:
+        return f"{next(iter(found))} the reference{' in each' * (len(deviations) > 1)}"
     told = [f"{relation} the reference in {times}" for relation, times in found.items()]
     return f"{listed(told)} of {plural(len(deviations), 'seed')}"

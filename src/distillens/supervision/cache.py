@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
 from distillens.errors import SupervisionError
+from distillens.supervision.protocol import Stateless
 from distillens.supervision.teachers import RecordedTeacher
 
 CHUNK = 512
@@ -112,7 +113,7 @@ def _check(described: Path, key: dict[str, Any]) -> None:
             )
 
 
-class CachedTeacher:
+class CachedTeacher(Stateless):
     """A checkpoint whose logits come from a cache.
 
     Parameters

@@ -73,12 +73,7 @@ def distillation_cross_entropy(
 
 def squared_error(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Squared error to the one-hot labels: ½ mean ‖y − f‖². One output: y = ±1."""
-    if logits.shape[-1] == 1:
-        targets = 2 * labels.to(logits.dtype)[..., None] - 1
-    else:
-        safe = labels if mask is None else labels.masked_fill(~mask, 0)
-        targets = one_hot(safe, logits.shape[-1]).to(logits.dtype)
-    return 0.5 * mean_over((targets - logits).square().sum(-1), mask)
+    return smoothed_squared_error(logits, labels, 0.0, mask)
 
 
 def distillation_squared_error(
@@ -93,6 +88,31 @@ def distillation_squared_error(
     return 0.5 * temperature * mean_over((targets - logits).square().sum(-1), mask)
 
 
+def smoothed_cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float, mask: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy to (1 − ε)·one-hot + ε/C (Szegedy et al. 2016, section 7)."""
+    if logits.shape[-1] == 1:
+        soft = (1 - smoothing) * labels.to(logits.dtype) + 0.5 * smoothing
+        each = binary_cross_entropy_with_logits(logits[..., 0], soft, reduction="none")
+        return mean_over(each, mask)
+    uniform = mean_over(-log_softmax(logits, -1).mean(-1), mask)
+    return (1 - smoothing) * cross_entropy(logits, labels, mask) + smoothing * uniform
+
+
+def smoothed_squared_error(
+    logits: Tensor, labels: Tensor, smoothing: float, mask: Tensor | None = None
+) -> Tensor:
+    """Squared error to (1 − ε)·one-hot + ε/C; one output: to (1 − ε)·(±1)."""
+    if logits.shape[-1] == 1:
+        targets = (1 - smoothing) * (2 * labels.to(logits.dtype)[..., None] - 1)
+    else:
+        safe = labels if mask is None else labels.masked_fill(~mask, 0)
+        classes = logits.shape[-1]
+        targets = (1 - smoothing) * one_hot(safe, classes).to(logits.dtype) + smoothing / classes
+    return 0.5 * mean_over((targets - logits).square().sum(-1), mask)
+
+
 LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "cross-entropy": cross_entropy,
     "squared-error": squared_error,
@@ -103,7 +123,7 @@ TEACHER_LOSSES: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], Tenso
 }
 
 
-def predicted(logits: Tensor, loss: str = "cross-entropy") -> Tensor:
+def predicted(logits: Tensor) -> Tensor:
     """Return (…,) predicted classes. One output: class 1 where it is positive."""
     if logits.shape[-1] == 1:
         return (logits[..., 0] > 0).to(torch.int64)

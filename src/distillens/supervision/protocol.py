@@ -46,9 +46,17 @@ class Teacher(Protocol):
         """Return (B, C) or (B, T, C) logits, without a gradient."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs; empty for a teacher that does not learn."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that ``state_dict`` returned."""
+        ...
+
 
 class Stateless:
-    """Base of supervisions that are a pure function of the step."""
+    """Base of supervisions and teachers that are a pure function of the step."""
 
     def advance(self, batch: Batch, step: int) -> None:
         """Nothing to prepare."""

@@ -12,17 +12,15 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
-from distillens.supervision.protocol import Teacher
+from distillens.supervision.pace import Pace, pace_of
+from distillens.supervision.protocol import Stateless, Teacher
 
 
-class FixedTeacher:
+class FixedTeacher(Stateless):
     """Any module, in evaluation mode; the offline teacher."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """A fixed teacher stays as it is."""
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
@@ -30,7 +28,7 @@ class FixedTeacher:
         return self.module(batch.inputs)
 
 
-class RecordedTeacher:
+class RecordedTeacher(Stateless):
     """Logits that were computed before, looked up by stable index.
 
     Parameters
@@ -48,9 +46,6 @@ class RecordedTeacher:
             )
         self._logits = logits_NC
         self._rows = None if indices_N is None else _rows_by_index(indices_N, len(logits_NC))
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """What is recorded stays as it is."""
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the rows of the batch's examples.
@@ -94,7 +89,7 @@ class TeacherCheckpoint:
     load: Callable[[], Teacher]
 
 
-class OnlineTeacher:
+class OnlineTeacher(Stateless):
     """The teacher's checkpoints in the order in which it learned (Algorithm 1).
 
     At the student's step t the teacher is the checkpoint min{tᵢ > t}; after the last, the last. The
@@ -108,27 +103,29 @@ class OnlineTeacher:
         In any order; at least one.
     student_steps
         Steps of the student's whole training.
-    teacher_steps
-        Steps of the teacher's whole training; the last checkpoint's by default.
+    pace
+        From the student's progress to the teacher's.
     """
 
     def __init__(
         self,
         checkpoints: Sequence[TeacherCheckpoint],
         student_steps: int,
-        teacher_steps: int | None = None,
+        *,
+        pace: Pace | None = None,
     ) -> None:
         if not checkpoints:
             raise SupervisionError("an online teacher needs at least one checkpoint, got none")
         self._checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
-        steps = self._checkpoints[-1].step if teacher_steps is None else teacher_steps
-        self._ratio = Fraction(max(steps, 1), student_steps)
+        self._student_steps = student_steps
+        self._pace = pace or pace_of(1)
         self._place: int | None = None
         self._teacher: Teacher | None = None
 
     def place(self, step: int) -> int:
         """Return which checkpoint, in order of steps, the student follows at its step."""
-        teacher_step = step * self._ratio
+        progress = min(Fraction(1), Fraction(step, self._student_steps))
+        teacher_step = self._pace(progress) * self._checkpoints[-1].step
         for place, checkpoint in enumerate(self._checkpoints):
             if checkpoint.step > teacher_step:
                 return place

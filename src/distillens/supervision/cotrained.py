@@ -1,0 +1,93 @@
+"""A teacher that learns beside its student: no checkpoint is ever written or read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillens.data.batches import Batch
+from distillens.supervision.protocol import Supervision
+
+
+class CotrainedTeacher:
+    """A module that takes a training step on each batch before the student sees its logits.
+
+    With the teacher's own schedule this is online distillation in the limit of one checkpoint a
+    step, at the price of training the teacher again for every student.
+
+    Parameters
+    ----------
+    module
+        The teacher, freshly initialised or pre-trained.
+    optimizer
+        Of its parameters.
+    supervision
+        What the teacher itself fits, usually one-hot.
+    rate
+        Learning rate at a step.
+    autocast
+        Device type and whether to compute in bfloat16.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        supervision: Supervision,
+        rate: Callable[[int], float],
+        *,
+        bfloat16: bool = False,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.supervision = supervision
+        self._rate = rate
+        self._bfloat16 = bfloat16
+
+    def advance(self, batch: Batch, step: int) -> None:
+        """Take the teacher's own step on the batch."""
+        self.supervision.advance(batch, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(step)
+        self.module.train()
+        # The supervision of a student is also asked for a loss in contexts without gradients.
+        with torch.enable_grad():
+            with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits = self.module(batch.inputs)
+            self.optimizer.zero_grad()
+            self.supervision.loss(logits.float(), batch, step).backward()
+        self._average_gradients()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the teacher's outputs after its step, in evaluation mode."""
+        self.module.eval()
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
+            return self.module(batch.inputs).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimizer and the state of its own supervision."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "supervision": self.supervision.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.supervision.load_state_dict(state["supervision"])
+
+    def _average_gradients(self) -> None:
+        # Each process saw its share of the batch; together they must take one and the same step.
+        if not torch.distributed.is_initialized():
+            return
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= torch.distributed.get_world_size()
