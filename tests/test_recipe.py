@@ -49,7 +49,7 @@ def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("supervisions.1", {"kind": "one-hot"}, "two supervisions are called 'no KD'"),
         ("seeds", [1, 1], "seeds must differ"),
         ("data.source", "idx", "needs data.path"),
-        ("teacher.checkpoint", "a.pt", "exactly one of training, checkpoint and logits"),
+        ("teacher.checkpoint", "a.pt", "exactly one of training, checkpoint, logits and run"),
         ("complexity.epochs", [9], "complexity.epochs names 9"),
         ("complexity.examples", 513, "complexity.examples: .*512, got 513"),
         ("student.model.name", "os:system", "pass --trust-code"),

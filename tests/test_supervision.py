@@ -132,9 +132,9 @@ def constant(value: float) -> RecordedTeacher:
     return RecordedTeacher(np.full((2, 1), value))
 
 
-def online(steps: list[int], student_steps: int, teacher_steps: int | None = None) -> OnlineTeacher:
+def online(steps: list[int], student_steps: int) -> OnlineTeacher:
     made = [TeacherCheckpoint(s, lambda s=s: constant(s)) for s in steps]
-    return OnlineTeacher(made, student_steps, teacher_steps)
+    return OnlineTeacher(made, student_steps)
 
 
 def followed(teacher: OnlineTeacher, step: int) -> float:

@@ -65,6 +65,28 @@ class Cell(_Result):
 
 
 @dataclass(frozen=True)
+class Cost(_Result):
+    """What a network costs where it is used. Latencies are medians over ``runs`` forward passes.
+
+    ``multiply_adds`` are those of one example, ``weights_bytes`` the size of the safetensors file.
+    """
+
+    parameters: int
+    multiply_adds: int
+    weights_bytes: int
+    latency_ms: float
+    """Of one example."""
+    latency_quartiles_ms: tuple[float, float]
+    batch: int
+    latency_batch_ms: float
+    """Of ``batch`` examples."""
+    latency_batch_quartiles_ms: tuple[float, float]
+    runs: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
 class Row(_Result):
     """A row of the accuracy table: a supervision over its seeds."""
 

@@ -19,7 +19,7 @@ import fcntl
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,15 @@ class NetworkFiles:
     def logits(self) -> Path:
         """Logits at the last epoch: arrays train and test, in the order of the examples."""
         return self.folder / "logits.npz"
+
+    @property
+    def validation(self) -> Path:
+        """Validation losses after every epoch."""
+        return self.folder / "validation-losses.json"
+
+    def generation(self, number: int) -> NetworkFiles:
+        """The files of an earlier generation of self-distillation."""
+        return NetworkFiles(self.folder / f"generation-{number}")
 
     def weights(self, epoch: int) -> Path:
         """The weights after this many epochs."""
@@ -145,8 +154,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:40] or "unnamed"
 
 
-def open_run(folder: Path, recipe: Mapping[str, Any]) -> Run:
+def open_run(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    as_now: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Run:
     """Make a run folder for a resolved recipe, or open the one that this recipe made.
+
+    ``as_now`` brings a recipe that an earlier version wrote to the keys of today.
 
     Raises
     ------
@@ -155,7 +170,7 @@ def open_run(folder: Path, recipe: Mapping[str, Any]) -> Run:
     """
     run = Run(folder)
     if run.recipe.is_file():
-        before = _flat(_read_yaml(run.recipe))
+        before = _flat(as_now(_read_yaml(run.recipe)))
         now = _flat(json.loads(json.dumps(recipe)))
         for key in sorted({*before, *now} - FREE_KEYS):
             if before.get(key) != now.get(key):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distillens.data.augment import Augmentation
 from distillens.data.examples import Examples, Splits
+from distillens.data.folders import read_folder
 from distillens.data.huggingface import read_huggingface
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.sources import Source, read_digits, read_idx, read_npz
@@ -18,18 +19,20 @@ from distillens.errors import DataError
 class DataRecipe(BaseModel):
     """Which examples a study works on.
 
-    ``path`` is a folder (idx, huggingface), a file (npz) or a `datasets` name (huggingface); a
+    ``path`` is a folder (idx, huggingface, folder), a file (npz) or a `datasets` name (huggingface); a
     relative one is relative to where the command is run. Sizes of None keep all there is. Validation
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
-    the share of training labels replaced by a wrong one.
+    the share of training labels replaced by a wrong one. ``image_size`` is the side to which the
+    pictures of a folder are cropped and resized; without it they must all have one size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["digits", "idx", "huggingface", "npz"] = "digits"
+    source: Literal["digits", "idx", "huggingface", "npz", "folder"] = "digits"
     path: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    image_size: int | None = Field(default=None, ge=1)
     train_size: int | None = Field(default=None, ge=1)
     validation_size: int = Field(default=0, ge=0)
     test_size: int | None = Field(default=None, ge=1)
@@ -42,6 +45,10 @@ class DataRecipe(BaseModel):
     def _path_where_needed(self) -> DataRecipe:
         if self.source != "digits" and self.path is None:
             raise ValueError(f"source {self.source!r} needs data.path: where the data lies")
+        if self.image_size is not None and self.source != "folder":
+            raise ValueError(
+                f"image_size resizes the pictures of source 'folder', not those of {self.source!r}"
+            )
         return self
 
 
@@ -77,6 +84,8 @@ def _read(recipe: DataRecipe) -> Source:
         return read_npz(Path(recipe.path))
     if recipe.source == "huggingface":
         return read_huggingface(recipe.path, recipe.image_column, recipe.label_column)
+    if recipe.source == "folder":
+        return read_folder(Path(recipe.path), recipe.image_size)
     raise DataError("data.path is set, but source 'digits' reads no file; name another source")
 
 

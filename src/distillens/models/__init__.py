@@ -8,9 +8,11 @@ from distillens.models.build import (
     check_outputs,
     count_parameters,
 )
+from distillens.models.cost import measure_cost
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.resnet import CifarResNet
+from distillens.models.vgg import VGG16
 from distillens.models.weights import (
     digest_file,
     load_safely,
@@ -22,6 +24,7 @@ from distillens.models.weights import (
 __all__ = [
     "BUILDERS",
     "MLP",
+    "VGG16",
     "CifarResNet",
     "LeNet5",
     "ModelRecipe",
@@ -33,5 +36,6 @@ __all__ = [
     "load_safely",
     "load_state",
     "load_weights",
+    "measure_cost",
     "save_weights",
 ]

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
-from torch import nn
+from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
+from distillens.models.external import external_builder, is_external
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.resnet import CifarResNet
+from distillens.models.vgg import VGG16
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -23,7 +25,9 @@ class ModelRecipe(BaseModel):
     """Which network: a name, and the arguments of its builder beside it.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``, or
-    ``{name: "package.module:function", …}``, called with ``input_shape`` and ``outputs``.
+    ``{name: "package.module:function", …}``, called with ``input_shape`` and ``outputs``;
+    ``{name: "timm:mobilenetv3_small_100"}`` and ``{name: "transformers:NAME_OR_FOLDER"}`` are those
+    libraries' (see :func:`distillens.models.external.external_builder` for their arguments).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -53,9 +57,14 @@ def _resnet(depth: int) -> Callable[..., Any]:
     return build
 
 
+def _vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> Any:
+    return VGG16(input_shape, outputs, dropout)
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "lenet5": _lenet5,
     "mlp": _mlp,
+    "vgg16": _vgg16,
     **{f"resnet{depth}": _resnet(depth) for depth in RESNET_DEPTHS},
 }
 
@@ -128,12 +137,17 @@ def check_outputs(model: nn.Module, input_shape: tuple[int, ...], outputs: int, 
     model.eval()
     try:
         with torch.no_grad():
-            shape = tuple(model(torch.zeros(2, *input_shape, device=device)).shape)
-    except (RuntimeError, ValueError, IndexError) as error:
+            outcome = model(torch.zeros(2, *input_shape, device=device))
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"{what} cannot take inputs of shape {input_shape}: {text}") from None
     finally:
         model.train(was_training)
+    if not isinstance(outcome, Tensor):
+        raise ModelError(
+            f"{what} gives a {type(outcome).__name__}; it must return logits, a tensor"
+        )
+    shape = tuple(outcome.shape)
     if shape != (2, outputs):
         raise ModelError(
             f"{what} gives outputs of shape {shape} for 2 inputs; the task needs (2, {outputs})"
@@ -148,10 +162,13 @@ def count_parameters(model: nn.Module) -> int:
 def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     if name in BUILDERS:
         return BUILDERS[name]
+    if is_external(name):
+        return external_builder(name)
     module, colon, function = name.partition(":")
     if not colon:
         raise RecipeError(
-            f"no model {name!r}{nearest(name, BUILDERS)} (or module:function with --trust-code)"
+            f"no model {name!r}{nearest(name, BUILDERS)} "
+            "(or timm:NAME, transformers:NAME, or module:function with --trust-code)"
         )
     if not trust_code:
         raise RecipeError(

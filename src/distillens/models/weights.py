@@ -17,8 +17,8 @@ from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError, nearest
 
 
-def save_weights(path: Path, model: nn.Module) -> str:
-    """Write a model's state dict as safetensors, atomically; return the digest of the file."""
+def state_bytes(model: nn.Module) -> bytes:
+    """Return what a model's weights file holds: its state dict as safetensors."""
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     # Tied weights share memory, which the format refuses; each name gets a copy of its own.
     seen: set[int] = set()
@@ -26,7 +26,12 @@ def save_weights(path: Path, model: nn.Module) -> str:
         if tensor.data_ptr() in seen:
             state[name] = tensor.clone()
         seen.add(tensor.data_ptr())
-    content = save(state)
+    return save(state)
+
+
+def save_weights(path: Path, model: nn.Module) -> str:
+    """Write a model's state dict as safetensors, atomically; return the digest of the file."""
+    content = state_bytes(model)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
 

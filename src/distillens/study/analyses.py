@@ -56,7 +56,7 @@ def measure_complexity(
         for place, entry in enumerate(scene.recipe.supervisions)
         if entry.kind == "one-hot"
     )
-    seed = scene.recipe.seeds[0]
+    seed = scene.recipe.seeds_of(entry)[0]
     files = scene.run.student(place, entry.title, seed)
     whole: Examples = getattr(scene.splits, recipe.split)
     size = min(recipe.examples, len(whole))
@@ -154,11 +154,8 @@ def _points(
     )
     if teacher.epochs is not None:
         followed = teacher.epoch_followed(epoch, scene.recipe.student.training.epochs)
-        model = scene.recipe.teacher.model
-        assert model is not None
-        network = scene.load(model, scene.run.teacher, followed)
         device = scene.accelerator.device
-        online = predict(network, examples, scene.normalisation, device=device)
+        online = predict(teacher.at(followed), examples, scene.normalisation, device=device)
         targets = teacher_targets(online, temperature, coding)
         found.append(point("online teacher", targets, temperature, followed))
     return found
@@ -193,13 +190,13 @@ def _mean(points: list[ComplexityPoint]) -> ComplexityPoint:
 def measure_deviations(scene: Scene, teacher: StudyTeacher) -> list[Deviation]:
     """Compare every student with the teacher, on train and test."""
     recipe, run = scene.recipe, scene.run
-    teacher_kind = "logits" if recipe.teacher.loss == "cross-entropy" else "probabilities"
+    teacher_kind = "logits" if teacher.loss == "cross-entropy" else "probabilities"
     student_kind = "logits" if recipe.loss == "cross-entropy" else "probabilities"
     found = []
     jobs = [
         (place, entry, seed, split)
         for place, entry in enumerate(recipe.supervisions)
-        for seed in recipe.seeds
+        for seed in recipe.seeds_of(entry)
         for split in ("train", "test")
     ]
     with scene.progress("deviation from the teacher", len(jobs)) as advance:

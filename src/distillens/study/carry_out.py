@@ -8,20 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from distillens.atomic import write_atomically
 from distillens.data import Normalisation, Splits, load_splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
-from distillens.results import SCHEMA, Cell, ComplexityCurves, StudyResult, from_json, to_json
+from distillens.results import SCHEMA, ComplexityCurves, StudyResult, from_json, to_json
 from distillens.runs import Run, locked, open_run, read_json, slug
 from distillens.study.analyses import measure_complexity, measure_deviations
-from distillens.study.networks import Scene, train_network
+from distillens.study.networks import Scene
 from distillens.study.provenance import now, provenance
 from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
+from distillens.study.students import train_students
 from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher, prepare_teacher
-from distillens.supervision import LogitCache, Supervision, build_supervision
 from distillens.training import accelerator_for
 
 
@@ -63,7 +65,7 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe, trust_code=trust_code)
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
-    opened = open_run(folder, recipe.model_dump(mode="json"))
+    opened = open_run(folder, recipe.model_dump(mode="json"), _as_now)
     with locked(opened):
         return _carry_out(recipe, opened, trust_code, progress)
 
@@ -84,7 +86,7 @@ def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
     teacher = prepare_teacher(scene)
-    students = _train_students(scene, teacher)
+    students = train_students(scene, teacher)
     curves = _complexity(scene, teacher)
     deviations = measure_deviations(scene, teacher) if recipe.deviation else []
     result = StudyResult(
@@ -107,10 +109,19 @@ def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -
             splits.fingerprint,
             teacher.cell.weights_digest,
         ),
-        notes=tuple(_notes(recipe)),
+        notes=tuple(_notes(recipe, teacher)),
     )
     write_atomically(run.results, to_json(result))
     return result
+
+
+def _as_now(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that a run holds with the keys that have come since, at their defaults."""
+    try:
+        return Recipe.model_validate(content).model_dump(mode="json")
+    except ValidationError:
+        # Not readable any more: compared as it is, which names the key that differs.
+        return content
 
 
 def _bind_data(run: Run, splits: Splits) -> None:
@@ -134,38 +145,6 @@ def _bind_data(run: Run, splits: Splits) -> None:
     write_atomically(run.data, json.dumps(described, indent=1) + "\n")
 
 
-def _train_students(scene: Scene, teacher: StudyTeacher) -> list[list[Cell]]:
-    recipe = scene.recipe
-    students: list[list[Cell]] = [[] for _ in recipe.supervisions]
-    # Seed by seed, so that a run which is cut short has whole rows of seeds to show.
-    for seed in recipe.seeds:
-        for place, entry in enumerate(recipe.supervisions):
-
-            def supervision(entry: Any = entry, seed: int = seed) -> Supervision:
-                batches = scene.batches(recipe.student.training, seed)
-                cache = LogitCache(scene.run.cache, batches, recipe.precision)
-                steps = recipe.student.training.epochs * len(batches)
-                return build_supervision(
-                    entry,
-                    recipe.loss,
-                    lambda: teacher.offline(cache),
-                    lambda: teacher.online(cache, steps),
-                )
-
-            cell = train_network(
-                scene,
-                scene.run.student(place, entry.title, seed),
-                recipe.student.model,
-                recipe.student.training,
-                supervision,
-                name=entry.title,
-                seed=seed,
-                title=f"{entry.title}, seed {seed}",
-            )
-            students[place].append(cell)
-    return students
-
-
 def _complexity(scene: Scene, teacher: StudyTeacher) -> list[ComplexityCurves]:
     asked, path = scene.recipe.complexity, scene.run.complexity
     if asked is None:
@@ -175,15 +154,15 @@ def _complexity(scene: Scene, teacher: StudyTeacher) -> list[ComplexityCurves]:
     return [from_json(ComplexityCurves, path.read_bytes(), str(path))]
 
 
-def _notes(recipe: Recipe) -> list[str]:
+def _notes(recipe: Recipe, teacher: StudyTeacher) -> list[str]:
     notes = ["accuracies are those of the last epoch; nothing was chosen by test labels"]
     if recipe.teacher.logits is not None and recipe.data.augmentation.changes:
         notes.append(
             "the teacher is known by its logits on the original pictures; students saw augmented "
             "ones with the same logits"
         )
-    if recipe.teacher.training is not None and len(recipe.seeds) > 1:
+    if teacher.training is not None and len(recipe.seeds) > 1:
         notes.append("all seeds of the students share one teacher")
-    if recipe.teacher.training is None and recipe.complexity is not None:
+    if teacher.training is None and recipe.complexity is not None:
         notes.append("no trajectory of the teacher is known, so complexity has no online teacher")
     return notes

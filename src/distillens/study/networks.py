@@ -18,7 +18,6 @@ from distillens.models import (
     ModelRecipe,
     build_model,
     count_parameters,
-    digest_file,
     load_weights,
 )
 from distillens.progress import Progress
@@ -83,12 +82,18 @@ def train_network(
     name: str,
     seed: int,
     title: str,
+    start: int | None = None,
 ) -> Cell:
-    """Train a network, or take up where it was left, and return its numbers."""
+    """Train a network, or take up where it was left, and return its numbers.
+
+    ``seed`` names the cell and sets the order of the examples; ``start`` sets the initial weights
+    and what dropout draws, by default the same.
+    """
+    start = seed if start is None else start
     if files.cell.is_file():
         return from_json(Cell, files.cell.read_bytes(), str(files.cell))
-    network = scene.build(model, seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    torch.manual_seed(seed)
+    network = scene.build(model, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(start)
     store: Store = files
     history = fit(
         network,
@@ -190,8 +195,3 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def network_logits(files: NetworkFiles) -> dict[str, np.ndarray]:
     """Return a finished network's logits by split."""
     return read_arrays(files.logits)
-
-
-def checkpoint_digest(files: NetworkFiles, epoch: int) -> str:
-    """Return the digest of the weights after an epoch."""
-    return digest_file(files.weights(epoch))

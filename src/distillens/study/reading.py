@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from distillens.errors import RecipeError, nearest
 from distillens.models.build import check_model
 from distillens.study.recipe import Recipe
+from distillens.supervision import check_losses, parts_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,6 +78,9 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
     for model in (recipe.student.model, recipe.teacher.model):
         if model is not None:
             check_model(model, trust_code=trust_code)
+    for entry in recipe.supervisions:
+        for part in parts_of(entry):
+            check_losses(part, trust_code=trust_code)
     return recipe
 
 
@@ -137,9 +141,14 @@ def _place(target: list[Any], part: str, key: str) -> int:
 
 def _explain(error: ErrorDetails) -> str:
     location = error["loc"]
-    tags = {"one-hot", "offline", "online"}
-    where = ".".join(str(part) for part in location if part not in tags) or "the recipe"
-    if error["type"] == "extra_forbidden":
+    # A location also names the member of a union that was tried; only keys and places are shown.
+    keys = _all_keys(Recipe)
+    unknown = error["type"] == "extra_forbidden"
+    parts = [part for part in location if isinstance(part, int) or part in keys]
+    if unknown and (not parts or parts[-1] != location[-1]):
+        parts.append(location[-1])
+    where = ".".join(map(str, parts)) or "the recipe"
+    if unknown:
         known = _keys_at(Recipe, location[:-1])
         return f"unknown key {where!r}{nearest(str(location[-1]), known)}"
     if error["type"] == "missing":
@@ -163,6 +172,15 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
         # The tag of a union member is no field: keep the member that carries it.
         models = [m for kind in inner for m in _models(kind)] if inner else _tagged(models, part)
     return {name for model in models for name in model.model_fields}
+
+
+def _all_keys(kind: Any) -> set[str]:
+    """Return the keys of a model and of everything inside it."""
+    found: set[str] = set()
+    for model in _models(kind):
+        for name, field in model.model_fields.items():
+            found |= {name} | _all_keys(field.annotation)
+    return found
 
 
 def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.supervision.losses import Loss
-from distillens.supervision.recipe import SupervisionRecipe
+from distillens.supervision.recipe import SupervisionRecipe, parts_of
 from distillens.training.processes import Precision
 from distillens.training.recipe import TrainingRecipe
 
@@ -22,29 +22,34 @@ class _Part(BaseModel):
 class TeacherRecipe(_Part):
     """Where the teacher comes from: trained here, read from a checkpoint, or given as logits.
 
-    ``model`` and ``training`` train one on the labels with ``loss``; ``model`` and ``checkpoint``
-    (safetensors or a torch state dict) read one; ``logits`` names an npz with the arrays ``train``
-    and ``test`` (rows in the order of the source), for a teacher that is only known by what it said.
+    ``model`` and ``training`` train one on the labels with ``loss``; ``run`` takes the one that
+    another run trained on the same data; ``model`` and ``checkpoint`` (safetensors or a torch state
+    dict) read one; ``logits`` names an npz with the arrays ``train`` and ``test`` (rows in the order
+    of the source), for a teacher that is only known by what it said.
     """
 
     model: ModelRecipe | None = None
     training: TrainingRecipe | None = None
     checkpoint: str | None = None
     logits: str | None = None
+    run: str | None = None
     loss: Loss = "cross-entropy"
     seed: int = Field(default=1000, ge=0)
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherRecipe:
-        given = [name for name in ("training", "checkpoint", "logits") if getattr(self, name)]
+        given = [
+            name for name in ("training", "checkpoint", "logits", "run") if getattr(self, name)
+        ]
         if len(given) != 1:
             raise ValueError(
-                "a teacher needs exactly one of training, checkpoint and logits, "
+                "a teacher needs exactly one of training, checkpoint, logits and run, "
                 f"got {' and '.join(given) or 'none'}"
             )
-        if (self.logits is None) != (self.model is not None):
+        if (given[0] in ("training", "checkpoint")) != (self.model is not None):
             raise ValueError(
-                "a teacher with training or a checkpoint needs a model; one given as logits has none"
+                "a teacher with training or a checkpoint needs a model; "
+                "one given as logits or by its run has none"
             )
         return self
 
@@ -82,6 +87,8 @@ class Recipe(_Part):
     """The form of the students' losses."""
     precision: Precision = "float32"
     """What networks compute in during training; weights stay in float32."""
+    cache_gigabytes: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    """Room for teacher logits on disk; the longest unused ones make way."""
     data: DataRecipe
     teacher: TeacherRecipe
     student: StudentRecipe
@@ -97,16 +104,16 @@ class Recipe(_Part):
             raise ValueError(f"two supervisions are called {twice[0]!r}; give one another name")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        for entry in self.supervisions:
+            if extra := sorted(set(entry.seeds or ()) - set(self.seeds)):
+                raise ValueError(f"{entry.title!r} names seed {extra[0]}, which seeds lacks")
         kinds = {entry.kind for entry in self.supervisions}
+        self._check_self_distillation()
+        self._check_trajectories()
         if self.complexity is not None and "one-hot" not in kinds:
             raise ValueError(
                 "complexity is measured along the one-hot student; "
                 "add a supervision of kind one-hot or set complexity to null"
-            )
-        if "online" in kinds and self.teacher.training is None:
-            raise ValueError(
-                "an online teacher needs the checkpoints of a teacher trained here; "
-                "give teacher.training or leave out the online supervisions"
             )
         last = self.student.training.epochs
         for epoch in (self.complexity.epochs or ()) if self.complexity else ():
@@ -118,3 +125,42 @@ class Recipe(_Part):
         if on_validation and not self.data.validation_size:
             raise ValueError("complexity.split is validation, but data.validation_size is 0")
         return self
+
+    @property
+    def cache_bytes(self) -> int:
+        """Room for teacher logits, in bytes."""
+        return round(self.cache_gigabytes * 1e9)
+
+    def seeds_of(self, entry: Any) -> tuple[int, ...]:
+        """Return the seeds of a supervision, in the recipe's order."""
+        return tuple(seed for seed in self.seeds if entry.seeds is None or seed in entry.seeds)
+
+    def _check_self_distillation(self) -> None:
+        labelled = {
+            seed
+            for entry in self.supervisions
+            if entry.kind == "one-hot"
+            for seed in self.seeds_of(entry)
+        }
+        for entry in self.supervisions:
+            if entry.kind == "self-distillation" and set(self.seeds_of(entry)) - labelled:
+                raise ValueError(
+                    "self-distillation starts from the one-hot student of the same seed; "
+                    "add a supervision of kind one-hot with these seeds"
+                )
+
+    def _check_trajectories(self) -> None:
+        known = self.teacher.training is not None or self.teacher.run is not None
+        for entry in (part for whole in self.supervisions for part in parts_of(whole)):
+            earlier = getattr(entry, "early_stop", None)
+            averaged = getattr(entry, "average", None)
+            needs = entry.kind in ("online", "co-trained") or earlier or averaged
+            if needs and not known:
+                raise ValueError(
+                    f"{entry.title!r} needs the checkpoints of a teacher trained here; "
+                    "give teacher.training or teacher.run, or leave it out"
+                )
+            if earlier == "validation" and not self.data.validation_size:
+                raise ValueError(
+                    f"{entry.title!r} needs a validation split; set data.validation_size"
+                )

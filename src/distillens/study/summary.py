@@ -13,7 +13,7 @@ from distillens.study.recipe import Recipe
 def rows(recipe: Recipe, teacher: Cell, students: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
     """Return the teacher's row and one for each supervision, in the order of the recipe.
 
-    Gains are against the first one-hot supervision, paired by seed.
+    Gains are against the first one-hot supervision, paired by seed, over the seeds that both have.
     """
     baseline = next(
         (
@@ -34,7 +34,12 @@ def _row(name: str, kind: str, cells: Sequence[Cell], baseline: Sequence[Cell] |
     accuracies = [cell.test_accuracy for cell in cells]
     gain = None
     if baseline is not None:
-        gain = paired_gain(accuracies, [cell.test_accuracy for cell in baseline])
+        known = {cell.seed: cell.test_accuracy for cell in baseline}
+        paired = [cell for cell in cells if cell.seed in known]
+        if paired:
+            gain = paired_gain(
+                [cell.test_accuracy for cell in paired], [known[cell.seed] for cell in paired]
+            )
     return Row(
         name=name,
         kind=kind,

@@ -1,25 +1,30 @@
-"""The study's teacher: trained here, read from a checkpoint, or known by its logits."""
+"""The study's teacher: trained here or in another run, a checkpoint, or an array of logits."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
+from distillens.atomic import write_atomically
 from distillens.data import Examples
 from distillens.errors import DataError, ModelError, RunError
-from distillens.models import digest_file, load_weights
+from distillens.models import ModelRecipe, digest_file, load_weights
 from distillens.results import Cell, from_json
-from distillens.runs import read_arrays
+from distillens.runs import NetworkFiles, find_run, read_arrays, read_json
 from distillens.study.networks import (
     Scene,
-    checkpoint_digest,
     evaluate,
     network_logits,
     train_network,
     write_cell,
 )
+from distillens.study.reading import read_recipe
 from distillens.supervision import (
     CachedTeacher,
     LogitCache,
@@ -28,76 +33,107 @@ from distillens.supervision import (
     RecordedTeacher,
     Teacher,
     TeacherCheckpoint,
+    cross_entropy,
 )
+from distillens.training import TrainingRecipe, predict
 
 TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
 class StudyTeacher:
-    """A finished teacher. ``epochs`` is None where its trajectory is not known."""
+    """A finished teacher.
+
+    ``training`` is None where its trajectory is not known, ``model`` where only its logits are.
+    ``cache_folder`` holds what it says of augmented pictures.
+    """
 
     scene: Scene
     cell: Cell
-    epochs: int | None
+    files: NetworkFiles
+    cache_folder: Path
+    model: ModelRecipe | None = None
+    training: TrainingRecipe | None = None
+    loss: str = "cross-entropy"
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of its trajectory."""
+        return self.training.epochs if self.training else None
 
     def logits(self, split: str) -> np.ndarray:
         """Return its logits on the un-augmented examples of a split, (N, C)."""
-        return network_logits(self.scene.run.teacher)[split]
+        return network_logits(self.files)[split]
 
-    def offline(self, cache: LogitCache) -> Teacher:
+    def at(self, epoch: int) -> nn.Module:
+        """Return the network after an epoch of its training."""
+        assert self.model is not None
+        return self.scene.load(self.model, self.files, epoch)
+
+    def final(self, cache: LogitCache) -> Teacher:
         """Return the finished teacher as students see it."""
-        if self.scene.recipe.teacher.model is None:
+        if self.model is None:
             return RecordedTeacher(self.logits("train"), self.scene.splits.train.indices)
-        return self._checkpoint(cache, self.epochs)
+        if self.epochs is not None:
+            return self._checkpoint(cache, self.epochs)
+        return CachedTeacher(cache, self.cell.weights_digest, self._given)
 
-    def online(self, cache: LogitCache, student_steps: int) -> Teacher:
-        """Return the teacher that follows its own training."""
-        training = self.scene.recipe.teacher.training
-        assert training is not None  # the recipe refuses online without it
-        assert self.epochs is not None
-        steps = -(-len(self.scene.splits.train) // training.batch_size)
-        checkpoints = [
-            TeacherCheckpoint(epoch * steps, lambda epoch=epoch: self._checkpoint(cache, epoch))
-            for epoch in range(1, self.epochs + 1)
+    def trajectory(self, cache: LogitCache) -> list[TeacherCheckpoint]:
+        """Return the checkpoints of its training, one an epoch."""
+        assert self.training is not None  # the recipe refuses what needs a trajectory without one
+        steps = -(-len(self.scene.splits.train) // self.training.batch_size)
+        return [
+            TeacherCheckpoint(epoch * steps, partial(self._checkpoint, cache, epoch))
+            for epoch in range(1, self.training.epochs + 1)
         ]
-        return OnlineTeacher(checkpoints, student_steps)
 
     def epoch_followed(self, epoch: int, student_epochs: int) -> int:
-        """Return the teacher's epoch that an online student follows after its own epoch."""
+        """Return the teacher's epoch that a student follows after its own, online at pace 1."""
         assert self.epochs is not None
-        checkpoints = [
-            TeacherCheckpoint(done, lambda: RecordedTeacher(np.zeros((1, 1))))
-            for done in range(1, self.epochs + 1)
-        ]
-        return OnlineTeacher(checkpoints, student_epochs).place(epoch) + 1
+        nothing = RecordedTeacher(np.zeros((1, 1)))
+        path = [TeacherCheckpoint(done, lambda: nothing) for done in range(1, self.epochs + 1)]
+        return OnlineTeacher(path, student_epochs).place(epoch) + 1
 
-    def _checkpoint(self, cache: LogitCache, epoch: int | None) -> Teacher:
-        scene, recipe = self.scene, self.scene.recipe.teacher
-        model = recipe.model
-        assert model is not None
-        if epoch is not None:
-            files = scene.run.teacher
-            digest = checkpoint_digest(files, epoch)
-            return CachedTeacher(cache, digest, lambda: scene.load(model, files, epoch))
+    def lowest_validation_loss(self) -> int:
+        """Return the epoch with the lowest validation loss; losses are measured once and kept."""
+        path, examples = self.files.validation, self.scene.splits.validation
+        assert self.epochs is not None
+        assert examples is not None  # the recipe refuses early stopping without validation
+        if not path.is_file():
+            losses = [
+                float(cross_entropy(torch.from_numpy(self._says(epoch, examples)), examples.labels))
+                for epoch in range(1, self.epochs + 1)
+            ]
+            write_atomically(path, json.dumps(losses) + "\n")
+        return int(np.argmin(read_json(path))) + 1
 
-        def load_given():
-            network = scene.build(model, 0)
-            load_weights(Path(recipe.checkpoint or ""), network)
-            return network.to(scene.accelerator.device).eval()
+    def _says(self, epoch: int, examples: Examples) -> np.ndarray:
+        scene = self.scene
+        device = scene.accelerator.device
+        return predict(self.at(epoch), examples, scene.normalisation, device=device)
 
-        return CachedTeacher(cache, self.cell.weights_digest, load_given)
+    def _checkpoint(self, cache: LogitCache, epoch: int) -> Teacher:
+        digest = digest_file(self.files.weights(epoch))
+        return CachedTeacher(cache, digest, lambda: self.at(epoch))
+
+    def _given(self) -> nn.Module:
+        assert self.model is not None
+        network = self.scene.build(self.model, 0)
+        load_weights(Path(self.scene.recipe.teacher.checkpoint or ""), network)
+        return network.to(self.scene.accelerator.device).eval()
 
 
 def prepare_teacher(scene: Scene) -> StudyTeacher:
-    """Train, read or check the teacher that the recipe asks for.
+    """Train, find, read or check the teacher that the recipe asks for.
 
     Raises
     ------
-    ModelError, CheckpointError, DataError
+    ModelError, CheckpointError, DataError, RunError
         A given teacher does not fit the examples or the classes.
     """
     recipe, files = scene.recipe.teacher, scene.run.teacher
+    if recipe.run is not None:
+        return _of_another_run(scene, Path(recipe.run))
     if recipe.training is not None:
         assert recipe.model is not None
         loss = recipe.loss
@@ -111,7 +147,9 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
             seed=recipe.seed,
             title=f"teacher ({recipe.model.name})",
         )
-        return StudyTeacher(scene, cell, recipe.training.epochs)
+        return StudyTeacher(
+            scene, cell, files, scene.run.cache, recipe.model, recipe.training, recipe.loss
+        )
     source = Path(recipe.checkpoint or recipe.logits or "")
     if not source.is_file():
         raise DataError(f"no file {source}; teacher.checkpoint or teacher.logits must name one")
@@ -122,22 +160,44 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
             raise RunError(
                 f"{source} is not the teacher that this run was made with; choose another --out"
             )
-        return StudyTeacher(scene, cell, None)
-    if recipe.model is not None:
-        network = scene.build(recipe.model, 0)
-        load_weights(source, network)
-        network.to(scene.accelerator.device).eval()
-        cell = evaluate(
-            scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
-            digest=digest,
-        )  # fmt: skip
     else:
+        cell = _given(scene, source, digest)
+    return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None, recipe.loss)
+
+
+def _given(scene: Scene, source: Path, digest: str) -> Cell:
+    recipe, files = scene.recipe.teacher, scene.run.teacher
+    if recipe.model is None:
         logits = _given_logits(scene, source)
-        cell = write_cell(
+        return write_cell(
             scene, files, logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
             digest=digest, parameters=0,
         )  # fmt: skip
-    return StudyTeacher(scene, cell, None)
+    network = scene.build(recipe.model, 0)
+    load_weights(source, network)
+    network.to(scene.accelerator.device).eval()
+    return evaluate(
+        scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0, digest=digest
+    )
+
+
+def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
+    """Take the teacher that another run trained on the same examples, and share its cache."""
+    other = find_run(folder)
+    theirs = read_recipe(other.recipe, trust_code=scene.trust_code).teacher
+    if theirs.training is None or theirs.model is None:
+        raise RunError(f"{folder} trained no teacher; name the run that did")
+    if not other.teacher.cell.is_file():
+        raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
+    found = read_json(other.data).get("fingerprint")
+    if found != scene.splits.fingerprint:
+        raise RunError(
+            f"the teacher of {folder} was trained on other data: fingerprint {str(found)[:12]}, "
+            f"here {scene.splits.fingerprint[:12]}; use the same data recipe"
+        )
+    files = other.teacher
+    cell = from_json(Cell, files.cell.read_bytes(), str(files.cell))
+    return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training, theirs.loss)
 
 
 def _given_logits(scene: Scene, path: Path) -> dict[str, np.ndarray]:

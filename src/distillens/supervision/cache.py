@@ -38,9 +38,14 @@ class LogitCache:
         The training batches, which know examples, augmentation and normalisation.
     precision
         "float32" or "bfloat16": what the teacher computes in. Logits are stored in float32.
+    max_bytes
+        Room for all blocks of the folder; the longest unused make way for a new one.
     """
 
-    def __init__(self, folder: Path, batches: Batches, precision: str) -> None:
+    def __init__(
+        self, folder: Path, batches: Batches, precision: str, *, max_bytes: int = 20 * 10**9
+    ) -> None:
+        self.max_bytes = max_bytes
         self.folder = folder
         self.batches = batches
         self.precision = precision
@@ -76,8 +81,11 @@ class LogitCache:
         if not (path.is_file() and described.is_file()):
             stored = io.BytesIO()
             np.save(stored, self._compute(module(), epoch))
+            self._make_room(stored.getbuffer().nbytes)
             write_atomically(described, json.dumps(key, indent=1) + "\n")
             write_atomically(path, stored.getvalue())
+        # The time of the last use, which tells what makes way first.
+        path.touch()
         _check(described, key)
         block = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(block) != len(self.batches.examples):
@@ -86,6 +94,20 @@ class LogitCache:
                 "delete it to have it computed again"
             )
         return block
+
+    def _make_room(self, wanted: int) -> None:
+        if wanted > self.max_bytes:
+            raise SupervisionError(
+                f"one epoch's teacher logits take {wanted} bytes, the cache may hold "
+                f"{self.max_bytes}; give it more room (cache_gigabytes)"
+            )
+        blocks = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
+        used = sum(path.stat().st_size for path in blocks)
+        for path in blocks:
+            if used + wanted <= self.max_bytes:
+                return
+            used -= path.stat().st_size
+            path.unlink()
 
     @torch.no_grad()
     def _compute(self, module: nn.Module, epoch: int) -> np.ndarray:

@@ -30,7 +30,9 @@ def decoupled(
     true = one_hot(labels, logits.shape[-1]).bool()
     student, teacher = logits / temperature, teacher_logits / temperature
     log_student, log_teacher = log_softmax(student, -1), log_softmax(teacher, -1)
-    target = kl_div(_binary(log_student, true), _binary(log_teacher, true), log_target=True, reduction="none")
+    target = kl_div(
+        _binary(log_student, true), _binary(log_teacher, true), log_target=True, reduction="none"
+    )
     # Without the label's logit what remains is the softmax over the other classes.
     hidden = torch.finfo(logits.dtype).min
     other_student = log_softmax(student.masked_fill(true, hidden), -1)

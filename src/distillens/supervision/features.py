@@ -133,7 +133,9 @@ class Features(Stateless):
 def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
     layers = dict(module.named_modules())
     if not name or name not in layers:
-        raise SupervisionError(f"the {whose} has no layer {name!r}{nearest(name, set(layers) - {''})}")
+        raise SupervisionError(
+            f"the {whose} has no layer {name!r}{nearest(name, set(layers) - {''})}"
+        )
     return layers[name]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,7 +47,7 @@ def pace_of(description: float | Sequence[tuple[float, float]]) -> Pace:
         )
 
     def along(progress: Fraction) -> Fraction:
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             if progress <= x1:
                 return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
         return ys[-1]

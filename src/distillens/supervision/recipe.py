@@ -1,91 +1,200 @@
-"""The `supervisions` part of a recipe, and how an entry becomes a supervision."""
+"""The `supervisions` part of a recipe: each kind with its own keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from distillens.supervision.losses import Loss
-from distillens.supervision.protocol import Supervision, Teacher
-from distillens.supervision.values import Distillation, Mixed, OneHot
+from distillens.errors import SupervisionError
+from distillens.supervision.pace import TemperatureSchedule, pace_of
+
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Named(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class _Entry(_Part):
     name: str | None = Field(default=None, min_length=1, max_length=60)
-
-
-class OneHotRecipe(_Named):
-    """The dataset labels."""
-
-    kind: Literal["one-hot"]
+    """What tables call it; by default made of the kind and its values."""
+    seeds: tuple[int, ...] | None = None
+    """Which of the recipe's seeds; None for all."""
 
     @property
     def title(self) -> str:
         """What tables call it."""
-        return self.name or "no KD"
+        return self.name or self._described()
+
+    def _described(self) -> str:
+        raise NotImplementedError
 
 
-class _Taught(_Named):
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+class LossRecipe(_Part):
+    """Another loss to the teacher than the recipe's.
+
+    ``dkd`` and ``dist`` with their two weights, or ``module:function``, called with (student logits,
+    teacher logits, labels); see `distillens.supervision.compared`.
+    """
+
+    name: str
+    weights: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> LossRecipe:
+        if self.name not in ("dkd", "dist") and ":" not in self.name:
+            raise ValueError(f"no loss {self.name!r}; known: dkd, dist, or module:function")
+        if self.weights is not None and ":" in self.name:
+            raise ValueError("weights belong to dkd and dist; a function of yours has its own")
+        return self
+
+
+class AverageRecipe(_Part):
+    """Average the teacher over the checkpoints up to the one it is at: the last k, or decaying."""
+
+    last: int | None = Field(default=None, ge=1)
+    decay: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> AverageRecipe:
+        if (self.last is None) == (self.decay is None):
+            raise ValueError("an average needs either last or decay")
+        return self
+
+
+class PeriodRecipe(_Part):
+    """How often the online teacher moves on: in the teacher's epochs or steps."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> PeriodRecipe:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a period needs either epochs or steps")
+        return self
+
+
+class OneHotRecipe(_Entry):
+    """The dataset labels, smoothed if asked."""
+
+    kind: Literal["one-hot"]
+    smoothing: float = Field(default=0.0, ge=0, le=1)
+
+    def _described(self) -> str:
+        return f"smoothed ε={self.smoothing:g}" if self.smoothing else "no KD"
+
+
+class _Taught(_Entry):
+    temperature: Temperature | TemperatureSchedule = 1.0
     alpha: float = Field(default=1.0, ge=0, le=1)
+    """Weight of the teacher; the labels have the rest."""
+    loss: LossRecipe | None = None
 
-    def _title(self, kind: str) -> str:
-        mixed = "" if self.alpha == 1 else f" α={self.alpha:g}"
-        return self.name or f"{kind} τ={self.temperature:g}{mixed}"
+    def _with(self, kind: str, *more: str) -> str:
+        parts = [kind, f"τ={self.temperature:g}", *more]
+        if self.alpha != 1:
+            parts.append(f"α={self.alpha:g}")
+        if self.loss is not None:
+            parts.append(self.loss.name.rpartition(":")[2])
+        return " ".join(part for part in parts if part)
 
 
 class OfflineRecipe(_Taught):
-    """The finished teacher at a temperature, mixed with the labels where alpha is below 1."""
+    """The finished teacher, an average of its last checkpoints, or one from earlier."""
 
     kind: Literal["offline"]
+    average: AverageRecipe | None = None
+    early_stop: int | Literal["validation"] | None = None
+    """The teacher's epoch, or the one with the lowest validation loss."""
 
-    @property
-    def title(self) -> str:
-        """What tables call it."""
-        return self._title("offline")
+    def _described(self) -> str:
+        stop = f"stop={self.early_stop}" if self.early_stop is not None else ""
+        return self._with("offline", stop, _average_words(self.average))
 
 
 class OnlineRecipe(_Taught):
     """The teacher's checkpoints in the order in which it learned (Algorithm 1)."""
 
     kind: Literal["online"]
+    pace: float | tuple[tuple[float, float], ...] = 1.0
+    period: PeriodRecipe = PeriodRecipe(epochs=1)
+    average: AverageRecipe | None = None
 
-    @property
-    def title(self) -> str:
-        """What tables call it."""
-        return self._title("online")
+    @model_validator(mode="after")
+    def _pace_is_one(self) -> OnlineRecipe:
+        try:
+            pace_of(self.pace)
+        except SupervisionError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def _described(self) -> str:
+        pace = (
+            ""
+            if self.pace == 1
+            else f"pace={self.pace:g}"
+            if isinstance(self.pace, float)
+            else "paced"
+        )
+        period = ""
+        if self.period != PeriodRecipe(epochs=1):
+            number = self.period.epochs or self.period.steps
+            period = f"every {number} {'epochs' if self.period.epochs else 'steps'}"
+        return self._with("online", pace, period, _average_words(self.average))
 
 
-SupervisionRecipe = Annotated[
-    OneHotRecipe | OfflineRecipe | OnlineRecipe, Field(discriminator="kind")
+class CotrainedRecipe(_Taught):
+    """A teacher that learns beside the student, by the recipe's teacher.model and teacher.training."""
+
+    kind: Literal["co-trained"]
+
+    def _described(self) -> str:
+        return self._with("co-trained")
+
+
+class SelfRecipe(_Taught):
+    """Self-distillation: the finished one-hot student teaches the next one, and so on."""
+
+    kind: Literal["self-distillation"]
+    generations: int = Field(default=1, ge=1, le=20)
+
+    def _described(self) -> str:
+        return self._with("self", f"generation {self.generations}" if self.generations > 1 else "")
+
+
+class SwitchedRecipe(_Entry):
+    """One supervision, then another. ``at`` is a share of the training, ``window`` is in steps."""
+
+    kind: Literal["switched"]
+    first: SimpleRecipe
+    then: SimpleRecipe
+    at: float = Field(gt=0, lt=1)
+    window: int = Field(default=0, ge=0)
+
+    def _described(self) -> str:
+        return f"{self.first.title} → {self.then.title} at {self.at:g}"
+
+
+def _average_words(average: AverageRecipe | None) -> str:
+    if average is None:
+        return ""
+    return f"last {average.last}" if average.last else f"decay={average.decay:g}"
+
+
+SimpleRecipe = Annotated[
+    OneHotRecipe | OfflineRecipe | OnlineRecipe | CotrainedRecipe, Field(discriminator="kind")
 ]
+SupervisionRecipe = Annotated[
+    OneHotRecipe | OfflineRecipe | OnlineRecipe | CotrainedRecipe | SelfRecipe | SwitchedRecipe,
+    Field(discriminator="kind"),
+]
+SwitchedRecipe.model_rebuild()
+
+KINDS = ("one-hot", "offline", "online", "co-trained", "self-distillation", "switched")
 
 
-def build_supervision(
-    recipe: OneHotRecipe | OfflineRecipe | OnlineRecipe,
-    loss: Loss,
-    offline: Callable[[], Teacher],
-    online: Callable[[], Teacher],
-) -> Supervision:
-    """Build what an entry of a recipe says.
-
-    Parameters
-    ----------
-    recipe
-        The entry.
-    loss
-        Which form the losses have.
-    offline, online
-        Make the finished and the online teacher; called only where the entry asks for one.
-    """
-    if isinstance(recipe, OneHotRecipe):
-        return OneHot(loss)
-    teacher = offline() if isinstance(recipe, OfflineRecipe) else online()
-    taught = Distillation(teacher, recipe.temperature, loss)
-    if recipe.alpha == 1:
-        return taught
-    return Mixed(OneHot(loss), taught, recipe.alpha)
+def parts_of(entry: Any) -> list[Any]:
+    """Return the simple entries of an entry: both sides of a switch, or the entry itself."""
+    return [entry.first, entry.then] if isinstance(entry, SwitchedRecipe) else [entry]

@@ -135,7 +135,9 @@ class _Pair:
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the weighted sum of the parts that count."""
         terms = [
-            part.loss(logits, batch, step) * weight for part, weight in self._weighed(step) if weight
+            part.loss(logits, batch, step) * weight
+            for part, weight in self._weighed(step)
+            if weight
         ]
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 

@@ -1,6 +1,6 @@
 """The one training loop, its recipe and its checkpoints."""
 
-from distillens.training.loop import History, Hook, fit
+from distillens.training.loop import History, Hook, fit, sgd
 from distillens.training.predict import accuracy, predict
 from distillens.training.processes import Precision, accelerator_for
 from distillens.training.recipe import Schedule, TrainingRecipe
@@ -19,4 +19,5 @@ __all__ = [
     "fit",
     "predict",
     "read_history",
+    "sgd",
 ]

@@ -1,0 +1,221 @@
+"""Folders of image files: a folder a class, or as Tiny ImageNet lays them out.
+
+    train/<class>/….jpg              and test/<class>/… or val/<class>/…
+    train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotations.txt, wnids.txt
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distillens.data.examples import Examples, examples_from_arrays
+from distillens.data.sources import Source, one_line
+from distillens.errors import DataError
+
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+TEST_FOLDERS = ("test", "val", "validation", "valid")
+ANNOTATIONS = "val_annotations.txt"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a split and the label of each."""
+
+    files: list[Path]
+    labels: list[int]
+
+
+def read_folder(folder: Path, image_size: int | None = None) -> Source:
+    """Read image files, decoding them in threads.
+
+    Classes are numbered in the order of their sorted names, files within a class are sorted by path;
+    so an example's index does not depend on the file system. The test split is the first of ``test/``,
+    ``val/``, ``validation/`` and ``valid/`` that has labels; another one beside it is left alone,
+    since validation examples are taken out of the training examples. Pictures become grey only if
+    all of a data set's are; transparency is dropped.
+
+    Parameters
+    ----------
+    folder
+        Holds ``train/`` and perhaps a test split.
+    image_size
+        Side to which pictures are brought: the largest centred square, resized (bicubic).
+        None takes them as they are.
+
+    Raises
+    ------
+    DataError
+        A folder is missing, a class is empty or unknown, an annotation names no file, an image is
+        damaged or differs in size from the others.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; data.path must name the folder of the data set")
+    train = folder / "train"
+    if not train.is_dir():
+        raise DataError(f"{folder} has no train folder; it needs train/<class>/ with image files")
+    classes = _class_names(folder, train)
+    listings = {"train": _by_folder(train, classes)}
+    test = _test_split(folder, classes)
+    if test is not None:
+        listings["test"] = test
+    pictures = _decode_all([file for part in listings.values() for file in part.files], image_size)
+    source: Source = {}
+    start = 0
+    for split, part in listings.items():
+        rows = pictures[start : start + len(part.files)]
+        start += len(part.files)
+        source[split] = _examples(rows, part, classes, f"{folder.name}/{split}")
+    return source
+
+
+def _examples(
+    rows: np.ndarray, listing: Listing, classes: tuple[str, ...], where: str
+) -> Examples:
+    return examples_from_arrays(rows, np.asarray(listing.labels), classes, where=where)
+
+
+def _class_names(folder: Path, train: Path) -> tuple[str, ...]:
+    found = _subfolders(train)
+    if not found:
+        raise DataError(f"{train} has no class folders; it needs train/<class>/ with image files")
+    names = folder / "wnids.txt"
+    if names.is_file():
+        listed = set(_text(names).split())
+        for name in sorted(listed.symmetric_difference(found)):
+            raise DataError(
+                f"{names} names {name!r}, but {train / name} does not exist; fetch it again"
+                if name in listed
+                else f"{train / name} exists, but {names} does not name it; delete one of the two"
+            )
+    return tuple(found)
+
+
+def _test_split(folder: Path, classes: tuple[str, ...]) -> Listing | None:
+    annotated = folder / "val" / ANNOTATIONS
+    # Tiny ImageNet's own test pictures have no labels: its validation pictures are what is tested on.
+    if annotated.is_file():
+        return _by_annotations(annotated, classes)
+    for name in TEST_FOLDERS:
+        if (folder / name).is_dir() and _subfolders(folder / name):
+            return _by_folder(folder / name, classes)
+    return None
+
+
+def _by_folder(split: Path, classes: tuple[str, ...]) -> Listing:
+    """List the images below each class folder, at any depth."""
+    listing = Listing([], [])
+    known = {name: label for label, name in enumerate(classes)}
+    for name in _subfolders(split):
+        if name not in known:
+            raise DataError(
+                f"{split / name} is a class that the training folder lacks; it has "
+                f"{len(classes)} classes, first {classes[0]!r}"
+            )
+        files = sorted(
+            file for file in (split / name).rglob("*") if file.suffix.lower() in SUFFIXES
+        )
+        if not files:
+            raise DataError(f"{split / name} holds no image; fill or delete the class")
+        listing.files.extend(files)
+        listing.labels.extend([known[name]] * len(files))
+    return listing
+
+
+def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
+    known = {name: label for label, name in enumerate(classes)}
+    images = path.parent / "images"
+    labels: dict[str, int] = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        name, _, rest = line.partition("\t")
+        label = rest.split("\t")[0].strip()
+        if label not in known:
+            raise DataError(
+                f"{path} line {number}: {label!r} is no class of the training folder; a line is "
+                "file, class and a box, with tabs between"
+            )
+        if name in labels:
+            raise DataError(f"{path} line {number}: {name} is there twice; fetch the file again")
+        labels[name] = known[label]
+    there = {file.name for file in _images(images)}
+    for name in sorted(there.symmetric_difference(labels)):
+        raise DataError(
+            f"{path} gives no class for {images / name}; fetch the data set again"
+            if name in there
+            else f"{path} names {name}, but {images / name} does not exist; fetch it again"
+        )
+    if not labels:
+        raise DataError(f"{path} is empty; fetch the data set again")
+    names = sorted(labels)
+    return Listing([images / name for name in names], [labels[name] for name in names])
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {one_line(error)}; fetch it again") from None
+
+
+def _decode_all(files: list[Path], side: int | None) -> np.ndarray:
+    """Return (N, channels, height, width) bytes, one channel if all pictures are grey."""
+    first, _ = _decode(files[0], side)
+    # One array, filled by the threads: a list of pictures and its stack would need twice the memory.
+    pictures = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+
+    def fill(row: int) -> bool:
+        picture, is_grey = _decode(files[row], side)
+        if picture.shape != first.shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, picture.shape)]
+            raise DataError(
+                f"images differ in size: {files[0]} has {sizes[0]} pixels, {files[row]} {sizes[1]}; "
+                "set data.image_size to bring them to one"
+            )
+        pictures[row] = picture.transpose(2, 0, 1)
+        return is_grey
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            all_grey = all(list(pool.map(fill, range(len(files)))))
+        except DataError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return pictures[:, :1].copy() if all_grey else pictures
+
+
+def _decode(file: Path, side: int | None) -> tuple[np.ndarray, bool]:
+    """Return a picture as (height, width, 3) bytes and whether it is stored as grey values."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            if opened.mode[0] in "IF":
+                raise DataError(
+                    f"{file} has more than 8 bits a channel (mode {opened.mode}); convert it to 8"
+                )
+            is_grey = opened.mode in ("1", "L", "LA")
+            picture: Any = opened.convert("RGB")
+    except DataError:
+        raise
+    # The decoders raise many kinds for damaged bytes, some of them SyntaxError.
+    except Exception as error:
+        raise DataError(f"{file} is no readable image: {one_line(error)}; fetch it again") from None
+    if side is not None and picture.size != (side, side):
+        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
+    return np.asarray(picture), is_grey

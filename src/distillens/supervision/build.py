@@ -1,0 +1,205 @@
+"""From an entry of a recipe to a supervision."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from distillens.errors import RecipeError, SupervisionError
+from distillens.supervision.averaged import AveragedTeacher, decaying_weights
+from distillens.supervision.compared import decoupled, dist
+from distillens.supervision.losses import Loss
+from distillens.supervision.pace import TemperatureSchedule, pace_of
+from distillens.supervision.protocol import Supervision, Teacher
+from distillens.supervision.recipe import (
+    AverageRecipe,
+    CotrainedRecipe,
+    LossRecipe,
+    OfflineRecipe,
+    OneHotRecipe,
+    OnlineRecipe,
+    PeriodRecipe,
+    SelfRecipe,
+    SwitchedRecipe,
+)
+from distillens.supervision.teachers import OnlineTeacher, TeacherCheckpoint
+from distillens.supervision.values import Distillation, Mixed, OneHot, Switched, TeacherLoss
+
+NEGLIGIBLE = 1e-3
+"""Weights of a decaying average below this share of the newest one are left out."""
+
+
+class Teachers(Protocol):
+    """Where an entry's teachers come from; each is made only when an entry asks for it."""
+
+    def final(self) -> Teacher:
+        """Return the finished teacher."""
+        ...
+
+    def trajectory(self) -> Sequence[TeacherCheckpoint]:
+        """Return the teacher's checkpoints, one an epoch, in order."""
+        ...
+
+    def lowest_validation_loss(self) -> int:
+        """Return the epoch, from 1, at which the teacher's validation loss was lowest."""
+        ...
+
+    def cotrained(self) -> Teacher:
+        """Return a teacher that will learn beside the student."""
+        ...
+
+    def previous_generation(self) -> Teacher:
+        """Return the student of the generation before, finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What entries share: the form of the losses, the student's steps, whose code may run."""
+
+    loss: Loss
+    steps: int
+    trust_code: bool = False
+
+
+def build_supervision(entry: Any, setting: Setting, teachers: Teachers) -> Supervision:
+    """Build what an entry of a recipe says.
+
+    Raises
+    ------
+    SupervisionError
+        The teacher has no such checkpoint.
+    RecipeError
+        A loss of the recipe's author is not trusted or cannot be imported.
+    """
+    if isinstance(entry, SwitchedRecipe):
+        first = build_supervision(entry.first, setting, teachers)
+        then = build_supervision(entry.then, setting, teachers)
+        return Switched(first, then, math.ceil(round(entry.at * setting.steps, 6)), entry.window)
+    if isinstance(entry, OneHotRecipe):
+        return OneHot(setting.loss, entry.smoothing)
+    taught = Distillation(
+        _teacher(entry, setting, teachers),
+        _temperature(entry.temperature, setting.steps),
+        setting.loss if entry.loss is None else _named_loss(entry.loss, setting.trust_code),
+    )
+    if entry.alpha == 1:
+        return taught
+    return Mixed(OneHot(setting.loss), taught, entry.alpha)
+
+
+def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
+    if isinstance(entry, CotrainedRecipe):
+        return teachers.cotrained()
+    if isinstance(entry, SelfRecipe):
+        return teachers.previous_generation()
+    if isinstance(entry, OnlineRecipe):
+        path = _averaged(teachers.trajectory(), entry.average)
+        return OnlineTeacher(_every(path, entry.period), setting.steps, pace=pace_of(entry.pace))
+    assert isinstance(entry, OfflineRecipe)
+    if entry.early_stop is None and entry.average is None:
+        return teachers.final()
+    path = list(teachers.trajectory())
+    epoch = entry.early_stop or len(path)
+    if epoch == "validation":
+        epoch = teachers.lowest_validation_loss()
+    if not 1 <= epoch <= len(path):
+        raise SupervisionError(
+            f"early_stop names the teacher's epoch {epoch}; it has epochs 1 to {len(path)}"
+        )
+    return _averaged(path, entry.average)[epoch - 1].load()
+
+
+def _every(path: Sequence[TeacherCheckpoint], period: PeriodRecipe) -> list[TeacherCheckpoint]:
+    """Keep the checkpoints at whole periods, and the last."""
+    per_epoch = path[0].step
+    steps = period.steps or (period.epochs or 1) * per_epoch
+    if steps % per_epoch:
+        raise SupervisionError(
+            f"a period of {steps} steps does not fit the teacher's checkpoints, one every "
+            f"{per_epoch} steps; use a multiple of {per_epoch}"
+        )
+    return [point for point in path if not point.step % steps or point is path[-1]]
+
+
+def _averaged(
+    path: Sequence[TeacherCheckpoint], average: AverageRecipe | None
+) -> list[TeacherCheckpoint]:
+    """Return checkpoints each of which averages those up to itself."""
+    if average is None:
+        return list(path)
+
+    def mean(last: int) -> Teacher:
+        count = average.last or 1 + math.floor(
+            math.log(NEGLIGIBLE) / math.log(average.decay or 0.5)
+        )
+        used = path[max(0, last + 1 - count) : last + 1]
+        weights = (
+            [1.0] * len(used)
+            if average.decay is None
+            else decaying_weights(len(used), average.decay)
+        )
+        return AveragedTeacher([point.load() for point in used], weights)
+
+    return [
+        TeacherCheckpoint(point.step, lambda place=place: mean(place))
+        for place, point in enumerate(path)
+    ]
+
+
+def _temperature(value: float | TemperatureSchedule, steps: int) -> float | Callable[[int], float]:
+    if isinstance(value, TemperatureSchedule):
+        return lambda step: value.at(step / max(1, steps - 1))
+    return value
+
+
+def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
+    if recipe.name == "dkd":
+        target, other = recipe.weights or (1.0, 8.0)
+        return lambda f, g, labels, temperature, mask: decoupled(
+            f, g, labels, temperature, target_weight=target, other_weight=other
+        )
+    if recipe.name == "dist":
+        inter, intra = recipe.weights or (1.0, 1.0)
+        return lambda f, g, labels, temperature, mask: dist(
+            f, g, temperature, inter_weight=inter, intra_weight=intra
+        )
+    function = _import(recipe.name, trust_code)
+
+    def custom(
+        logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
+    ) -> Tensor:
+        return function(logits, teacher, labels)
+
+    return custom
+
+
+def check_losses(entry: Any, *, trust_code: bool) -> None:
+    """Refuse, before anything runs, a loss that may not be run.
+
+    Raises
+    ------
+    RecipeError
+        As :func:`build_supervision`.
+    """
+    loss = getattr(entry, "loss", None)
+    if loss is not None and ":" in loss.name:
+        _import(loss.name, trust_code)
+
+
+def _import(name: str, trust_code: bool) -> Callable[..., Tensor]:
+    if not trust_code:
+        raise RecipeError(
+            f"loss {name!r} would run code of the recipe's author; "
+            "read it, then pass --trust-code (trust_code=True)"
+        )
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"loss {name!r} cannot be imported: {error}") from None
