@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distillens.data.examples import Examples, examples_from_arrays
+from distillens.data.examples import examples_from_arrays
 from distillens.data.sources import Source, one_line
 from distillens.errors import DataError
 
@@ -65,20 +65,18 @@ def read_folder(folder: Path, image_size: int | None = None) -> Source:
     test = _test_split(folder, classes)
     if test is not None:
         listings["test"] = test
-    pictures = _decode_all([file for part in listings.values() for file in part.files], image_size)
-    source: Source = {}
-    start = 0
-    for split, part in listings.items():
-        rows = pictures[start : start + len(part.files)]
-        start += len(part.files)
-        source[split] = _examples(rows, part, classes, f"{folder.name}/{split}")
-    return source
-
-
-def _examples(
-    rows: np.ndarray, listing: Listing, classes: tuple[str, ...], where: str
-) -> Examples:
-    return examples_from_arrays(rows, np.asarray(listing.labels), classes, where=where)
+    first = listings["train"].files[0]
+    decoded = {split: _decode_all(part.files, first, image_size) for split, part in listings.items()}
+    channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
+    return {
+        split: examples_from_arrays(
+            decoded[split][0][:, :channels],
+            np.asarray(part.labels),
+            classes,
+            where=f"{folder.name}/{split}",
+        )
+        for split, part in listings.items()
+    }
 
 
 def _class_names(folder: Path, train: Path) -> tuple[str, ...]:
@@ -143,7 +141,7 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
         if name in labels:
             raise DataError(f"{path} line {number}: {name} is there twice; fetch the file again")
         labels[name] = known[label]
-    there = {file.name for file in _images(images)}
+    there = {file.name for file in _entries(images) if file.suffix.lower() in SUFFIXES}
     for name in sorted(there.symmetric_difference(labels)):
         raise DataError(
             f"{path} gives no class for {images / name}; fetch the data set again"
@@ -157,13 +155,14 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in _entries(folder) if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {one_line(error)}") from None
 
 
 def _text(path: Path) -> str:
@@ -173,30 +172,31 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {one_line(error)}; fetch it again") from None
 
 
-def _decode_all(files: list[Path], side: int | None) -> np.ndarray:
-    """Return (N, channels, height, width) bytes, one channel if all pictures are grey."""
-    first, _ = _decode(files[0], side)
+def _decode_all(files: list[Path], like: Path, side: int | None) -> tuple[np.ndarray, bool]:
+    """Return (N, 3, height, width) bytes, and whether all pictures are stored as grey values."""
+    height, width, _ = _decode(like, side)[0].shape
     # One array, filled by the threads: a list of pictures and its stack would need twice the memory.
-    pictures = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+    try:
+        pictures = np.empty((len(files), 3, height, width), dtype=np.uint8)
+    except MemoryError as error:
+        raise DataError(f"no room for the pictures: {one_line(error)}; lower data.image_size") from None
 
     def fill(row: int) -> bool:
         picture, is_grey = _decode(files[row], side)
-        if picture.shape != first.shape:
-            sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, picture.shape)]
+        if picture.shape[:2] != (height, width):
             raise DataError(
-                f"images differ in size: {files[0]} has {sizes[0]} pixels, {files[row]} {sizes[1]}; "
-                "set data.image_size to bring them to one"
+                f"images differ in size: {like} is {width}x{height}, {files[row]} "
+                f"{picture.shape[1]}x{picture.shape[0]}; set data.image_size to bring them to one"
             )
         pictures[row] = picture.transpose(2, 0, 1)
         return is_grey
 
     with ThreadPoolExecutor() as pool:
         try:
-            all_grey = all(list(pool.map(fill, range(len(files)))))
+            return pictures, all(list(pool.map(fill, range(len(files)))))
         except DataError:
             pool.shutdown(cancel_futures=True)
             raise
-    return pictures[:, :1].copy() if all_grey else pictures
 
 
 def _decode(file: Path, side: int | None) -> tuple[np.ndarray, bool]:

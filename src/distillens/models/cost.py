@@ -1,0 +1,155 @@
+"""What a model costs where it is used: multiply-adds, bytes and measured latency."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distillens.errors import MeasureError, ModelError
+from distillens.models.weights import state_bytes
+from distillens.results import Cost
+
+WARM_UP = 3
+"""Forward passes before the clock starts: the first ones allocate memory and choose kernels."""
+
+
+def measure_cost(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    device: torch.device | str,
+    batch: int = 64,
+    runs: int = 30,
+) -> Cost:
+    """Count a model's multiply-adds and measure its latency, in evaluation mode and float32.
+
+    A copy is measured; the model keeps its mode, device, type and memory layout. Multiply-adds are
+    those of convolutions, matrix products and attention for one input; element-wise work, pooling
+    and normalisation are left out, as usual. Latency is wall-clock time of a forward pass, weights
+    and inputs laid out contiguously, on as many threads as torch is set to.
+
+    Parameters
+    ----------
+    model
+        Any module that takes (N, \\*input_shape).
+    input_shape
+        Shape of one input.
+    device
+        Where to measure.
+    batch
+        Size of the larger batch; the smaller is always 1.
+    runs
+        Forward passes timed for each batch size.
+
+    Returns
+    -------
+    Cost
+        Latencies in milliseconds: the median over runs, and the quartiles.
+
+    Raises
+    ------
+    MeasureError
+        ``batch`` or ``runs`` is below 1.
+    ModelError
+        The model cannot take such inputs, or the device is not there.
+    """
+    for name, value in (("batch", batch), ("runs", runs)):
+        if value < 1:
+            raise MeasureError(f"{name} must be at least 1, got {value}")
+    try:
+        place = torch.device(device)
+        measured = copy.deepcopy(model).to(place, torch.float32).eval()
+        measured.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        # Noise, not zeros: some kernels are faster on zeros.
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(batch, *input_shape, generator=generator).to(place)
+    except (RuntimeError, AssertionError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise ModelError(f"the model cannot be measured on {device}: {text}") from None
+    try:
+        with torch.no_grad():
+            multiply_adds = _multiply_adds(measured, inputs[:1])
+            one = _milliseconds(lambda: measured(inputs[:1]), place, runs)
+            many = _milliseconds(lambda: measured(inputs), place, runs)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise ModelError(f"the model cannot take inputs of shape {input_shape}: {text}") from None
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=multiply_adds,
+        weights_bytes=len(state_bytes(model)),
+        latency_ms=one[1],
+        latency_quartiles_ms=(one[0], one[2]),
+        batch=batch,
+        latency_batch_ms=many[1],
+        latency_batch_quartiles_ms=(many[0], many[2]),
+        runs=runs,
+        threads=torch.get_num_threads(),
+        device=_name(place),
+    )
+
+
+def _multiply_adds(model: nn.Module, inputs: Tensor) -> int:
+    counter = FlopCounterMode(display=False)
+    with _taken_apart(), counter:
+        model(inputs)
+    # The counter calls a multiplication and an addition two operations.
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _taken_apart() -> Iterator[None]:
+    """Have attention and recurrent layers run as the matrix products that the counter knows.
+
+    Their fused kernels are single operations that it passes over: they would count nothing.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with ExitStack() as stack:
+            # Some builds of torch warn of TF32 whenever the next line's flags are touched.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="TF32")
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _milliseconds(
+    step: Callable[[], Tensor], device: torch.device, runs: int
+) -> tuple[float, float, float]:
+    """Return the quartiles of the time of a step."""
+    for _ in range(WARM_UP):
+        step()
+    _wait(device)
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        step()
+        _wait(device)
+        times.append(1000 * (time.perf_counter() - began))
+    low, middle, high = np.percentile(times, (25, 50, 75))
+    return float(low), float(middle), float(high)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(device)
