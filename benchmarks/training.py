@@ -265,15 +265,23 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"give a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def main() -> int:
     """Run from the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", default=str(DATA), help="folder of parquet files, or a hub name")
-    parser.add_argument("--images", type=int, default=2000, help="training images (2000)")
-    parser.add_argument("--test-images", type=int, default=2000, help="test images (2000)")
-    parser.add_argument("--epochs", type=int, default=4, help="of every network (4)")
+    parser.add_argument("--images", type=_positive, default=2000, help="training images (2000)")
+    parser.add_argument("--test-images", type=_positive, default=2000, help="test images (2000)")
+    parser.add_argument("--epochs", type=_positive, default=4, help="of every network (4)")
     parser.add_argument("--seeds", type=_counts, default=(1, 3), help="numbers of seeds (1,3)")
-    parser.add_argument("--pairs", type=int, default=150, help="step pairs, cached and not (150)")
+    parser.add_argument(
+        "--pairs", type=_positive, default=150, help="step pairs, cached and not (150)"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     asked = parser.parse_args()
     data = {"train_size": asked.images, "test_size": asked.test_images, "path": asked.data}

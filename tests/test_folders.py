@@ -98,7 +98,7 @@ def test_grey_pictures_have_one_channel_unless_one_is_coloured(tmp_path: Path) -
 def test_pictures_are_cropped_to_the_centre_and_resized(tmp_path: Path) -> None:
     class_folders(tmp_path)
     wide = np.zeros((16, 40, 3), np.uint8)
-    wide[:, 12:28] = (10, 200, 30)
+    wide[:, 6:34] = (10, 200, 30)
     write(tmp_path / "train" / "cat" / "0.png", wide)
     with pytest.raises(DataError, match=r"0\.png is 40x16, .*1\.png 8x8; set data\.image_size"):
         load(tmp_path)
@@ -195,7 +195,10 @@ def test_a_recipe_says_where_the_folder_is_and_resizes_folders_only(tiny: dict[s
         load(Path("/nowhere"))
     for data, message in (
         ({"source": "folder"}, "needs data.path"),
-        ({"source": "digits", "image_size": 8}, "image_size resizes the pictures of source 'folder'"),
+        (
+            {"source": "digits", "image_size": 8},
+            "image_size resizes the pictures of source 'folder'",
+        ),
         ({"source": "folder", "path": "x", "image_size": 0}, "greater than or equal to 1, got 0"),
     ):
         with pytest.raises(RecipeError, match=message):

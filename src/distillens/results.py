@@ -49,7 +49,7 @@ class Cell(_Result):
     """One trained network: a supervision and a seed.
 
     ``supervision`` is the name in the recipe, or "teacher". Accuracies are shares in [0, 1] on the
-    un-augmented examples at the last epoch; ``test_correct`` of ``test_count`` were right.
+    un-augmented examples at the last epoch.
     """
 
     supervision: str
@@ -244,6 +244,8 @@ class StudyResult(_Result):
     deviations: tuple[Deviation, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    open_cells: tuple[str, ...] = ()
+    """Networks that are not trained yet, in words; empty when the run is finished."""
 
 
 def to_json(result: object) -> str:

@@ -1,7 +1,7 @@
 """Folders of image files: a folder a class, or as Tiny ImageNet lays them out.
 
-    train/<class>/….jpg              and test/<class>/… or val/<class>/…
-    train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotations.txt, wnids.txt
+train/<class>/….jpg              and test/<class>/… or val/<class>/…
+train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotations.txt, wnids.txt
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def read_folder(folder: Path, image_size: int | None = None) -> Source:
     if test is not None:
         listings["test"] = test
     first = listings["train"].files[0]
-    decoded = {split: _decode_all(part.files, first, image_size) for split, part in listings.items()}
+    decoded = {
+        split: _decode_all(part.files, first, image_size) for split, part in listings.items()
+    }
     channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
     return {
         split: examples_from_arrays(
@@ -179,7 +181,9 @@ def _decode_all(files: list[Path], like: Path, side: int | None) -> tuple[np.nda
     try:
         pictures = np.empty((len(files), 3, height, width), dtype=np.uint8)
     except MemoryError as error:
-        raise DataError(f"no room for the pictures: {one_line(error)}; lower data.image_size") from None
+        raise DataError(
+            f"no room for the pictures: {one_line(error)}; lower data.image_size"
+        ) from None
 
     def fill(row: int) -> bool:
         picture, is_grey = _decode(files[row], side)

@@ -127,6 +127,8 @@ def caption(result: StudyResult) -> str:
     ]
     if result.changed_labels:
         parts.append(f"{plural(result.changed_labels, 'training label')} changed on purpose.")
+    if result.open_cells:
+        parts.append(f"Open, not trained yet: {printable('; '.join(result.open_cells))}.")
     methods = [printable(method) for method in ranking.methods(result)]
     if methods:
         parts.append(f"Intervals: {'; '.join(methods)}.")

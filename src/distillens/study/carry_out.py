@@ -14,15 +14,15 @@ from distillens.atomic import write_atomically
 from distillens.data import Normalisation, Splits, load_splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
-from distillens.results import SCHEMA, ComplexityCurves, StudyResult, from_json, to_json
+from distillens.results import ComplexityCurves, StudyResult, from_json, to_json
 from distillens.runs import Run, locked, open_run, read_json, slug
 from distillens.study.analyses import measure_complexity, measure_deviations
 from distillens.study.networks import Scene
-from distillens.study.provenance import now, provenance
+from distillens.study.outcome import Outcome
+from distillens.study.provenance import now
 from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import train_students
-from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher, prepare_teacher
 from distillens.training import accelerator_for
 
@@ -71,14 +71,14 @@ def run(
 
 
 def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -> StudyResult:
-    began, clock = now(), time.perf_counter()
     splits = load_splits(recipe.data)
-    _bind_data(run, splits)
+    normalisation = Normalisation.of(splits.train)
+    _bind_data(run, splits, normalisation)
     scene = Scene(
         recipe=recipe,
         run=run,
         splits=splits,
-        normalisation=Normalisation.of(splits.train),
+        normalisation=normalisation,
         accelerator=accelerator_for(recipe.precision),
         progress=progress,
         trust_code=trust_code,
@@ -86,33 +86,12 @@ def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
     teacher = prepare_teacher(scene)
-    students = train_students(scene, teacher)
+    outcome = Outcome(scene, teacher, now(), time.perf_counter())
+    # Written after every network, so that a run which is cut short shows what is there.
+    students = train_students(scene, teacher, outcome.write)
     curves = _complexity(scene, teacher)
     deviations = measure_deviations(scene, teacher) if recipe.deviation else []
-    result = StudyResult(
-        schema_version=SCHEMA,
-        name=recipe.name,
-        description=recipe.description,
-        loss=recipe.loss,
-        classes=len(splits.train.classes),
-        train_examples=len(splits.train),
-        validation_examples=len(splits.validation) if splits.validation else 0,
-        test_examples=len(splits.test),
-        changed_labels=len(splits.changed),
-        rows=rows(recipe, teacher.cell, students),
-        cells=(teacher.cell, *(cell for cells in students for cell in cells)),
-        complexity=tuple(curves),
-        deviations=tuple(deviations),
-        provenance=provenance(
-            began,
-            time.perf_counter() - clock,
-            splits.fingerprint,
-            teacher.cell.weights_digest,
-        ),
-        notes=tuple(_notes(recipe, teacher)),
-    )
-    write_atomically(run.results, to_json(result))
-    return result
+    return outcome.write(students, curves, deviations)
 
 
 def _as_now(content: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +103,7 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
         return content
 
 
-def _bind_data(run: Run, splits: Splits) -> None:
+def _bind_data(run: Run, splits: Splits, normalisation: Normalisation) -> None:
     described = {
         "fingerprint": splits.fingerprint,
         "train": len(splits.train),
@@ -132,16 +111,24 @@ def _bind_data(run: Run, splits: Splits) -> None:
         "test": len(splits.test),
         "classes": list(splits.train.classes),
         "input_shape": list(splits.train.input_shape),
+        "input_type": str(splits.train.inputs.dtype).removeprefix("torch."),
+        "normalisation": {
+            "mean": normalisation.mean.flatten().tolist(),
+            "deviation": normalisation.deviation.flatten().tolist(),
+        },
         "changed_labels": [asdict(change) for change in splits.changed],
     }
     if run.data.is_file():
-        before = read_json(run.data).get("fingerprint")
-        if before != splits.fingerprint:
+        before = read_json(run.data)
+        if before.get("fingerprint") != splits.fingerprint:
             raise RunError(
-                f"{run.folder} was made from other data: fingerprint {str(before)[:12]} there, "
-                f"{splits.fingerprint[:12]} here; choose another --out"
+                f"{run.folder} was made from other data: fingerprint "
+                f"{str(before.get('fingerprint'))[:12]} there, {splits.fingerprint[:12]} here; "
+                "choose another --out"
             )
-        return
+        # A run of an earlier version gets what it lacks: export needs the normalisation.
+        if before.keys() >= described.keys():
+            return
     write_atomically(run.data, json.dumps(described, indent=1) + "\n")
 
 
@@ -152,17 +139,3 @@ def _complexity(scene: Scene, teacher: StudyTeacher) -> list[ComplexityCurves]:
     if not path.is_file():
         write_atomically(path, to_json(measure_complexity(scene, teacher, asked)))
     return [from_json(ComplexityCurves, path.read_bytes(), str(path))]
-
-
-def _notes(recipe: Recipe, teacher: StudyTeacher) -> list[str]:
-    notes = ["accuracies are those of the last epoch; nothing was chosen by test labels"]
-    if recipe.teacher.logits is not None and recipe.data.augmentation.changes:
-        notes.append(
-            "the teacher is known by its logits on the original pictures; students saw augmented "
-            "ones with the same logits"
-        )
-    if teacher.training is not None and len(recipe.seeds) > 1:
-        notes.append("all seeds of the students share one teacher")
-    if teacher.training is None and recipe.complexity is not None:
-        notes.append("no trajectory of the teacher is known, so complexity has no online teacher")
-    return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,15 @@ class StudentTeachers:
         return CachedTeacher(self.cache, digest, lambda: self.scene.load(recipe.model, files, last))
 
 
-def train_students(scene: Scene, teacher: StudyTeacher) -> list[list[Cell]]:
-    """Return the cells of every supervision of the recipe, one list each in the order of seeds."""
+def train_students(
+    scene: Scene,
+    teacher: StudyTeacher,
+    done: Callable[[list[list[Cell]]], object] = lambda students: None,
+) -> list[list[Cell]]:
+    """Return the cells of every supervision of the recipe, one list each in the order of seeds.
+
+    ``done`` is called with what there is after every network.
+    """
     recipe = scene.recipe
     students: list[list[Cell]] = [[] for _ in recipe.supervisions]
     # Seed by seed, so that a run which is cut short has whole rows to show; labels first, since
@@ -90,6 +97,7 @@ def train_students(scene: Scene, teacher: StudyTeacher) -> list[list[Cell]]:
             entry = recipe.supervisions[place]
             if seed in recipe.seeds_of(entry):
                 students[place].append(_train_student(scene, teacher, place, entry, seed))
+                done(students)
     return students
 
 

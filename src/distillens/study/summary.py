@@ -11,7 +11,7 @@ from distillens.study.recipe import Recipe
 
 
 def rows(recipe: Recipe, teacher: Cell, students: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
-    """Return the teacher's row and one for each supervision, in the order of the recipe.
+    """Return the teacher's row and one for each supervision that has a network, in the recipe's order.
 
     Gains are against the first one-hot supervision, paired by seed, over the seeds that both have.
     """
@@ -25,6 +25,8 @@ def rows(recipe: Recipe, teacher: Cell, students: Sequence[Sequence[Cell]]) -> t
     )
     found = [_row("teacher", "teacher", [teacher], None)]
     for entry, cells in zip(recipe.supervisions, students, strict=True):
+        if not cells:
+            continue
         reference = baseline if cells is not baseline else None
         found.append(_row(entry.title, entry.kind, cells, reference))
     return tuple(found)

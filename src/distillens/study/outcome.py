@@ -1,0 +1,91 @@
+"""What a study found out so far, as results on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from distillens.atomic import write_atomically
+from distillens.results import (
+    SCHEMA,
+    Cell,
+    ComplexityCurves,
+    Deviation,
+    StudyResult,
+    to_json,
+)
+from distillens.study.networks import Scene
+from distillens.study.provenance import provenance
+from distillens.study.summary import rows
+from distillens.study.teacher import StudyTeacher
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Writes a study's results, whole or with open cells. ``clock`` is of `time.perf_counter`."""
+
+    scene: Scene
+    teacher: StudyTeacher
+    began: datetime
+    clock: float
+
+    def write(
+        self,
+        students: Sequence[Sequence[Cell]],
+        curves: Sequence[ComplexityCurves] = (),
+        deviations: Sequence[Deviation] = (),
+    ) -> StudyResult:
+        """Write and return what is known; networks that are not trained yet are named as open."""
+        recipe, splits, cell = self.scene.recipe, self.scene.splits, self.teacher.cell
+        result = StudyResult(
+            schema_version=SCHEMA,
+            name=recipe.name,
+            description=recipe.description,
+            loss=recipe.loss,
+            classes=len(splits.train.classes),
+            train_examples=len(splits.train),
+            validation_examples=len(splits.validation) if splits.validation else 0,
+            test_examples=len(splits.test),
+            changed_labels=len(splits.changed),
+            rows=rows(recipe, cell, students),
+            cells=(cell, *(cell for cells in students for cell in cells)),
+            complexity=tuple(curves),
+            deviations=tuple(deviations),
+            provenance=provenance(
+                self.began,
+                time.perf_counter() - self.clock,
+                splits.fingerprint,
+                cell.weights_digest,
+            ),
+            notes=tuple(self._notes()),
+            open_cells=tuple(self._open(students)),
+        )
+        write_atomically(self.scene.run.results, to_json(result))
+        return result
+
+    def _open(self, students: Sequence[Sequence[Cell]]) -> list[str]:
+        recipe = self.scene.recipe
+        return [
+            f"{entry.title}, seed {seed}"
+            for entry, cells in zip(recipe.supervisions, students, strict=True)
+            for seed in recipe.seeds_of(entry)
+            if seed not in {cell.seed for cell in cells}
+        ]
+
+    def _notes(self) -> list[str]:
+        recipe = self.scene.recipe
+        notes = ["accuracies are those of the last epoch; nothing was chosen by test labels"]
+        if self.teacher.model is None and recipe.data.augmentation.changes:
+            notes.append(
+                "the teacher is known by its logits on the original pictures; students saw "
+                "augmented ones with the same logits"
+            )
+        if self.teacher.training is not None and len(recipe.seeds) > 1:
+            notes.append("all seeds of the students share one teacher")
+        if self.teacher.training is None and recipe.complexity is not None:
+            notes.append(
+                "no trajectory of the teacher is known, so complexity has no online teacher"
+            )
+        return notes
