@@ -38,7 +38,9 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     calls: list[tuple[str, dict[str, Any]]] = []
 
     def create_model(name: str, **arguments: Any) -> Any:
-        calls.append((name, {**arguments, "guard": os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")}))
+        calls.append(
+            (name, {**arguments, "guard": os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")})
+        )
         if arguments.pop("pretrained", False):
             raise OSError("the hub\nis out of reach")
         if arguments.pop("features_only", False):
@@ -60,7 +62,9 @@ class SimpleNamespaceModule(nn.Module):
         return [x]
 
 
-def build(name: str, shape: tuple[int, ...] = CIFAR, outputs: int = 5, **arguments: Any) -> nn.Module:
+def build(
+    name: str, shape: tuple[int, ...] = CIFAR, outputs: int = 5, **arguments: Any
+) -> nn.Module:
     return build_model(ModelRecipe(name=name, **arguments), shape, outputs, seed=0)
 
 
@@ -115,14 +119,16 @@ def test_a_missing_extra_is_named(
         check_model(ModelRecipe(name=f"{library}:anything"))
 
 
-def test_a_broken_installation_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms\\nis missing')")
+def test_a_broken_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "timm.py").write_text(
+        "raise RuntimeError('operator torchvision::nms\\nis missing')"
+    )
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    with pytest.raises(ModelError, match="cannot be imported: operator torchvision::nms is missing"):
+    with pytest.raises(
+        ModelError, match="cannot be imported: operator torchvision::nms is missing"
+    ):
         check_model(ModelRecipe(name="timm:resnet18"))
 
 
@@ -215,7 +221,12 @@ def test_pickled_weights_and_remote_code_are_never_run(folder: Callable, tmp_pat
 @pytest.mark.parametrize(
     ("config", "arguments", "error", "message"),
     [
-        (VIT, {"hiden_size": 3}, RecipeError, "no argument 'hiden_size'; did you mean 'hidden_size'"),
+        (
+            VIT,
+            {"hiden_size": 3},
+            RecipeError,
+            "no argument 'hiden_size'; did you mean 'hidden_size'",
+        ),
         (VIT, {"num_labels": 3}, RecipeError, "num_labels is set from the data"),
         ({"model_type": "bert"}, {}, ModelError, "Unrecognized configuration class"),
         ({}, {}, ModelError, "cannot be built"),

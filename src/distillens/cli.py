@@ -67,6 +67,43 @@ def report_command(run: RunFolder) -> None:
     console.print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
 
 
+@app.command("export")
+def export_command(
+    run: RunFolder,
+    student: Annotated[
+        str | None,
+        typer.Option(help="A supervision of the run; by default the best on validation."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="By default the best on validation.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Some of safetensors, torch and onnx, with commas.")
+    ] = "safetensors,torch",
+    out: Annotated[
+        Path | None, typer.Option(help="By default exports/<study>-<student>-seed-<s>.")
+    ] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
+    ] = False,
+) -> None:
+    """Write a trained student as files to ship, and check what they say against the run."""
+    from distillens.study.export import default_folder, export_run
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    done = export_run(
+        run, student=student, seed=seed, formats=names, out=out, trust_code=trust_code
+    )
+    # A name may hold brackets, which rich would read as markup.
+    lines = [f"{done.student}, seed {done.seed}, epoch {done.epoch}: {done.chosen_by}"]
+    lines += [
+        f"{file.name}  {file.size / 1000:,.0f} kB  outputs differ by at most {file.difference:.1g}"
+        for file in done.files
+    ]
+    lines += [f"note: {note}" for note in done.notes]
+    lines.append(f"export: {out if out is not None else default_folder(done)}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 @app.command("recipes")
 def recipes_command() -> None:
     """List the recipes that come with distillens."""

@@ -226,6 +226,55 @@ class Provenance(_Result):
 
 
 @dataclass(frozen=True)
+class ExportedFile(_Result):
+    """A file of an exported network, and what it said once it was read back.
+
+    ``difference`` is the largest difference of an output from the network's that was exported, as a
+    share of the largest output (of 1 where that is smaller); ``stored_difference`` the same from the
+    logits that the run stored, None where the run's data were not at hand.
+    """
+
+    format: str
+    name: str
+    size: int
+    digest: str
+    difference: float
+    stored_difference: float | None
+
+
+@dataclass(frozen=True)
+class Export(_Result):
+    """What an exported network is and how it is used: the ``model.json`` beside its files.
+
+    ``input_shape`` is that of one input. Programs take float32 inputs in the unit that ``inputs``
+    names and normalise them; the network whose weights the safetensors file holds takes
+    ``(inputs - mean) / deviation``, channel by channel.
+    """
+
+    schema_version: int
+    study: str
+    student: str
+    seed: int
+    epoch: int
+    chosen_by: str
+    model: dict[str, Any]
+    """The model's part of the recipe."""
+    input_shape: tuple[int, ...]
+    inputs: str
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    classes: tuple[str, ...]
+    outputs: str
+    weights_digest: str
+    """SHA-256 of the run's checkpoint."""
+    tolerance: float
+    stored_tolerance: float
+    files: tuple[ExportedFile, ...]
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class StudyResult(_Result):
     """All that a run found out."""
 

@@ -1,0 +1,337 @@
+"""Export a student of a run: weights and programs that run without distillens, each checked.
+
+Programs (torch.export, ONNX) hold the normalisation: they take float32 inputs of shape
+(N, \\*input_shape) as the data have them, pictures in [0, 1] (bytes divided by 255). The safetensors
+file holds the network alone; ``model.json`` beside it says what its inputs are normalised with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillens import __version__
+from distillens.atomic import write_atomically
+from distillens.data import load_splits
+from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError, nearest
+from distillens.models import ModelRecipe, build_model, digest_file, load_weights, save_weights
+from distillens.models.programs import (
+    Program,
+    check_onnx,
+    read_onnx,
+    read_torch,
+    write_onnx,
+    write_torch,
+)
+from distillens.results import SCHEMA, Export, ExportedFile, from_json, to_json
+from distillens.runs import NetworkFiles, Run, find_run, read_arrays, read_json, read_result, slug
+from distillens.study.choosing import Choice, choose
+from distillens.study.reading import read_recipe
+from distillens.study.recipe import Recipe
+
+FILES = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
+"""Formats and the names of their files."""
+CARD = "model.json"
+
+TOLERANCE = 1e-4
+"""Between a file that was read back and the network, as a share of the largest output, in float32."""
+STORED_TOLERANCE = 1e-2
+"""Between the network and the logits that the run stored, perhaps on a GPU with 10-bit products."""
+STORED_EXAMPLES = 128
+
+
+class Normalised(nn.Module):
+    """A network that normalises its inputs itself: ``network((inputs - mean) / deviation)``."""
+
+    def __init__(self, network: nn.Module, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network((inputs - self.mean) / self.deviation)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Inputs that every file is tried on, the network's outputs, and what the run stored for some."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    stored: Tensor | None
+    """Logits of the last of ``inputs``; None where the run's data are not at hand."""
+
+
+def export_run(
+    folder: str | Path,
+    *,
+    student: str | None = None,
+    seed: int | None = None,
+    formats: Sequence[str] = ("safetensors", "torch"),
+    out: str | Path | None = None,
+    trust_code: bool = False,
+) -> Export:
+    """Write a trained student's last checkpoint in formats to ship, and check each.
+
+    Every file is read back and compared with the network on random inputs (two batch sizes) and on
+    training examples whose logits the run stored; no label is looked at.
+
+    Parameters
+    ----------
+    folder
+        A run folder.
+    student
+        The supervision's name in the recipe. None takes the one with the highest validation accuracy
+        (mean over seeds); a run without validation examples needs a name, unless it has only one.
+    seed
+        None takes the seed with the highest validation accuracy, else the recipe's first.
+    formats
+        Of "safetensors", "torch" and "onnx".
+    out
+        Where to; by default ``exports/<study>-<student>-seed-<s>``.
+    trust_code
+        Allow a ``module:function`` model.
+
+    Raises
+    ------
+    RunError
+        The run or the student is not finished, or ``out`` holds another network's export.
+    RecipeError
+        A format or a student has no such name.
+    CheckpointError
+        The checkpoint is missing, changed, or disagrees with the stored logits.
+    ModelError
+        The network cannot be written in a format, or a file that was read back gives other outputs.
+    """
+    for name in formats:
+        if name not in FILES:
+            raise RecipeError(f"no format {name!r}{nearest(name, FILES)}")
+    if not formats:
+        raise RecipeError(f"no format is named; name some of {', '.join(FILES)}")
+    if "onnx" in formats:
+        check_onnx()
+    run = find_run(Path(folder))
+    result = read_result(run)
+    recipe = read_recipe(run.recipe, trust_code=trust_code)
+    choice = choose(recipe, result, student, seed)
+    data = _read_data(run)
+    card = _card(recipe, choice, data)
+    files = run.student(choice.place, choice.cell.supervision, choice.cell.seed)
+    network = _network(card, _checkpoint(files, card), trust_code)
+    probe, notes = _probe(recipe, network, files, data)
+    target = _target(Path(out) if out is not None else None, card)
+    written = [
+        _export_file(target / FILES[name], name, network, card, probe, trust_code)
+        for name in dict.fromkeys(formats)
+    ]
+    finished = replace(card, files=tuple(written), notes=notes)
+    # Last, since it says that the export is whole.
+    write_atomically(target / CARD, to_json(finished))
+    return finished
+
+
+def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, Export]:
+    """Rebuild an exported network from its safetensors file and ``model.json``.
+
+    Returns
+    -------
+    The network with its normalisation, in evaluation mode, and its description.
+
+    Raises
+    ------
+    RunError
+        The folder holds no export.
+    CheckpointError
+        It holds no safetensors file, or another one than ``model.json`` describes.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise RunError(f"{folder} is no export: it has no {CARD}")
+    card = from_json(Export, path.read_bytes(), str(path))
+    described = next((file for file in card.files if file.format == "safetensors"), None)
+    if described is None:
+        raise CheckpointError(f"{folder} holds no safetensors file; export it with that format")
+    weights = Path(folder) / FILES["safetensors"]
+    if not weights.is_file() or digest_file(weights) != described.digest:
+        raise CheckpointError(f"{weights} is missing or not what {CARD} describes; export it again")
+    return _network(card, weights, trust_code), card
+
+
+def default_folder(card: Export) -> Path:
+    """Return where a network is exported to unless the user says otherwise."""
+    return Path("exports") / f"{slug(card.study)}-{slug(card.student)}-seed-{card.seed}"
+
+
+def _read_data(run: Run) -> dict[str, Any]:
+    data = read_json(run.data)
+    if not isinstance(data, dict) or "normalisation" not in data or "input_type" not in data:
+        raise RunError(
+            f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "
+            "recipe again with the same --out, which trains nothing anew and adds it"
+        )
+    return data
+
+
+def _card(recipe: Recipe, choice: Choice, data: dict[str, Any]) -> Export:
+    pictures = data["input_type"] == "uint8"
+    return Export(
+        schema_version=SCHEMA,
+        study=recipe.name,
+        student=choice.cell.supervision,
+        seed=choice.cell.seed,
+        epoch=recipe.student.training.epochs,
+        chosen_by=choice.why,
+        model=recipe.student.model.model_dump(mode="json"),
+        input_shape=tuple(data["input_shape"]),
+        inputs="float32 in [0, 1]: bytes divided by 255" if pictures else "float32 as in the data",
+        mean=tuple(data["normalisation"]["mean"]),
+        deviation=tuple(data["normalisation"]["deviation"]),
+        classes=tuple(data["classes"]),
+        outputs=_outputs(recipe.loss, data["classes"]),
+        weights_digest=choice.cell.weights_digest,
+        tolerance=TOLERANCE,
+        stored_tolerance=STORED_TOLERANCE,
+        files=(),
+        versions={"distillens": __version__, "torch": str(torch.__version__)},
+    )
+
+
+def _outputs(loss: str, classes: list[str]) -> str:
+    if loss == "cross-entropy":
+        if len(classes) == 2:
+            return f"(N, 1) logits: the sigmoid is the probability of {classes[1]!r}"
+        return "(N, classes) logits: the softmax gives probabilities"
+    if len(classes) == 2:
+        return f"(N, 1) estimates of 2p - 1, p the probability of {classes[1]!r} (squared error)"
+    return "(N, classes) estimates of the probabilities, not held to [0, 1] (squared error)"
+
+
+def _checkpoint(files: NetworkFiles, card: Export) -> Path:
+    path = files.weights(card.epoch)
+    if not path.is_file() or digest_file(path) != card.weights_digest:
+        raise CheckpointError(
+            f"{path} is missing or not what the run's results describe; run the recipe again in "
+            "another --out"
+        )
+    return path
+
+
+def _network(card: Export, weights: Path, trust_code: bool) -> Normalised:
+    outputs = 1 if len(card.classes) == 2 else len(card.classes)
+    recipe = ModelRecipe.model_validate(card.model)
+    network = build_model(recipe, card.input_shape, outputs, seed=0, trust_code=trust_code)
+    load_weights(weights, network)
+    shape = (1, -1, *[1] * (len(card.input_shape) - 1))
+    mean, deviation = (torch.tensor(each).reshape(shape) for each in (card.mean, card.deviation))
+    return Normalised(network, mean, deviation).requires_grad_(False).eval()
+
+
+def _probe(
+    recipe: Recipe, network: Normalised, files: NetworkFiles, data: dict[str, Any]
+) -> tuple[_Probe, tuple[str, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    shape = data["input_shape"]
+    inputs: list[Tensor] = []
+    # Two sizes, so that a program which only takes the batch it was traced with is found out.
+    for count in (1, 5):
+        if data["input_type"] == "uint8":
+            inputs.append(torch.rand(count, *shape, generator=generator))
+        else:
+            noise = torch.randn(count, *shape, generator=generator)
+            inputs.append(network.get_buffer("mean") + network.get_buffer("deviation") * noise)
+    stored, notes = None, ()
+    try:
+        splits = load_splits(recipe.data)
+        if splits.fingerprint != data["fingerprint"]:
+            raise DataError("the data differ from those that the run was made with")
+    except DataError as error:
+        notes = (f"not compared with the run's stored logits: {error}",)
+    else:
+        first = splits.train.inputs[:STORED_EXAMPLES]
+        inputs.append(first.float() / 255 if first.dtype == torch.uint8 else first)
+        stored = torch.from_numpy(read_arrays(files.logits)["train"][:STORED_EXAMPLES])
+    outputs = tuple(network(each) for each in inputs)
+    if stored is not None:
+        apart = _difference(outputs[-1], stored)
+        if not apart <= STORED_TOLERANCE:
+            raise CheckpointError(
+                f"the network gives other logits than {files.logits} holds: they differ by {apart:.2g} "
+                f"of the largest, allowed is {STORED_TOLERANCE:g}; its code or a library has changed"
+            )
+    return _Probe(tuple(inputs), outputs, stored), notes
+
+
+def _target(out: Path | None, card: Export) -> Path:
+    target = default_folder(card) if out is None else out
+    if (target / CARD).is_file():
+        before = read_json(target / CARD)
+        digest = before.get("weights_digest") if isinstance(before, dict) else None
+        if digest != card.weights_digest:
+            raise RunError(f"{target} holds the export of another network; choose another --out")
+        # It would describe files that are about to be replaced.
+        (target / CARD).unlink()
+    return target
+
+
+def _export_file(
+    path: Path, kind: str, network: Normalised, card: Export, probe: _Probe, trust_code: bool
+) -> ExportedFile:
+    try:
+        if kind == "safetensors":
+            save_weights(path, network.network)
+            program: Program = _network(card, path, trust_code)
+        elif kind == "torch":
+            write_torch(path, network, card.input_shape)
+            program = read_torch(path)
+        else:
+            write_onnx(path, network, card.input_shape)
+            program = read_onnx(path)
+        difference, stored_difference = _compare(path, program, probe)
+    except (CheckpointError, ModelError):
+        # A file that failed its check is not left behind to be shipped.
+        path.unlink(missing_ok=True)
+        raise
+    return ExportedFile(
+        format=kind,
+        name=path.name,
+        size=path.stat().st_size,
+        digest=digest_file(path),
+        difference=difference,
+        stored_difference=stored_difference,
+    )
+
+
+def _compare(path: Path, program: Program, probe: _Probe) -> tuple[float, float | None]:
+    try:
+        found = [program(inputs) for inputs in probe.inputs]
+    # The runtimes raise kinds of their own.
+    except Exception as error:
+        text = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{path.name} was written but does not run, so it was deleted: {text}"
+        ) from None
+    difference = max(_difference(a, b) for a, b in zip(found, probe.outputs, strict=True))
+    stored = None if probe.stored is None else _difference(found[-1], probe.stored)
+    for apart, allowed, what in (
+        (difference, TOLERANCE, "the network's"),
+        (stored or 0.0, STORED_TOLERANCE, "those that the run stored"),
+    ):
+        if not apart <= allowed:
+            raise ModelError(
+                f"{path.name} gives other outputs than {what}, so it was deleted: they differ by "
+                f"{apart:.2g} of the largest, allowed is {allowed:g}; leave this format out"
+            )
+    return difference, stored
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the largest expected value, or of 1."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
