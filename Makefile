@@ -7,7 +7,8 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test slow lint types contract clean
 
 demo: $(INSTALLED)
-	$(BIN)/distillens run digits --out runs/demo
+	# One thread: networks this small gain nothing from more, and lose much on a busy machine.
+	OMP_NUM_THREADS=1 $(BIN)/distillens run digits --out runs/demo
 
 test: lint types contract
 	$(BIN)/pytest -m "not slow"

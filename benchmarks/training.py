@@ -88,6 +88,7 @@ def benchmark(
         "targets": {"ratios": TARGETS, "cached_step_over_one_hot_step": STEP_TARGET},
         "step": step,
         "accuracy": accuracies(grid, len(setting.splits.test)),
+        "notes": _notes(load[0]),
         "not_timed": "reading and decoding the data set, for all three alike; the last evaluation "
         "is in grid_with_evaluation_seconds only",
         "provenance": {
@@ -163,7 +164,7 @@ def ratios(ways: dict[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
 def accuracies(grid: Grid, test_count: int) -> dict[str, Any]:
     """Return last-epoch test accuracies by supervision and way, and how far the ways lie apart."""
     shares: dict[str, dict[str, list[float]]] = {}
-    for trained in sorted(grid.trained, key=lambda trained: trained.seed):
+    for trained in grid.trained:
         by_way = shares.setdefault(trained.supervision, {})
         by_way.setdefault(trained.way, []).append(trained.test_correct / test_count)
     by_supervision: dict[str, Any] = {}
@@ -236,6 +237,7 @@ def table(result: dict[str, Any]) -> str:
         "cached step / one-hot step: "
         f"{step['cached_step_over_one_hot_step']:.3f} ({low:.3f} to {high:.3f})"
     )
+    lines += [f"note: {note}" for note in result["notes"]]
     return "\n".join(lines)
 
 
@@ -243,6 +245,15 @@ def _percent(entry: dict[str, Any]) -> str:
     low, high = entry["wilson_95"][0]
     spread = "" if entry["std"] is None else f" ± {100 * entry['std']:.2f}"
     return f"{100 * entry['mean']:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _notes(load: float) -> list[str]:
+    if load < 0.5:
+        return []
+    return [
+        f"other processes were busy before the start (load average {load:.2f}); threads that wait "
+        "for each other make the times, and their ratios, unreliable: repeat on an idle machine"
+    ]
 
 
 def _processor() -> str:

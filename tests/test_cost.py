@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def vgg16() -> int:
     convolutions = sum(
         (32 >> stage) ** 2 * 9 * before * after
         for stage, chain in enumerate(widths)
-        for before, after in zip(chain, chain[1:], strict=False)
+        for before, after in pairwise(chain)
     )
     return convolutions + 512 * 512 + 512 * 512 + 512 * 10
 
@@ -64,6 +65,17 @@ def test_the_well_known_sizes_come_out() -> None:
     assert lenet5() == 416_520
     assert round(resnet20() / 1e6, 1) == 40.6
     assert round(vgg16() / 1e6) == 314
+
+
+def test_vgg16_has_the_size_known_on_cifar_and_takes_other_pictures() -> None:
+    # 13 convolutions with biases, their batch normalisation, and 512-512-10.
+    model = build_model(ModelRecipe(name="vgg16"), (3, 32, 32), 10, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 15_253_578
+    for shape in ((1, 8, 8), (1, 28, 28), (3, 64, 64)):
+        other = build_model(ModelRecipe(name="vgg16", dropout=0.1), shape, 3, seed=0)  # type: ignore[call-arg]
+        assert other.eval()(torch.zeros(1, *shape)).shape == (1, 3)
+    with pytest.raises(ModelError, match=r"dropout must lie in \[0, 1\), got 1"):
+        build_model(ModelRecipe(name="vgg16", dropout=1), (3, 32, 32), 10, seed=0)  # type: ignore[call-arg]
 
 
 class Recurrent(nn.Module):

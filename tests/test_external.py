@@ -209,7 +209,7 @@ def test_pickled_weights_and_remote_code_are_never_run(folder: Callable, tmp_pat
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code was run')")
     assert build(name, pretrained=False)(torch.zeros(1, *CIFAR)).shape == (1, 5)
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot be built: .*safetensors"):
+    with pytest.raises(ModelError, match=r"cannot be built: .*safetensors"):
         build(name)
     folder({"model_type": "unheard-of", "auto_map": {"AutoConfig": "evil.Config"}})
     with pytest.raises(ModelError, match="cannot be built"):

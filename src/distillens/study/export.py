@@ -7,6 +7,7 @@ file holds the network alone; ``model.json`` beside it says what its inputs are 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillens import __version__
 from distillens.atomic import write_atomically
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError, nearest
@@ -47,6 +47,9 @@ STORED_EXAMPLES = 128
 
 class Normalised(nn.Module):
     """A network that normalises its inputs itself: ``network((inputs - mean) / deviation)``."""
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, network: nn.Module, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ def _card(recipe: Recipe, choice: Choice, data: dict[str, Any]) -> Export:
         tolerance=TOLERANCE,
         stored_tolerance=STORED_TOLERANCE,
         files=(),
-        versions={"distillens": __version__, "torch": str(torch.__version__)},
+        versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
 
 
@@ -244,7 +247,7 @@ def _probe(
             inputs.append(torch.rand(count, *shape, generator=generator))
         else:
             noise = torch.randn(count, *shape, generator=generator)
-            inputs.append(network.get_buffer("mean") + network.get_buffer("deviation") * noise)
+            inputs.append(network.mean + network.deviation * noise)
     stored, notes = None, ()
     try:
         splits = load_splits(recipe.data)
@@ -313,9 +316,7 @@ def _compare(path: Path, program: Program, probe: _Probe) -> tuple[float, float 
     # The runtimes raise kinds of their own.
     except Exception as error:
         text = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{path.name} was written but does not run, so it was deleted: {text}"
-        ) from None
+        raise ModelError(f"{path.name} does not run, so it was deleted: {text}") from None
     difference = max(_difference(a, b) for a, b in zip(found, probe.outputs, strict=True))
     stored = None if probe.stored is None else _difference(found[-1], probe.stored)
     for apart, allowed, what in (
