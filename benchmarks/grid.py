@@ -54,7 +54,14 @@ class Setting:
 
     def recipe(self, data: Path) -> Recipe:
         """Return the grid as a recipe of distillens on an npz."""
-        training = {"epochs": self.epochs, "batch_size": self.batch_size, "weight_decay": 2e-4}
+        training = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "weight_decay": 2e-4,
+            # A teacher of few steps has batch statistics far from its running ones, so that its first
+            # checkpoints give logits in the hundreds; a full rate on those can end in a NaN.
+            "schedule": {"warmup": min(1, self.epochs / 4)},
+        }
         supervisions = [{"kind": "one-hot"}]
         for kind in ("offline", "online"):
             supervisions += [{"kind": kind, "temperature": 1}, {"kind": kind, "temperature": 4}]
@@ -207,7 +214,7 @@ class Loop:
         seconds = train_network(
             model,
             self._train,
-            _hyperparameters(training, len(self._train)),
+            hyperparameters(training, len(self._train)),
             seed=network.seed,
             teacher=teacher,
             careful=self._careful,
@@ -238,13 +245,16 @@ def _networks(recipe: Recipe) -> dict[str, Network]:
     return found
 
 
-def _hyperparameters(training: TrainingRecipe, examples: int) -> Hyperparameters:
-    steps = training.epochs * math.ceil(examples / training.batch_size)
+def hyperparameters(training: TrainingRecipe, examples: int) -> Hyperparameters:
+    """Return what a recipe says of a training, as the loop takes it."""
+    an_epoch = math.ceil(examples / training.batch_size)
+    steps = training.epochs * an_epoch
     return Hyperparameters(
         epochs=training.epochs,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
+        warmup=round(training.schedule.warmup * an_epoch),
         milestones=tuple(
             math.ceil(round(share * steps, 6)) for share in training.schedule.milestones
         ),

@@ -95,13 +95,23 @@ class Pictures(Dataset):
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Of one training; ``milestones`` are steps at which the learning rate is divided by 10."""
+    """Of one training, its lengths in steps where nothing else is said.
+
+    The learning rate rises linearly over ``warmup`` steps, and is divided by 10 at ``milestones``.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
+    warmup: int
     milestones: tuple[int, ...]
+
+    def rate_factor(self, step: int) -> float:
+        """Return the learning rate at a step as a share of its peak."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ def train_network(
         nesterov=True,
         weight_decay=how.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(how.milestones), gamma=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, how.rate_factor)
     began = time.perf_counter()
     for epoch in range(how.epochs):
         model.train()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cached_step import measure_cached_step
-from grid import WAYS, Setting
+from grid import WAYS, Setting, hyperparameters
 from public_loop import (
     Compose,
     Normalise,
@@ -22,6 +22,7 @@ from training import benchmark, table
 
 from distillens.data import Normalisation, Splits, examples_from_arrays
 from distillens.supervision import distillation_cross_entropy
+from distillens.training import Schedule, TrainingRecipe
 
 CELLS = {"teacher", "no KD", "offline τ=1", "offline τ=4", "online τ=1", "online τ=4"}
 
@@ -99,6 +100,16 @@ def test_pictures_are_those_of_distillens_and_their_crops_and_mirrors() -> None:
         seen.add(int(matches[0]))
     assert len(seen) > 20
     assert min(seen) < 81 <= max(seen)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 8])
+def test_both_follow_one_schedule(epochs: int) -> None:
+    schedule = Schedule(warmup=0.5)
+    recipe = TrainingRecipe(epochs=epochs, batch_size=32, learning_rate=0.1, schedule=schedule)
+    loop = hyperparameters(recipe, examples=150)
+    ours = [schedule.factor_at(step, 5, 5 * epochs) for step in range(5 * epochs)]
+    assert [loop.rate_factor(step) for step in range(5 * epochs)] == pytest.approx(ours)
+    assert min(ours) < 0.02
 
 
 def test_a_step_is_timed_for_both_supervisions(tmp_path) -> None:

@@ -53,10 +53,13 @@ def run_command(
 @app.command("table")
 def table_command(run: RunFolder) -> None:
     """Print a run's accuracy table."""
-    from distillens.report import accuracy_table
+    from distillens.report import accuracy_table, cost_table
     from distillens.runs import find_run, read_result
 
-    console.print(accuracy_table(read_result(find_run(run))))
+    result = read_result(find_run(run))
+    console.print(accuracy_table(result))
+    if result.costs:
+        console.print(cost_table(result))
 
 
 @app.command("report")

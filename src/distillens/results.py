@@ -87,6 +87,17 @@ class Cost(_Result):
 
 
 @dataclass(frozen=True)
+class NetworkCost(_Result):
+    """The cost of a study's teacher or student."""
+
+    network: str
+    """"teacher" or "student"."""
+    model: str
+    """The name of the model in the recipe."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class Row(_Result):
     """A row of the accuracy table: a supervision over its seeds."""
 
@@ -293,6 +304,8 @@ class StudyResult(_Result):
     deviations: tuple[Deviation, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    costs: tuple[NetworkCost, ...] = ()
+    """What the teacher (where its network is known) and the student cost where they are used."""
     open_cells: tuple[str, ...] = ()
     """Networks that are not trained yet, in words; empty when the run is finished."""
 

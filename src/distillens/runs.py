@@ -6,7 +6,8 @@
     students/<place>-<name>/seed-<s> a network each
     cache/                           teacher logits
     points/                          npz of the deviation plots
-    complexity.json, results.json    what was found out
+    cost-….json, complexity.json     what was measured
+    results.json                     all that was found out
     report.html
 
 A network's folder holds ``epoch-0000.safetensors`` …, ``state.pt``, ``history.jsonl``, and when it is
@@ -106,6 +107,10 @@ class Run:
     def complexity(self) -> Path:
         """Complexity curves, as soon as they are done."""
         return self.folder / "complexity.json"
+
+    def cost(self, network: str) -> Path:
+        """What the teacher or the student costs."""
+        return self.folder / f"cost-{network}.json"
 
     @property
     def results(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from distillens.report import ranking
+from distillens.report.costs import HEADINGS, cost_caption, cost_cells
 from distillens.report.html import Safe, element, join, table
 from distillens.report.table import caption, cells_of, headings
 from distillens.report.text import fixed, number, percent, plural, seconds
@@ -39,6 +40,7 @@ def accuracy_part(result: StudyResult, colours: dict[str, str]) -> Safe:
         "section",
         title,
         table(heads, body, f"{caption(result)} {reading}", strong),
+        _costs(result),
         _networks(result, digits),
         id="accuracy",
     )
@@ -111,6 +113,13 @@ def _strip(row: Row, result: StudyResult, colour: str, low: float, high: float) 
         role="img",
         aria_label=label,
     )
+
+
+def _costs(result: StudyResult) -> Safe:
+    if not result.costs:
+        return Safe("")
+    rows = [cost_cells(row) for row in result.costs]
+    return table(list(HEADINGS), rows, cost_caption(result))
 
 
 def _networks(result: StudyResult, digits: int) -> Safe:

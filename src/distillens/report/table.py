@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distillens.report import ranking
+from distillens.report.costs import HEADINGS, cost_caption, cost_cells
 from distillens.report.text import (
     DASH,
     bracket,
@@ -78,7 +79,12 @@ def markdown_table(result: StudyResult) -> str:
         name, *cells = cells_of(row, ranking.accuracy_digits(result))
         cells.insert(0, _markdown_text(name))
         lines.append(_markdown_line([f"**{cell}**" for cell in cells] if row in best else cells))
-    return "\n".join([*lines, "", _markdown_text(caption(result)), ""])
+    lines += ["", _markdown_text(caption(result)), ""]
+    if result.costs:
+        lines += [_markdown_line(list(HEADINGS)), _markdown_line(["---"] * len(HEADINGS))]
+        lines += [_markdown_line(cost_cells(row)) for row in result.costs]
+        lines += ["", _markdown_text(cost_caption(result)), ""]
+    return "\n".join(lines)
 
 
 def headings(result: StudyResult) -> list[str]:

@@ -16,6 +16,7 @@ from distillens.results import (
     StudyResult,
     to_json,
 )
+from distillens.study.costs import network_costs
 from distillens.study.networks import Scene
 from distillens.study.provenance import provenance
 from distillens.study.summary import rows
@@ -60,6 +61,7 @@ class Outcome:
                 cell.weights_digest,
             ),
             notes=tuple(self._notes()),
+            costs=network_costs(self.scene, self.teacher),
             open_cells=tuple(self._open(students)),
         )
         write_atomically(self.scene.run.results, to_json(result))

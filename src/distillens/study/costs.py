@@ -1,0 +1,26 @@
+"""What a study's networks cost where they are used, measured once and kept."""
+
+from __future__ import annotations
+
+from distillens.atomic import write_atomically
+from distillens.models import ModelRecipe, measure_cost
+from distillens.results import NetworkCost, from_json, to_json
+from distillens.study.networks import Scene
+from distillens.study.teacher import StudyTeacher
+
+
+def network_costs(scene: Scene, teacher: StudyTeacher) -> tuple[NetworkCost, ...]:
+    """Return the cost of the teacher, where its network is known, and of the student."""
+    student = _cost(scene, "student", scene.recipe.student.model)
+    if teacher.model is None:
+        return (student,)
+    return (_cost(scene, "teacher", teacher.model), student)
+
+
+def _cost(scene: Scene, network: str, model: ModelRecipe) -> NetworkCost:
+    path = scene.run.cost(network)
+    if not path.is_file():
+        shape = scene.splits.train.input_shape
+        cost = measure_cost(scene.build(model, 0), shape, device=scene.accelerator.device)
+        write_atomically(path, to_json(NetworkCost(network, model.name, cost)))
+    return from_json(NetworkCost, path.read_bytes(), str(path))
