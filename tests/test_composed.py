@@ -265,18 +265,18 @@ def test_a_run_that_was_cut_short_names_its_open_cells(
 ) -> None:
     from distillens.report import markdown_table
     from distillens.runs import read_result
-    from distillens.study import students
+    from distillens.study.networks import train_network
 
     composed(tiny, {"kind": "offline", "temperature": 4})
-    train, calls = students.train_network, []
+    calls: list[str] = []
 
     def stop(*arguments: Any, **named: Any) -> Any:
         calls.append(named["name"])
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return train(*arguments, **named)
+        return train_network(*arguments, **named)
 
-    monkeypatch.setattr(students, "train_network", stop)
+    monkeypatch.setattr("distillens.study.students.train_network", stop)
     with pytest.raises(KeyboardInterrupt):
         distillens.run(tiny, tmp_path / "run")
     result = read_result(Run(tmp_path / "run"))

@@ -18,6 +18,7 @@ import distillens
 from distillens.cli import main
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, ModelError, RecipeError, RunError
+from distillens.models.programs import read_torch
 from distillens.results import Export, StudyResult, from_json
 from distillens.runs import Run, read_result
 from distillens.study import export as export_module
@@ -250,10 +251,9 @@ def test_a_run_of_an_earlier_version_gets_its_normalisation(copied: Path, tmp_pa
 def test_a_program_that_disagrees_is_deleted(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = export_module.read_torch
 
     def skewed(path: Path) -> Any:
-        right = read(path)
+        right = read_torch(path)
         return lambda inputs: right(inputs) * 1.001
 
     monkeypatch.setattr(export_module, "read_torch", skewed)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from pydantic import ValidationError
 
 from distillens.atomic import write_atomically
@@ -15,7 +16,7 @@ from distillens.data import Normalisation, Splits, load_splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, StudyResult, from_json, to_json
-from distillens.runs import Run, locked, open_run, read_json, slug
+from distillens.runs import Run, locked, open_run, read_json, read_result, slug
 from distillens.study.analyses import measure_complexity, measure_deviations
 from distillens.study.networks import Scene
 from distillens.study.outcome import Outcome
@@ -65,21 +66,31 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe, trust_code=trust_code)
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
-    opened = open_run(folder, recipe.model_dump(mode="json"), _as_now)
+    accelerator = accelerator_for(recipe.precision)
+    opened = Run(folder)
+    # Under a launcher one process opens, locks and writes; the others train beside it.
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        return _carry_out(recipe, opened, accelerator, trust_code, silent)
+    open_run(folder, recipe.model_dump(mode="json"), _as_now)
     with locked(opened):
-        return _carry_out(recipe, opened, trust_code, progress)
+        accelerator.wait_for_everyone()
+        return _carry_out(recipe, opened, accelerator, trust_code, progress)
 
 
-def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -> StudyResult:
+def _carry_out(
+    recipe: Recipe, run: Run, accelerator: Accelerator, trust_code: bool, progress: Progress
+) -> StudyResult:
     splits = load_splits(recipe.data)
     normalisation = Normalisation.of(splits.train)
-    _bind_data(run, splits, normalisation)
+    if accelerator.is_main_process:
+        _bind_data(run, splits, normalisation)
     scene = Scene(
         recipe=recipe,
         run=run,
         splits=splits,
         normalisation=normalisation,
-        accelerator=accelerator_for(recipe.precision),
+        accelerator=accelerator,
         progress=progress,
         trust_code=trust_code,
     )
@@ -88,10 +99,17 @@ def _carry_out(recipe: Recipe, run: Run, trust_code: bool, progress: Progress) -
     teacher = prepare_teacher(scene)
     outcome = Outcome(scene, teacher, now(), time.perf_counter())
     # Written after every network, so that a run which is cut short shows what is there.
-    students = train_students(scene, teacher, outcome.write)
-    curves = _complexity(scene, teacher)
-    deviations = measure_deviations(scene, teacher) if recipe.deviation else []
-    return outcome.write(students, curves, deviations)
+    students = train_students(scene, teacher, outcome.write if scene.main else _nothing)
+    if scene.main:
+        curves = _complexity(scene, teacher)
+        deviations = measure_deviations(scene, teacher) if recipe.deviation else []
+        outcome.write(students, curves, deviations)
+    accelerator.wait_for_everyone()
+    return read_result(run)
+
+
+def _nothing(students: object) -> None:
+    """What a process that does not write does after a network."""
 
 
 def _as_now(content: dict[str, Any]) -> dict[str, Any]:

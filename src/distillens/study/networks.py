@@ -41,6 +41,11 @@ class Scene:
     trust_code: bool
 
     @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes; under a launcher there are several."""
+        return self.accelerator.is_main_process
+
+    @property
     def outputs(self) -> int:
         """Outputs of every network: one for two classes, else one a class."""
         classes = len(self.splits.train.classes)
@@ -90,8 +95,10 @@ def train_network(
     and what dropout draws, by default the same.
     """
     start = seed if start is None else start
+    # Every process must see the same state of the folder before one of them changes it.
+    scene.accelerator.wait_for_everyone()
     if files.cell.is_file():
-        return from_json(Cell, files.cell.read_bytes(), str(files.cell))
+        return read_cell(files)
     network = scene.build(model, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(start)
     store: Store = files
@@ -106,16 +113,24 @@ def train_network(
         title=title,
     )
     scene.accelerator.free_memory()
-    return evaluate(
-        scene,
-        files,
-        network,
-        name=name,
-        seed=seed,
-        epochs=training.epochs,
-        seconds=history.seconds,
-        digest=history.digest or "",
-    )
+    if scene.main:
+        evaluate(
+            scene,
+            files,
+            network,
+            name=name,
+            seed=seed,
+            epochs=training.epochs,
+            seconds=history.seconds,
+            digest=history.digest or "",
+        )
+    scene.accelerator.wait_for_everyone()
+    return read_cell(files)
+
+
+def read_cell(files: NetworkFiles) -> Cell:
+    """Return the numbers of a finished network."""
+    return from_json(Cell, files.cell.read_bytes(), str(files.cell))
 
 
 def evaluate(
@@ -128,7 +143,7 @@ def evaluate(
     epochs: int,
     seconds: float,
     digest: str,
-) -> Cell:
+) -> None:
     """Write a finished network's logits and numbers."""
     logits = {}
     for split in ("train", "validation", "test"):
@@ -137,7 +152,7 @@ def evaluate(
             logits[split] = predict(
                 network, examples, scene.normalisation, device=scene.accelerator.device
             )
-    return write_cell(
+    write_cell(
         scene,
         files,
         logits,
@@ -161,7 +176,7 @@ def write_cell(
     seconds: float,
     digest: str,
     parameters: int,
-) -> Cell:
+) -> None:
     """Write logits and numbers; the numbers come last, since they say that a network is done."""
     splits = scene.splits
     shares = {
@@ -182,7 +197,6 @@ def write_cell(
     )
     write_arrays(files.logits, logits)
     write_atomically(files.cell, to_json(cell))
-    return cell
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -15,12 +15,13 @@ from distillens.atomic import write_atomically
 from distillens.data import Examples
 from distillens.errors import DataError, ModelError, RunError
 from distillens.models import ModelRecipe, digest_file, load_weights
-from distillens.results import Cell, from_json
+from distillens.results import Cell
 from distillens.runs import NetworkFiles, find_run, read_arrays, read_json
 from distillens.study.networks import (
     Scene,
     evaluate,
     network_logits,
+    read_cell,
     train_network,
     write_cell,
 )
@@ -99,12 +100,13 @@ class StudyTeacher:
         path, examples = self.files.validation, self.scene.splits.validation
         assert self.epochs is not None
         assert examples is not None  # the recipe refuses early stopping without validation
-        if not path.is_file():
+        if self.scene.main and not path.is_file():
             losses = [
                 float(cross_entropy(torch.from_numpy(self._says(epoch, examples)), examples.labels))
                 for epoch in range(1, self.epochs + 1)
             ]
             write_atomically(path, json.dumps(losses) + "\n")
+        self.scene.accelerator.wait_for_everyone()
         return int(np.argmin(read_json(path))) + 1
 
     def _says(self, epoch: int, examples: Examples) -> np.ndarray:
@@ -155,28 +157,32 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
         raise DataError(f"no file {source}; teacher.checkpoint or teacher.logits must name one")
     digest = digest_file(source)
     if files.cell.is_file():
-        cell = from_json(Cell, files.cell.read_bytes(), str(files.cell))
+        cell = read_cell(files)
         if cell.weights_digest != digest:
             raise RunError(
                 f"{source} is not the teacher that this run was made with; choose another --out"
             )
     else:
-        cell = _given(scene, source, digest)
+        if scene.main:
+            _given(scene, source, digest)
+        scene.accelerator.wait_for_everyone()
+        cell = read_cell(files)
     return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None, recipe.loss)
 
 
-def _given(scene: Scene, source: Path, digest: str) -> Cell:
+def _given(scene: Scene, source: Path, digest: str) -> None:
     recipe, files = scene.recipe.teacher, scene.run.teacher
     if recipe.model is None:
         logits = _given_logits(scene, source)
-        return write_cell(
+        write_cell(
             scene, files, logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
             digest=digest, parameters=0,
         )  # fmt: skip
+        return
     network = scene.build(recipe.model, 0)
     load_weights(source, network)
     network.to(scene.accelerator.device).eval()
-    return evaluate(
+    evaluate(
         scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0, digest=digest
     )
 
@@ -196,7 +202,7 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
             f"here {scene.splits.fingerprint[:12]}; use the same data recipe"
         )
     files = other.teacher
-    cell = from_json(Cell, files.cell.read_bytes(), str(files.cell))
+    cell = read_cell(files)
     return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training, theirs.loss)
 
 

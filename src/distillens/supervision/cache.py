@@ -78,12 +78,19 @@ class LogitCache:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         path = self.folder / f"{name}.npy"
         described = path.with_suffix(".json")
-        if not (path.is_file() and described.is_file()):
+        here = path.is_file() and described.is_file()
+        together = torch.distributed.is_initialized()
+        if together:
+            # All processes come here at the same step: one computes, the others wait for it.
+            torch.distributed.barrier()
+        if not here and (not together or torch.distributed.get_rank() == 0):
             stored = io.BytesIO()
             np.save(stored, self._compute(module(), epoch))
             self._make_room(stored.getbuffer().nbytes)
             write_atomically(described, json.dumps(key, indent=1) + "\n")
             write_atomically(path, stored.getvalue())
+        if together:
+            torch.distributed.barrier()
         # The time of the last use, which tells what makes way first.
         path.touch()
         _check(described, key)

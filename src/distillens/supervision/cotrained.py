@@ -58,7 +58,8 @@ class CotrainedTeacher:
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
                 logits = self.module(batch.inputs)
             self.optimizer.zero_grad()
-            self.supervision.loss(logits.float(), batch, step).backward()
+            # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
+            (self.supervision.loss(logits.float(), batch, step) * batch.weight).backward()
         self._average_gradients()
         self.optimizer.step()
 

@@ -227,9 +227,14 @@ def _save(
             "digest": digest,
             "optimizer": optimizer.state_dict(),
             "supervision": supervision.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": _random_state(),
         },
     )
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _resume(
@@ -248,5 +253,7 @@ def _resume(
     load_weights(weights, model)
     optimizer.load_state_dict(state["optimizer"])
     supervision.load_state_dict(state["supervision"])
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return read_history(store.history, state["epoch"])
