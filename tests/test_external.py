@@ -114,9 +114,8 @@ def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, library: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)  # type: ignore[arg-type]
-    # Found out when the recipe is read, not after the teacher is trained.
     with pytest.raises(ModelError, match=rf"needs {library}: pip install 'distillens\[{extra}\]'"):
-        check_model(ModelRecipe(name=f"{library}:anything"))
+        build_model(ModelRecipe(name=f"{library}:anything"), CIFAR, 5, seed=0)
 
 
 def test_a_broken_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,7 +128,7 @@ def test_a_broken_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(
         ModelError, match="cannot be imported: operator torchvision::nms is missing"
     ):
-        check_model(ModelRecipe(name="timm:resnet18"))
+        build_model(ModelRecipe(name="timm:resnet18"), CIFAR, 5, seed=0)
 
 
 VIT = {
