@@ -286,9 +286,9 @@ def main() -> int:
     """Run from the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", default=str(DATA), help="folder of parquet files, or a hub name")
-    parser.add_argument("--images", type=_positive, default=2000, help="training images (2000)")
+    parser.add_argument("--images", type=_positive, default=3000, help="training images (3000)")
     parser.add_argument("--test-images", type=_positive, default=2000, help="test images (2000)")
-    parser.add_argument("--epochs", type=_positive, default=4, help="of every network (4)")
+    parser.add_argument("--epochs", type=_positive, default=3, help="of every network (3)")
     parser.add_argument("--seeds", type=_counts, default=(1, 3), help="numbers of seeds (1,3)")
     parser.add_argument(
         "--pairs", type=_positive, default=150, help="step pairs, cached and not (150)"

@@ -11,7 +11,7 @@ from conftest import blobs
 from torch import nn
 
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays
-from distillens.errors import CheckpointError, TrainingError
+from distillens.errors import CheckpointError, SupervisionError, TrainingError
 from distillens.models import ModelRecipe, build_model, load_state
 from distillens.runs import NetworkFiles
 from distillens.supervision import (
@@ -21,6 +21,7 @@ from distillens.supervision import (
     LogitCache,
     OneHot,
 )
+from distillens.supervision.compressed import compress, expand
 from distillens.training import (
     EpochRecord,
     Schedule,
@@ -181,3 +182,70 @@ def test_cosine_falls_from_the_peak_to_zero() -> None:
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == pytest.approx(0, abs=1e-12)
     assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+def test_top_k_logits_keep_the_top_probabilities_and_share_the_rest(tmp_path: Path) -> None:
+    logits = torch.randn(50, 20, dtype=torch.float64) * 3
+    rows, mean, most = compress(logits, 5)
+    whole = expand(rows, 20).double()
+    before, after = logits.softmax(1), whole.softmax(1)
+    top = logits.topk(5).indices
+    torch.testing.assert_close(after.gather(1, top), before.gather(1, top), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(after.sum(1), torch.ones(50, dtype=torch.float64))
+    left = 1 - before.gather(1, top).sum(1)
+    assert mean == pytest.approx(float(left.mean()))
+    assert most == pytest.approx(float(left.max()))
+    rest = after.scatter(1, top, 0)
+    assert float((rest.max(1).values - left / 15).abs().max()) < 1e-6
+
+
+def test_the_cache_is_bounded_and_refuses_what_it_did_not_make(tmp_path: Path) -> None:
+    batches = Batches(
+        examples_from_arrays(torch.rand(30, 1, 4, 4), torch.arange(30) % 3),
+        10,
+        augmentation=Augmentation(crop=1),
+    )
+    module = build_model(ModelRecipe(name="mlp"), (1, 4, 4), 3, seed=0)
+    size = 30 * 3 * 4 + 128
+    cache = LogitCache(tmp_path, batches, "float32", max_bytes=2 * size)
+    for epoch in range(5):
+        cache.block("digest", epoch, lambda: module)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.npy")) <= 2 * size
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    with pytest.raises(SupervisionError, match="give it more room"):
+        LogitCache(tmp_path, batches, "float32", max_bytes=100).block("d", 0, lambda: module)
+    (described,) = [p for p in tmp_path.glob("*.json") if '"epoch": 4' in p.read_text()]
+    described.write_text(described.read_text().replace('"digest"', '"another"'))
+    with pytest.raises(SupervisionError, match="made with checkpoint 'another', not 'digest'"):
+        cache.block("digest", 4, lambda: module)
+    described.write_text(described.read_text().replace('"another"', '"digest"'))
+    described.with_suffix(".npy").write_bytes(b"junk")
+    with pytest.raises(SupervisionError, match="is damaged"):
+        cache.block("digest", 4, lambda: module)
+
+
+def test_a_cached_step_sees_no_teacher(tmp_path: Path) -> None:
+    batches = Batches(examples_from_arrays(torch.rand(30, 5), torch.arange(30) % 3), 10)
+    module = network()
+    fit(
+        network(1),
+        Distillation(
+            CachedTeacher(LogitCache(tmp_path, batches, "float32"), "d", lambda: module), 4
+        ),
+        batches,
+        RECIPE,
+    )
+
+    def never() -> nn.Module:
+        raise AssertionError("the teacher was loaded though its logits are known")
+
+    cached = CachedTeacher(LogitCache(tmp_path, batches, "float32"), "d", never)
+    fit(network(2), Distillation(cached, 1), batches, RECIPE)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_as_an_eager_one(tmp_path: Path) -> None:
+    plain, compiled = network(), network()
+    fit(plain, OneHot(), Batches(blobs(), 16), RECIPE)
+    fit(compiled, OneHot(), Batches(blobs(), 16), RECIPE.model_copy(update={"compile": True}))
+    torch.testing.assert_close(weights(plain), weights(compiled), rtol=1e-4, atol=1e-5)

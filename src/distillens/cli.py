@@ -51,12 +51,18 @@ def run_command(
 
 
 @app.command("table")
-def table_command(run: RunFolder) -> None:
+def table_command(
+    run: RunFolder,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
+) -> None:
     """Print a run's accuracy table."""
-    from distillens.report import accuracy_table, cost_table
+    from distillens.report import accuracy_table, cost_table, markdown_table
     from distillens.runs import find_run, read_result
 
     result = read_result(find_run(run))
+    if markdown:
+        typer.echo(markdown_table(result))
+        return
     console.print(accuracy_table(result))
     if result.costs:
         console.print(cost_table(result))

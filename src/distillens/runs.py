@@ -5,6 +5,7 @@
     teacher/                         a network
     students/<place>-<name>/seed-<s> a network each
     cache/                           teacher logits
+    trackers/                        what experiment trackers write
     points/                          npz of the deviation plots
     cost-….json, complexity.json     what was measured
     results.json                     all that was found out
@@ -102,6 +103,11 @@ class Run:
     def cache(self) -> Path:
         """Teacher logits."""
         return self.folder / "cache"
+
+    @property
+    def trackers(self) -> Path:
+        """What experiment trackers write."""
+        return self.folder / "trackers"
 
     @property
     def complexity(self) -> Path:

@@ -12,7 +12,7 @@ HEADINGS = ("network", "parameters", "multiply-adds", "file", "one example", "ex
 
 def cost_table(result: StudyResult) -> Table:
     """Return the costs as a table for the terminal."""
-    table = Table(title="cost", title_justify="left", caption=cost_caption(result))
+    table = Table(box=None, caption=cost_caption(result))
     table.caption_justify = "left"
     for place, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if place else "left")

@@ -25,7 +25,7 @@ from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import train_students
 from distillens.study.teacher import StudyTeacher, prepare_teacher
-from distillens.training import accelerator_for
+from distillens.training import accelerator_for, start_trackers
 
 
 def run(
@@ -81,6 +81,7 @@ def run(
 def _carry_out(
     recipe: Recipe, run: Run, accelerator: Accelerator, trust_code: bool, progress: Progress
 ) -> StudyResult:
+    began, clock = now(), time.perf_counter()
     splits = load_splits(recipe.data)
     normalisation = Normalisation.of(splits.train)
     if accelerator.is_main_process:
@@ -94,10 +95,11 @@ def _carry_out(
         progress=progress,
         trust_code=trust_code,
     )
+    start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
     teacher = prepare_teacher(scene)
-    outcome = Outcome(scene, teacher, now(), time.perf_counter())
+    outcome = Outcome(scene, teacher, began, clock)
     # Written after every network, so that a run which is cut short shows what is there.
     students = train_students(scene, teacher, outcome.write if scene.main else _nothing)
     if scene.main:

@@ -25,7 +25,7 @@ from distillens.results import Cell, from_json, to_json
 from distillens.runs import NetworkFiles, Run, read_arrays
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision
-from distillens.training import Store, TrainingRecipe, accuracy, fit, predict
+from distillens.training import Store, TrainingRecipe, accuracy, fit, predict, tracking
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def train_network(
         training,
         store=store,
         accelerator=scene.accelerator,
+        hooks=[tracking(scene.accelerator, title)] if scene.recipe.trackers else [],
         progress=scene.progress,
         title=title,
     )

@@ -21,6 +21,7 @@ from distillens.study.networks import Scene
 from distillens.study.provenance import provenance
 from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher
+from distillens.supervision import LogitCache
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ class Outcome:
             )
         if self.teacher.training is not None and len(recipe.seeds) > 1:
             notes.append("all seeds of the students share one teacher")
+        if recipe.cache_top_k is not None:
+            cache = LogitCache(
+                self.teacher.cache_folder,
+                self.scene.batches(recipe.student.training, 0),
+                recipe.precision,
+                top_k=recipe.cache_top_k,
+            )
+            if shares := cache.left_out():
+                notes.append(
+                    f"of the teacher's logits the {recipe.cache_top_k} largest were kept; the mass "
+                    f"left out is {100 * shares[0]:.3g} % in the mean, {100 * shares[1]:.3g} % at most"
+                )
         if self.teacher.training is None and recipe.complexity is not None:
             notes.append(
                 "no trajectory of the teacher is known, so complexity has no online teacher"

@@ -13,6 +13,7 @@ from distillens.supervision.losses import Loss
 from distillens.supervision.recipe import SupervisionRecipe, parts_of
 from distillens.training.processes import Precision
 from distillens.training.recipe import TrainingRecipe
+from distillens.training.trackers import Tracker
 
 
 class _Part(BaseModel):
@@ -87,8 +88,12 @@ class Recipe(_Part):
     """The form of the students' losses."""
     precision: Precision = "float32"
     """What networks compute in during training; weights stay in float32."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers, through Accelerate; JSON lines are always written."""
     cache_gigabytes: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """Room for teacher logits on disk; the longest unused ones make way."""
+    cache_top_k: int | None = Field(default=None, ge=1)
+    """Keep only the k largest teacher logits of an example; the mass left out is reported."""
     data: DataRecipe
     teacher: TeacherRecipe
     student: StudentRecipe

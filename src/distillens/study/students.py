@@ -132,7 +132,11 @@ def _supervision(
     training = scene.recipe.student.training
     batches = scene.batches(training, seed)
     cache = LogitCache(
-        teacher.cache_folder, batches, scene.recipe.precision, max_bytes=scene.recipe.cache_bytes
+        teacher.cache_folder,
+        batches,
+        scene.recipe.precision,
+        max_bytes=scene.recipe.cache_bytes,
+        top_k=scene.recipe.cache_top_k,
     )
     setting = Setting(scene.recipe.loss, training.epochs * len(batches), scene.trust_code)
     return build_supervision(entry, setting, StudentTeachers(scene, teacher, cache, before))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
 from distillens.errors import SupervisionError
+from distillens.supervision.compressed import compress, expand
 from distillens.supervision.protocol import Stateless
 from distillens.supervision.teachers import RecordedTeacher
 
@@ -40,12 +41,22 @@ class LogitCache:
         "float32" or "bfloat16": what the teacher computes in. Logits are stored in float32.
     max_bytes
         Room for all blocks of the folder; the longest unused make way for a new one.
+    top_k
+        Keep only so many logits of an example (see `distillens.supervision.compressed`); the share
+        of mass left out stands in the JSON beside each block. None, or C and more, keeps all.
     """
 
     def __init__(
-        self, folder: Path, batches: Batches, precision: str, *, max_bytes: int = 20 * 10**9
+        self,
+        folder: Path,
+        batches: Batches,
+        precision: str,
+        *,
+        max_bytes: int = 20 * 10**9,
+        top_k: int | None = None,
     ) -> None:
         self.max_bytes = max_bytes
+        self.top_k = top_k if top_k and top_k < len(batches.examples.classes) else None
         self.folder = folder
         self.batches = batches
         self.precision = precision
@@ -64,15 +75,18 @@ class LogitCache:
             # Pictures that do not change serve every epoch.
             "epoch": epoch if changes else None,
             "precision": self.precision,
+            "top_k": self.top_k,
         }
 
     def block(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> np.ndarray:
         """Return (N, C) logits in the order of the examples, computing them at most once.
 
+        With ``top_k`` rows are compressed.
+
         Raises
         ------
         SupervisionError
-            A stored block was made from something else than its name says.
+            A stored block is damaged, or was made from something else than its name says.
         """
         key = self.key(digest, epoch)
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -84,23 +98,42 @@ class LogitCache:
             # All processes come here at the same step: one computes, the others wait for it.
             torch.distributed.barrier()
         if not here and (not together or torch.distributed.get_rank() == 0):
-            stored = io.BytesIO()
-            np.save(stored, self._compute(module(), epoch))
-            self._make_room(stored.getbuffer().nbytes)
-            write_atomically(described, json.dumps(key, indent=1) + "\n")
-            write_atomically(path, stored.getvalue())
+            self._store(path, described, key, self._compute(module(), epoch))
         if together:
             torch.distributed.barrier()
         # The time of the last use, which tells what makes way first.
         path.touch()
         _check(described, key)
-        block = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            block = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            raise SupervisionError(
+                f"{path} is damaged; delete it to have it computed again"
+            ) from None
         if len(block) != len(self.batches.examples):
             raise SupervisionError(
                 f"{path} holds {len(block)} rows for {len(self.batches.examples)} examples; "
                 "delete it to have it computed again"
             )
         return block
+
+    def left_out(self) -> tuple[float, float] | None:
+        """Return the mean and the largest share of mass left out of the folder's compressed blocks."""
+        found = [json.loads(path.read_text()) for path in self.folder.glob("*.json")]
+        shares = [block["left_out"] for block in found if block.get("left_out")]
+        if not shares:
+            return None
+        return float(np.mean([mean for mean, _ in shares])), max(most for _, most in shares)
+
+    def _store(self, path: Path, described: Path, key: dict[str, Any], logits_NC: Tensor) -> None:
+        if self.top_k is not None:
+            logits_NC, mean, most = compress(logits_NC, self.top_k)
+            key = {**key, "left_out": [mean, most]}
+        stored = io.BytesIO()
+        np.save(stored, logits_NC.numpy())
+        self._make_room(stored.getbuffer().nbytes)
+        write_atomically(described, json.dumps(key, indent=1) + "\n")
+        write_atomically(path, stored.getvalue())
 
     def _make_room(self, wanted: int) -> None:
         if wanted > self.max_bytes:
@@ -117,7 +150,7 @@ class LogitCache:
             path.unlink()
 
     @torch.no_grad()
-    def _compute(self, module: nn.Module, epoch: int) -> np.ndarray:
+    def _compute(self, module: nn.Module, epoch: int) -> Tensor:
         module.eval()
         count = len(self.batches.examples)
         device = self.batches.device.type
@@ -126,7 +159,7 @@ class LogitCache:
             for start in range(0, count, CHUNK):
                 batch = self.batches.take(np.arange(start, min(start + CHUNK, count)), epoch)
                 rows.append(module(batch.inputs).float().cpu())
-        return torch.cat(rows).numpy()
+        return torch.cat(rows)
 
 
 def _check(described: Path, key: dict[str, Any]) -> None:
@@ -174,4 +207,7 @@ class CachedTeacher(Stateless):
         if self._block is None or self._epoch != batch.epoch:
             self.advance(batch, 0)
         assert self._block is not None
-        return self._block.logits(batch)
+        rows = self._block.logits(batch)
+        if self._cache.top_k is None:
+            return rows
+        return expand(rows, len(self._cache.batches.examples.classes))

@@ -4,6 +4,7 @@ from distillens.training.loop import History, Hook, fit, sgd
 from distillens.training.predict import accuracy, predict
 from distillens.training.processes import Precision, accelerator_for
 from distillens.training.recipe import Schedule, TrainingRecipe
+from distillens.training.trackers import Tracker, start_trackers, tracking
 from distillens.training.trajectory import EpochRecord, Store, read_history
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Precision",
     "Schedule",
     "Store",
+    "Tracker",
     "TrainingRecipe",
     "accelerator_for",
     "accuracy",
@@ -20,4 +22,6 @@ __all__ = [
     "predict",
     "read_history",
     "sgd",
+    "start_trackers",
+    "tracking",
 ]

@@ -101,7 +101,8 @@ def fit(
     elif store is not None and accelerator.is_main_process:
         save_weights(store.weights(0), model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    loop = _Loop(wrapped, supervision, prepared, recipe, accelerator, len(batches))
+    trained = torch.compile(wrapped) if recipe.compile else wrapped
+    loop = _Loop(trained, supervision, prepared, recipe, accelerator, len(batches))
     with progress(title, recipe.epochs * len(batches), len(records) * len(batches)) as advance:
         for epoch in range(len(records), recipe.epochs):
             record = loop.epoch(batches, epoch, advance)

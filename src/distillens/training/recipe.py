@@ -58,3 +58,5 @@ class TrainingRecipe(BaseModel):
     schedule: Schedule = Schedule()
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches a step; they change memory, not the result."""
+    compile: bool = False
+    """Train through `torch.compile`: pays on a GPU and for many epochs, not on a CPU in bfloat16."""

@@ -1,0 +1,55 @@
+"""Experiment trackers through Accelerate; the JSON lines of a run are written in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from torch import nn
+
+from distillens.errors import TrainingError
+from distillens.training.loop import Hook
+from distillens.training.trajectory import EpochRecord
+
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
+def start_trackers(
+    accelerator: Accelerator, trackers: Sequence[Tracker], folder: Path, name: str
+) -> None:
+    """Start trackers that log below a folder, or wherever they are set up to.
+
+    Raises
+    ------
+    TrainingError
+        A tracker is not installed; Accelerate alone would leave it out without a word.
+    """
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise TrainingError(
+                f"tracker {tracker!r} is not installed; pip install 'distillens[track]', "
+                "or leave it out of trackers"
+            )
+    if trackers:
+        accelerator.log_with = list(trackers)  # type: ignore[assignment]
+        accelerator.project_configuration.set_directories(str(folder))
+        accelerator.init_trackers(name)
+
+
+def tracking(accelerator: Accelerator, network: str) -> Hook:
+    """Return a hook that logs every epoch of a network under its name."""
+
+    def log(record: EpochRecord, model: nn.Module) -> None:
+        accelerator.log(
+            {
+                f"{network}/loss": record.loss,
+                f"{network}/accuracy": record.accuracy,
+                f"{network}/learning rate": record.learning_rate,
+            },
+            step=record.epoch,
+        )
+
+    return log
