@@ -25,7 +25,8 @@ from distillens.supervision.compressed import compress, expand
 from distillens.supervision.protocol import Stateless
 from distillens.supervision.teachers import RecordedTeacher
 
-CHUNK = 512
+CHUNK = 128
+"""Examples the teacher sees at once; more did not fit the caches of the processors it was tried on."""
 
 
 class LogitCache:
