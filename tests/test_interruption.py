@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 import distillens
-from distillens import atomic
 from distillens.errors import RunError
 
 
@@ -83,7 +82,7 @@ def test_a_disk_that_fills_at_any_write_loses_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    monkeypatch.setattr("distillens.atomic.os.fsync", fsync)
     full = 0
     for room in range(1000):
         writes[:] = [0, room]

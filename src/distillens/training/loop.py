@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -101,7 +101,7 @@ def fit(
     elif store is not None and accelerator.is_main_process:
         save_weights(store.weights(0), model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    trained = torch.compile(wrapped) if recipe.compile else wrapped
+    trained = cast(nn.Module, torch.compile(wrapped)) if recipe.compile else wrapped
     loop = _Loop(trained, supervision, prepared, recipe, accelerator, len(batches))
     with progress(title, recipe.epochs * len(batches), len(records) * len(batches)) as advance:
         for epoch in range(len(records), recipe.epochs):
