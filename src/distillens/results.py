@@ -6,6 +6,7 @@ Shapes: N examples, C classes. Infinite values are written as the JSON strings "
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -310,10 +311,14 @@ class StudyResult(_Result):
     """Networks that are not trained yet, in words; empty when the run is finished."""
 
 
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def to_json(result: object) -> str:
     """Return the JSON text of a result (any dataclass of this module)."""
-    adapter: TypeAdapter[Any] = TypeAdapter(type(result))
-    return adapter.dump_json(result, indent=1).decode() + "\n"
+    return _adapter(type(result)).dump_json(result, indent=1).decode() + "\n"
 
 
 def from_json(kind: type[T], text: str | bytes, where: str) -> T:
@@ -325,7 +330,7 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
         The text is damaged, or was written by a version with another schema.
     """
     try:
-        result = TypeAdapter(kind).validate_json(text)
+        result = _adapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the text"

@@ -25,7 +25,15 @@ from distillens.results import Cell, from_json, to_json
 from distillens.runs import NetworkFiles, Run, read_arrays
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision
-from distillens.training import Store, TrainingRecipe, accuracy, fit, predict, tracking
+from distillens.training import (
+    Store,
+    TrainingRecipe,
+    accelerator_for,
+    accuracy,
+    fit,
+    predict,
+    tracking,
+)
 
 
 @dataclass(frozen=True)
@@ -108,12 +116,12 @@ def train_network(
         scene.batches(training, seed),
         training,
         store=store,
-        accelerator=scene.accelerator,
+        # One for each network: an accelerator holds on to all that it ever prepared.
+        accelerator=accelerator_for(scene.recipe.precision),
         hooks=[tracking(scene.accelerator, title)] if scene.recipe.trackers else [],
         progress=scene.progress,
         title=title,
     )
-    scene.accelerator.free_memory()
     if scene.main:
         evaluate(
             scene,

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from distillens.results import Provenance
@@ -32,6 +33,7 @@ def provenance(began: datetime, seconds: float, fingerprint: str, teacher: str) 
     )
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
