@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from distillens import __version__
 from distillens.errors import DistillensError
@@ -119,8 +120,11 @@ def recipes_command() -> None:
     from distillens.study import shipped_recipes
     from distillens.study.reading import describe
 
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
     for name, path in shipped_recipes().items():
-        console.print(f"[bold]{name}[/]  {describe(path)}", highlight=False)
+        table.add_row(name, describe(path))
+    console.print(table)
 
 
 @app.callback(invoke_without_command=True)

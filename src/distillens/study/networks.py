@@ -108,6 +108,8 @@ def train_network(
     if files.cell.is_file():
         return read_cell(files)
     network = scene.build(model, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if scene.accelerator.num_processes > 1 and scene.accelerator.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     torch.manual_seed(start)
     store: Store = files
     history = fit(
