@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 import distillens
 from distillens.data import Batch, Batches
 from distillens.errors import RecipeError, SupervisionError
+from distillens.models import digest_file
+from distillens.results import Cell
 from distillens.runs import Run
 from distillens.study import parse_recipe
+from distillens.study.summary import rows
 from distillens.supervision import (
     AveragedTeacher,
     CotrainedTeacher,
@@ -246,6 +250,46 @@ def test_a_period_of_the_whole_training_is_the_offline_teacher(
     )
     offline, online = (cell.weights_digest for cell in result.cells[2:])
     assert offline == online
+
+
+def test_early_stopping_takes_the_epoch_of_lowest_validation_loss(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    stops: list[Any] = [1, 2, 3, "validation"]
+    entries = [{"kind": "offline", "temperature": 4, "early_stop": stop} for stop in stops]
+    result = distillens.run(composed(tiny, *entries), tmp_path / "run")
+    losses = json.loads((tmp_path / "run" / "teacher" / "validation-losses.json").read_text())
+    assert len(losses) == 3
+    *fixed, chosen = (cell.weights_digest for cell in result.cells[2:])
+    assert chosen == fixed[losses.index(min(losses))]
+    assert len(set(fixed)) == 3
+
+
+def test_generations_start_from_other_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
+    composed(tiny, {"kind": "self-distillation", "generations": 2})
+    distillens.run(tiny, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    last = run.student(1, "self τ=1 generation 2", 0)
+    starts = [
+        digest_file(files.weights(0))
+        for files in (run.student(0, "no KD", 0), last.generation(1), last)
+    ]
+    assert len(set(starts)) == 3
+
+
+def test_gains_are_paired_by_seed_whatever_the_order(tiny: dict[str, Any]) -> None:
+    recipe = parse_recipe({**composed(tiny, {"kind": "offline"}), "seeds": [0, 1, 2]})
+
+    def cell(name: str, seed: int, accuracy: float) -> Cell:
+        return Cell(name, seed, 1, 1, 1.0, 0.5, accuracy, 100, None, "")
+
+    labels = [cell("no KD", seed, 0.5 + 0.1 * seed) for seed in (0, 1, 2)]
+    taught = [cell("offline τ=1", seed, 0.52 + 0.1 * seed) for seed in (2, 0)]
+    gain = rows(recipe, cell("teacher", 9, 0.9), [labels, taught])[2].gain
+    assert gain is not None
+    assert gain.value == pytest.approx(0.02)
+    assert gain.interval is not None
+    assert gain.interval.high - gain.interval.low == pytest.approx(0, abs=1e-9)
 
 
 def test_another_runs_teacher_is_shared(tiny: dict[str, Any], tmp_path: Path) -> None:
