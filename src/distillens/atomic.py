@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from distillens.errors import RunError
@@ -16,17 +18,22 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     RunError
         The disk is full or cannot be written; files written before are untouched.
     """
-    part = path.with_name(path.name + ".part")
+    part: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        # A fresh name: it follows no link, and two processes never share one.
+        descriptor, part = tempfile.mkstemp(".part", f"{path.name}.", path.parent)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        Path(part).chmod(0o644)
+        Path(part).replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            with suppress(OSError):
+                Path(part).unlink()
         raise RunError(
             f"cannot write {path}: {error.strerror}; what was written before is untouched, "
-            "make room and run the same command again"
+            "mend that and run the same command again"
         ) from None

@@ -74,7 +74,7 @@ def report_command(run: RunFolder) -> None:
     """Write a run's report.html again, from its numbers."""
     from distillens.report import write_report
 
-    console.print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
+    console.print(f"report: {write_report(run)}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("export")
@@ -155,9 +155,10 @@ def main(arguments: list[str] | None = None) -> Any:
         line = " ".join(str(error).split())
         print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("distillens: stopped; the same command goes on", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"distillens: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
 
 
 if __name__ == "__main__":

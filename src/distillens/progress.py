@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -39,6 +40,8 @@ def terminal(console: Console) -> Progress:
 
     @contextmanager
     def show(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+        # A name out of a recipe is text, no markup and no escape sequence.
+        shown = escape("".join(c if c.isprintable() else "?" for c in title))
         bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,9 +54,9 @@ def terminal(console: Console) -> Progress:
             disable=not console.is_terminal,
         )
         with bars:
-            task = bars.add_task(title, total=total, completed=done)
+            task = bars.add_task(shown, total=total, completed=done)
             yield lambda steps: bars.advance(task, steps)
             elapsed = bars.tasks[0].elapsed or 0.0
-        console.print(f"[green]✓[/] {title}  [dim]{elapsed:.1f} s[/]", highlight=False)
+        console.print(f"[green]✓[/] {shown}  [dim]{elapsed:.1f} s[/]", highlight=False)
 
     return show

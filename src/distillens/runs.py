@@ -7,7 +7,7 @@
     cache/                           teacher logits
     trackers/                        what experiment trackers write
     points/                          npz of the deviation plots
-    cost-….json, complexity.json     what was measured
+    cost-….json, complexity-….json   what was measured
     results.json                     all that was found out
     report.html
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +35,11 @@ from distillens.atomic import write_atomically
 from distillens.errors import RunError
 from distillens.results import StudyResult, from_json
 
-FREE_KEYS = frozenset({"data.path"})
-"""Keys in which a resumed run may differ: what lies at the path is compared by its fingerprint."""
+FREE_KEYS = (
+    "data.path", "description", "complexity", "deviation", "cache_gigabytes", "trackers",
+)  # fmt: skip
+"""Keys in which a resumed run may differ, with all below them: none of them changes a network, and
+what lies at the path is compared by its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,9 @@ class Run:
         """What experiment trackers write."""
         return self.folder / "trackers"
 
-    @property
-    def complexity(self) -> Path:
-        """Complexity curves, as soon as they are done."""
-        return self.folder / "complexity.json"
+    def complexity(self, recipe: str) -> Path:
+        """Complexity curves, as soon as they are done, under the digest of what asked for them."""
+        return self.folder / f"complexity-{recipe[:12]}.json"
 
     def cost(self, network: str) -> Path:
         """What the teacher or the student costs."""
@@ -183,18 +186,31 @@ def open_run(
     if run.recipe.is_file():
         before = _flat(as_now(_read_yaml(run.recipe)))
         now = _flat(json.loads(json.dumps(recipe)))
-        for key in sorted({*before, *now} - FREE_KEYS):
-            if before.get(key) != now.get(key):
+        for key in sorted({*before, *now}):
+            free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
+            if not free and before.get(key) != now.get(key):
                 raise RunError(
                     f"{folder} was made by another recipe: {key} is {before.get(key)!r} there and "
                     f"{now.get(key)!r} here; choose another --out"
                 )
+        _refuse_links(run)
+        write_atomically(run.recipe, _as_yaml(recipe))
         return run
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder; choose another --out")
-    text = yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False, allow_unicode=True)
-    write_atomically(run.recipe, text)
+    write_atomically(run.recipe, _as_yaml(recipe))
     return run
+
+
+def _as_yaml(recipe: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def _refuse_links(run: Run) -> None:
+    """Refuse a run that a link could make read or write outside itself."""
+    for path in run.folder.rglob("*"):
+        if path.is_symlink():
+            raise RunError(f"{path} is a link, which a run may not hold; remove it")
 
 
 @contextmanager
@@ -206,12 +222,16 @@ def locked(run: Run) -> Iterator[None]:
     RunError
         Another process is working on it.
     """
-    with (run.folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is working on {run.folder}; wait for it") from None
+    lock = os.open(run.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise RunError(f"another process is working on {run.folder}; wait for it") from None
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def find_run(folder: Path) -> Run:
@@ -225,6 +245,7 @@ def find_run(folder: Path) -> Run:
     run = Run(folder)
     if not run.recipe.is_file():
         raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
+    _refuse_links(run)
     return run
 
 
@@ -270,15 +291,30 @@ def read_json(path: Path) -> Any:
         It is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}; run the recipe again") from None
+
+
+def read_data(run: Run) -> dict[str, Any]:
+    """Read what a run says of its data.
+
+    Raises
+    ------
+    RunError
+        It is missing, damaged, or lacks a part.
+    """
+    content = read_json(run.data)
+    wanted = {"fingerprint", "classes", "input_shape"}
+    if not isinstance(content, dict) or not wanted <= set(content):
+        raise RunError(f"{run.data} is damaged; run the recipe again with another --out")
+    return content
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RunError(f"{path} is no recipe; choose another --out")

@@ -47,19 +47,36 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; indices stay on the CPU."""
+        if self.inputs.device == device:
+            return self
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(
+            self, inputs=self.inputs.to(device), labels=self.labels.to(device), mask=mask
+        )
+
+    def counted(self, values: Tensor) -> Tensor:
+        """Return the sum of (B,) or (B, T) values over the positions that count."""
+        return (values if self.mask is None else values * self.mask).sum()
+
     def split(self, parts: int) -> Iterator[Batch]:
         """Yield micro-batches whose weights add up to this batch's."""
         size = math.ceil(len(self) / parts)
+        whole = len(self) if self.mask is None else int(self.mask.sum())
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             labels = self.labels[part]
+            mask = None if self.mask is None else self.mask[part]
+            # The loss is a mean over positions that count, so that is what a share is a share of.
+            counting = len(labels) if mask is None else int(mask.sum())
             yield replace(
                 self,
                 inputs=self.inputs[part],
                 labels=labels,
                 indices=self.indices[part],
-                weight=self.weight * len(labels) / len(self),
-                mask=None if self.mask is None else self.mask[part],
+                weight=self.weight * counting / max(1, whole),
+                mask=mask,
             )
 
 

@@ -115,8 +115,13 @@ def examples_from_arrays(
     DataError
         Lengths differ, nothing is there, a value is not finite, or a label is out of range.
     """
-    tensor = _inputs(torch.as_tensor(inputs), where)
-    label = torch.as_tensor(labels)
+    try:
+        tensor, label = torch.as_tensor(inputs), torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: these are no arrays of numbers: {error}") from None
+    if tensor.ndim == 0:
+        raise DataError(f"{where}: inputs are a single number; give (N, …)")
+    tensor = _inputs(tensor, where)
     if label.ndim != 1 or label.dtype.is_floating_point or label.dtype.is_complex:
         raise DataError(
             f"{where}: labels must be one integer an example, "

@@ -84,7 +84,9 @@ def _parquet(files: list[str]) -> Any:
 def _label_file(path: str) -> Sequence[str] | None:
     # Parquet without Hugging Face metadata has no class names; a labels.txt beside it supplies them.
     file = Path(path) / "labels.txt"
-    return file.read_text().splitlines() if file.is_file() else None
+    return (
+        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else None
+    )
 
 
 def _examples(
@@ -137,10 +139,15 @@ def _decode(cell: dict[str, Any], row: int, where: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        stored = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-        with Image.open(stored) as picture:
+        if cell["bytes"] is None:
+            # A path out of somebody's table could name any file of this machine.
+            raise ValueError("the table holds a path instead of the picture's bytes")
+        with Image.open(io.BytesIO(cell["bytes"])) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {picture.mode} has more than 8 bits a channel")
             if picture.mode not in ("L", "RGB"):
                 return np.asarray(picture.convert("RGB"))
             return np.asarray(picture)
-    except (OSError, TypeError, ValueError) as error:
+    # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
+    except Exception as error:
         raise DataError(f"{where}: image {row} cannot be decoded: {one_line(error)}") from None

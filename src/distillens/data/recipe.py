@@ -64,6 +64,8 @@ def load_splits(recipe: DataRecipe) -> Splits:
     if recipe.groups is not None:
         source = {name: regroup(part, recipe.groups) for name, part in source.items()}
     train, test = _train_and_test(source, recipe)
+    if len(train.classes) < 2:
+        raise DataError("the training examples have one class; at least two are needed")
     validation = None
     if recipe.validation_size:
         train, validation = split_off(

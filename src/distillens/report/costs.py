@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from distillens.report.text import count, printable
 from distillens.results import NetworkCost, StudyResult
@@ -12,12 +13,12 @@ HEADINGS = ("network", "parameters", "multiply-adds", "file", "one example", "ex
 
 def cost_table(result: StudyResult) -> Table:
     """Return the costs as a table for the terminal."""
-    table = Table(box=None, caption=cost_caption(result))
+    table = Table(box=None, caption=Text(cost_caption(result)))
     table.caption_justify = "left"
     for place, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if place else "left")
     for row in result.costs:
-        table.add_row(*cost_cells(row))
+        table.add_row(*(Text(cell) for cell in cost_cells(row)))
     return table
 
 
@@ -30,7 +31,7 @@ def cost_cells(row: NetworkCost) -> list[str]:
         count(cost.multiply_adds),
         f"{cost.weights_bytes / 1e6:.2f} MB",
         f"{cost.latency_ms:.2f} ms",
-        f"{1000 * cost.batch / cost.latency_batch_ms:,.0f}",
+        f"{1000 * cost.batch / cost.latency_batch_ms:,.0f}" if cost.latency_batch_ms > 0 else "–",
     ]
 
 

@@ -73,17 +73,15 @@ def measure_complexity(
     with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
         for epoch in epochs:
             network = scene.load(student.model, files, epoch).cpu()
-            gram = oracle_gram(
-                network, batch.inputs, outputs=0 if form == "binary" else "class-diagonal"
-            ).numpy()
+            # A class at a time: all at once would hold C Jacobians of every example.
+            grams = [oracle_gram(network, batch.inputs, outputs=c) for c in range(scene.outputs)]
+            gram = torch.stack(grams).numpy() if form == "class-diagonal" else grams[0].numpy()
             summary = eigen_summary(gram)
             spectra.append(
                 Spectrum(epoch, summary.trace, summary.smallest, summary.largest, summary.condition)
             )
-            size_of_diagonal = summary.trace / (
-                gram.shape[-1] * max(1, gram.ndim - 2 and len(gram))
-            )
-            meter = factorise_gram(gram, form, recipe.ridge * size_of_diagonal)
+            mean_diagonal = summary.trace / gram[..., 0].size
+            meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
             with torch.no_grad():
@@ -190,7 +188,6 @@ def _mean(points: list[ComplexityPoint]) -> ComplexityPoint:
 def measure_deviations(scene: Scene, teacher: StudyTeacher) -> list[Deviation]:
     """Compare every student with the teacher, on train and test."""
     recipe, run = scene.recipe, scene.run
-    teacher_kind = "logits" if teacher.loss == "cross-entropy" else "probabilities"
     student_kind = "logits" if recipe.loss == "cross-entropy" else "probabilities"
     found = []
     jobs = [
@@ -203,13 +200,12 @@ def measure_deviations(scene: Scene, teacher: StudyTeacher) -> list[Deviation]:
         for place, entry, seed, split in jobs:
             logits = network_logits(run.student(place, entry.title, seed))[split]
             result, points = deviation(
-                _as_probabilities(teacher.logits(split), teacher_kind),
+                teacher.logits(split),
                 _as_probabilities(logits, student_kind),
                 getattr(scene.splits, split).labels.numpy(),
                 student=entry.title,
                 seed=seed,
                 split=split,
-                teacher_kind=teacher_kind,
                 student_kind=student_kind,
             )
             path = run.points(place, entry.title, seed, split)

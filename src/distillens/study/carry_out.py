@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from distillens.atomic import write_atomically
 from distillens.data import Normalisation, Splits, load_splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
-from distillens.results import ComplexityCurves, StudyResult, from_json, to_json
+from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
 from distillens.runs import Run, locked, open_run, read_json, read_result, slug
 from distillens.study.analyses import measure_complexity, measure_deviations
 from distillens.study.networks import Scene
@@ -99,15 +100,20 @@ def _carry_out(
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
     teacher = prepare_teacher(scene)
-    outcome = Outcome(scene, teacher, began, clock)
+    outcome = Outcome(scene, teacher, began, clock, _earlier(run))
     # Written after every network, so that a run which is cut short shows what is there.
     students = train_students(scene, teacher, outcome.write if scene.main else _nothing)
     if scene.main:
-        curves = _complexity(scene, teacher)
         deviations = measure_deviations(scene, teacher) if recipe.deviation else []
+        outcome.write(students, (), deviations)
+        curves = _complexity(scene, teacher)
         outcome.write(students, curves, deviations)
     accelerator.wait_for_everyone()
     return read_result(run)
+
+
+def _earlier(run: Run) -> Provenance | None:
+    return read_result(run).provenance if run.results.is_file() else None
 
 
 def _nothing(students: object) -> None:
@@ -153,9 +159,10 @@ def _bind_data(run: Run, splits: Splits, normalisation: Normalisation) -> None:
 
 
 def _complexity(scene: Scene, teacher: StudyTeacher) -> list[ComplexityCurves]:
-    asked, path = scene.recipe.complexity, scene.run.complexity
+    asked = scene.recipe.complexity
     if asked is None:
         return []
+    path = scene.run.complexity(hashlib.sha256(asked.model_dump_json().encode()).hexdigest())
     if not path.is_file():
         write_atomically(path, to_json(measure_complexity(scene, teacher, asked)))
     return [from_json(ComplexityCurves, path.read_bytes(), str(path))]

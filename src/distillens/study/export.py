@@ -29,7 +29,16 @@ from distillens.models.programs import (
     write_torch,
 )
 from distillens.results import SCHEMA, Export, ExportedFile, from_json, to_json
-from distillens.runs import NetworkFiles, Run, find_run, read_arrays, read_json, read_result, slug
+from distillens.runs import (
+    NetworkFiles,
+    Run,
+    find_run,
+    read_arrays,
+    read_data,
+    read_json,
+    read_result,
+    slug,
+)
 from distillens.study.choosing import Choice, choose
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
@@ -172,7 +181,7 @@ def default_folder(card: Export) -> Path:
 
 
 def _read_data(run: Run) -> dict[str, Any]:
-    data = read_json(run.data)
+    data = read_data(run)
     if not isinstance(data, dict) or "normalisation" not in data or "input_type" not in data:
         raise RunError(
             f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "

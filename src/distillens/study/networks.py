@@ -14,6 +14,7 @@ from torch import nn
 
 from distillens.atomic import write_atomically
 from distillens.data import Batches, Normalisation, Splits
+from distillens.errors import RunError
 from distillens.models import (
     ModelRecipe,
     build_model,
@@ -58,6 +59,12 @@ class Scene:
         """Outputs of every network: one for two classes, else one a class."""
         classes = len(self.splits.train.classes)
         return 1 if classes == 2 else classes
+
+    @property
+    def top_k(self) -> int | None:
+        """How many teacher logits are kept, where that is fewer than all."""
+        asked = self.recipe.cache_top_k
+        return asked if asked is not None and asked < self.outputs else None
 
     def build(self, model: ModelRecipe, seed: int) -> nn.Module:
         """Build a freshly initialised network for these examples."""
@@ -219,4 +226,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def network_logits(files: NetworkFiles) -> dict[str, np.ndarray]:
     """Return a finished network's logits by split."""
-    return read_arrays(files.logits)
+    arrays = read_arrays(files.logits)
+    if not {"train", "test"} <= set(arrays):
+        raise RunError(f"{files.logits} lacks train or test; delete its folder to train again")
+    return arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from distillens.atomic import write_atomically
@@ -13,6 +13,7 @@ from distillens.results import (
     Cell,
     ComplexityCurves,
     Deviation,
+    Provenance,
     StudyResult,
     to_json,
 )
@@ -32,6 +33,8 @@ class Outcome:
     teacher: StudyTeacher
     began: datetime
     clock: float
+    earlier: Provenance | None = None
+    """Of the run's results before this session."""
 
     def write(
         self,
@@ -55,18 +58,22 @@ class Outcome:
             cells=(cell, *(cell for cells in students for cell in cells)),
             complexity=tuple(curves),
             deviations=tuple(deviations),
-            provenance=provenance(
-                self.began,
-                time.perf_counter() - self.clock,
-                splits.fingerprint,
-                cell.weights_digest,
-            ),
+            provenance=self._provenance(splits.fingerprint, cell.weights_digest),
             notes=tuple(self._notes()),
             costs=network_costs(self.scene, self.teacher),
             open_cells=tuple(self._open(students)),
         )
         write_atomically(self.scene.run.results, to_json(result))
         return result
+
+    def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
+        now = provenance(self.began, time.perf_counter() - self.clock, fingerprint, teacher)
+        if self.earlier is None:
+            return now
+        # A run that was taken up again began when it first did, and took the time of all sessions.
+        return replace(
+            now, started=self.earlier.started, seconds=now.seconds + self.earlier.seconds
+        )
 
     def _open(self, students: Sequence[Sequence[Cell]]) -> list[str]:
         recipe = self.scene.recipe
@@ -87,16 +94,16 @@ class Outcome:
             )
         if self.teacher.training is not None and len(recipe.seeds) > 1:
             notes.append("all seeds of the students share one teacher")
-        if recipe.cache_top_k is not None:
+        if self.scene.top_k is not None:
             cache = LogitCache(
                 self.teacher.cache_folder,
                 self.scene.batches(recipe.student.training, 0),
                 recipe.precision,
-                top_k=recipe.cache_top_k,
+                top_k=self.scene.top_k,
             )
             if shares := cache.left_out():
                 notes.append(
-                    f"of the teacher's logits the {recipe.cache_top_k} largest were kept; the mass "
+                    f"of the teacher's logits the {self.scene.top_k} largest were kept; the mass "
                     f"left out is {100 * shares[0]:.3g} % in the mean, {100 * shares[1]:.3g} % at most"
                 )
         if self.teacher.training is None and recipe.complexity is not None:

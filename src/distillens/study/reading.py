@@ -25,6 +25,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} stands twice", key.start_mark
@@ -86,14 +90,15 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
 
 def _load(where: str | Path) -> dict[str, Any]:
     path = Path(where)
-    if not path.is_file():
+    # A name that is too long for a file is no file either.
+    if max(map(len, path.parts), default=0) > 255 or not path.is_file():
         shipped = shipped_recipes()
         if str(where) not in shipped:
             raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
         path = shipped[str(where)]
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
         raise RecipeError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is no recipe: it holds a {type(content).__name__}, not keys")
@@ -106,7 +111,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r} is not of the form key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         value = text
     *way, last = key.strip().split(".")
     target: Any = content

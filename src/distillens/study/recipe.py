@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,8 @@ from distillens.training.processes import Precision
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.trackers import Tracker
 
+MAX_SEED = 2**32 - 1
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,7 +25,7 @@ class _Part(BaseModel):
 class TeacherRecipe(_Part):
     """Where the teacher comes from: trained here, read from a checkpoint, or given as logits.
 
-    ``model`` and ``training`` train one on the labels with ``loss``; ``run`` takes the one that
+    ``model`` and ``training`` train one on the labels with cross-entropy; ``run`` takes the one that
     another run trained on the same data; ``model`` and ``checkpoint`` (safetensors or a torch state
     dict) read one; ``logits`` names an npz with the arrays ``train`` and ``test`` (rows in the order
     of the source), for a teacher that is only known by what it said.
@@ -34,8 +36,7 @@ class TeacherRecipe(_Part):
     checkpoint: str | None = None
     logits: str | None = None
     run: str | None = None
-    loss: Loss = "cross-entropy"
-    seed: int = Field(default=1000, ge=0)
+    seed: int = Field(default=1000, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherRecipe:
@@ -83,14 +84,14 @@ class Recipe(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     description: str = ""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(default=(0,), min_length=1)
     loss: Loss = "cross-entropy"
     """The form of the students' losses."""
     precision: Precision = "float32"
     """What networks compute in during training; weights stay in float32."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers, through Accelerate; JSON lines are always written."""
-    cache_gigabytes: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    cache_gigabytes: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """Room for teacher logits on disk; the longest unused ones make way."""
     cache_top_k: int | None = Field(default=None, ge=1)
     """Keep only the k largest teacher logits of an example; the mass left out is reported."""
@@ -148,6 +149,10 @@ class Recipe(_Part):
             for seed in self.seeds_of(entry)
         }
         for entry in self.supervisions:
+            if entry.kind == "self-distillation" and self.loss == "squared-error":
+                raise ValueError(
+                    "self-distillation needs students that give logits; use loss cross-entropy"
+                )
             if entry.kind == "self-distillation" and set(self.seeds_of(entry)) - labelled:
                 raise ValueError(
                     "self-distillation starts from the one-hot student of the same seed; "
@@ -164,6 +169,11 @@ class Recipe(_Part):
                 raise ValueError(
                     f"{entry.title!r} needs the checkpoints of a teacher trained here; "
                     "give teacher.training or teacher.run, or leave it out"
+                )
+            last = self.teacher.training.epochs if self.teacher.training else None
+            if isinstance(earlier, int) and last is not None and earlier > last:
+                raise ValueError(
+                    f"{entry.title!r} stops at the teacher's epoch {earlier}; it has {last}"
                 )
             if earlier == "validation" and not self.data.validation_size:
                 raise ValueError(

@@ -62,7 +62,7 @@ class StudentTeachers:
         return CotrainedTeacher(
             module,
             sgd(module, training),
-            OneHot(recipe.teacher.loss),
+            OneHot(),
             lambda step: training.learning_rate * training.schedule.factor_at(step, steps, total),
             bfloat16=recipe.precision == "bfloat16",
         )
@@ -83,7 +83,7 @@ def train_students(
 ) -> list[list[Cell]]:
     """Return the cells of every supervision of the recipe, one list each in the order of seeds.
 
-    ``done`` is called with what there is after every network.
+    ``done`` is called with what there is after every network that is trained now.
     """
     recipe = scene.recipe
     students: list[list[Cell]] = [[] for _ in recipe.supervisions]
@@ -96,13 +96,17 @@ def train_students(
         for place in order:
             entry = recipe.supervisions[place]
             if seed in recipe.seeds_of(entry):
-                students[place].append(_train_student(scene, teacher, place, entry, seed))
-                done(students)
+                files = scene.run.student(place, entry.title, seed)
+                known = files.cell.is_file()
+                students[place].append(_train_student(scene, teacher, files, entry, seed))
+                if not known:
+                    done(students)
     return students
 
 
-def _train_student(scene: Scene, teacher: StudyTeacher, place: int, entry: Any, seed: int) -> Cell:
-    files = scene.run.student(place, entry.title, seed)
+def _train_student(
+    scene: Scene, teacher: StudyTeacher, files: NetworkFiles, entry: Any, seed: int
+) -> Cell:
     generations = entry.generations if entry.kind == "self-distillation" else 1
     before = _one_hot_student(scene, seed) if entry.kind == "self-distillation" else None
     cell = None
@@ -136,7 +140,7 @@ def _supervision(
         batches,
         scene.recipe.precision,
         max_bytes=scene.recipe.cache_bytes,
-        top_k=scene.recipe.cache_top_k,
+        top_k=scene.top_k,
     )
     setting = Setting(scene.recipe.loss, training.epochs * len(batches), scene.trust_code)
     return build_supervision(entry, setting, StudentTeachers(scene, teacher, cache, before))

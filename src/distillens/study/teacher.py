@@ -16,7 +16,7 @@ from distillens.data import Examples
 from distillens.errors import DataError, ModelError, RunError
 from distillens.models import ModelRecipe, digest_file, load_weights
 from distillens.results import Cell
-from distillens.runs import NetworkFiles, find_run, read_arrays, read_json
+from distillens.runs import NetworkFiles, find_run, read_arrays, read_data, read_json
 from distillens.study.networks import (
     Scene,
     evaluate,
@@ -55,7 +55,6 @@ class StudyTeacher:
     cache_folder: Path
     model: ModelRecipe | None = None
     training: TrainingRecipe | None = None
-    loss: str = "cross-entropy"
 
     @property
     def epochs(self) -> int | None:
@@ -138,20 +137,17 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
         return _of_another_run(scene, Path(recipe.run))
     if recipe.training is not None:
         assert recipe.model is not None
-        loss = recipe.loss
         cell = train_network(
             scene,
             files,
             recipe.model,
             recipe.training,
-            lambda: OneHot(loss),
+            OneHot,
             name=TEACHER,
             seed=recipe.seed,
             title=f"teacher ({recipe.model.name})",
         )
-        return StudyTeacher(
-            scene, cell, files, scene.run.cache, recipe.model, recipe.training, recipe.loss
-        )
+        return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
     source = Path(recipe.checkpoint or recipe.logits or "")
     if not source.is_file():
         raise DataError(f"no file {source}; teacher.checkpoint or teacher.logits must name one")
@@ -167,7 +163,7 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
             _given(scene, source, digest)
         scene.accelerator.wait_for_everyone()
         cell = read_cell(files)
-    return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None, recipe.loss)
+    return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None)
 
 
 def _given(scene: Scene, source: Path, digest: str) -> None:
@@ -195,7 +191,7 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
         raise RunError(f"{folder} trained no teacher; name the run that did")
     if not other.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
-    found = read_json(other.data).get("fingerprint")
+    found = read_data(other)["fingerprint"]
     if found != scene.splits.fingerprint:
         raise RunError(
             f"the teacher of {folder} was trained on other data: fingerprint {str(found)[:12]}, "
@@ -203,7 +199,7 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
         )
     files = other.teacher
     cell = read_cell(files)
-    return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training, theirs.loss)
+    return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training)
 
 
 def _given_logits(scene: Scene, path: Path) -> dict[str, np.ndarray]:
@@ -222,6 +218,8 @@ def _given_logits(scene: Scene, path: Path) -> dict[str, np.ndarray]:
                 f"{path} has the arrays {sorted(arrays)}; a teacher's logits need train and test"
             )
         array = arrays[key]
+        if array.dtype.kind not in "fiu":
+            raise ModelError(f"{path}[{key}] holds {array.dtype}, not numbers")
         if array.ndim != 2 or array.shape[1] != scene.outputs:
             raise ModelError(
                 f"{path}[{key}] has shape {array.shape}; the task needs (N, {scene.outputs})"

@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -105,7 +105,7 @@ def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
     if entry.early_stop is None and entry.average is None:
         return teachers.final()
     path = list(teachers.trajectory())
-    epoch = entry.early_stop or len(path)
+    epoch = len(path) if entry.early_stop is None else entry.early_stop
     if epoch == "validation":
         epoch = teachers.lowest_validation_loss()
     if not 1 <= epoch <= len(path):
@@ -174,7 +174,12 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
     def custom(
         logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
     ) -> Tensor:
-        return function(logits, teacher, labels)
+        value = function(logits, teacher, labels)
+        if not isinstance(value, Tensor) or value.ndim:
+            raise SupervisionError(
+                f"loss {recipe.name!r} must return a scalar tensor, got {value!r:.80}"
+            )
+        return value
 
     return custom
 
@@ -200,6 +205,9 @@ def _import(name: str, trust_code: bool) -> Callable[..., Tensor]:
         )
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise RecipeError(f"loss {name!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise RecipeError(f"loss {name!r} is a {type(found).__name__}, not a function")
+    return cast(Callable[..., Tensor], found)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,8 @@ class LogitCache:
         if together:
             torch.distributed.barrier()
         # The time of the last use, which tells what makes way first.
-        path.touch()
+        with suppress(FileNotFoundError):
+            os.utime(path)
         _check(described, key)
         try:
             block = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -120,8 +123,12 @@ class LogitCache:
 
     def left_out(self) -> tuple[float, float] | None:
         """Return the mean and the largest share of mass left out of the folder's compressed blocks."""
-        found = [json.loads(path.read_text()) for path in self.folder.glob("*.json")]
-        shares = [block["left_out"] for block in found if block.get("left_out")]
+        found = [_read(path) for path in self.folder.glob("*.json")]
+        shares = [
+            block["left_out"]
+            for block in found
+            if block.get("left_out") and block.get("top_k") == self.top_k
+        ]
         if not shares:
             return None
         return float(np.mean([mean for mean, _ in shares])), max(most for _, most in shares)
@@ -142,13 +149,18 @@ class LogitCache:
                 f"one epoch's teacher logits take {wanted} bytes, the cache may hold "
                 f"{self.max_bytes}; give it more room (cache_gigabytes)"
             )
-        blocks = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
-        used = sum(path.stat().st_size for path in blocks)
-        for path in blocks:
+        found = []
+        for path in self.folder.glob("*.npy"):
+            # Another run that shares the folder may make room at the same time.
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
             if used + wanted <= self.max_bytes:
                 return
-            used -= path.stat().st_size
-            path.unlink()
+            used -= size
+            path.unlink(missing_ok=True)
 
     @torch.no_grad()
     def _compute(self, module: nn.Module, epoch: int) -> Tensor:
@@ -163,11 +175,18 @@ class LogitCache:
         return torch.cat(rows)
 
 
-def _check(described: Path, key: dict[str, Any]) -> None:
+def _read(described: Path) -> dict[str, Any]:
     try:
-        found = json.loads(described.read_text())
-    except ValueError:
-        found = {}
+        found = json.loads(described.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise SupervisionError(f"{described} is damaged; delete it to have its logits made again")
+    return found
+
+
+def _check(described: Path, key: dict[str, Any]) -> None:
+    found = _read(described)
     for name, value in key.items():
         if found.get(name) != value:
             raise SupervisionError(

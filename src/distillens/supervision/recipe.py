@@ -19,7 +19,7 @@ class _Part(BaseModel):
 class _Entry(_Part):
     name: str | None = Field(default=None, min_length=1, max_length=60)
     """What tables call it; by default made of the kind and its values."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which of the recipe's seeds; None for all."""
 
     @property
@@ -92,6 +92,15 @@ class _Taught(_Entry):
     """Weight of the teacher; the labels have the rest."""
     loss: LossRecipe | None = None
 
+    @model_validator(mode="after")
+    def _temperature_is_passed_on(self) -> _Taught:
+        if self.loss is not None and ":" in self.loss.name and self.temperature != 1:
+            raise ValueError(
+                f"loss {self.loss.name!r} is called without a temperature; "
+                "leave temperature out and use yours inside"
+            )
+        return self
+
     def _with(self, kind: str, *more: str) -> str:
         parts = [kind, f"τ={self.temperature:g}", *more]
         if self.alpha != 1:
@@ -106,7 +115,7 @@ class OfflineRecipe(_Taught):
 
     kind: Literal["offline"]
     average: AverageRecipe | None = None
-    early_stop: int | Literal["validation"] | None = None
+    early_stop: Annotated[int, Field(ge=1)] | Literal["validation"] | None = None
     """The teacher's epoch, or the one with the lowest validation loss."""
 
     def _described(self) -> str:

@@ -25,7 +25,7 @@ class FixedTeacher(Stateless):
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return the module's outputs for the batch."""
-        return self.module(batch.inputs)
+        return self.module.to(batch.inputs.device)(batch.inputs)
 
 
 class RecordedTeacher(Stateless):

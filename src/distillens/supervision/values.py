@@ -157,6 +157,8 @@ class _Pair:
 
 def _learns(part: Supervision) -> bool:
     # A teacher that trains alongside must not stand still while its part does not count.
+    if isinstance(part, _Pair):
+        return any(_learns(inner) for inner in part.parts)
     return bool(part.state_dict())
 
 

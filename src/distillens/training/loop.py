@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distillens.data.batches import EpochSource
+from distillens.data.batches import Batch, EpochSource
 from distillens.errors import CheckpointError, TrainingError
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
@@ -107,6 +107,7 @@ def fit(
         for epoch in range(len(records), recipe.epochs):
             record = loop.epoch(batches, epoch, advance)
             records.append(record)
+            _check_weights(model, record)
             if store is not None and accelerator.is_main_process:
                 _save(store, model, optimizer, supervision, records)
             for hook in hooks:
@@ -134,6 +135,17 @@ def sgd(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.SGD:
     )
 
 
+def _check_weights(model: nn.Module, record: EpochRecord) -> None:
+    # The losses are those before each update: the last update's result shows in the weights alone.
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"the weights are no longer finite after step {record.step} (first {name!r}, "
+                f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
+                f"{record.epoch - 1} is kept; lower the learning rate or lengthen the warm-up"
+            )
+
+
 class _Loop:
     def __init__(
         self,
@@ -157,6 +169,7 @@ class _Loop:
         seen, checked, rate = 0, 0, 0.0
         for place, batch in enumerate(batches.epoch(epoch)):
             step = epoch * self.steps + place
+            batch = batch.to(self.accelerator.device)
             self.supervision.advance(batch, step)
             total = self.recipe.epochs * self.steps
             rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
@@ -168,12 +181,12 @@ class _Loop:
             parts = list(batch.split(self.recipe.accumulate))
             for number, part in enumerate(parts, 1):
                 with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                    logits = self.model(part.inputs)
+                    logits = self._logits(part)
                     weighed = self.supervision.loss(logits, part, step) * part.weight
                     self.accelerator.backward(weighed)
                 loss += weighed.detach()
-                right += (predicted(logits.detach()) == part.labels).sum()
-                seen += part.labels.numel()
+                right += part.counted(predicted(logits.detach()) == part.labels)
+                seen += int(part.counted(torch.ones_like(part.labels)))
             self.optimizer.step()
             self.optimizer.zero_grad()
             losses.append(loss)
@@ -195,6 +208,17 @@ class _Loop:
             accuracy=sums[1] / sums[2],
             seconds=time.perf_counter() - began,
         )
+
+    def _logits(self, part: Batch) -> Tensor:
+        try:
+            return self.model(part.inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                f"a batch of {len(part)} example(s) is too small for BatchNorm; choose a batch_size "
+                "that leaves more than one example for the last batch"
+            ) from None
 
     def _check(self, losses: list[Tensor], epoch: int, first: int, rate: float) -> None:
         if not losses:
@@ -252,9 +276,14 @@ def _resume(
             "delete the folder to train again"
         )
     load_weights(weights, model)
-    optimizer.load_state_dict(state["optimizer"])
-    supervision.load_state_dict(state["supervision"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        supervision.load_state_dict(state["supervision"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if torch.cuda.is_available() and state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    except (KeyError, ValueError, TypeError, RuntimeError):
+        raise CheckpointError(
+            f"{store.state} belongs to another training; delete its folder to train again"
+        ) from None
     return read_history(store.history, state["epoch"])

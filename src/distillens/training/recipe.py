@@ -21,7 +21,7 @@ class Schedule(BaseModel):
     kind: Literal["constant", "step", "cosine"] = "step"
     milestones: tuple[float, ...] = (0.375, 0.75, 0.875)
     factor: float = Field(default=0.1, gt=0, le=1)
-    warmup: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _milestones_increase(self) -> Schedule:

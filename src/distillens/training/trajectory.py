@@ -54,8 +54,16 @@ def read_history(path: Path, epochs: int) -> list[EpochRecord]:
     """Read the first epochs of a history."""
     lines = path.read_text().splitlines()[:epochs] if path.is_file() else []
     if len(lines) < epochs:
-        raise CheckpointError(f"{path} ends before epoch {epochs}; delete the folder to start over")
-    return [EpochRecord(**json.loads(line)) for line in lines]
+        raise CheckpointError(
+            f"{path} ends before epoch {epochs}; delete its folder to train again"
+        )
+    try:
+        return [EpochRecord(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path} is damaged; delete its folder to train again") from None
+
+
+STATE_KEYS = {"epoch", "digest", "optimizer", "supervision", "random"}
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -74,6 +82,6 @@ def read_state(path: Path) -> dict[str, Any]:
         The file is damaged or holds something else.
     """
     state = load_safely(path)
-    if not isinstance(state, dict) or "epoch" not in state:
+    if not isinstance(state, dict) or set(state) != STATE_KEYS:
         raise CheckpointError(f"{path} is no training state; delete its folder to train again")
     return state
