@@ -17,7 +17,7 @@ from distillens.data import Normalisation, Splits, load_splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
-from distillens.runs import Run, locked, open_run, read_json, read_result, slug
+from distillens.runs import Run, locked, open_run, read_data, read_result, slug
 from distillens.study.analyses import measure_complexity, measure_deviations
 from distillens.study.networks import Scene
 from distillens.study.outcome import Outcome
@@ -145,8 +145,8 @@ def _bind_data(run: Run, splits: Splits, normalisation: Normalisation) -> None:
         "changed_labels": [asdict(change) for change in splits.changed],
     }
     if run.data.is_file():
-        before = read_json(run.data)
-        if before.get("fingerprint") != splits.fingerprint:
+        before = read_data(run)
+        if before["fingerprint"] != splits.fingerprint:
             raise RunError(
                 f"{run.folder} was made from other data: fingerprint "
                 f"{str(before.get('fingerprint'))[:12]} there, {splits.fingerprint[:12]} here; "

@@ -90,8 +90,7 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
 
 def _load(where: str | Path) -> dict[str, Any]:
     path = Path(where)
-    # A name that is too long for a file is no file either.
-    if max(map(len, path.parts), default=0) > 255 or not path.is_file():
+    if not _is_file(path):
         shipped = shipped_recipes()
         if str(where) not in shipped:
             raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
@@ -103,6 +102,14 @@ def _load(where: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is no recipe: it holds a {type(content).__name__}, not keys")
     return content
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A name that is too long for a file is no file either.
+        return False
 
 
 def _override(content: dict[str, Any], override: str) -> None:
