@@ -109,6 +109,7 @@ def _carry_out(
         curves = _complexity(scene, teacher)
         outcome.write(students, curves, deviations)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return read_result(run)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,8 @@ class Scene:
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
+    tracked: Iterator[int] = field(default_factory=lambda: count(1))
+    """Epochs of all networks that trackers have seen."""
 
     @property
     def main(self) -> bool:
@@ -127,7 +130,7 @@ def train_network(
         store=store,
         # One for each network: an accelerator holds on to all that it ever prepared.
         accelerator=accelerator_for(scene.recipe.precision),
-        hooks=[tracking(scene.accelerator, title)] if scene.recipe.trackers else [],
+        hooks=[tracking(scene.accelerator, title, scene.tracked)] if scene.recipe.trackers else [],
         progress=scene.progress,
         title=title,
     )

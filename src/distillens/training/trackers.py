@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -39,8 +39,11 @@ def start_trackers(
         accelerator.init_trackers(name)
 
 
-def tracking(accelerator: Accelerator, network: str) -> Hook:
-    """Return a hook that logs every epoch of a network under its name."""
+def tracking(accelerator: Accelerator, network: str, steps: Iterator[int]) -> Hook:
+    """Return a hook that logs every epoch of a network under its name.
+
+    ``steps`` counts the epochs of all networks of a study, since trackers drop steps that go back.
+    """
 
     def log(record: EpochRecord, model: nn.Module) -> None:
         accelerator.log(
@@ -48,8 +51,9 @@ def tracking(accelerator: Accelerator, network: str) -> Hook:
                 f"{network}/loss": record.loss,
                 f"{network}/accuracy": record.accuracy,
                 f"{network}/learning rate": record.learning_rate,
+                f"{network}/epoch": record.epoch,
             },
-            step=record.epoch,
+            step=next(steps),
         )
 
     return log
