@@ -28,7 +28,7 @@ from distillens.supervision.protocol import Stateless
 from distillens.supervision.teachers import RecordedTeacher
 
 CHUNK = 128
-"""Examples the teacher sees at once; more did not fit the caches of the processors it was tried on."""
+"""Examples the teacher sees at once. Part of what makes a block's bits, so the same for everybody."""
 
 
 class LogitCache:
