@@ -1,0 +1,206 @@
+"""The gradients of a block of examples by all parameters, each in the form that it is contracted in.
+
+Shapes: B, D examples of two blocks, C outputs, P written numbers, M columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distillens.errors import KernelError
+from distillens.kernel.coverage import Coverage
+from distillens.kernel.factors import Paired, Pairing, Role
+from distillens.kernel.leftovers import Leftovers
+from distillens.kernel.network import Prepared
+from distillens.kernel.uses import Place, Tracer, Use, output_gradients
+from distillens.kernel.ways import Choice, Speed, choose
+
+_PAIR_NUMBERS = 2**24
+"""Numbers of a product of positions that exist at a time."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The gradients of some examples: written ones in one array, paired ones a use each."""
+
+    written_BCP: Tensor
+    paired: tuple[Paired, ...]
+
+    def __len__(self) -> int:
+        return len(self.written_BCP)
+
+    def contract(self, other: Block, pairing: Pairing) -> Tensor:
+        """Return the tile of the kernel: (C, B, D) for "diagonal", (B, C, D, C) for "full"."""
+        left, right = self.written_BCP, other.written_BCP
+        if pairing == "full":
+            flat = left.flatten(0, 1) @ right.flatten(0, 1).T
+            tile = flat.view(*left.shape[:2], *right.shape[:2])
+        elif left.shape[1] == 1:
+            tile = (left[:, 0] @ right[:, 0].T)[None]
+        else:
+            tile = torch.stack([left[:, c] @ right[:, c].T for c in range(left.shape[1])])
+        for mine, its in zip(self.paired, other.paired, strict=True):
+            step = _rows_at_a_time(mine, its, pairing)
+            for start in range(0, len(self), step):
+                rows = slice(start, start + step)
+                part = mine.part(start, start + step).pairs(its, pairing)
+                tile[(slice(None), rows) if pairing == "diagonal" else rows] += part
+        return tile
+
+    def squares(self) -> Tensor:
+        """Return each output's kernel with itself, (B, C)."""
+        total = self.written_BCP.square().sum(dim=2)
+        for factor in self.paired:
+            total = total + factor.squares()
+        return total
+
+    def pull(self, vectors_BCM: Tensor) -> list[Tensor]:
+        """Return Jᵀv for M columns, one tensor for the written and one for each paired use."""
+        written = torch.einsum("bcp,bcm->mp", self.written_BCP, vectors_BCM)
+        return [written, *(factor.pull(vectors_BCM) for factor in self.paired)]
+
+    def push(self, parameters: list[Tensor]) -> Tensor:
+        """Return Ju for parameters as `pull` gives them, (B, C, M)."""
+        total = torch.einsum("bcp,mp->bcm", self.written_BCP, parameters[0])
+        for factor, each in zip(self.paired, parameters[1:], strict=True):
+            total = total + factor.push(each)
+        return total
+
+    @property
+    def bytes(self) -> int:
+        """Room that it takes."""
+        tensors = [self.written_BCP]
+        for factor in self.paired:
+            tensors += [each for each in vars(factor).values() if isinstance(each, Tensor)]
+        return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def _rows_at_a_time(left: Paired, right: Paired, pairing: Pairing) -> int:
+    outputs = left.outputs**2 if pairing == "full" else 1
+    each = len(right.gradients_BCKTg) * left.positions * right.positions * outputs
+    return max(1, _PAIR_NUMBERS // (each * left.gradients_BCKTg.shape[2]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A place, what of it counts, and how it is contracted."""
+
+    place: Place
+    roles: tuple[Role, ...]
+    choice: Choice
+
+
+class BlockMaker:
+    """Makes the blocks of one network; knows which numbers go where."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        coverage: Coverage,
+        directions_CO: Tensor,
+        pairing: Pairing,
+        speed: Speed,
+        sample: Tensor,
+        pairs_each: float,
+    ) -> None:
+        self._directions = directions_CO
+        self._parameters = list(prepared.parameters.values())
+        self._tracer = Tracer(
+            prepared.network, {name: prepared.parameters[name] for name in coverage.covered}
+        )
+        self._leftovers = Leftovers(prepared.network, coverage.uncovered)
+        outputs, uses = self._tracer.run(sample)
+        counts = Counter(name for use in uses for name in use.names.values())
+        shared = {name for name, count in counts.items() if count > 1}
+        gradients = output_gradients(outputs, uses, directions_CO[:1])
+        self.parts: list[Part] = []
+        self._offsets: dict[str, slice] = {}
+        end = 0
+        for place, use, gradient in zip(coverage.rules(), uses, gradients, strict=True):
+            roles = tuple(use.names)
+            repeated = gradient * len(directions_CO)
+            factor = place.factor(use, repeated, roles)
+            tied = any(name in shared for name in use.names.values())
+            choice = choose(factor, pairing, speed, pairs_each, tied)
+            self.parts.append(Part(place, roles, choice))
+            if choice.way == "written":
+                for role, name in use.names.items():
+                    if name not in self._offsets:
+                        size = factor.numbers(role)
+                        self._offsets[name] = slice(end, end + size)
+                        end += size
+        self._rest = slice(end, end + self._leftovers.numbers)
+        self.written = self._rest.stop
+        """P."""
+        self.held = len(directions_CO) * self.written + sum(
+            part.choice.cost.held for part in self.parts if part.choice.way == "paired"
+        )
+        """Numbers that an example's gradients take."""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters that count."""
+        return self._parameters
+
+    @property
+    def outputs(self) -> int:
+        """C."""
+        return len(self._directions)
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of a number."""
+        return self._directions.element_size()
+
+    def trace(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
+        """Run the network: its outputs (B, O) with their graph, and the uses of parameters."""
+        return self._tracer.run(inputs_B)
+
+    def make(self, inputs_B: Tensor, forward: int) -> Block:
+        """Return the gradients of some examples, made ``forward`` examples at a time."""
+        C = len(self._directions)
+        written = self._directions.new_empty(len(inputs_B), C, self.written)
+        paired: list[tuple[Paired, ...]] = []
+        for start in range(0, len(inputs_B), forward):
+            rows = slice(start, start + forward)
+            paired.append(self._fill(inputs_B[rows], written[rows]))
+        joined = [uses[0].joined(uses) for uses in zip(*paired, strict=True)]
+        return Block(written, tuple(joined))
+
+    def _fill(self, inputs_B: Tensor, written_BCP: Tensor) -> tuple[Paired, ...]:
+        """Write the gradients that are written out; return the others."""
+        outputs_BO, uses = self._tracer.run(inputs_B)
+        if outputs_BO.ndim != 2 or len(outputs_BO) != len(inputs_B):
+            raise KernelError(
+                f"for {len(inputs_B)} examples the model returns {tuple(outputs_BO.shape)}; "
+                "a kernel needs logits of shape (N, C)"
+            )
+        if len(uses) != len(self.parts):
+            raise KernelError(
+                f"the model used its parameters {len(uses)} times where it used them "
+                f"{len(self.parts)} times before; its path must not depend on the inputs"
+            )
+        gradients = output_gradients(outputs_BO, uses, self._directions)
+        seen: set[str] = set()
+        paired: list[Paired] = []
+        for number, (part, use) in enumerate(zip(self.parts, uses, strict=True)):
+            factor = part.place.factor(use, gradients[number], part.roles)
+            gradients[number] = []  # the next ones may need the room
+            if part.choice.way == "paired":
+                assert isinstance(factor, Paired)
+                paired.append(factor)
+                continue
+            for role, name in use.names.items():
+                target = written_BCP[:, :, self._offsets[name]]
+                if name in seen:
+                    target += factor.gradient(role)
+                else:
+                    target.copy_(factor.gradient(role))
+                    seen.add(name)
+        if self._leftovers.numbers:
+            written_BCP[:, :, self._rest] = self._leftovers.gradients(inputs_B, self._directions)
+        return tuple(paired)

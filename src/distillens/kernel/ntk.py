@@ -1,0 +1,222 @@
+"""The empirical neural tangent kernel of any network, exact, from rules for its layers.
+
+k(x, x′) = ∇f(x)·∇f(x′), the gradients taken over the parameters (Harutyunyan et al., ICLR 2023,
+arXiv 2301.12245). Shapes: N examples, M other examples, C outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distillens.errors import KernelError
+from distillens.kernel.blocks import Block, BlockMaker
+from distillens.kernel.check import GramCheck, PlainProducts, check_gram
+from distillens.kernel.coverage import Coverage, find_coverage
+from distillens.kernel.network import (
+    Outputs,
+    Prepared,
+    directions,
+    pairing_of,
+    prepare,
+)
+from distillens.kernel.plan import Plan, free_memory, make_plan
+from distillens.kernel.ways import measured_speed
+from distillens.progress import Progress, silent
+
+_SAMPLE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class NTKGram:
+    """A Gram with what is known of its error."""
+
+    values: Tensor
+    """(N, M); (C, N, M) for "class-diagonal"; (NC, MC) for "full", row n·C + c."""
+    outputs: Outputs
+    check: GramCheck
+    plan: Plan
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class EmpiricalNTK:
+    """The kernel of a network at its weights.
+
+    Parameters
+    ----------
+    model
+        Takes (B, …) and returns (B, O), each row from its own example. It is copied, and put in
+        evaluation mode; the model itself stays as it is.
+    outputs
+        What the kernel is taken of: a logit c; a pair (a, b) for logit a minus logit b; "sum" of
+        all; "class-diagonal", each apart; "trace", the mean over logits of their kernels; "full",
+        all pairs of logits.
+    parameters
+        Names of the parameters to differentiate by; by default all that require gradients.
+    dtype
+        float32, or float64 where solves are ill-conditioned.
+    max_memory
+        Bytes that a computation may take beside the network and its inputs; by default three
+        quarters of what is free when it starts.
+    progress
+        Where to show how far it is.
+
+    Raises
+    ------
+    KernelError
+        BatchNorm is in training mode; weights are not finite; an output or parameter is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        outputs: Outputs,
+        parameters: Iterable[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        max_memory: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._prepared: Prepared = prepare(model, parameters, dtype)
+        self.outputs: Outputs = outputs
+        self._max_memory = max_memory
+        self._progress = progress
+        self._coverage: Coverage | None = None
+
+    def gram(self, inputs: Tensor, other: Tensor | None = None) -> NTKGram:
+        """Compute the Gram of N examples, or of N and M examples."""
+        began = time.perf_counter()
+        rows, columns = self._examples(inputs, other)
+        maker, directions_CO = self._maker(rows, len(columns if other is not None else rows) / 2)
+        plan = self._plan(maker, rows, None if other is None else columns, len(directions_CO))
+        values = self._values(maker, plan, rows, columns if other is not None else None)
+        check = check_gram(
+            PlainProducts(self._prepared.network, self._prepared.parameters),
+            directions_CO,
+            self.outputs,
+            values,
+            rows,
+            columns,
+        )
+        return NTKGram(
+            values=values,
+            outputs=self.outputs,
+            check=check,
+            plan=plan,
+            seconds=time.perf_counter() - began,
+            notes=self._notes(),
+        )
+
+    def plan(self, inputs: Tensor, other: Tensor | None = None) -> Plan:
+        """Return what `gram` would take, without computing it."""
+        rows, columns = self._examples(inputs, other)
+        maker, directions_CO = self._maker(rows, len(columns) / 2)
+        return self._plan(maker, rows, None if other is None else columns, len(directions_CO))
+
+    def _examples(self, inputs: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = self._prepared.examples(inputs, "inputs")
+        columns = rows if other is None else self._prepared.examples(other, "other inputs")
+        if rows.shape[1:] != columns.shape[1:]:
+            raise KernelError(
+                f"inputs of shape {tuple(rows.shape)} and others of shape {tuple(columns.shape)} "
+                "do not fit; examples must have one shape"
+            )
+        return rows, columns
+
+    def _maker(self, rows: Tensor, pairs_each: float) -> tuple[BlockMaker, Tensor]:
+        prepared = self._prepared
+        count = prepared.count_outputs(rows[:1])
+        directions_CO = directions(self.outputs, count, prepared.dtype, prepared.device)
+        if self._coverage is None:
+            self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
+        maker = BlockMaker(
+            prepared,
+            self._coverage,
+            directions_CO,
+            pairing_of(self.outputs),
+            measured_speed(prepared.dtype, prepared.device),
+            rows[:_SAMPLE],
+            pairs_each,
+        )
+        return maker, directions_CO
+
+    def _plan(
+        self, maker: BlockMaker, rows: Tensor, columns: Tensor | None, outputs: int
+    ) -> Plan:
+        across = len(rows) if columns is None else len(columns)
+        pairs = {"class-diagonal": outputs, "full": outputs**2}.get(str(self.outputs), 1)
+        device = self._prepared.device
+        budget = self._max_memory
+        if budget is None:
+            budget = free_memory(device) * 3 // 4
+        return make_plan(
+            maker,
+            rows[:1],
+            len(rows),
+            None if columns is None else len(columns),
+            len(rows) * across * pairs * maker.item_size,
+            budget,
+            measured_speed(self._prepared.dtype, device),
+            1,
+        )
+
+    def _values(
+        self, maker: BlockMaker, plan: Plan, rows: Tensor, columns: Tensor | None
+    ) -> Tensor:
+        pairing = pairing_of(self.outputs)
+        symmetric = columns is None
+        outputs = maker.outputs
+        shape = (outputs, len(rows), plan.columns)
+        if pairing == "full":
+            values = rows.new_empty(len(rows), outputs, plan.columns, outputs, dtype=self._prepared.dtype)
+        elif self.outputs == "class-diagonal":
+            values = rows.new_empty(shape, dtype=self._prepared.dtype)
+        else:
+            values = rows.new_empty(1, *shape[1:], dtype=self._prepared.dtype)
+
+        def put(at: int, left: Block, beside: int, right: Block) -> None:
+            tile = left.contract(right, pairing)
+            down = slice(at, at + len(left))
+            across = slice(beside, beside + len(right))
+            if pairing == "full":
+                values[down, :, across] = tile
+                if symmetric and at != beside:
+                    values[across, :, down] = tile.permute(2, 3, 0, 1)
+                return
+            if self.outputs == "trace":
+                tile = tile.mean(dim=0, keepdim=True)
+            values[:, down, across] = tile
+            if symmetric and at != beside:
+                values[:, across, down] = tile.mT
+
+        right_rows = rows if columns is None else columns
+        with self._progress("kernel", plan.rows) as advance:
+            for start in range(0, plan.rows, plan.panel):
+                stop = min(start + plan.panel, plan.rows)
+                panel: list[tuple[int, Block]] = []
+                for first in range(start, stop, plan.tile):
+                    block = maker.make(rows[first : min(first + plan.tile, stop)], plan.forward)
+                    panel.append((first, block))
+                    if symmetric:
+                        for at, left in panel:
+                            put(at, left, first, block)
+                for first in range(stop if symmetric else 0, plan.columns, plan.tile):
+                    block = maker.make(right_rows[first : first + plan.tile], plan.forward)
+                    for at, left in panel:
+                        put(at, left, first, block)
+                advance(stop - start)
+        if pairing == "full":
+            return values.view(len(rows) * outputs, -1)
+        return values if self.outputs == "class-diagonal" else values[0]
+
+    def _notes(self) -> tuple[str, ...]:
+        assert self._coverage is not None
+        if not self._coverage.uncovered:
+            return ()
+        names = ", ".join(self._coverage.uncovered)
+        return (f"no rule covers every use of {names}; their gradients came from torch.func",)

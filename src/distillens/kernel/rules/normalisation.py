@@ -1,0 +1,136 @@
+"""Normalisations: BatchNorm with running statistics, LayerNorm, GroupNorm, RMSNorm.
+
+Their weight multiplies the normalised input x̂ and their bias is added to it, so the gradients are
+Σ g x̂ and Σ g over whatever each number of the weight is applied to.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from distillens.kernel.factors import Factor, Role, Written
+from distillens.kernel.rules.rule import Call, Rule
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """How the input becomes x̂, for a block of examples."""
+
+    of: Callable[[Tensor], Tensor]
+
+
+class _Normalisation(Rule):
+    def read(self, arguments: dict[str, Any]) -> Call | None:
+        """Return the call, None where there is neither weight nor bias."""
+        parameters: dict[Role, Tensor] = {}
+        roles: tuple[Role, ...] = ("weight", "bias")
+        for role in roles:
+            if isinstance(arguments.get(role), Tensor):
+                parameters[role] = arguments[role]
+        normalised = self.normalised(arguments)
+        if normalised is None or not parameters:
+            return None
+        return Call(parameters, arguments["input"], Normalised(normalised))
+
+    def factor(
+        self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]
+    ) -> Factor:
+        """Return the sums over what each number of the parameter is applied to."""
+        made: dict[Role, Tensor] = {}
+        size = next(iter(call.parameters.values())).numel()
+        for role in roles:
+            products = gradients_BC
+            if role == "weight":
+                products = gradients_BC * call.settings.of(inputs_B)[:, None]
+            made[role] = self.summed(products, size)
+        return Written(made)
+
+    @abstractmethod
+    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """Return how inputs become x̂; None if that depends on other examples."""
+
+    @abstractmethod
+    def summed(self, products_BC: Tensor, size: int) -> Tensor:
+        """Sum (B, C, …) over positions to (B, C, size)."""
+
+
+class _ByChannel(_Normalisation):
+    """The weight has one number a channel, the first axis after the examples."""
+
+    def summed(self, products_BC: Tensor, size: int) -> Tensor:
+        """Sum over all axes behind the channels."""
+        return products_BC.flatten(3).sum(dim=3) if products_BC.ndim > 3 else products_BC
+
+
+class _ByFeature(_Normalisation):
+    """The weight covers the last axes."""
+
+    def summed(self, products_BC: Tensor, size: int) -> Tensor:
+        """Sum over the axes between the examples and the normalised ones."""
+        B, C = products_BC.shape[:2]
+        return products_BC.reshape(B, C, -1, size).sum(dim=2)
+
+
+class BatchNorm(_ByChannel):
+    """BatchNorm with running statistics; with those of the batch there is no kernel."""
+
+    functions = (functional.batch_norm,)
+    positional = tuple(signature(functional.batch_norm).parameters)
+
+    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """Return the affine map of the running statistics."""
+        mean, variance = arguments["running_mean"], arguments["running_var"]
+        if arguments.get("training", False) or mean is None or variance is None:
+            return None
+        scale = (variance + arguments.get("eps", 1e-5)).rsqrt()
+
+        def of(inputs_B: Tensor) -> Tensor:
+            shape = (1, -1, *([1] * (inputs_B.ndim - 2)))
+            return (inputs_B - mean.view(shape)) * scale.view(shape)
+
+        return of
+
+
+class GroupNorm(_ByChannel):
+    """GroupNorm: statistics of each example's groups of channels."""
+
+    functions = (functional.group_norm,)
+    positional = tuple(signature(functional.group_norm).parameters)
+
+    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """Return the function without weight and bias."""
+        groups, eps = arguments["num_groups"], arguments.get("eps", 1e-5)
+        return lambda inputs_B: functional.group_norm(inputs_B, groups, eps=eps)
+
+
+class LayerNorm(_ByFeature):
+    """LayerNorm: statistics of the last axes."""
+
+    functions = (functional.layer_norm,)
+    positional = tuple(signature(functional.layer_norm).parameters)
+
+    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """Return the function without weight and bias."""
+        shape, eps = arguments["normalized_shape"], arguments.get("eps", 1e-5)
+        return lambda inputs_B: functional.layer_norm(inputs_B, shape, eps=eps)
+
+
+class RMSNorm(_ByFeature):
+    """RMSNorm: the root mean square of the last axes."""
+
+    functions = (functional.rms_norm,)
+    positional = tuple(signature(functional.rms_norm).parameters)
+
+    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """Return the function without weight."""
+        shape, eps = arguments["normalized_shape"], arguments.get("eps")
+        return lambda inputs_B: functional.rms_norm(inputs_B, shape, eps=eps)
+
+

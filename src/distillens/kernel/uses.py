@@ -1,0 +1,167 @@
+"""What a network does with its parameters: every call of a function that has a rule.
+
+The calls are seen where torch dispatches its functions, so no hook is put on the model, and a
+shared module, a tied weight or a call from a module's own forward is seen like any other.
+
+Shapes: B examples, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from distillens.errors import KernelError
+from distillens.kernel.factors import Factor, Role
+from distillens.kernel.rules import RULES, Call, Rule
+
+
+@dataclass(frozen=True)
+class Use:
+    """One recorded call: its rule, its parameters by name, and its output in the graph."""
+
+    rule: Rule
+    call: Call
+    names: dict[Role, str]
+    """The parameters that count, by their role in this call."""
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the examples are among the axes of a call's inputs or output.
+
+    ``axis`` holds them, ``inner`` numbers of each example with them: behind the example's number
+    (examples major) or, where ``minor``, in front of it.
+    """
+
+    axis: int
+    inner: int = 1
+    minor: bool = False
+
+    def examples_first(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as (B, …)."""
+        if self.inner == 1:
+            return tensor.movedim(self.axis, 0)
+        before, after = tensor.shape[: self.axis], tensor.shape[self.axis + 1 :]
+        examples = tensor.shape[self.axis] // self.inner
+        both = (self.inner, examples) if self.minor else (examples, self.inner)
+        split = tensor.reshape(*before, *both, *after)
+        return split.movedim(self.axis + self.minor, 0)
+
+
+class Recorder(TorchFunctionMode):
+    """Records the calls that use some parameters while it is entered."""
+
+    def __init__(self, names: Mapping[int, str], copying: bool) -> None:
+        super().__init__()
+        self._names, self._copying = names, copying
+        self.uses: list[Use] = []
+        self._versions: list[int] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Make the call, and note it if a rule covers it and a parameter counts."""
+        kwargs = kwargs or {}
+        rule = RULES.get(func) if isinstance(func, Callable) else None
+        if rule is None:
+            return func(*args, **kwargs)
+        arguments = dict(zip(rule.positional, args, strict=False)) | kwargs
+        call = rule.read(arguments)
+        output = func(*args, **kwargs)
+        if call is None:
+            return output
+        names = {
+            role: self._names[id(tensor)]
+            for role, tensor in call.parameters.items()
+            if id(tensor) in self._names
+        }
+        if not names or not output.requires_grad:
+            return output
+        self.uses.append(Use(rule, call, names, output))
+        self._versions.append(output._version)
+        # A copy keeps the output itself from being changed in place by what follows.
+        return output.clone() if self._copying else output
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether an output was changed in place after the call."""
+        return any(
+            use.output._version != version
+            for use, version in zip(self.uses, self._versions, strict=True)
+        )
+
+
+class Tracer:
+    """Runs a network and returns its outputs with the uses of its parameters."""
+
+    def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        self.network = network
+        self._names = {id(tensor): name for name, tensor in parameters.items()}
+        self._copying = False
+
+    def run(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
+        """Return the outputs (B, C) and the uses in their order."""
+        with torch.enable_grad():
+            recorder = Recorder(self._names, self._copying)
+            with recorder:
+                outputs = self.network(inputs_B)
+            if recorder.overwritten:
+                # From now on outputs are copied: an operation in place hides them.
+                self._copying = True
+                recorder = Recorder(self._names, True)
+                with recorder:
+                    outputs = self.network(inputs_B)
+        return outputs, recorder.uses
+
+
+def output_gradients(
+    outputs_BC: Tensor, uses: list[Use], directions_CO: Tensor
+) -> list[list[Tensor]]:
+    """Return, for each use, the gradients of C combinations of outputs by its output.
+
+    ``directions_CO`` holds the combinations of the network's O outputs. One backward pass each
+    serves all examples, since no output depends on another example.
+    """
+    if not uses:
+        return []
+    found: list[list[Tensor]] = [[] for _ in uses]
+    for place, direction in enumerate(directions_CO):
+        gradients = torch.autograd.grad(
+            (outputs_BC @ direction).sum(),
+            [use.output for use in uses],
+            retain_graph=place + 1 < len(directions_CO),
+            allow_unused=True,
+        )
+        for use, kept, gradient in zip(uses, found, gradients, strict=True):
+            kept.append(torch.zeros_like(use.output) if gradient is None else gradient)
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known of a use before it happens: its rule, parameters and layouts."""
+
+    rule: Rule
+    names: dict[Role, str]
+    inputs: Layout
+    output: Layout
+
+    def factor(self, use: Use, gradients_C: list[Tensor], roles: tuple[Role, ...]) -> Factor:
+        """Return the gradients of the outputs by the parameters in these roles."""
+        if use.rule is not self.rule or use.names != self.names:
+            raise KernelError(
+                f"the model used {', '.join(use.names.values())} where it used "
+                f"{', '.join(self.names.values())} before; its path must not depend on the inputs"
+            )
+        inputs_B = self.inputs.examples_first(use.call.inputs.detach())
+        gradients_BC = torch.stack(
+            [self.output.examples_first(gradient) for gradient in gradients_C], dim=1
+        )
+        return self.rule.factor(use.call, inputs_B, gradients_BC, roles)
