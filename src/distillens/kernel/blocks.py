@@ -22,6 +22,9 @@ from distillens.kernel.ways import Choice, Speed, choose
 _PAIR_NUMBERS = 2**24
 """Numbers of a product of positions that exist at a time."""
 
+_PIECE = 2**15
+"""Parameters that are contracted at a time."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -35,21 +38,14 @@ class Block:
 
     def contract(self, other: Block, pairing: Pairing) -> Tensor:
         """Return the tile of the kernel: (C, B, D) for "diagonal", (B, C, D, C) for "full"."""
-        left, right = self.written_BCP, other.written_BCP
-        if pairing == "full":
-            flat = left.flatten(0, 1) @ right.flatten(0, 1).T
-            tile = flat.view(*left.shape[:2], *right.shape[:2])
-        elif left.shape[1] == 1:
-            tile = (left[:, 0] @ right[:, 0].T)[None]
-        else:
-            tile = torch.stack([left[:, c] @ right[:, c].T for c in range(left.shape[1])])
+        tile = _written_tile(self.written_BCP, other.written_BCP, pairing)
         for mine, its in zip(self.paired, other.paired, strict=True):
             step = _rows_at_a_time(mine, its, pairing)
             for start in range(0, len(self), step):
                 rows = slice(start, start + step)
                 part = mine.part(start, start + step).pairs(its, pairing)
                 tile[(slice(None), rows) if pairing == "diagonal" else rows] += part
-        return tile
+        return tile.to(self.written_BCP.dtype)
 
     def squares(self) -> Tensor:
         """Return each output's kernel with itself, (B, C)."""
@@ -77,6 +73,25 @@ class Block:
         for factor in self.paired:
             tensors += [each for each in vars(factor).values() if isinstance(each, Tensor)]
         return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def _written_tile(left_BCP: Tensor, right_DCP: Tensor, pairing: Pairing) -> Tensor:
+    """Contract written gradients, piece by piece of the parameters.
+
+    The pieces are added up in float64: a sum over all parameters in float32 would lose digits.
+    """
+    B, C, P = left_BCP.shape
+    D = len(right_DCP)
+    shape = (B, C, D, C) if pairing == "full" else (C, B, D)
+    total = left_BCP.new_zeros(shape, dtype=torch.float64)
+    for start in range(0, P, _PIECE):
+        left, right = (each[:, :, start : start + _PIECE] for each in (left_BCP, right_DCP))
+        if pairing == "full":
+            total += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(shape)
+            continue
+        for c in range(C):
+            total[c] += left[:, c] @ right[:, c].T
+    return total
 
 
 def _rows_at_a_time(left: Paired, right: Paired, pairing: Pairing) -> int:
@@ -152,6 +167,11 @@ class BlockMaker:
         return len(self._directions)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type that gradients are in."""
+        return self._directions.dtype
+
+    @property
     def item_size(self) -> int:
         """Bytes of a number."""
         return self._directions.element_size()
@@ -199,7 +219,7 @@ class BlockMaker:
                 if name in seen:
                     target += factor.gradient(role)
                 else:
-                    target.copy_(factor.gradient(role))
+                    factor.write(role, target)
                     seen.add(name)
         if self._leftovers.numbers:
             written_BCP[:, :, self._rest] = self._leftovers.gradients(inputs_B, self._directions)

@@ -46,9 +46,7 @@ class Coverage:
         return kept
 
 
-def find_coverage(
-    network: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor
-) -> Coverage:
+def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Coverage:
     """Return where the parameters are used.
 
     Parameters
@@ -125,9 +123,7 @@ def _settled(
     return places
 
 
-def _total(
-    name: str, parts: list[tuple[Place, Use, list[Tensor]]], like: Tensor
-) -> Tensor:
+def _total(name: str, parts: list[tuple[Place, Use, list[Tensor]]], like: Tensor) -> Tensor:
     """Add up what the rules say of a parameter's gradient, (B, numbers)."""
     total = like.new_zeros(EXAMPLES, like.numel())
     for place, use, gradient in parts:

@@ -46,6 +46,10 @@ class Factor(ABC):
     def gradient(self, role: Role) -> Tensor:
         """Write the gradients out, (B, C, numbers of the parameter) in the parameter's order."""
 
+    def write(self, role: Role, target_BCp: Tensor) -> None:
+        """Write the gradients to a place."""
+        target_BCp.copy_(self.gradient(role))
+
     @abstractmethod
     def numbers(self, role: Role) -> int:
         """Return how many numbers the parameter has."""
@@ -213,6 +217,15 @@ class Outer(Paired):
         rows = self.gradients_BCKTg.permute(0, 2, 1, 4, 3).reshape(B, K, C * g, T)
         product = torch.matmul(rows, self.inputs_BKTa).view(B, K, C, g, -1)
         return product.transpose(1, 2).reshape(B, C, -1)
+
+    def write(self, role: Role, target_BCp: Tensor) -> None:
+        """Write the gradients to a place, without a copy where they are one product."""
+        B, C, K, T, g = self.gradients_BCKTg.shape
+        if role == "bias" or C * K > 1 or T == 1:
+            super().write(role, target_BCp)
+            return
+        rows = self.gradients_BCKTg[:, 0, 0].mT
+        torch.bmm(rows, self.inputs_BKTa[:, 0], out=target_BCp[:, 0].unflatten(1, (g, -1)))
 
     def inputs_product(self, other: Paired) -> Tensor:
         """Return a·a′, one more with a bias, (K, B·T, D·T′)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel.blocks import Block, BlockMaker
+from distillens.kernel.blocks import BlockMaker
 from distillens.kernel.check import GramCheck, PlainProducts, check_gram
 from distillens.kernel.coverage import Coverage, find_coverage
 from distillens.kernel.network import (
@@ -25,6 +25,7 @@ from distillens.kernel.network import (
     prepare,
 )
 from distillens.kernel.plan import Plan, free_memory, make_plan
+from distillens.kernel.tiles import compute_gram
 from distillens.kernel.ways import measured_speed
 from distillens.progress import Progress, silent
 
@@ -94,7 +95,9 @@ class EmpiricalNTK:
         rows, columns = self._examples(inputs, other)
         maker, directions_CO = self._maker(rows, len(columns if other is not None else rows) / 2)
         plan = self._plan(maker, rows, None if other is None else columns, len(directions_CO))
-        values = self._values(maker, plan, rows, columns if other is not None else None)
+        values = compute_gram(
+            maker, plan, self.outputs, rows, None if other is None else columns, self._progress
+        )
         check = check_gram(
             PlainProducts(self._prepared.network, self._prepared.parameters),
             directions_CO,
@@ -145,9 +148,7 @@ class EmpiricalNTK:
         )
         return maker, directions_CO
 
-    def _plan(
-        self, maker: BlockMaker, rows: Tensor, columns: Tensor | None, outputs: int
-    ) -> Plan:
+    def _plan(self, maker: BlockMaker, rows: Tensor, columns: Tensor | None, outputs: int) -> Plan:
         across = len(rows) if columns is None else len(columns)
         pairs = {"class-diagonal": outputs, "full": outputs**2}.get(str(self.outputs), 1)
         device = self._prepared.device
@@ -164,55 +165,6 @@ class EmpiricalNTK:
             measured_speed(self._prepared.dtype, device),
             1,
         )
-
-    def _values(
-        self, maker: BlockMaker, plan: Plan, rows: Tensor, columns: Tensor | None
-    ) -> Tensor:
-        pairing = pairing_of(self.outputs)
-        symmetric = columns is None
-        outputs = maker.outputs
-        shape = (outputs, len(rows), plan.columns)
-        if pairing == "full":
-            values = rows.new_empty(len(rows), outputs, plan.columns, outputs, dtype=self._prepared.dtype)
-        elif self.outputs == "class-diagonal":
-            values = rows.new_empty(shape, dtype=self._prepared.dtype)
-        else:
-            values = rows.new_empty(1, *shape[1:], dtype=self._prepared.dtype)
-
-        def put(at: int, left: Block, beside: int, right: Block) -> None:
-            tile = left.contract(right, pairing)
-            down = slice(at, at + len(left))
-            across = slice(beside, beside + len(right))
-            if pairing == "full":
-                values[down, :, across] = tile
-                if symmetric and at != beside:
-                    values[across, :, down] = tile.permute(2, 3, 0, 1)
-                return
-            if self.outputs == "trace":
-                tile = tile.mean(dim=0, keepdim=True)
-            values[:, down, across] = tile
-            if symmetric and at != beside:
-                values[:, across, down] = tile.mT
-
-        right_rows = rows if columns is None else columns
-        with self._progress("kernel", plan.rows) as advance:
-            for start in range(0, plan.rows, plan.panel):
-                stop = min(start + plan.panel, plan.rows)
-                panel: list[tuple[int, Block]] = []
-                for first in range(start, stop, plan.tile):
-                    block = maker.make(rows[first : min(first + plan.tile, stop)], plan.forward)
-                    panel.append((first, block))
-                    if symmetric:
-                        for at, left in panel:
-                            put(at, left, first, block)
-                for first in range(stop if symmetric else 0, plan.columns, plan.tile):
-                    block = maker.make(right_rows[first : first + plan.tile], plan.forward)
-                    for at, left in panel:
-                        put(at, left, first, block)
-                advance(stop - start)
-        if pairing == "full":
-            return values.view(len(rows) * outputs, -1)
-        return values if self.outputs == "class-diagonal" else values[0]
 
     def _notes(self) -> tuple[str, ...]:
         assert self._coverage is not None

@@ -17,7 +17,7 @@ from distillens.kernel.ways import Speed
 
 _MOST_ROWS = 256
 """Of a tile: larger ones make matrix products no faster."""
-_TILES = 8
+_TILES = 4
 """Tiles along a side at least: what is computed of the lower triangle is half a tile a row."""
 _FORWARD_NUMBERS = 2**25
 """Activations that a forward and backward pass holds at a time; more leaves the caches sooner."""
@@ -138,9 +138,7 @@ def make_plan(
     streamed = sum(
         across - (start if columns is None else 0) for start in range(0, rows, panel)
     ) + (rows if columns is not None else 0)
-    work = sum(
-        speed.seconds(part.choice.cost, streamed, pairs) for part in maker.parts
-    )
+    work = sum(speed.seconds(part.choice.cost, streamed, pairs) for part in maker.parts)
     # Forward and backward: about as many multiply-adds as it takes to form the gradients twice.
     passes = 2 * sum(part.choice.cost.example_products for part in maker.parts) * streamed
     return Plan(

@@ -69,9 +69,7 @@ def choose(
     if written_only or not isinstance(factor, Paired):
         return written
     paired = Choice("paired", factor.paired_cost(pairing))
-    return min(
-        (written, paired), key=lambda choice: speed.seconds(choice.cost, 1.0, pairs_each)
-    )
+    return min((written, paired), key=lambda choice: speed.seconds(choice.cost, 1.0, pairs_each))
 
 
 def measured_speed(dtype: torch.dtype, device: torch.device) -> Speed:

@@ -132,5 +132,3 @@ class RMSNorm(_ByFeature):
         """Return the function without weight."""
         shape, eps = arguments["normalized_shape"], arguments.get("eps")
         return lambda inputs_B: functional.rms_norm(inputs_B, shape, eps=eps)
-
-
