@@ -120,7 +120,7 @@ class BlockMaker:
         pairing: Pairing,
         speed: Speed,
         sample: Tensor,
-        pairs_each: float,
+        pairs_each: float | None,
     ) -> None:
         self._directions = directions_CO
         self._parameters = list(prepared.parameters.values())
@@ -152,7 +152,7 @@ class BlockMaker:
         self.written = self._rest.stop
         """P."""
         self.held = len(directions_CO) * self.written + sum(
-            part.choice.cost.held for part in self.parts if part.choice.way == "paired"
+            int(part.choice.cost.held) for part in self.parts if part.choice.way == "paired"
         )
         """Numbers that an example's gradients take."""
 

@@ -220,7 +220,7 @@ class Outer(Paired):
 
     def write(self, role: Role, target_BCp: Tensor) -> None:
         """Write the gradients to a place, without a copy where they are one product."""
-        B, C, K, T, g = self.gradients_BCKTg.shape
+        _, C, K, T, g = self.gradients_BCKTg.shape
         if role == "bias" or C * K > 1 or T == 1:
             super().write(role, target_BCp)
             return
@@ -272,7 +272,6 @@ class Outer(Paired):
 
     def pull(self, vectors_BCM: Tensor) -> Tensor:
         """Return Jᵀv, (M, K, g, a + 1); the last column is the bias's."""
-        B, C, K, T, g = self.gradients_BCKTg.shape
         inputs_KBTa = self._with_ones().transpose(0, 1).flatten(1, 2)
         found = []
         for m in range(vectors_BCM.shape[2]):
@@ -282,7 +281,7 @@ class Outer(Paired):
 
     def push(self, parameters_M: Tensor) -> Tensor:
         """Return Ju for u of the shape that `pull` gives, (B, C, M)."""
-        B, C, K, T, g = self.gradients_BCKTg.shape
+        B, _, K, T, g = self.gradients_BCKTg.shape
         inputs_KBTa = self._with_ones().transpose(0, 1).flatten(1, 2)
         found = []
         for parameters_Kga in parameters_M:

@@ -6,7 +6,7 @@ Shapes: B examples, O outputs of the network, C combinations of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,7 +28,7 @@ class Prepared:
     """A copy of the network in evaluation mode, in the type to compute in."""
 
     network: nn.Module
-    parameters: dict[str, Tensor]
+    parameters: Mapping[str, Tensor]
     dtype: torch.dtype
     device: torch.device
 
@@ -117,7 +117,7 @@ def directions(outputs: Outputs, count: int, dtype: torch.dtype, device: torch.d
                 "or the number of a logit, or two of them"
             )
         return one.sum(dim=0, keepdim=True) if outputs == "sum" else one
-    chosen = (outputs,) if isinstance(outputs, int) else tuple(outputs)
+    chosen: list[int] = [outputs] if isinstance(outputs, int) else list(outputs)
     if len(chosen) > 2 or len(set(chosen)) < len(chosen):
         raise KernelError(f"outputs are {outputs}; give one logit, or two for their difference")
     for number in chosen:

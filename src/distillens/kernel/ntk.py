@@ -24,7 +24,14 @@ from distillens.kernel.network import (
     pairing_of,
     prepare,
 )
-from distillens.kernel.plan import Plan, free_memory, make_plan
+from distillens.kernel.plan import (
+    Plan,
+    activation_bytes,
+    forward_size,
+    free_memory,
+    make_plan,
+)
+from distillens.kernel.products import KernelProduct
 from distillens.kernel.tiles import compute_gram
 from distillens.kernel.ways import measured_speed
 from distillens.progress import Progress, silent
@@ -121,6 +128,84 @@ class EmpiricalNTK:
         maker, directions_CO = self._maker(rows, len(columns) / 2)
         return self._plan(maker, rows, None if other is None else columns, len(directions_CO))
 
+    def product(self, inputs: Tensor) -> KernelProduct:
+        """Return the kernel of N examples as a linear map, without its Gram.
+
+        For one output (a logit, a difference, the sum) or "full". Gradients are kept where they
+        fit ``max_memory``, and made again for each product where not.
+
+        Raises
+        ------
+        KernelError
+            For "class-diagonal" and "trace", which are several maps: take each logit in turn.
+        """
+        if self.outputs in ("class-diagonal", "trace"):
+            raise KernelError(
+                f"a {self.outputs} kernel is a map for each logit; take the product of each "
+                "(outputs=0, 1, ...) or use matvec"
+            )
+        rows, _ = self._examples(inputs, None)
+        maker, _ = self._maker(rows, None)
+        return self._product(maker, rows)
+
+    def matvec(self, inputs: Tensor, vectors: Tensor) -> Tensor:
+        """Return Kv.
+
+        Parameters
+        ----------
+        inputs
+            N examples.
+        vectors
+            (N,) or (N, M); for "class-diagonal" (C, N) or (C, N, M), a vector for each logit; for
+            "full" (NC,) or (NC, M).
+
+        Returns
+        -------
+        Tensor
+            In the shape of the vectors.
+        """
+        rows, _ = self._examples(inputs, None)
+        if self.outputs not in ("class-diagonal", "trace"):
+            return self.product(inputs)(vectors)
+        count = self._prepared.count_outputs(rows[:1])
+        if self.outputs == "class-diagonal" and (vectors.ndim < 2 or len(vectors) != count):
+            raise KernelError(
+                f"vectors of shape {tuple(vectors.shape)} do not fit a class-diagonal kernel of "
+                f"{count} logits; give ({count}, N) or ({count}, N, M)"
+            )
+        found = [
+            self._product(self._maker(rows, None, logit)[0], rows)(
+                vectors[logit] if self.outputs == "class-diagonal" else vectors
+            )
+            for logit in range(count)
+        ]
+        stacked = torch.stack(found)
+        return stacked if self.outputs == "class-diagonal" else stacked.mean(dim=0)
+
+    def diagonal(self, inputs: Tensor) -> Tensor:
+        """Return the kernel of each example with itself: (N,), (C, N) or, for "full", (NC,)."""
+        rows, _ = self._examples(inputs, None)
+        maker, _ = self._maker(rows, None)
+        squares_NC = self._product(maker, rows, keep=False).diagonal().view(len(rows), -1)
+        if self.outputs == "class-diagonal":
+            return squares_NC.T
+        return squares_NC.mean(dim=1) if self.outputs == "trace" else squares_NC.flatten()
+
+    def trace(self, inputs: Tensor) -> Tensor:
+        """Return Tr K in float64: a scalar, or (C,) for "class-diagonal"."""
+        return self.diagonal(inputs).double().sum(dim=-1)
+
+    def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
+        budget = self._budget()
+        forward = forward_size(maker, rows[:1], budget // 4)
+        room = budget - forward * activation_bytes(maker, rows[:1]) if keep else 0
+        return KernelProduct(maker, rows, forward, room, self._progress)
+
+    def _budget(self) -> int:
+        if self._max_memory is not None:
+            return self._max_memory
+        return free_memory(self._prepared.device) * 3 // 4
+
     def _examples(self, inputs: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = self._prepared.examples(inputs, "inputs")
         columns = rows if other is None else self._prepared.examples(other, "other inputs")
@@ -131,10 +216,14 @@ class EmpiricalNTK:
             )
         return rows, columns
 
-    def _maker(self, rows: Tensor, pairs_each: float) -> tuple[BlockMaker, Tensor]:
+    def _maker(
+        self, rows: Tensor, pairs_each: float | None, logit: int | None = None
+    ) -> tuple[BlockMaker, Tensor]:
+        """Return what makes gradients, and the outputs that it makes them of, (C, O)."""
         prepared = self._prepared
         count = prepared.count_outputs(rows[:1])
-        directions_CO = directions(self.outputs, count, prepared.dtype, prepared.device)
+        wanted = self.outputs if logit is None else logit
+        directions_CO = directions(wanted, count, prepared.dtype, prepared.device)
         if self._coverage is None:
             self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
         maker = BlockMaker(
@@ -152,16 +241,13 @@ class EmpiricalNTK:
         across = len(rows) if columns is None else len(columns)
         pairs = {"class-diagonal": outputs, "full": outputs**2}.get(str(self.outputs), 1)
         device = self._prepared.device
-        budget = self._max_memory
-        if budget is None:
-            budget = free_memory(device) * 3 // 4
         return make_plan(
             maker,
             rows[:1],
             len(rows),
             None if columns is None else len(columns),
             len(rows) * across * pairs * maker.item_size,
-            budget,
+            self._budget(),
             measured_speed(self._prepared.dtype, device),
             1,
         )

@@ -79,6 +79,12 @@ def activation_bytes(maker: BlockMaker, sample: Tensor) -> int:
     return 2 * sum(size for place, size in kept.items() if place not in weights)
 
 
+def forward_size(maker: BlockMaker, sample: Tensor, budget: int) -> int:
+    """Return how many examples go through the network at a time."""
+    passing = max(1, activation_bytes(maker, sample))
+    return max(1, min(_FORWARD_NUMBERS * maker.item_size, budget) // passing)
+
+
 def make_plan(
     maker: BlockMaker,
     sample: Tensor,
@@ -111,8 +117,7 @@ def make_plan(
     KernelError
         The budget is too small for panels and tiles of one example.
     """
-    item = sample.element_size() if sample.is_floating_point() else 4
-    item = max(item, maker.item_size)
+    item = maker.item_size
     held = maker.held * item
     passing = activation_bytes(maker, sample)
     across = rows if columns is None else columns
@@ -126,7 +131,7 @@ def make_plan(
         )
     free = budget - gram_bytes
     tile = max(1, min(_MOST_ROWS, -(-across // _TILES), free // (4 * (held + 1))))
-    forward = max(1, min(tile, _FORWARD_NUMBERS * item // passing, free // (4 * passing)))
+    forward = min(tile, forward_size(maker, sample, free // 4))
     panel = (free - tile * held - forward * passing) // (held + 1)
     panel = max(1, min(panel, rows))
     if shares > 1:

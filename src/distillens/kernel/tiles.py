@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distillens.kernel.blocks import Block, BlockMaker
+from distillens.kernel.factors import Pairing
 from distillens.kernel.network import Outputs, pairing_of
 from distillens.kernel.plan import Plan
 from distillens.progress import Progress
@@ -19,7 +20,8 @@ class GramValues:
     """A Gram that is filled tile by tile."""
 
     def __init__(self, outputs: Outputs, count: int, rows: int, columns: int, like: Tensor) -> None:
-        self._outputs, self._pairing = outputs, pairing_of(outputs)
+        self._outputs: Outputs = outputs
+        self._pairing: Pairing = pairing_of(outputs)
         if self._pairing == "full":
             self._values = like.new_zeros(rows, count, columns, count)
         else:

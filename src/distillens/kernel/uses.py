@@ -77,7 +77,7 @@ class Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if call is None:
             return output
-        names = {
+        names: dict[Role, str] = {
             role: self._names[id(tensor)]
             for role, tensor in call.parameters.items()
             if id(tensor) in self._names

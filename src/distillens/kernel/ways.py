@@ -48,9 +48,13 @@ class Choice:
 
 
 def choose(
-    factor: Factor, pairing: Pairing, speed: Speed, pairs_each: float, written_only: bool
+    factor: Factor,
+    pairing: Pairing,
+    speed: Speed,
+    pairs_each: float | None,
+    written_only: bool,
 ) -> Choice:
-    """Return the faster way for a use.
+    """Return the faster way for a use, or the smaller one.
 
     Parameters
     ----------
@@ -61,7 +65,7 @@ def choose(
     speed
         Of this machine.
     pairs_each
-        With how many others an example is paired.
+        With how many others an example is paired; None to choose the way that takes less room.
     written_only
         The use shares a parameter with another: their gradients have to be added first.
     """
@@ -69,6 +73,8 @@ def choose(
     if written_only or not isinstance(factor, Paired):
         return written
     paired = Choice("paired", factor.paired_cost(pairing))
+    if pairs_each is None:
+        return min((written, paired), key=lambda choice: choice.cost.held)
     return min((written, paired), key=lambda choice: speed.seconds(choice.cost, 1.0, pairs_each))
 
 

@@ -34,9 +34,9 @@ class Points:
     3 neither.
     """
 
-    x_N: Array  # noqa: N815
-    y_N: Array  # noqa: N815
-    who_N: NDArray[np.uint8]  # noqa: N815
+    x_N: Array
+    y_N: Array
+    who_N: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
