@@ -34,8 +34,7 @@ def gram_blocks(gram: ArrayLike, form: KernelForm) -> NDArray:
     MeasureError
         The form is unknown, or the Gram has another number of axes.
     """
-    if form not in get_args(KernelForm):
-        raise MeasureError(f"unknown form {form!r}; known: {', '.join(get_args(KernelForm))}")
+    check_form(form)
     array = np.asarray(gram)
     if array.ndim != (3 if form == "class-diagonal" else 2) or array.size == 0:
         raise MeasureError(
@@ -43,6 +42,12 @@ def gram_blocks(gram: ArrayLike, form: KernelForm) -> NDArray:
             "give another form or Gram"
         )
     return array if array.ndim == 3 else array[None]
+
+
+def check_form(form: str) -> None:
+    """Raise MeasureError for a form that is not known."""
+    if form not in get_args(KernelForm):
+        raise MeasureError(f"unknown form {form!r}; known: {', '.join(get_args(KernelForm))}")
 
 
 def fit_targets(
