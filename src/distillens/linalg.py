@@ -16,7 +16,7 @@ from distillens.errors import KernelError, MeasureError
 Array = NDArray[np.float64]
 
 # Float32 tiles that were summed in another order differ by about this much; more is a mistake.
-_ASYMMETRY = 1e-6
+ASYMMETRY = 1e-6
 # A Gram has no negative eigenvalue; down to this share of the largest one it is float32 rounding.
 _NEGATIVE = 1e-6
 
@@ -113,7 +113,7 @@ def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
         ridge is negative. `SingularGramError` is a kind of `KernelError`.
     """
     given = np.asarray(gram_NN)
-    gram = _check(given)
+    gram = check_gram(given)
     if not (np.isfinite(ridge) and ridge >= 0):
         raise KernelError(f"the ridge is {ridge}; give a finite number >= 0")
     ridge = float(ridge)
@@ -169,7 +169,7 @@ def eigen_summary(gram: ArrayLike) -> EigenSummary:
     blocks = array if array.ndim == 3 else array[None]
     if len(blocks) == 0:
         raise KernelError(f"a Gram of shape {array.shape} has no blocks; give at least one")
-    checked = [_check(block) for block in blocks]
+    checked = [check_gram(block) for block in blocks]
     spectra = [_eigenvalues(block) for block in checked]
     smallest = float(min(values[0] for values in spectra))
     largest = float(max(values[-1] for values in spectra))
@@ -181,8 +181,36 @@ def eigen_summary(gram: ArrayLike) -> EigenSummary:
     )
 
 
-def _check(gram: NDArray) -> Array:
-    """Return the Gram in float64, exactly symmetric, or raise KernelError."""
+def eigenpairs(gram: ArrayLike) -> tuple[Array, Array]:
+    """Return the eigenvalues of a Gram in ascending order, (N,), and its eigenvectors as columns.
+
+    Negative eigenvalues no larger than rounding (1e-6 of the largest) are returned as they are.
+
+    Raises
+    ------
+    KernelError
+        The Gram (N, N) is not square, not finite, not symmetric or has a negative eigenvalue.
+    """
+    gram_NN = check_gram(gram)
+    values_N, vectors_NN = scipy.linalg.eigh(gram_NN, check_finite=False)
+    smallest, size = float(values_N[0]), float(np.abs(values_N).max())
+    if smallest < -_NEGATIVE * size:
+        raise KernelError(
+            f"the Gram ({len(gram_NN)} rows) is not positive semidefinite: smallest eigenvalue "
+            f"{smallest:.3g}, largest {float(values_N[-1]):.3g}; check how it was computed"
+        )
+    return values_N, vectors_NN
+
+
+def check_gram(gram: ArrayLike) -> Array:
+    """Return a Gram (N, N) in float64, exactly symmetric.
+
+    Raises
+    ------
+    KernelError
+        It is not square, not finite or not symmetric.
+    """
+    gram = np.asarray(gram)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise KernelError(
             f"a Gram must be a square matrix with at least one row, this one has shape {gram.shape}"
@@ -198,7 +226,7 @@ def _check(gram: NDArray) -> Array:
     if difference == 0:
         return gram_NN
     size = float(np.abs(gram_NN).max())
-    if difference > _ASYMMETRY * size:
+    if difference > ASYMMETRY * size:
         raise KernelError(
             f"the Gram is not symmetric: mirrored entries differ by up to {difference:.3g} "
             f"where the largest is {size:.3g}; check the order of the examples along both axes"

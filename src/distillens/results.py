@@ -183,6 +183,38 @@ class ComplexityCurves(_Result):
 
 
 @dataclass(frozen=True)
+class RiskBound(_Result):
+    """An upper bound on the risk of a kernel fit, at the best margin of a grid.
+
+    ``value`` is the sum of ``margin_loss``, ``complexity_term``, ``confidence_term`` and, for
+    Prop. 5, ``teacher_risk``; it is not cut off at 1. It holds with probability at least 1 − ``delta``,
+    unless ``vacuous``.
+    """
+
+    theorem: str
+    """"Thm. 3", "Thm. 4" or "Prop. 5"."""
+    value: float
+    vacuous: bool
+    """The bound says nothing: it is 1 or more, or it is not ``covered``."""
+    margin: float
+    """γ, the one of the grid with the lowest bound."""
+    margin_loss: float
+    complexity_term: float
+    confidence_term: float
+    teacher_risk: float | None
+    norms: int
+    """M₀: the norms 1 … M₀ that the union bound covers at this margin."""
+    covered: bool
+    """The norm √(YᵀK⁻¹Y), rounded up, is at most M₀; where it is not, nothing is proved."""
+    examples: int
+    delta: float
+    margins: int
+    """Margins in the grid, which share ``delta`` evenly."""
+    kappa: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Agreement(_Result):
     """Who is right, as counts of N examples; the four add up to N."""
 

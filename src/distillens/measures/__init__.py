@@ -1,5 +1,17 @@
 """What distillation did, in numbers: arrays in, results out, without torch."""
 
+from distillens.measures.alignment import (
+    Alignment,
+    centred_alignment,
+    kernel_target_alignment,
+)
+from distillens.measures.bounds import (
+    DEFAULT_MARGINS,
+    binary_bound,
+    distillation_bound,
+    margin_loss,
+    multiclass_bound,
+)
 from distillens.measures.complexity import (
     ComplexityMeter,
     factorise_gram,
@@ -18,6 +30,13 @@ from distillens.measures.intervals import (
     paired_gain,
     wilson_interval,
 )
+from distillens.measures.kernel_fit import KernelFit, kernel_fit
+from distillens.measures.references import (
+    RandomLabelReference,
+    diagonal_reference,
+    random_label_reference,
+)
+from distillens.measures.spectrum import EnergyCurve, GramSpectrum, decompose_gram
 from distillens.measures.targets import (
     CODING_WORDS,
     coding_of,
@@ -30,19 +49,35 @@ from distillens.measures.targets import (
 
 __all__ = [
     "CODING_WORDS",
+    "DEFAULT_MARGINS",
+    "Alignment",
     "ComplexityMeter",
+    "EnergyCurve",
+    "GramSpectrum",
+    "KernelFit",
     "Points",
+    "RandomLabelReference",
     "accuracy_estimate",
+    "binary_bound",
+    "centred_alignment",
     "coding_of",
+    "decompose_gram",
     "deviation",
+    "diagonal_reference",
+    "distillation_bound",
     "factorise_gram",
     "gradient_residual",
+    "kernel_fit",
+    "kernel_target_alignment",
     "label_targets",
+    "margin_loss",
     "mean_over_seeds",
+    "multiclass_bound",
     "paired_gain",
     "phi_from_logits",
     "phi_from_probabilities",
     "prediction_targets",
+    "random_label_reference",
     "random_label_targets",
     "softmax",
     "supervision_complexity",

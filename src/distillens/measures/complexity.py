@@ -7,24 +7,17 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import MeasureError
 from distillens.linalg import Factor, SingularGramError, factorise, quadratic_form
+from distillens.measures.forms import fit_targets, gram_blocks, operator_trace
 from distillens.measures.targets import teacher_targets
 from distillens.results import ComplexityValue, KernelForm
 
 Array = NDArray[np.float64]
-
-_SHAPES = {
-    "binary": "(N, N)",
-    "class-diagonal": "(C, N, N)",
-    "trace": "(N, N)",
-    "full": "(NC, NC)",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +57,10 @@ class ComplexityMeter:
         MeasureError
             An array does not fit the Gram or is not finite.
         """
-        y = self._fit(targets, "targets")
+        y = fit_targets(targets, self.form, self.gram_shape)
         sets = [y]
         if predictions is not None:
-            f = self._fit(predictions, "predictions")
+            f = fit_targets(predictions, self.form, self.gram_shape, "predictions")
             if f.shape != y.shape:
                 raise MeasureError(
                     f"predictions of shape {f.shape} do not fit targets of shape {y.shape}; "
@@ -76,8 +69,7 @@ class ComplexityMeter:
             sets.append(y - f)
         examples = len(y)
         outputs = 1 if y.ndim == 1 else y.shape[1]
-        # One kernel for all classes stands for the block matrix k ⊗ I, of trace C·Tr k.
-        trace = outputs * self.trace if self.form == "trace" else self.trace
+        trace = operator_trace(self.trace, self.form, outputs)
         values, residual = self._quadratic_forms(np.stack(sets, axis=-1))
         adjusted = [float(np.sqrt(value * trace)) / examples for value in values]
         size = float(np.sqrt(np.sum(y**2) / examples))
@@ -91,28 +83,6 @@ class ComplexityMeter:
             ridge=self.ridge,
             residual=residual,
         )
-
-    def _fit(self, array: ArrayLike, what: str) -> Array:
-        """Return targets or predictions in float64, or raise if they do not fit the Gram."""
-        y = np.asarray(array, dtype=np.float64)
-        side = self.gram_shape[-1]
-        if self.form == "binary":
-            good, wanted = y.shape == (side,), f"({side},)"
-        elif self.form == "class-diagonal":
-            classes = self.gram_shape[0]
-            good, wanted = y.shape == (side, classes), f"({side}, {classes})"
-        elif self.form == "trace":
-            good, wanted = y.ndim == 2 and len(y) == side and y.size > 0, f"({side}, C)"
-        else:
-            good, wanted = y.ndim == 2 and y.size == side, f"(N, C) with N·C = {side}"
-        if not good:
-            raise MeasureError(
-                f"{what} of shape {y.shape} do not fit a {self.form} Gram of shape "
-                f"{self.gram_shape}; give {wanted}"
-            )
-        if not np.isfinite(y).all():
-            raise MeasureError(f"the {what} hold NaN or infinity; look where they were computed")
-        return y
 
     def _quadratic_forms(self, sets: Array) -> tuple[Array, float]:
         """YᵀK⁻¹Y for each Y along the last axis of (N, S) or (N, C, S); and the worst residual."""
@@ -157,15 +127,7 @@ def factorise_gram(gram: ArrayLike, form: KernelForm, ridge: float = 0.0) -> Com
     MeasureError
         The form is unknown, or the Gram has another number of axes.
     """
-    if form not in get_args(KernelForm):
-        raise MeasureError(f"unknown form {form!r}; known: {', '.join(get_args(KernelForm))}")
-    array = np.asarray(gram)
-    if array.ndim != (3 if form == "class-diagonal" else 2) or array.size == 0:
-        raise MeasureError(
-            f"a {form} Gram has shape {_SHAPES[form]}, this one has {array.shape}; "
-            "give another form or Gram"
-        )
-    blocks = array if array.ndim == 3 else array[None]
+    blocks = gram_blocks(gram, form)
     factors: list[Factor] = []
     singular = None
     for block in blocks:
@@ -178,7 +140,7 @@ def factorise_gram(gram: ArrayLike, form: KernelForm, ridge: float = 0.0) -> Com
     return ComplexityMeter(
         form=form,
         factors=() if singular else tuple(factors),
-        gram_shape=array.shape,
+        gram_shape=blocks.shape if form == "class-diagonal" else blocks.shape[1:],
         trace=float(traces.sum()) + float(ridge) * blocks.shape[0] * blocks.shape[1],
         ridge=float(ridge),
         singular=singular,
