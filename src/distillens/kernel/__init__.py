@@ -2,5 +2,14 @@
 
 from distillens.kernel.ntk import EmpiricalNTK, NTKGram
 from distillens.kernel.oracle import oracle_gram
+from distillens.kernel.products import KernelProduct
+from distillens.kernel.similarity import NTKSimilarity, ntk_similarity
 
-__all__ = ["EmpiricalNTK", "NTKGram", "oracle_gram"]
+__all__ = [
+    "EmpiricalNTK",
+    "KernelProduct",
+    "NTKGram",
+    "NTKSimilarity",
+    "ntk_similarity",
+    "oracle_gram",
+]

@@ -8,15 +8,14 @@ Shapes: R rows, S columns, C combinations of the network's O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.network import Outputs
+from distillens.kernel.plain import PlainProducts
 
 _EXAMPLES = 8
 _CLASSES = 2
@@ -32,52 +31,6 @@ class GramCheck:
     """Examples along each side of the part that was looked at."""
     residual: float
     """‖Kv − K̂v‖/‖Kv‖, of the worst product."""
-
-
-class PlainProducts:
-    """Products with the kernel by autograd: one gradient and one directional derivative."""
-
-    def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-        self._network, self._parameters = network, dict(parameters)
-
-    def product(
-        self, rows: Tensor, columns: Tensor, directions_CO: Tensor, vector_SC: Tensor
-    ) -> Tensor:
-        """Return Σ_jc k((i, c′), (j, c)) v_jc, (R, C)."""
-        with torch.enable_grad():
-            total = ((self._network(columns) @ directions_CO.T) * vector_SC).sum()
-        gradients = torch.autograd.grad(
-            total, list(self._parameters.values()), allow_unused=True, materialize_grads=True
-        )
-        along = dict(zip(self._parameters, gradients, strict=True))
-        try:
-            return self._forward(rows, directions_CO, along)
-        except (RuntimeError, NotImplementedError):
-            # Some operations, such as fused attention, have no forward derivative.
-            return self._backward(rows, directions_CO, along)
-
-    def _forward(self, rows: Tensor, directions_CO: Tensor, along: dict[str, Tensor]) -> Tensor:
-        def outputs(weights: dict[str, Tensor]) -> Tensor:
-            return functional_call(self._network, weights, (rows,)) @ directions_CO.T
-
-        weights = {name: weight.detach() for name, weight in self._parameters.items()}
-        moved = jvp(outputs, (weights,), (along,))[1]
-        assert isinstance(moved, Tensor)
-        return moved.detach()
-
-    def _backward(self, rows: Tensor, directions_CO: Tensor, along: dict[str, Tensor]) -> Tensor:
-        weights = list(self._parameters.values())
-        found = torch.zeros(len(rows), len(directions_CO)).to(directions_CO)
-        for i, row in enumerate(rows):
-            with torch.enable_grad():
-                outputs_C = directions_CO @ self._network(row[None])[0]
-            for c, output in enumerate(outputs_C):
-                gradients = torch.autograd.grad(
-                    output, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
-                for gradient, name in zip(gradients, self._parameters, strict=True):
-                    found[i, c] += (gradient * along[name]).sum()
-        return found
 
 
 def check_gram(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import BlockMaker
-from distillens.kernel.check import GramCheck, PlainProducts, check_gram
+from distillens.kernel.check import GramCheck, check_gram
 from distillens.kernel.coverage import Coverage, find_coverage
 from distillens.kernel.network import (
     Outputs,
@@ -24,6 +24,7 @@ from distillens.kernel.network import (
     pairing_of,
     prepare,
 )
+from distillens.kernel.plain import PlainProducts
 from distillens.kernel.plan import (
     Plan,
     activation_bytes,

@@ -30,8 +30,8 @@ class EnergyCurve:
     last value is 1 but for rounding. Within one eigenvalue that repeats, only the sum is meaningful.
     """
 
-    energy_K: Array  # noqa: N815
-    share_K: Array  # noqa: N815
+    energy_K: Array
+    share_K: Array
 
     def count_for(self, share: float) -> int:
         """Return the least k for which the top k eigenvectors hold this share, in (0, 1]."""
@@ -57,7 +57,7 @@ class GramSpectrum:
 
     form: KernelForm
     gram_shape: tuple[int, ...]
-    eigenvalues_K: Array  # noqa: N815
+    eigenvalues_K: Array
     condition: float
     effective_rank: float
     participation_ratio: float
