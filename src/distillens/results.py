@@ -152,6 +152,15 @@ class ComplexityPoint(_Result):
 
 
 @dataclass(frozen=True)
+class TemperaturePoint(_Result):
+    """The complexity of the final teacher at one temperature, at one checkpoint of the student."""
+
+    epoch: int
+    temperature: float
+    value: ComplexityValue
+
+
+@dataclass(frozen=True)
 class Spectrum(_Result):
     """What the Gram at one checkpoint looks like. For a class-diagonal Gram: over all C blocks."""
 
@@ -180,6 +189,8 @@ class ComplexityCurves(_Result):
     spectra: tuple[Spectrum, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    temperatures: tuple[TemperaturePoint, ...] = ()
+    """The final teacher at several temperatures, at the last of the epochs."""
 
 
 @dataclass(frozen=True)

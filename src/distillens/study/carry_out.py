@@ -18,7 +18,8 @@ from distillens.errors import RunError
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
 from distillens.runs import Run, locked, open_run, read_data, read_result, slug
-from distillens.study.analyses import measure_complexity, measure_deviations
+from distillens.study.complexity import measure_complexity
+from distillens.study.deviations import measure_deviations
 from distillens.study.networks import Scene
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now

@@ -66,14 +66,17 @@ class StudentRecipe(_Part):
 class ComplexityRecipe(_Part):
     """Supervision complexity along the training of the one-hot student of the first seed.
 
-    ``epochs`` lists the checkpoints (None: about eight, denser at the start). ``ridge`` is added to
-    the diagonal as a share of its mean.
+    ``epochs`` lists the checkpoints (None: about eight, denser at the start). ``form`` says which
+    kernel stands for several logits. ``temperatures`` are those that the final teacher is measured
+    at, at the last of the epochs. ``ridge`` is added to the diagonal as a share of its mean.
     """
 
-    examples: int = Field(default=256, ge=2, le=512)
+    examples: int = Field(default=256, ge=2)
     split: Literal["test", "train", "validation"] = "test"
     epochs: tuple[int, ...] | None = None
+    form: Literal["class-diagonal", "trace", "full"] = "class-diagonal"
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     ridge: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     random_draws: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""What a study measures once its networks are done: complexity curves and deviations."""
+"""Supervision complexity of four target sets along the training of a study's one-hot student."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
-from distillens.kernel import oracle_gram
+from distillens.kernel import EmpiricalNTK
 from distillens.linalg import eigen_summary
 from distillens.measures import (
     CODING_WORDS,
     ComplexityMeter,
     coding_of,
-    deviation,
     factorise_gram,
     gradient_residual,
     label_targets,
@@ -28,11 +28,11 @@ from distillens.results import (
     ComplexityCurves,
     ComplexityPoint,
     ComplexityValue,
-    Deviation,
     KernelForm,
     Spectrum,
+    TemperaturePoint,
 )
-from distillens.study.networks import Scene, network_logits, write_arrays
+from distillens.study.networks import Scene
 from distillens.study.recipe import ComplexityRecipe
 from distillens.study.teacher import StudyTeacher
 from distillens.training import predict
@@ -68,14 +68,19 @@ def measure_complexity(
     points: list[ComplexityPoint] = []
     spectra: list[Spectrum] = []
     notes: list[str] = []
+    temperatures: list[TemperaturePoint] = []
     coding = coding_of(scene.outputs)
-    form: KernelForm = "binary" if coding == "binary" else "class-diagonal"
+    form: KernelForm = "binary" if coding == "binary" else recipe.form
     with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
         for epoch in epochs:
-            network = scene.load(student.model, files, epoch).cpu()
-            # A class at a time: all at once would hold C Jacobians of every example.
-            grams = [oracle_gram(network, batch.inputs, outputs=c) for c in range(scene.outputs)]
-            gram = torch.stack(grams).numpy() if form == "class-diagonal" else grams[0].numpy()
+            network = scene.load(student.model, files, epoch).to(scene.accelerator.device)
+            # In float64: along a training kernels become too ill-conditioned for less.
+            kernel = EmpiricalNTK(
+                network, outputs=0 if form == "binary" else form, dtype=torch.float64
+            )
+            found = kernel.gram(batch.inputs)
+            gram = found.values.cpu().numpy()
+            notes += [f"epoch {epoch}: {note}" for note in found.notes]
             summary = eigen_summary(gram)
             spectra.append(
                 Spectrum(epoch, summary.trace, summary.smallest, summary.largest, summary.condition)
@@ -84,9 +89,12 @@ def measure_complexity(
             meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
-            with torch.no_grad():
-                outputs = network.double()(batch.inputs.double()).numpy()
+            outputs = _outputs(network, batch.inputs)
             points += _points(scene, teacher, recipe, examples, epoch, meter, outputs)
+            if epoch == epochs[-1]:
+                temperatures = _temperatures(
+                    scene, teacher, recipe, examples, epoch, meter, outputs
+                )
             advance(1)
     return ComplexityCurves(
         student=entry.title,
@@ -101,7 +109,43 @@ def measure_complexity(
         spectra=tuple(spectra),
         seconds=time.perf_counter() - began,
         notes=tuple(notes),
+        temperatures=tuple(temperatures),
     )
+
+
+def _outputs(network: nn.Module, inputs: Tensor) -> np.ndarray:
+    """Return the network's outputs in float64, as the Gram was computed."""
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        parts = [network.double()(part.to(device).double()) for part in inputs.split(256)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _temperatures(
+    scene: Scene,
+    teacher: StudyTeacher,
+    recipe: ComplexityRecipe,
+    examples: Examples,
+    epoch: int,
+    meter: ComplexityMeter,
+    outputs: np.ndarray,
+) -> list[TemperaturePoint]:
+    """Measure the final teacher at every temperature that the recipe asks for."""
+    coding, predictions = coding_of(scene.outputs), prediction_targets(outputs)
+    logits = _final_logits(scene, teacher, recipe, examples)
+    return [
+        TemperaturePoint(
+            epoch, each, meter.measure(teacher_targets(logits, each, coding), predictions)
+        )
+        for each in recipe.temperatures
+    ]
+
+
+def _final_logits(
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples
+) -> np.ndarray:
+    where = _positions(getattr(scene.splits, recipe.split), examples)
+    return teacher.logits(recipe.split)[where]
 
 
 def _points(
@@ -139,8 +183,7 @@ def _points(
         for _ in range(recipe.random_draws)
     ]
     found.append(_mean(draws))
-    where = _positions(getattr(scene.splits, recipe.split), examples)
-    final = teacher.logits(recipe.split)[where]
+    final = _final_logits(scene, teacher, recipe, examples)
     temperature = recipe.temperature
     found.append(
         point(
@@ -183,51 +226,3 @@ def _mean(points: list[ComplexityPoint]) -> ComplexityPoint:
         residual=max(value.residual for value in values),
     )
     return replace(points[0], value=averaged, gradient=mean([point.gradient for point in points]))
-
-
-def measure_deviations(scene: Scene, teacher: StudyTeacher) -> list[Deviation]:
-    """Compare every student with the teacher, on train and test."""
-    recipe, run = scene.recipe, scene.run
-    student_kind = "logits" if recipe.loss == "cross-entropy" else "probabilities"
-    found = []
-    jobs = [
-        (place, entry, seed, split)
-        for place, entry in enumerate(recipe.supervisions)
-        for seed in recipe.seeds_of(entry)
-        for split in ("train", "test")
-    ]
-    with scene.progress("deviation from the teacher", len(jobs)) as advance:
-        for place, entry, seed, split in jobs:
-            logits = network_logits(run.student(place, entry.title, seed))[split]
-            result, points = deviation(
-                teacher.logits(split),
-                _as_probabilities(logits, student_kind),
-                getattr(scene.splits, split).labels.numpy(),
-                student=entry.title,
-                seed=seed,
-                split=split,
-                student_kind=student_kind,
-            )
-            path = run.points(place, entry.title, seed, split)
-            write_arrays(
-                path,
-                {
-                    "x": points.x_N.astype(np.float32),
-                    "y": points.y_N.astype(np.float32),
-                    "who": points.who_N,
-                },
-            )
-            found.append(replace(result, points=run.relative(path)))
-            advance(1)
-    return found
-
-
-def _as_probabilities(outputs_NC: np.ndarray, kind: str) -> np.ndarray:
-    """Return outputs as the deviation reads them.
-
-    A network trained with squared error gives probabilities, or with one output 2p − 1; what lies
-    outside [0, 1] is clipped, and counted, by the measure.
-    """
-    if kind == "probabilities" and outputs_NC.shape[1] == 1:
-        return (1 + outputs_NC) / 2
-    return outputs_NC
