@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError, nearest
 
 
-def state_bytes(model: nn.Module) -> bytes:
-    """Return what a model's weights file holds: its state dict as safetensors."""
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
+    """Return what a weights file holds: the state dict of a model, or one given, as safetensors."""
+    named = source.state_dict() if isinstance(source, nn.Module) else source
+    state = {name: t.detach().cpu().contiguous() for name, t in named.items()}
     # Tied weights share memory, which the format refuses; each name gets a copy of its own.
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -29,9 +31,12 @@ def state_bytes(model: nn.Module) -> bytes:
     return save(state)
 
 
-def save_weights(path: Path, model: nn.Module) -> str:
-    """Write a model's state dict as safetensors, atomically; return the digest of the file."""
-    content = state_bytes(model)
+def save_weights(path: Path, source: nn.Module | Mapping[str, Tensor]) -> str:
+    """Write a state dict as safetensors, atomically; return the digest of the file.
+
+    ``source`` is a model, or its state dict of whole tensors where the model itself is sharded.
+    """
+    content = state_bytes(source)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
 

@@ -27,7 +27,7 @@ from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import train_students
 from distillens.study.teacher import StudyTeacher, prepare_teacher
-from distillens.training import accelerator_for, start_trackers
+from distillens.training import accelerator_for, check_accelerator, start_trackers
 
 
 def run(
@@ -69,6 +69,9 @@ def run(
         recipe = parse_recipe(recipe, trust_code=trust_code)
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
     accelerator = accelerator_for(recipe.precision)
+    trainings = (recipe.teacher.training, recipe.student.training)
+    # Said before the teacher is trained, though only the student may be meant.
+    check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
     opened = Run(folder)
     # Under a launcher one process opens, locks and writes; the others train beside it.
     if not accelerator.is_main_process:

@@ -33,6 +33,7 @@ from distillens.training import (
     accelerator_for,
     accuracy,
     fit,
+    is_sharded,
     predict,
     tracking,
 )
@@ -135,10 +136,14 @@ def train_network(
         title=title,
     )
     if scene.main:
+        # A sharded network runs on all processes or not at all: one process reads it whole.
+        finished = (
+            scene.load(model, files, training.epochs) if is_sharded(scene.accelerator) else network
+        )
         evaluate(
             scene,
             files,
-            network,
+            finished,
             name=name,
             seed=seed,
             epochs=training.epochs,

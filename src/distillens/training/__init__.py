@@ -2,7 +2,12 @@
 
 from distillens.training.loop import History, Hook, fit, sgd
 from distillens.training.predict import accuracy, predict
-from distillens.training.processes import Precision, accelerator_for
+from distillens.training.processes import (
+    Precision,
+    accelerator_for,
+    check_accelerator,
+    is_sharded,
+)
 from distillens.training.recipe import Schedule, TrainingRecipe
 from distillens.training.trackers import Tracker, start_trackers, tracking
 from distillens.training.trajectory import EpochRecord, Store, read_history
@@ -18,7 +23,9 @@ __all__ = [
     "TrainingRecipe",
     "accelerator_for",
     "accuracy",
+    "check_accelerator",
     "fit",
+    "is_sharded",
     "predict",
     "read_history",
     "sgd",

@@ -18,8 +18,9 @@ from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import Supervision
-from distillens.training.processes import accelerator_for
+from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
+from distillens.training.sharding import first_not_finite, prepare, whole
 from distillens.training.trajectory import (
     EpochRecord,
     Store,
@@ -33,7 +34,10 @@ CHECK_EVERY = 50
 """Steps between two looks at the losses: looking at each would make a GPU wait for the host."""
 
 Hook = Callable[[EpochRecord, nn.Module], None]
-"""Called after every epoch, when its checkpoint is safe, with its record and the plain model."""
+"""Called after every epoch, when its checkpoint is safe, with its record and the plain model.
+
+Under FSDP the model is sharded: it runs on all processes together or not at all.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def fit(
     Parameters
     ----------
     model
-        Any module whose output the supervision can take. On return it holds the last weights.
+        Any module whose output the supervision can take. On return it holds the last weights; under
+        FSDP it is sharded in place and stays so, and the store has the whole weights.
     supervision
         What it fits.
     batches
@@ -78,7 +83,8 @@ def fit(
         Where checkpoints go. A training that was interrupted goes on from the last whole epoch and
         ends with the weights it would have had, bit for bit on one machine.
     accelerator
-        Of Accelerate: device, processes and mixed precision; by default one process in float32.
+        Of Accelerate: device, processes and mixed precision; by default what the launcher gives,
+        in float32.
     hooks
         Called after every epoch.
     progress, title
@@ -87,29 +93,37 @@ def fit(
     Raises
     ------
     TrainingError
-        The loss is no longer finite. The checkpoint of the last whole epoch is kept.
+        The loss is no longer finite; the checkpoint of the last whole epoch is kept. Or the
+        accelerator asks for what this loop does not support.
     CheckpointError
         A checkpoint cannot be written or read.
     """
     accelerator = accelerator or accelerator_for("float32")
-    optimizer = sgd(model, recipe)
-    model.to(accelerator.device)
+    check_accelerator(accelerator, compiled=recipe.compile)
+    sharded = is_sharded(accelerator)
+    optimizer = sgd(model, recipe, fused=not sharded)
+    # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
+    if not sharded:
+        model.to(accelerator.device)
     state = read_state(store.state) if store is not None and store.state.is_file() else None
     records: list[EpochRecord] = []
     if state is not None and store is not None:
         records = _resume(state, store, model, optimizer, supervision)
     elif store is not None and accelerator.is_main_process:
         save_weights(store.weights(0), model)
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    for group in optimizer.param_groups:
+        # A training that began under another launcher brings the other way along.
+        group["fused"] = not sharded
+    wrapped, prepared = prepare(accelerator, model, optimizer)
     trained = cast(nn.Module, torch.compile(wrapped)) if recipe.compile else wrapped
     loop = _Loop(trained, supervision, prepared, recipe, accelerator, len(batches))
     with progress(title, recipe.epochs * len(batches), len(records) * len(batches)) as advance:
         for epoch in range(len(records), recipe.epochs):
             record = loop.epoch(batches, epoch, advance)
             records.append(record)
-            _check_weights(model, record)
-            if store is not None and accelerator.is_main_process:
-                _save(store, model, optimizer, supervision, records)
+            _check_weights(accelerator, model, record)
+            if store is not None and (sharded or accelerator.is_main_process):
+                _save(store, model, optimizer, supervision, records, accelerator.is_main_process)
             for hook in hooks:
                 hook(record, model)
     accelerator.wait_for_everyone()
@@ -121,28 +135,30 @@ def fit(
     return History(tuple(records), digest)
 
 
-def sgd(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.SGD:
-    """Return stochastic gradient descent as a recipe asks for it."""
+def sgd(model: nn.Module, recipe: TrainingRecipe, *, fused: bool = True) -> torch.optim.SGD:
+    """Return stochastic gradient descent as a recipe asks for it.
+
+    ``fused`` takes one pass over the weights instead of one an operation; shards have no such step.
+    """
     return torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
-        # One pass over the weights instead of one an operation.
-        fused=True,
+        fused=fused,
     )
 
 
-def _check_weights(model: nn.Module, record: EpochRecord) -> None:
+def _check_weights(accelerator: Accelerator, model: nn.Module, record: EpochRecord) -> None:
     # The losses are those before each update: the last update's result shows in the weights alone.
-    for name, tensor in model.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                f"the weights are no longer finite after step {record.step} (first {name!r}, "
-                f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
-                f"{record.epoch - 1} is kept; lower the learning rate or lengthen the warm-up"
-            )
+    name = first_not_finite(accelerator, model)
+    if name is not None:
+        raise TrainingError(
+            f"the weights are no longer finite after step {record.step} (first {name!r}, "
+            f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
+            f"{record.epoch - 1} is kept; lower the learning rate or lengthen the warm-up"
+        )
 
 
 class _Loop:
@@ -210,7 +226,11 @@ class _Loop:
 
     def _logits(self, part: Batch) -> Tensor:
         try:
-            return self.model(part.inputs)
+            if not is_sharded(self.accelerator):
+                return self.model(part.inputs)
+            # Accelerate wraps the forward of other networks in this.
+            with self.accelerator.autocast():
+                return self.model(part.inputs).float()
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -238,18 +258,24 @@ def _save(
     optimizer: torch.optim.Optimizer,
     supervision: Supervision,
     records: list[EpochRecord],
+    writes: bool,
 ) -> None:
+    # Sharded states are gathered by all processes, and written by one.
+    weights = whole(model.state_dict(), keep=writes)
+    moments = whole(optimizer.state_dict(), keep=writes)
+    if not writes:
+        return
     # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
     # a later epoch is written again, with the same bits.
     epoch = records[-1].epoch
-    digest = save_weights(store.weights(epoch), model)
+    digest = save_weights(store.weights(epoch), weights)
     write_history(store.history, records)
     write_state(
         store.state,
         {
             "epoch": epoch,
             "digest": digest,
-            "optimizer": optimizer.state_dict(),
+            "optimizer": moments,
             "supervision": supervision.state_dict(),
             "random": _random_state(),
         },

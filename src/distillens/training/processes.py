@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from typing import Literal, cast
 
+import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    disable_fsdp_ram_efficient_loading,
+)
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from distillens.errors import TrainingError
 
-KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+KNOWN = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
+
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor or context parallelism)",
+}
+"""What a launcher asks for by the environment, where checkpoints here do not support it."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -24,20 +43,123 @@ def accelerator_for(precision: Precision) -> Accelerator:
     Raises
     ------
     TrainingError
-        The launcher asks for what this loop does itself, or for sharded weights.
+        The launcher asks for what this loop does itself, or for a way to share work out that
+        checkpoints here do not support.
     """
+    for variable, name in REFUSED.items():
+        if _asked(variable):
+            raise _unsupported(name)
+    sharded = _asked("ACCELERATE_USE_FSDP")
+    if sharded:
+        # Every process builds the network from its seed or its file. With this switch transformers
+        # would leave all but the first empty, and wait for a broadcast that buffers have no part in.
+        disable_fsdp_ram_efficient_loading()
     wanted = "bf16" if precision == "bfloat16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=wanted)
+    started = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if started != accelerator.num_processes:
+        # Accelerate would let each of them train for itself.
+        raise TrainingError(
+            f"the launcher started {started} processes, but this machine has no GPU for them; set "
+            "ACCELERATE_USE_CPU=true to train on CPUs"
+        )
+    if sharded and accelerator.device.type == "cpu" and torch.distributed.is_initialized():
+        _shard_on_cpus(accelerator)
+    check_accelerator(accelerator)
+    if sharded and not is_sharded(accelerator):
+        raise TrainingError(
+            "FSDP is asked for, but this process is no part of a group that a launcher started; use "
+            "accelerate launch or torchrun"
+        )
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Say whether each process holds a share of a network's parameters only."""
+    return accelerator.distributed_type is DistributedType.FSDP
+
+
+def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin:
+    """Return how an Accelerator shards networks; only where it does."""
+    return cast(FullyShardedDataParallelPlugin, accelerator.state.fsdp_plugin)
+
+
+def check_accelerator(accelerator: Accelerator, *, compiled: bool = False) -> None:
+    """Refuse an Accelerator that the training loop cannot use.
+
+    ``compiled`` says whether a network is to be trained through `torch.compile`.
+
+    Raises
+    ------
+    TrainingError
+        It asks for what this loop does itself, or for a way to share work out that checkpoints here
+        do not support.
+    """
     if accelerator.gradient_accumulation_steps != 1:
         raise TrainingError(
             f"the launcher asks for {accelerator.gradient_accumulation_steps} gradient accumulation "
             "steps; set training.accumulate in the recipe instead"
         )
     if accelerator.distributed_type not in KNOWN:
+        raise _unsupported(accelerator.distributed_type.value)
+    if is_sharded(accelerator):
+        check_sharding(fsdp_plugin(accelerator))
+        if compiled:
+            raise TrainingError(
+                "training.compile does not go with FSDP; leave it out of the recipe"
+            )
+
+
+def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse FSDP of version 1, and options that would train another network or none.
+
+    Raises
+    ------
+    TrainingError
+        Names the option.
+    """
+    # Versions of Accelerate without FSDP 2 have no such field.
+    version = getattr(plugin, "fsdp_version", 1)
+    if version != 2:
         raise TrainingError(
-            f"the launcher asks for {accelerator.distributed_type.value}, which checkpoints here do "
-            "not support; launch with plain data parallelism"
+            f"the launcher asks for FSDP {version}; launch with --fsdp_version 2 (fsdp_version: 2)"
         )
-    return accelerator
+    asked = {
+        # Accelerate recomputes without the random state: dropout would draw another mask, and
+        # BatchNorm would count its statistics twice.
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        # Gathering shards from host memory needs a second backend, which Accelerate does not open.
+        "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        # Nobody averages the gradients of what is left out.
+        "fsdp_ignored_modules": plugin.ignored_modules,
+    }
+    for name, value in asked.items():
+        if value:
+            raise TrainingError(
+                f"the launcher asks for {name}, which is not supported here; drop it"
+            )
+
+
+def _shard_on_cpus(accelerator: Accelerator) -> None:
+    """Finish what Accelerate does for GPUs alone; on CPUs it would train unsharded without a word."""
+    if torch.accelerator.is_available():
+        raise TrainingError(
+            "FSDP on CPUs would put its shards on the GPU that torch sees; hide it "
+            "(CUDA_VISIBLE_DEVICES=) or unset ACCELERATE_USE_CPU"
+        )
+    for state in (PartialState(), accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
+def _unsupported(name: str) -> TrainingError:
+    return TrainingError(
+        f"the launcher asks for {name}, which checkpoints here do not support; launch with plain "
+        "data parallelism or FSDP 2"
+    )
