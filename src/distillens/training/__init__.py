@@ -4,7 +4,7 @@ from distillens.training.loop import History, Hook, fit, sgd
 from distillens.training.predict import accuracy, predict
 from distillens.training.processes import Precision, accelerator_for
 from distillens.training.recipe import Schedule, TrainingRecipe
-from distillens.training.trackers import Tracker, start_trackers, tracking
+from distillens.training.trackers import Tracker, log_epoch, start_trackers, tracking
 from distillens.training.trajectory import EpochRecord, Store, read_history
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "accelerator_for",
     "accuracy",
     "fit",
+    "log_epoch",
     "predict",
     "read_history",
     "sgd",
