@@ -28,7 +28,7 @@ contract: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev,text,onnx]" --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable ".[dev,text,onnx,ray]" --constraint constraints.txt
 	touch $@
 
 clean:

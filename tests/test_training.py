@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import blobs
@@ -222,6 +226,47 @@ def test_the_cache_is_bounded_and_refuses_what_it_did_not_make(tmp_path: Path) -
     described.with_suffix(".npy").write_bytes(b"junk")
     with pytest.raises(SupervisionError, match="is damaged"):
         cache.block("digest", 4, lambda: module)
+
+
+def test_processes_that_lack_the_same_block_compute_it_once(tmp_path: Path) -> None:
+    batches = Batches(examples_from_arrays(torch.rand(30, 5), torch.arange(30) % 3), 10)
+    module, asked = network(), tmp_path / "asked"
+
+    def load() -> nn.Module:
+        with asked.open("a") as file:
+            file.write("x")
+        time.sleep(0.3)
+        return module
+
+    def ask() -> None:
+        LogitCache(tmp_path, batches, "float32").block("digest", 0, load)
+
+    together = multiprocessing.get_context("fork")
+    processes = [together.Process(target=ask) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert asked.read_text() == "x"
+
+
+def test_a_block_that_made_way_before_it_was_read_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(examples_from_arrays(torch.rand(30, 5), torch.arange(30) % 3), 10)
+    module, read, times = network(), np.load, 0
+
+    def load(path: Path, **arguments: Any) -> Any:
+        nonlocal times
+        times += 1
+        if times == 1:
+            path.unlink()
+        return read(path, **arguments)
+
+    monkeypatch.setattr("distillens.supervision.cache.np.load", load)
+    block = LogitCache(tmp_path, batches, "float32").block("digest", 0, lambda: module)
+    assert (times, len(block)) == (2, 30)
 
 
 def test_a_cached_step_sees_no_teacher(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,12 @@ def run_command(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Train N students at once, as Ray tasks (extra `ray`)."
+        ),
+    ] = 1,
 ) -> None:
     """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
     from distillens.study import read_recipe, run
@@ -47,7 +54,14 @@ def run_command(
     folder = out if out is not None else _default_folder(parsed.name)
     from distillens.progress import terminal
 
-    run(parsed, folder, trust_code=trust_code, progress=terminal(console))
+    start = partial(run, parsed, folder, trust_code=trust_code, progress=terminal(console))
+    if workers == 1:
+        start()
+    else:
+        from distillens.integrations.ray import ray_workers
+
+        with ray_workers(workers) as spread:
+            start(spread=spread)
     _show(folder)
 
 

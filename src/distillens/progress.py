@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -36,27 +37,37 @@ def silent(title: str, total: int, done: int = 0) -> AbstractContextManager[Adva
 
 
 def terminal(console: Console) -> Progress:
-    """Show bars on a console; where it is no terminal, one line when a bar is done."""
+    """Show bars on a console; where it is no terminal, one line when a bar is done.
+
+    Bars may be open at the same time; they share one display, of which a console has only one.
+    """
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
     @contextmanager
     def show(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         # A name out of a recipe is text, no markup and no escape sequence.
         shown = escape("".join(c if c.isprintable() else "?" for c in title))
-        bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        with bars:
-            task = bars.add_task(shown, total=total, completed=done)
+        if not bars.tasks:
+            bars.start()
+        task = bars.add_task(shown, total=total, completed=done)
+        began = time.monotonic()
+        try:
             yield lambda steps: bars.advance(task, steps)
-            elapsed = bars.tasks[0].elapsed or 0.0
+        finally:
+            bars.remove_task(task)
+            if not bars.tasks:
+                bars.stop()
+        elapsed = time.monotonic() - began
         console.print(f"[green]✓[/] {shown}  [dim]{elapsed:.1f} s[/]", highlight=False)
 
     return show

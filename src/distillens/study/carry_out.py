@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 
 from distillens.atomic import write_atomically
-from distillens.data import Normalisation, Splits, load_splits
+from distillens.data import Normalisation, Splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
@@ -25,7 +25,7 @@ from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
 from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
-from distillens.study.students import train_students
+from distillens.study.students import Spread, one_by_one, train_students
 from distillens.study.teacher import StudyTeacher, prepare_teacher
 from distillens.training import accelerator_for, check_accelerator, start_trackers
 
@@ -37,6 +37,7 @@ def run(
     overrides: tuple[str, ...] | list[str] = (),
     trust_code: bool = False,
     progress: Progress = silent,
+    spread: Spread = one_by_one,
 ) -> StudyResult:
     """Carry out a recipe and return what was found out.
 
@@ -54,6 +55,9 @@ def run(
         Allow ``module:function`` models, which run code that the recipe names.
     progress
         Where to show how far it is.
+    spread
+        Who trains the students; by default this process, one by one. See
+        `distillens.integrations.ray.ray_workers`.
 
     Raises
     ------
@@ -76,37 +80,33 @@ def run(
     # Under a launcher one process opens, locks and writes; the others train beside it.
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        return _carry_out(recipe, opened, accelerator, trust_code, silent)
+        return _carry_out(recipe, opened, accelerator, trust_code, silent, spread)
     open_run(folder, recipe.model_dump(mode="json"), _as_now)
     with locked(opened):
         accelerator.wait_for_everyone()
-        return _carry_out(recipe, opened, accelerator, trust_code, progress)
+        return _carry_out(recipe, opened, accelerator, trust_code, progress, spread)
 
 
 def _carry_out(
-    recipe: Recipe, run: Run, accelerator: Accelerator, trust_code: bool, progress: Progress
+    recipe: Recipe,
+    run: Run,
+    accelerator: Accelerator,
+    trust_code: bool,
+    progress: Progress,
+    spread: Spread,
 ) -> StudyResult:
     began, clock = now(), time.perf_counter()
-    splits = load_splits(recipe.data)
-    normalisation = Normalisation.of(splits.train)
-    if accelerator.is_main_process:
-        _bind_data(run, splits, normalisation)
-    scene = Scene(
-        recipe=recipe,
-        run=run,
-        splits=splits,
-        normalisation=normalisation,
-        accelerator=accelerator,
-        progress=progress,
-        trust_code=trust_code,
-    )
+    scene = Scene.of(recipe, run, accelerator, trust_code, progress)
+    if scene.main:
+        _bind_data(run, scene.splits, scene.normalisation)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
     teacher = prepare_teacher(scene)
     outcome = Outcome(scene, teacher, began, clock, _earlier(run))
     # Written after every network, so that a run which is cut short shows what is there.
-    students = train_students(scene, teacher, outcome.write if scene.main else _nothing)
+    write = outcome.write if scene.main else _nothing
+    students = train_students(scene, teacher, write, spread)
     if scene.main:
         deviations = measure_deviations(scene, teacher) if recipe.deviation else []
         outcome.write(students, (), deviations)

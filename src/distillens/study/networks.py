@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from distillens.atomic import write_atomically
-from distillens.data import Batches, Normalisation, Splits
+from distillens.data import Batches, Normalisation, Splits, load_splits
 from distillens.errors import RunError
 from distillens.models import (
     ModelRecipe,
@@ -22,7 +22,7 @@ from distillens.models import (
     count_parameters,
     load_weights,
 )
-from distillens.progress import Progress
+from distillens.progress import Progress, silent
 from distillens.results import Cell, from_json, to_json
 from distillens.runs import NetworkFiles, Run, read_arrays
 from distillens.study.recipe import Recipe
@@ -52,6 +52,20 @@ class Scene:
     trust_code: bool
     tracked: Iterator[int] = field(default_factory=lambda: count(1))
     """Epochs of all networks that trackers have seen."""
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        run: Run,
+        accelerator: Accelerator,
+        trust_code: bool,
+        progress: Progress = silent,
+    ) -> Scene:
+        """Load the data of a recipe, for the run that it makes."""
+        splits = load_splits(recipe.data)
+        normalisation = Normalisation.of(splits.train)
+        return cls(recipe, run, splits, normalisation, accelerator, progress, trust_code)
 
     @property
     def main(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 from distillens.models import digest_file
 from distillens.results import Cell
 from distillens.runs import NetworkFiles
-from distillens.study.networks import Scene, train_network
+from distillens.study.networks import Scene, read_cell, train_network
+from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher
 from distillens.supervision import (
     CachedTeacher,
@@ -76,54 +77,126 @@ class StudentTeachers:
         return CachedTeacher(self.cache, digest, lambda: self.scene.load(recipe.model, files, last))
 
 
+@dataclass(frozen=True)
+class Student:
+    """A student of the grid: the place of its supervision in the recipe, and its seed."""
+
+    place: int
+    seed: int
+
+    def title(self, recipe: Recipe) -> str:
+        """Return what it is called where several are listed."""
+        return f"{recipe.supervisions[self.place].title}, seed {self.seed}"
+
+    def files(self, scene: Scene) -> NetworkFiles:
+        """Return its files."""
+        title = scene.recipe.supervisions[self.place].title
+        return scene.run.student(self.place, title, self.seed)
+
+    def networks(self, scene: Scene) -> dict[str, NetworkFiles]:
+        """Return its networks by their titles in the order of training: generations, itself last."""
+        entry, files = scene.recipe.supervisions[self.place], self.files(scene)
+        last = entry.generations if entry.kind == "self-distillation" else 1
+        if last == 1:
+            return {self.title(scene.recipe): files}
+        return {
+            f"{entry.title}, generation {number}, seed {self.seed}": (
+                files if number == last else files.generation(number)
+            )
+            for number in range(1, last + 1)
+        }
+
+    def origin(self, recipe: Recipe) -> Student | None:
+        """Return the student that must be finished before: self-distillation starts from labels."""
+        if recipe.supervisions[self.place].kind != "self-distillation":
+            return None
+        return next(
+            Student(place, self.seed)
+            for place, entry in enumerate(recipe.supervisions)
+            if entry.kind == "one-hot" and self.seed in recipe.seeds_of(entry)
+        )
+
+
+Done = Callable[[Student, Cell], object]
+"""Called with a student that was trained now, and its numbers."""
+
+Spread = Callable[[Scene, StudyTeacher, Sequence[Student], Done], None]
+"""Trains the given students, each by `train_student` and after its origin, wherever it likes."""
+
+
+def one_by_one(
+    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+) -> None:
+    """Train students in this process, in the order given."""
+    for student in students:
+        done(student, train_student(scene, teacher, student))
+
+
 def train_students(
     scene: Scene,
     teacher: StudyTeacher,
     done: Callable[[list[list[Cell]]], object] = lambda students: None,
+    spread: Spread = one_by_one,
 ) -> list[list[Cell]]:
     """Return the cells of every supervision of the recipe, one list each in the order of seeds.
 
-    ``done`` is called with what there is after every network that is trained now.
+    ``done`` is called with what there is after every network that is trained now; ``spread`` trains
+    those that are open.
     """
     recipe = scene.recipe
-    students: list[list[Cell]] = [[] for _ in recipe.supervisions]
+    students = _in_order(recipe)
+    found: dict[Student, Cell] = {}
+    for student in students:
+        files = student.files(scene)
+        if files.cell.is_file():
+            found[student] = read_cell(files)
+
+    def table() -> list[list[Cell]]:
+        return [
+            [found[mine] for seed in recipe.seeds_of(entry) if (mine := Student(k, seed)) in found]
+            for k, entry in enumerate(recipe.supervisions)
+        ]
+
+    def trained(student: Student, cell: Cell) -> None:
+        found[student] = cell
+        done(table())
+
+    spread(scene, teacher, [student for student in students if student not in found], trained)
+    return table()
+
+
+def _in_order(recipe: Recipe) -> list[Student]:
     # Seed by seed, so that a run which is cut short has whole rows to show; labels first, since
     # self-distillation starts from their student.
-    order = sorted(
+    places = sorted(
         range(len(recipe.supervisions)), key=lambda k: recipe.supervisions[k].kind != "one-hot"
     )
-    for seed in recipe.seeds:
-        for place in order:
-            entry = recipe.supervisions[place]
-            if seed in recipe.seeds_of(entry):
-                files = scene.run.student(place, entry.title, seed)
-                known = files.cell.is_file()
-                students[place].append(_train_student(scene, teacher, files, entry, seed))
-                if not known:
-                    done(students)
-    return students
+    return [
+        Student(place, seed)
+        for seed in recipe.seeds
+        for place in places
+        if seed in recipe.seeds_of(recipe.supervisions[place])
+    ]
 
 
-def _train_student(
-    scene: Scene, teacher: StudyTeacher, files: NetworkFiles, entry: Any, seed: int
-) -> Cell:
-    generations = entry.generations if entry.kind == "self-distillation" else 1
-    before = _one_hot_student(scene, seed) if entry.kind == "self-distillation" else None
+def train_student(scene: Scene, teacher: StudyTeacher, student: Student) -> Cell:
+    """Train a student, or take up where it was left; its origin must be finished."""
+    recipe, seed = scene.recipe, student.seed
+    entry = recipe.supervisions[student.place]
+    origin = student.origin(recipe)
+    before = origin.files(scene) if origin is not None else None
     cell = None
-    for generation in range(1, generations + 1):
-        last = generation == generations
-        mine = files if last else files.generation(generation)
-        number = f", generation {generation}" if generations > 1 else ""
+    for generation, (title, mine) in enumerate(student.networks(scene).items(), 1):
         cell = train_network(
             scene,
             mine,
-            scene.recipe.student.model,
-            scene.recipe.student.training,
+            recipe.student.model,
+            recipe.student.training,
             lambda before=before: _supervision(scene, teacher, entry, seed, before),
             name=entry.title,
             seed=seed,
             start=seed + (generation * APART if before is not None else 0),
-            title=f"{entry.title}{number}, seed {seed}",
+            title=title,
         )
         before = mine
     assert cell is not None
@@ -144,12 +217,3 @@ def _supervision(
     )
     setting = Setting(scene.recipe.loss, training.epochs * len(batches), scene.trust_code)
     return build_supervision(entry, setting, StudentTeachers(scene, teacher, cache, before))
-
-
-def _one_hot_student(scene: Scene, seed: int) -> NetworkFiles:
-    place, entry = next(
-        (place, entry)
-        for place, entry in enumerate(scene.recipe.supervisions)
-        if entry.kind == "one-hot" and seed in scene.recipe.seeds_of(entry)
-    )
-    return scene.run.student(place, entry.title, seed)

@@ -7,12 +7,13 @@ asks first or on where a run was interrupted.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,10 @@ class LogitCache:
             # All processes come here at the same step: one computes, the others wait for it.
             torch.distributed.barrier()
         if not here and (not together or torch.distributed.get_rank() == 0):
-            self._store(path, described, key, self._compute(module(), epoch))
+            with _alone(self.folder, name):
+                # Another process may have computed it while this one waited.
+                if not (path.is_file() and described.is_file()):
+                    self._store(path, described, key, self._compute(module(), epoch))
         if together:
             torch.distributed.barrier()
         # The time of the last use, which tells what makes way first.
@@ -110,6 +114,14 @@ class LogitCache:
         _check(described, key)
         try:
             block = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            if together:
+                raise SupervisionError(
+                    f"{path} made way for another run's logits before it was read; "
+                    "give the cache more room (cache_gigabytes)"
+                ) from None
+            # It made way for a block of another process just now.
+            return self.block(digest, epoch, module)
         except (OSError, ValueError):
             raise SupervisionError(
                 f"{path} is damaged; delete it to have it computed again"
@@ -173,6 +185,16 @@ class LogitCache:
                 batch = self.batches.take(np.arange(start, min(start + CHUNK, count)), epoch)
                 rows.append(module(batch.inputs).float().cpu())
         return torch.cat(rows)
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold a block's lock, so that of several processes that lack it one computes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        # A byte of one file for each block; the lock goes with the file however the process ends.
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(name[:15], 16))
+        yield
 
 
 def _read(described: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from distillens.training.processes import (
     is_sharded,
 )
 from distillens.training.recipe import Schedule, TrainingRecipe
-from distillens.training.trackers import Tracker, start_trackers, tracking
+from distillens.training.trackers import Tracker, log_epoch, start_trackers, tracking
 from distillens.training.trajectory import EpochRecord, Store, read_history
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_accelerator",
     "fit",
     "is_sharded",
+    "log_epoch",
     "predict",
     "read_history",
     "sgd",

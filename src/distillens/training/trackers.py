@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
-from torch import nn
 
 from distillens.errors import TrainingError
 from distillens.training.loop import Hook
@@ -45,15 +44,17 @@ def tracking(accelerator: Accelerator, network: str, steps: Iterator[int]) -> Ho
     ``steps`` counts the epochs of all networks of a study, since trackers drop steps that go back.
     """
 
-    def log(record: EpochRecord, model: nn.Module) -> None:
-        accelerator.log(
-            {
-                f"{network}/loss": record.loss,
-                f"{network}/accuracy": record.accuracy,
-                f"{network}/learning rate": record.learning_rate,
-                f"{network}/epoch": record.epoch,
-            },
-            step=next(steps),
-        )
+    return lambda record, model: log_epoch(accelerator, network, record, next(steps))
 
-    return log
+
+def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step: int) -> None:
+    """Log an epoch of a network under its name."""
+    accelerator.log(
+        {
+            f"{network}/loss": record.loss,
+            f"{network}/accuracy": record.accuracy,
+            f"{network}/learning rate": record.learning_rate,
+            f"{network}/epoch": record.epoch,
+        },
+        step=step,
+    )

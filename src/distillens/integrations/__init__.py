@@ -1,0 +1,1 @@
+"""Ways to use distillens with other libraries; each is an extra."""

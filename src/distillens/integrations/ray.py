@@ -1,0 +1,218 @@
+"""Spread the students of a study over Ray tasks, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distillens.errors import RecipeError, RunError
+from distillens.results import Cell
+from distillens.runs import NetworkFiles
+from distillens.study.elsewhere import train_elsewhere
+from distillens.study.networks import Scene
+from distillens.study.students import Done, Spread, Student
+from distillens.study.teacher import StudyTeacher
+from distillens.training import EpochRecord, log_epoch, read_history
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at how far the students are."""
+
+STORE_BYTES = 100_000_000
+"""Room for Ray's objects on this machine: a task takes names and returns a few numbers."""
+
+
+@contextmanager
+def ray_workers(count: int) -> Iterator[Spread]:
+    """Start Ray, or join the cluster that ``RAY_ADDRESS`` names, for ``distillens.run(spread=...)``.
+
+    At most ``count`` students are trained at once, each as a Ray task with its share of the cores
+    and GPUs. Every machine needs distillens, the data and the run folder under the same paths. A
+    task whose machine is lost is begun again by Ray and goes on from its student's last checkpoint.
+
+    Parameters
+    ----------
+    count
+        Students at once.
+
+    Raises
+    ------
+    RecipeError
+        Ray is not installed, ``count`` is less than one, or this is a process of a launcher.
+    RunError
+        Ray cannot be started or reached.
+    """
+    if find_spec("ray") is None:
+        raise RecipeError(
+            "workers are Ray tasks, and Ray is not installed; pip install 'distillens[ray]', "
+            "or leave --workers out"
+        )
+    if count < 1:
+        raise RecipeError(f"workers must be at least 1, got {count}")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise RecipeError(
+            f"a launcher has started {processes} processes; workers are started from one, "
+            "so use either the launcher or --workers"
+        )
+    import ray
+
+    # Who has started Ray also stops it.
+    mine = not ray.is_initialized()
+    if mine:
+        _start(count)
+    try:
+        yield partial(_spread, count)
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _start(count: int) -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    # Ray reports its use to its makers unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own: dict[str, Any] = {
+        "num_cpus": max(count, os.cpu_count() or 1),
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            # Its notices while it starts are no concern of a study; warnings are, from then on.
+            logging_level=logging.ERROR,
+            **({} if address else own),
+        )
+        logging.getLogger("ray").setLevel(logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        where = f"at RAY_ADDRESS={address} cannot be reached" if address else "cannot be started"
+        raise RunError(f"Ray {where}: {text}") from None
+
+
+@dataclass
+class _Running:
+    """A student in training, seen from here: its bar, and how many epochs were seen of what."""
+
+    student: Student
+    bar: ExitStack
+    advance: Callable[[int], None]
+    seen: dict[str, int]
+
+    def look(self, scene: Scene) -> None:
+        """Show and log the epochs that its files have more than before."""
+        for title, files in self.student.networks(scene).items():
+            for record in _records(files)[self.seen[title] :]:
+                self.seen[title] += 1
+                self.advance(1)
+                if scene.recipe.trackers:
+                    log_epoch(scene.accelerator, title, record, next(scene.tracked))
+
+
+def _begin(scene: Scene, student: Student, bar: ExitStack) -> _Running:
+    networks = student.networks(scene)
+    seen = {title: len(_records(files)) for title, files in networks.items()}
+    total = scene.recipe.student.training.epochs * len(networks)
+    title = student.title(scene.recipe)
+    advance = bar.enter_context(scene.progress(title, total, sum(seen.values())))
+    return _Running(student, bar, advance, seen)
+
+
+def _records(files: NetworkFiles) -> list[EpochRecord]:
+    done = files.history.read_text().count("\n") if files.history.is_file() else 0
+    return read_history(files.history, done)
+
+
+def _spread(
+    count: int, scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+) -> None:
+    """Train students as tasks; fulfils `distillens.study.students.Spread`.
+
+    A task finds the teacher in the run folder, where it was written.
+    """
+    import ray
+
+    recipe = scene.recipe
+    train = _task(count, scene)
+    waiting = list(students)
+    running: dict[ObjectRef, _Running] = {}
+    with ExitStack() as bars:
+        try:
+            while waiting or running:
+                open_now = {*waiting, *(task.student for task in running.values())}
+                free = [mine for mine in waiting if mine.origin(recipe) not in open_now]
+                for student in free[: count - len(running)]:
+                    waiting.remove(student)
+                    begun = _begin(scene, student, bars.enter_context(ExitStack()))
+                    running[train(student)] = begun
+                for reference in ray.wait(list(running), timeout=LOOK_EVERY)[0]:
+                    cell = _received(reference, running[reference].student.title(recipe))
+                    finished = running.pop(reference)
+                    finished.look(scene)
+                    finished.bar.close()
+                    done(finished.student, cell)
+                for task in running.values():
+                    task.look(scene)
+        finally:
+            # Whoever takes the run up again must not meet a task that still writes.
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if running:
+                ray.wait(list(running), num_returns=len(running))
+
+
+def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:
+    """Return what submits a student to Ray, with the resources of one of so many."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    # A task runs on one machine, and may not ask for more than the largest has.
+    share = max(1, min(sum(cores) // count, max(cores)))
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share
+    gpus = 0.0
+    if scene.accelerator.device.type == "cuda":
+        gpus = min(1.0, sum(node.get("GPU", 0) for node in nodes) / count)
+    remote = ray.remote(_train).options(num_cpus=share, num_gpus=gpus)
+    folder, here = scene.run.folder.resolve(), Path.cwd()
+    return lambda student: remote.remote(here, folder, student, scene.trust_code, threads)
+
+
+def _train(here: Path, folder: Path, student: Student, trust_code: bool, threads: int) -> Cell:
+    """Train a student; runs in a Ray worker."""
+    # Paths in a recipe count from where the command was given.
+    if here.is_dir():
+        os.chdir(here)
+    torch.set_num_threads(threads)
+    return train_elsewhere(folder, student, trust_code=trust_code)
+
+
+def _received(reference: ObjectRef, title: str) -> Cell:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        # Ray wraps what was raised in its own text of many lines.
+        raise error.cause from error
+    except RayError as error:
+        text = " ".join(str(error).split())
+        raise RunError(
+            f"Ray lost the task of {title}: {text}; "
+            "the same command again goes on from its last checkpoint"
+        ) from None

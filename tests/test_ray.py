@@ -1,0 +1,201 @@
+"""Students spread over Ray tasks: the same end as one by one, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import distillens
+from distillens.cli import main
+from distillens.errors import RecipeError, RunError
+from distillens.integrations.ray import ray_workers
+from distillens.progress import Advance
+from distillens.study.elsewhere import train_elsewhere
+from distillens.study.students import Spread, Student
+
+
+@pytest.fixture(scope="module")
+def spread() -> Iterator[Spread]:
+    """Two workers of one thread, for all tests here."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_workers(2) as found:
+            yield found
+
+
+@pytest.fixture
+def grid(tiny: dict[str, Any]) -> dict[str, Any]:
+    """Two seeds of what students may need of each other: generations, and logits of one cache."""
+    tiny |= {"seeds": [0, 1], "complexity": None, "deviation": False}
+    tiny["data"]["augmentation"] = {"crop": 1}
+    tiny["supervisions"].insert(0, {"kind": "self-distillation", "generations": 2})
+    return tiny
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(cell.parent.relative_to(folder)): json.loads(cell.read_text())["weights_digest"]
+        for cell in sorted(folder.rglob("cell.json"))
+    }
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        measured = ("seconds", "provenance", "costs")
+        return {key: without_times(part) for key, part in value.items() if key not in measured}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def results(folder: Path) -> Any:
+    return without_times(json.loads((folder / "results.json").read_text()))
+
+
+def test_two_workers_end_as_one_process_does(
+    grid: dict[str, Any], tmp_path: Path, spread: Spread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distillens.run(grid, tmp_path / "one")
+    logged: list[tuple[int, str]] = []
+    monkeypatch.setattr("distillens.study.carry_out.start_trackers", lambda *arguments: None)
+    monkeypatch.setattr(
+        "accelerate.Accelerator.log",
+        lambda self, values, step: logged.append((step, next(iter(values)).split("/")[0])),
+    )
+    # Paths of a recipe and of the run count from the driver's folder.
+    monkeypatch.chdir(tmp_path)
+    distillens.run(grid | {"trackers": ["tensorboard"]}, "two", spread=spread)
+    assert len(digests(tmp_path / "one")) == 1 + 2 * (3 + 2)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert [step for step, _ in logged] == list(range(1, 3 * 11 + 1))
+    assert len({name for _, name in logged}) == 11
+
+
+def test_an_interrupted_run_is_taken_up_again(
+    grid: dict[str, Any], tmp_path: Path, spread: Spread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillens.integrations.ray.LOOK_EVERY", 0.05)
+    grid |= {"seeds": [0, 1, 2], "supervisions": [{"kind": "one-hot"}]}
+    grid["student"]["training"]["epochs"] = 25
+    distillens.run(grid, tmp_path / "one")
+    opened: list[str] = []
+
+    @contextmanager
+    def interrupting(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+        opened.append(title)
+        yield advance
+
+    def advance(steps: int) -> None:
+        # The third student has begun, so one of the others is finished.
+        if len(opened) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distillens.run(grid, tmp_path / "two", progress=interrupting, spread=spread)
+    assert opened == ["teacher (mlp)", "no KD, seed 0", "no KD, seed 1", "no KD, seed 2"]
+    # No task goes on by itself.
+    left = sorted((tmp_path / "two").rglob("epoch-*"))
+    time.sleep(1)
+    assert sorted((tmp_path / "two").rglob("epoch-*")) == left
+    kept = {cell: cell.read_bytes() for cell in (tmp_path / "two").rglob("cell.json")}
+    assert len(kept) in (2, 3)
+    distillens.run(grid, tmp_path / "two", spread=spread)
+    assert {cell: cell.read_bytes() for cell in kept} == kept
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+def test_a_students_error_is_the_same_line(
+    grid: dict[str, Any],
+    tmp_path: Path,
+    spread: Spread,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grid["student"]["training"]["learning_rate"] = 1e30
+    grid["supervisions"] = [{"kind": "one-hot"}]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(grid))
+    lines = []
+    for out, option in (("one", ()), ("two", ("--workers", "2"))):
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", str(recipe), "--out", str(tmp_path / out), *option])
+        assert stopped.value.code == 2
+        lines.append(capsys.readouterr().err)
+    assert "lower the learning rate" in lines[0]
+    assert lines[1] == lines[0]
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_is_killed_is_taken_up_again(
+    grid: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    grid["seeds"] = [0]
+    grid["student"]["training"]["epochs"] = 40
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "two"
+    recipe.write_text(yaml.safe_dump(grid))
+    command = [sys.executable, "-m", "distillens", "run", str(recipe), "--workers", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, env=environment
+    )
+    until = time.monotonic() + 120
+    while not list(out.glob("students/*/*/epoch-0010*")):
+        assert time.monotonic() < until
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert len(list(out.glob("students/*/*/cell.json"))) < len(grid["supervisions"])
+    subprocess.run([*command, "--out", str(out)], check=True, env=environment)
+    distillens.run(grid, tmp_path / "one")
+    assert digests(out) == digests(tmp_path / "one")
+
+
+def test_a_missing_ray_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distillens.integrations.ray.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "digits", "--out", str(tmp_path / "run"), "--workers", "2"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "pip install 'distillens[ray]'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_workers_are_refused_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="a launcher has started 2 processes"):
+        refused(ray_workers(2))
+
+
+def refused(context: AbstractContextManager[Any]) -> None:
+    with context:
+        pass
+
+
+def test_a_worker_that_sees_another_world_is_refused(grid: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="a file system that all workers share"):
+        train_elsewhere(tmp_path / "nothing", Student(0, 0))
+    grid["supervisions"] = [{"kind": "one-hot"}]
+    distillens.run(grid, tmp_path / "run")
+    data = tmp_path / "run" / "data.json"
+    data.write_text(json.dumps(json.loads(data.read_text()) | {"fingerprint": "0" * 64}))
+    with pytest.raises(RunError, match="give all workers the same data"):
+        train_elsewhere(tmp_path / "run", Student(0, 0))
+    data.unlink()
