@@ -15,11 +15,12 @@ from torch import nn
 
 from distillens.atomic import write_atomically
 from distillens.data import Batches, Normalisation, Splits
-from distillens.errors import RunError
+from distillens.errors import CheckpointError, RunError
 from distillens.models import (
     ModelRecipe,
     build_model,
     count_parameters,
+    digest_file,
     load_weights,
 )
 from distillens.progress import Progress
@@ -154,6 +155,26 @@ def read_cell(files: NetworkFiles) -> Cell:
     return from_json(Cell, files.cell.read_bytes(), str(files.cell))
 
 
+def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None) -> str:
+    """Return the digest of a checkpoint that is about to teach.
+
+    ``expected`` is what the network's numbers say, known for its last epoch.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is missing or another one.
+    """
+    path = files.weights(epoch)
+    digest = digest_file(path) if path.is_file() else None
+    if digest is None or expected not in (None, digest):
+        raise CheckpointError(
+            f"{path} is missing or not what {files.cell.name} beside it describes; "
+            f"delete {files.folder} to train it again"
+        )
+    return digest
+
+
 def evaluate(
     scene: Scene,
     files: NetworkFiles,
@@ -229,7 +250,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def network_logits(files: NetworkFiles) -> dict[str, np.ndarray]:
     """Return a finished network's logits by split."""
-    arrays = read_arrays(files.logits)
+    advice = f"delete {files.cell} and run the recipe again with the same --out"
+    arrays = read_arrays(files.logits, advice)
     if not {"train", "test"} <= set(arrays):
-        raise RunError(f"{files.logits} lacks train or test; delete its folder to train again")
+        raise RunError(f"{files.logits} lacks train or test; {advice}")
     return arrays
