@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from distillens.runs import NetworkFiles, Run, read_arrays
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision
 from distillens.training import (
+    Steps,
     Store,
     TrainingRecipe,
     accelerator_for,
@@ -50,7 +50,7 @@ class Scene:
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
-    tracked: Iterator[int] = field(default_factory=lambda: count(1))
+    tracked: Steps = field(default_factory=Steps)
     """Epochs of all networks that trackers have seen."""
 
     @property
@@ -116,6 +116,7 @@ def train_network(
     start = seed if start is None else start
     # Every process must see the same state of the folder before one of them changes it.
     scene.accelerator.wait_for_everyone()
+    before = scene.tracked.take(training.epochs)
     if files.cell.is_file():
         return read_cell(files)
     network = scene.build(model, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,7 +132,7 @@ def train_network(
         store=store,
         # One for each network: an accelerator holds on to all that it ever prepared.
         accelerator=accelerator_for(scene.recipe.precision),
-        hooks=[tracking(scene.accelerator, title, scene.tracked)] if scene.recipe.trackers else [],
+        hooks=[tracking(scene.accelerator, title, before)] if scene.recipe.trackers else [],
         progress=scene.progress,
         title=title,
     )

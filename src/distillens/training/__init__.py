@@ -4,7 +4,7 @@ from distillens.training.loop import History, Hook, fit, sgd
 from distillens.training.predict import accuracy, predict
 from distillens.training.processes import Precision, accelerator_for
 from distillens.training.recipe import Schedule, TrainingRecipe
-from distillens.training.trackers import Tracker, start_trackers, tracking
+from distillens.training.trackers import Steps, Tracker, start_trackers, tracking
 from distillens.training.trajectory import EpochRecord, Store, read_history
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Hook",
     "Precision",
     "Schedule",
+    "Steps",
     "Store",
     "Tracker",
     "TrainingRecipe",
