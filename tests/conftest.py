@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from distillens.cli import main
 from distillens.data import Examples, examples_from_arrays
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -29,6 +30,21 @@ def blobs(count: int = 48, classes: int = 3, features: int = 5, seed: int = 0) -
     centres = np.random.default_rng(99).normal(size=(classes, features)) * 2
     inputs = centres[labels] + generator.normal(size=(count, features))
     return examples_from_arrays(inputs.astype(np.float32), labels)
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must fail with status 2 and one line; return the line."""
+    assert command(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("distillens: ")
+    return lines[0]
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import refused
 
 import distillens
-from distillens.cli import main
 from distillens.errors import CheckpointError, DataError, DistillensError, ModelError, RunError
 from distillens.models import ModelRecipe, build_model, save_weights
 from distillens.runs import Run, read_result
@@ -227,21 +227,6 @@ def test_two_classes_train_one_output(tiny: dict[str, Any], tmp_path: Path, loss
     assert result.rows[0].accuracy.value > 0.6
     labels = [point.value for point in curves.points if point.targets == "labels"]
     assert all(value.target_size == pytest.approx(1) for value in labels)
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must fail with status 2 and one line; return the line."""
-    assert command(*arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("distillens: ")
-    return lines[0]
 
 
 def test_bad_input_is_one_line_and_status_2(

@@ -46,10 +46,16 @@ class KernelError(DistillensError):
     """A kernel matrix that cannot be computed or solved as asked."""
 
 
+SHOWN = 30
+"""Known words that an error lists; a network's weights may have hundreds of names."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
     words = sorted(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(words)}"
+    if not words:
+        return "; there is none"
+    return f"; known: {', '.join(words[:SHOWN])}{', …' if len(words) > SHOWN else ''}"

@@ -15,6 +15,9 @@ from distillens.errors import RunError
 
 SCHEMA = 1
 
+WRITE_AGAIN = "delete it and run the recipe again with the same --out"
+"""What to do about a damaged file of a run that the run can write again."""
+
 T = TypeVar("T")
 
 
@@ -364,8 +367,8 @@ def to_json(result: object) -> str:
     return _adapter(type(result)).dump_json(result, indent=1).decode() + "\n"
 
 
-def from_json(kind: type[T], text: str | bytes, where: str) -> T:
-    """Read a result of a known kind back.
+def from_json(kind: type[T], text: str | bytes, where: str, advice: str = WRITE_AGAIN) -> T:
+    """Read a result of a known kind back; ``advice`` tells how to get it back if it is damaged.
 
     Raises
     ------
@@ -378,7 +381,7 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the text"
         raise RunError(
-            f"{where} is not a {kind.__name__}: {place}: {first['msg']}; run the recipe again"
+            f"{where} is not a {kind.__name__}: {place}: {first['msg']}; {advice}"
         ) from None
     version = getattr(result, "schema_version", SCHEMA)
     if version != SCHEMA:

@@ -21,19 +21,20 @@ import fcntl
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from distillens.atomic import write_atomically
 from distillens.errors import RunError
-from distillens.results import StudyResult, from_json
+from distillens.npz import load_npz
+from distillens.results import WRITE_AGAIN, StudyResult, from_json
 
 FREE_KEYS = (
     "data.path", "description", "complexity", "deviation", "cache_gigabytes", "trackers",
@@ -266,8 +267,8 @@ def read_result(run: Run) -> StudyResult:
     return from_json(StudyResult, run.results.read_bytes(), str(run.results))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read an npz of plain arrays.
+def read_arrays(path: Path, advice: str = "run the recipe again") -> dict[str, np.ndarray]:
+    """Read an npz of plain arrays; ``advice`` tells how to get it back.
 
     Raises
     ------
@@ -275,25 +276,47 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         It is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(f"{path} cannot be read: {text}; run the recipe again") from None
+        return load_npz(path)
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read: {error}; {advice}") from None
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
+    """Read a JSON file of a run, which writes it again if it is deleted.
 
     Raises
     ------
     RunError
         It is missing or damaged.
     """
+    if not path.is_file():
+        raise RunError(f"{path} is missing; {WRITE_AGAIN.removeprefix('delete it and ')}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}; run the recipe again") from None
+        raise RunError(f"{path} cannot be read: {error}; {WRITE_AGAIN}") from None
+
+
+class _Scale(BaseModel):
+    mean: list[FiniteFloat]
+    deviation: list[Annotated[FiniteFloat, Field(gt=0)]]
+
+
+class _Data(BaseModel):
+    """What data.json holds. Earlier versions wrote no input_type and no normalisation."""
+
+    fingerprint: str
+    classes: list[str] = Field(min_length=2)
+    input_shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    input_type: str | None = None
+    normalisation: _Scale | None = None
+
+    @model_validator(mode="after")
+    def _a_number_a_channel(self) -> _Data:
+        scale, channels = self.normalisation, self.input_shape[0]
+        if scale is not None and not len(scale.mean) == len(scale.deviation) == channels:
+            raise ValueError(f"normalisation needs {channels} means and deviations")
+        return self
 
 
 def read_data(run: Run) -> dict[str, Any]:
@@ -305,9 +328,13 @@ def read_data(run: Run) -> dict[str, Any]:
         It is missing, damaged, or lacks a part.
     """
     content = read_json(run.data)
-    wanted = {"fingerprint", "classes", "input_shape"}
-    if not isinstance(content, dict) or not wanted <= set(content):
-        raise RunError(f"{run.data} is damaged; run the recipe again with another --out")
+    try:
+        _Data.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = [".".join(str(part) for part in first["loc"]), first["msg"]]
+        text = ": ".join(part.removeprefix("Value error, ") for part in said if part)
+        raise RunError(f"{run.data} is damaged: {text}; {WRITE_AGAIN}") from None
     return content
 
 
@@ -315,7 +342,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        text = " ".join(str(error).split())
+        raise RunError(f"{path} cannot be read: {text}; choose another --out") from None
     if not isinstance(content, dict):
         raise RunError(f"{path} is no recipe; choose another --out")
     return content

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from distillens.errors import DataError
 
+MAX_UNNAMED = 100_000
+"""Classes without names. A larger label is taken for damage: the network would fill the memory."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -106,7 +109,8 @@ def examples_from_arrays(
     labels
         (N,) integers.
     classes
-        Names of the classes; without them there are ``max(labels) + 1`` numbered ones.
+        Names of the classes; without them there are ``max(labels) + 1`` numbered ones, at most
+        100,000.
     where
         What to call the source in an error.
 
@@ -132,8 +136,9 @@ def examples_from_arrays(
         raise DataError(f"{where}: {len(tensor)} inputs but {len(label)} labels; they must pair up")
     if not len(label):
         raise DataError(f"{where}: no examples; at least one is needed")
-    names = tuple(classes) if classes else tuple(str(c) for c in range(int(label.max()) + 1))
-    check_labels(label, len(names), where)
+    count = len(classes) if classes else min(int(label.max()) + 1, MAX_UNNAMED)
+    check_labels(label, count, where)
+    names = tuple(classes) if classes else tuple(str(c) for c in range(count))
     return Examples(tensor, label, torch.arange(len(label)), names)
 
 
@@ -160,6 +165,8 @@ def _inputs(inputs: Tensor, where: str) -> Tensor:
             )
     elif inputs.dtype != torch.uint8:
         raise DataError(f"{where}: inputs must be uint8 or floating point, got {inputs.dtype}")
+    if len(inputs) and not inputs.numel():
+        raise DataError(f"{where}: inputs of shape {tuple(inputs.shape)} hold no values")
     if inputs.ndim == 3:
         return inputs[:, None].contiguous()
     channels_last = inputs.ndim == 4 and inputs.shape[1] not in (1, 3, 4)

@@ -103,7 +103,8 @@ def _examples(
         if isinstance(kind, datasets.ClassLabel) or getattr(kind, "dtype", "").startswith("int")
     ]
     label_name = _choose(label, integers, list(features), "label_column", where)
-    labels = np.asarray(table.data.column(label_name).to_numpy())
+    # A copy: torch warns of arrays that may not be written to.
+    labels = np.array(table.data.column(label_name).to_numpy())
     kind = features[label_name]
     if isinstance(kind, datasets.ClassLabel):
         names = kind.names
@@ -111,6 +112,8 @@ def _examples(
     cells = table.data.column(image_name).to_pylist()
     with ThreadPoolExecutor() as pool:
         pictures = list(pool.map(_decode, cells, range(len(cells)), [where] * len(cells)))
+    if not pictures:
+        raise DataError(f"{where}: no examples; at least one is needed")
     shapes = {picture.shape for picture in pictures}
     if len(shapes) > 1:
         raise DataError(f"{where}: images differ in size, {sorted(shapes)[:3]}; resize them first")
@@ -136,9 +139,11 @@ def _choose(asked: str | None, fitting: list[str], known: list[str], key: str, w
 
 
 def _decode(cell: dict[str, Any], row: int, where: str) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
+        if cell is None:
+            raise ValueError("the table holds none")
         if cell["bytes"] is None:
             # A path out of somebody's table could name any file of this machine.
             raise ValueError("the table holds a path instead of the picture's bytes")
@@ -148,6 +153,9 @@ def _decode(cell: dict[str, Any], row: int, where: str) -> np.ndarray:
             if picture.mode not in ("L", "RGB"):
                 return np.asarray(picture.convert("RGB"))
             return np.asarray(picture)
+    except UnidentifiedImageError:
+        # Its text names the buffer in memory.
+        raise DataError(f"{where}: image {row} cannot be decoded: it is no picture") from None
     # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
     except Exception as error:
         raise DataError(f"{where}: image {row} cannot be decoded: {one_line(error)}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from distillens.data.examples import Examples, examples_from_arrays
 from distillens.errors import DataError
+from distillens.npz import load_npz
 
 Source = dict[str, Examples]
 """Splits by name: always "train", "test" where the source has one."""
@@ -63,16 +63,15 @@ def read_npz(path: Path) -> Source:
     if not path.is_file():
         raise DataError(f"no file {path}; data.path must name an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is no readable npz of plain arrays: {one_line(error)}") from None
-    classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+        arrays = load_npz(path)
+    except ValueError as error:
+        raise DataError(f"{path} is no readable npz of plain arrays: {error}") from None
+    classes = _names(arrays["classes"], path) if "classes" in arrays else None
     source: Source = {}
     for split, pairs in NPZ_KEYS.items():
         for inputs, labels in pairs:
             if inputs in arrays and labels in arrays:
-                where = f"{path.name}[{inputs}]"
+                where = f"{path.name}[{inputs}, {labels}]"
                 label = arrays[labels]
                 label = label[:, 0] if label.ndim == 2 and label.shape[1] == 1 else label
                 source[split] = examples_from_arrays(arrays[inputs], label, classes, where=where)
@@ -83,6 +82,14 @@ def read_npz(path: Path) -> Source:
             "it needs train_inputs and train_labels (or x_train and y_train)"
         )
     return source
+
+
+def _names(array: np.ndarray, path: Path) -> list[str]:
+    if array.ndim != 1 or not len(array):
+        raise DataError(
+            f"{path.name}[classes] has shape {array.shape}; it must be a list with a name a class"
+        )
+    return [str(name) for name in array]
 
 
 def one_line(error: BaseException) -> str:

@@ -120,7 +120,7 @@ class _Running:
                 self.seen[title] += 1
                 self.advance(1)
                 if scene.recipe.trackers:
-                    log_epoch(scene.accelerator, title, record, next(scene.tracked))
+                    log_epoch(scene.accelerator, title, record, scene.tracked.take(1) + 1)
 
 
 def _begin(scene: Scene, student: Student, bar: ExitStack) -> _Running:
@@ -150,6 +150,10 @@ def _spread(
     train = _task(count, scene)
     waiting = list(students)
     running: dict[ObjectRef, _Running] = {}
+    for student in students:
+        # Epochs that trackers have seen before the run was taken up again.
+        for files in student.networks(scene).values():
+            scene.tracked.take(len(_records(files)))
     with ExitStack() as bars:
         try:
             while waiting or running:

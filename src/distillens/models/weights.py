@@ -64,7 +64,7 @@ def load_safely(path: Path) -> Any:
             "save model.state_dict() or safetensors"
         ) from None
     except DAMAGE as error:
-        text = " ".join(str(error).split())[:120]
+        text = " ".join(str(error).split())[:120] or "it ends too early"
         raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
 
 
@@ -82,12 +82,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except DAMAGE as error:
-            text = " ".join(str(error).split())[:120]
+            text = " ".join(str(error).split())[:120] or "it ends too early"
             raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
     state = load_safely(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not state:
+    if state == {}:
+        raise CheckpointError(f"{path} is an empty state dict")
+    if not isinstance(state, dict):
         raise CheckpointError(f"{path} is no state dict: it holds a {type(state).__name__}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -110,7 +112,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     for name, tensor in wanted.items():
         if name not in state:
             raise CheckpointError(
-                f"{path} has no weight {name!r}{nearest(name, state)} Is it another architecture?"
+                f"{path} has no weight {name!r}{nearest(name, state)}; is it another architecture?"
             )
         if state[name].shape != tensor.shape:
             raise CheckpointError(

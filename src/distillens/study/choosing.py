@@ -46,6 +46,11 @@ def choose(recipe: Recipe, result: StudyResult, student: str | None, seed: int |
         for entry in recipe.supervisions
     }
     titles = [title for title, cells in done.items() if cells]
+    if not titles and not result.open_cells:
+        raise RunError(
+            "the run's results hold none of the students that its recipe.yaml names; "
+            "one of the two was changed"
+        )
     if student is None:
         title, why = _best(titles, done, result)
     else:

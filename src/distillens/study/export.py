@@ -33,13 +33,13 @@ from distillens.runs import (
     NetworkFiles,
     Run,
     find_run,
-    read_arrays,
     read_data,
     read_json,
     read_result,
     slug,
 )
 from distillens.study.choosing import Choice, choose
+from distillens.study.networks import network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 
@@ -165,7 +165,7 @@ def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mod
     path = Path(folder) / CARD
     if not path.is_file():
         raise RunError(f"{folder} is no export: it has no {CARD}")
-    card = from_json(Export, path.read_bytes(), str(path))
+    card = from_json(Export, path.read_bytes(), str(path), "export it again")
     described = next((file for file in card.files if file.format == "safetensors"), None)
     if described is None:
         raise CheckpointError(f"{folder} holds no safetensors file; export it with that format")
@@ -182,7 +182,7 @@ def default_folder(card: Export) -> Path:
 
 def _read_data(run: Run) -> dict[str, Any]:
     data = read_data(run)
-    if not isinstance(data, dict) or "normalisation" not in data or "input_type" not in data:
+    if data.get("normalisation") is None or data.get("input_type") is None:
         raise RunError(
             f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "
             "recipe again with the same --out, which trains nothing anew and adds it"
@@ -267,7 +267,7 @@ def _probe(
     else:
         first = splits.train.inputs[:STORED_EXAMPLES]
         inputs.append(first.float() / 255 if first.dtype == torch.uint8 else first)
-        stored = torch.from_numpy(read_arrays(files.logits)["train"][:STORED_EXAMPLES])
+        stored = torch.from_numpy(network_logits(files)["train"][:STORED_EXAMPLES])
     outputs = tuple(network(each) for each in inputs)
     if stored is not None:
         apart = _difference(outputs[-1], stored)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ from torch import nn
 
 from distillens.atomic import write_atomically
 from distillens.data import Batches, Normalisation, Splits, load_splits
-from distillens.errors import RunError
+from distillens.errors import CheckpointError, RunError
 from distillens.models import (
     ModelRecipe,
     build_model,
     count_parameters,
+    digest_file,
     load_weights,
 )
 from distillens.progress import Progress, silent
@@ -28,6 +28,7 @@ from distillens.runs import NetworkFiles, Run, read_arrays
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision
 from distillens.training import (
+    Steps,
     Store,
     TrainingRecipe,
     accelerator_for,
@@ -50,7 +51,7 @@ class Scene:
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
-    tracked: Iterator[int] = field(default_factory=lambda: count(1))
+    tracked: Steps = field(default_factory=Steps)
     """Epochs of all networks that trackers have seen."""
 
     @classmethod
@@ -130,6 +131,7 @@ def train_network(
     start = seed if start is None else start
     # Every process must see the same state of the folder before one of them changes it.
     scene.accelerator.wait_for_everyone()
+    before = scene.tracked.take(training.epochs)
     if files.cell.is_file():
         return read_cell(files)
     network = scene.build(model, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -145,7 +147,7 @@ def train_network(
         store=store,
         # One for each network: an accelerator holds on to all that it ever prepared.
         accelerator=accelerator_for(scene.recipe.precision),
-        hooks=[tracking(scene.accelerator, title, scene.tracked)] if scene.recipe.trackers else [],
+        hooks=[tracking(scene.accelerator, title, before)] if scene.recipe.trackers else [],
         progress=scene.progress,
         title=title,
     )
@@ -171,6 +173,26 @@ def train_network(
 def read_cell(files: NetworkFiles) -> Cell:
     """Return the numbers of a finished network."""
     return from_json(Cell, files.cell.read_bytes(), str(files.cell))
+
+
+def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None) -> str:
+    """Return the digest of a checkpoint that is about to teach.
+
+    ``expected`` is what the network's numbers say, known for its last epoch.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is missing or another one.
+    """
+    path = files.weights(epoch)
+    digest = digest_file(path) if path.is_file() else None
+    if digest is None or expected not in (None, digest):
+        raise CheckpointError(
+            f"{path} is missing or not what {files.cell.name} beside it describes; "
+            f"delete {files.folder} to train it again"
+        )
+    return digest
 
 
 def evaluate(
@@ -248,7 +270,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def network_logits(files: NetworkFiles) -> dict[str, np.ndarray]:
     """Return a finished network's logits by split."""
-    arrays = read_arrays(files.logits)
+    advice = f"delete {files.cell} and run the recipe again with the same --out"
+    arrays = read_arrays(files.logits, advice)
     if not {"train", "test"} <= set(arrays):
-        raise RunError(f"{files.logits} lacks train or test; delete its folder to train again")
+        raise RunError(f"{files.logits} lacks train or test; {advice}")
     return arrays

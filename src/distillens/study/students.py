@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillens.models import digest_file
 from distillens.results import Cell
 from distillens.runs import NetworkFiles
-from distillens.study.networks import Scene, read_cell, train_network
+from distillens.study.networks import Scene, read_cell, train_network, weights_digest
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher
 from distillens.supervision import (
@@ -73,7 +72,7 @@ class StudentTeachers:
         assert self.before is not None
         files, recipe = self.before, self.scene.recipe.student
         last = recipe.training.epochs
-        digest = digest_file(files.weights(last))
+        digest = weights_digest(files, last, read_cell(files).weights_digest)
         return CachedTeacher(self.cache, digest, lambda: self.scene.load(recipe.model, files, last))
 
 
@@ -150,6 +149,8 @@ def train_students(
         files = student.files(scene)
         if files.cell.is_file():
             found[student] = read_cell(files)
+            # Trackers have seen its epochs; those that follow come after them.
+            scene.tracked.take(recipe.student.training.epochs * len(student.networks(scene)))
 
     def table() -> list[list[Cell]]:
         return [

@@ -23,6 +23,7 @@ from distillens.study.networks import (
     network_logits,
     read_cell,
     train_network,
+    weights_digest,
     write_cell,
 )
 from distillens.study.reading import read_recipe
@@ -106,7 +107,14 @@ class StudyTeacher:
             ]
             write_atomically(path, json.dumps(losses) + "\n")
         self.scene.accelerator.wait_for_everyone()
-        return int(np.argmin(read_json(path))) + 1
+        losses = read_json(path)
+        if not (
+            isinstance(losses, list)
+            and len(losses) == self.epochs
+            and all(isinstance(loss, float) for loss in losses)
+        ):
+            raise RunError(f"{path} is damaged; delete it to have the losses measured again")
+        return int(np.argmin(losses)) + 1
 
     def _says(self, epoch: int, examples: Examples) -> np.ndarray:
         scene = self.scene
@@ -114,7 +122,8 @@ class StudyTeacher:
         return predict(self.at(epoch), examples, scene.normalisation, device=device)
 
     def _checkpoint(self, cache: LogitCache, epoch: int) -> Teacher:
-        digest = digest_file(self.files.weights(epoch))
+        expected = self.cell.weights_digest if epoch == self.epochs else None
+        digest = weights_digest(self.files, epoch, expected)
         return CachedTeacher(cache, digest, lambda: self.at(epoch))
 
     def _given(self) -> nn.Module:
@@ -203,7 +212,7 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
 
 
 def _given_logits(scene: Scene, path: Path) -> dict[str, np.ndarray]:
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, "teacher.logits must name an npz with arrays train and test")
     splits = scene.splits
     wanted: dict[str, tuple[str, Examples]] = {
         "train": ("train", splits.train),
@@ -230,7 +239,9 @@ def _given_logits(scene: Scene, path: Path) -> dict[str, np.ndarray]:
                 f"{path}[{key}] has {len(array)} rows, but the source's example "
                 f"{index.max()} is used; give a row for every example of the source"
             )
-        if not np.isfinite(array[index]).all():
-            raise DataError(f"{path}[{key}] holds a NaN or an infinity")
-        found[split] = array[index].astype(np.float32)
+        # What is finite in float64 may be too large for the float32 that networks compute in.
+        with np.errstate(over="ignore"):
+            found[split] = array[index].astype(np.float32)
+        if not np.isfinite(found[split]).all():
+            raise DataError(f"{path}[{key}] holds a NaN or, in float32, an infinity")
     return found

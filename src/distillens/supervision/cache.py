@@ -122,10 +122,11 @@ class LogitCache:
                 ) from None
             # It made way for a block of another process just now.
             return self.block(digest, epoch, module)
-        except (OSError, ValueError):
-            raise SupervisionError(
-                f"{path} is damaged; delete it to have it computed again"
-            ) from None
+        # NumPy takes a damaged start for other formats, whose readers raise kinds of their own.
+        except Exception:
+            block = None
+        if not isinstance(block, np.ndarray) or block.ndim != 2:
+            raise SupervisionError(f"{path} is damaged; delete it to have it computed again")
         if len(block) != len(self.batches.examples):
             raise SupervisionError(
                 f"{path} holds {len(block)} rows for {len(self.batches.examples)} examples; "

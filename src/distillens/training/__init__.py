@@ -9,7 +9,7 @@ from distillens.training.processes import (
     is_sharded,
 )
 from distillens.training.recipe import Schedule, TrainingRecipe
-from distillens.training.trackers import Tracker, log_epoch, start_trackers, tracking
+from distillens.training.trackers import Steps, Tracker, log_epoch, start_trackers, tracking
 from distillens.training.trajectory import EpochRecord, Store, read_history
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Hook",
     "Precision",
     "Schedule",
+    "Steps",
     "Store",
     "Tracker",
     "TrainingRecipe",

@@ -307,7 +307,7 @@ def _resume(
         torch.set_rng_state(state["random"]["cpu"])
         if torch.cuda.is_available() and state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    except (KeyError, ValueError, TypeError, RuntimeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise CheckpointError(
             f"{store.state} belongs to another training; delete its folder to train again"
         ) from None

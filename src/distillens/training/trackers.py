@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -24,7 +27,8 @@ def start_trackers(
     Raises
     ------
     TrainingError
-        A tracker is not installed; Accelerate alone would leave it out without a word.
+        A tracker is not installed, which Accelerate alone would pass over without a word, or it
+        cannot start.
     """
     for tracker in trackers:
         if find_spec(tracker) is None:
@@ -35,26 +39,58 @@ def start_trackers(
     if trackers:
         accelerator.log_with = list(trackers)  # type: ignore[assignment]
         accelerator.project_configuration.set_directories(str(folder))
-        accelerator.init_trackers(name)
+        with _one_line(
+            f"trackers {', '.join(trackers)} cannot start", "leave them out of trackers"
+        ):
+            accelerator.init_trackers(name)
 
 
-def tracking(accelerator: Accelerator, network: str, steps: Iterator[int]) -> Hook:
-    """Return a hook that logs every epoch of a network under its name.
+@dataclass
+class Steps:
+    """The epochs of all networks of a study, one after the other.
 
-    ``steps`` counts the epochs of all networks of a study, since trackers drop steps that go back.
+    Trackers drop steps that go back, so a network's steps begin after those of the networks before
+    it, whether these were trained now or before the run was taken up again.
     """
 
-    return lambda record, model: log_epoch(accelerator, network, record, next(steps))
+    taken: int = 0
+
+    def take(self, epochs: int) -> int:
+        """Return the step before the first of a network's epochs."""
+        before = self.taken
+        self.taken += epochs
+        return before
+
+
+def tracked_name(network: str) -> str:
+    """Return a network's name in letters that every tracker takes; MLflow refuses most signs."""
+    return " ".join(re.sub(r"[^\w.\- :]", " ", network).split())
+
+
+def tracking(accelerator: Accelerator, network: str, before: int) -> Hook:
+    """Return a hook that logs every epoch of a network under its name, from the step ``before`` on."""
+    return lambda record, model: log_epoch(accelerator, network, record, before + record.epoch)
 
 
 def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step: int) -> None:
     """Log an epoch of a network under its name."""
-    accelerator.log(
-        {
-            f"{network}/loss": record.loss,
-            f"{network}/accuracy": record.accuracy,
-            f"{network}/learning rate": record.learning_rate,
-            f"{network}/epoch": record.epoch,
-        },
-        step=step,
-    )
+    name = tracked_name(network)
+    values = {
+        f"{name}/loss": record.loss,
+        f"{name}/accuracy": record.accuracy,
+        f"{name}/learning rate": record.learning_rate,
+        f"{name}/epoch": record.epoch,
+    }
+    advice = "run the recipe again to go on, perhaps without it in trackers"
+    with _one_line(f"a tracker cannot log epoch {record.epoch} of {network}", advice):
+        accelerator.log(values, step=step)
+
+
+@contextmanager
+def _one_line(what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    # Each tracker raises kinds of its own, for a server out of reach, a missing key, a bad folder.
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrainingError(f"{what}: {text}; {advice}") from None

@@ -52,7 +52,10 @@ def write_history(path: Path, records: list[EpochRecord]) -> None:
 
 def read_history(path: Path, epochs: int) -> list[EpochRecord]:
     """Read the first epochs of a history."""
-    lines = path.read_text().splitlines()[:epochs] if path.is_file() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.is_file() else []
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is damaged; delete its folder to train again") from None
     if len(lines) < epochs:
         raise CheckpointError(
             f"{path} ends before epoch {epochs}; delete its folder to train again"
@@ -81,7 +84,11 @@ def read_state(path: Path) -> dict[str, Any]:
     CheckpointError
         The file is damaged or holds something else.
     """
-    state = load_safely(path)
-    if not isinstance(state, dict) or set(state) != STATE_KEYS:
+    try:
+        state = load_safely(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete its folder to train again") from None
+    known = isinstance(state, dict) and set(state) == STATE_KEYS
+    if not known or not isinstance(state["epoch"], int):
         raise CheckpointError(f"{path} is no training state; delete its folder to train again")
     return state

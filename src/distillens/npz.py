@@ -1,0 +1,33 @@
+"""Read an npz of plain arrays. Whatever is wrong with the file is one kind of error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz by name; nothing is unpickled.
+
+    Raises
+    ------
+    ValueError
+        With one short line: the file is missing, damaged, or no npz of plain arrays. The caller knows
+        what the file is for and makes the user's error of it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start == b"\x93NUMPY":
+            raise ValueError("it holds a single array without a name, as numpy.save writes it")
+        if not start.startswith(b"PK"):
+            raise ValueError("it does not start as an npz does" if start else "it is empty")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    # zipfile, zlib and NumPy raise a dozen kinds, by where the damage is; a damaged shape asks for
+    # more memory than there is.
+    except Exception as error:
+        said = error.strerror if isinstance(error, OSError) else None
+        text = " ".join((said or str(error)).split())[:160]
+        raise ValueError(text or "it ends too early") from None
