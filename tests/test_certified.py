@@ -18,6 +18,7 @@ from distillens.linalg import (
     low_rank_kernel,
     rp_cholesky,
 )
+from distillens.linalg.interval import interval
 
 # What a float64 product of a few hundred rows is off by, relative to ‖K‖‖x‖.
 EXACT = 1e-13
@@ -120,6 +121,43 @@ def test_the_exact_value_is_within_after_any_number_of_steps(
     # Stored in float64, K may have an eigenvalue of -1e-16, which the certificate rules out.
     assert_within(found, kernel.exact(targets, 10**ridge), tolerance=1e-15 / 10**ridge + 1e-14)
     assert (found.width[found.converged] <= 0.02).all()
+
+
+@pytest.mark.parametrize("off", [-0.5, -1e-3, 1e-3, 0.5])
+def test_any_x_proves_an_interval(off: float):
+    """Not only an iterate of conjugate gradients, for which rᵀx vanishes."""
+    kernel = Spectral(np.geomspace(1, 1e-3, 60))
+    y = kernel.rng.normal(size=(60, 2))
+    shifted = kernel.gram + 0.01 * np.eye(60)
+    x = (1 + off) * np.linalg.solve(shifted, y)
+    residual = y - shifted @ x
+    form = np.sum(residual * np.linalg.solve(shifted, residual), axis=0)
+    found = interval(y, x, residual, form, np.full(2, 1e-12), 0.01, kernel.gram @ x)
+    wanted = kernel.exact(y, 0.01)
+    assert (found.low < wanted).all()
+    assert (wanted < found.high).all()
+    # With the exact form as its bound, the upper end is the value but for rounding.
+    np.testing.assert_allclose(found.high, wanted, rtol=1e-8)
+    np.testing.assert_allclose(found.low, wanted - form, rtol=1e-8)
+
+
+def test_the_recurrence_proves_nothing():
+    """The steps see a kernel that is 1.5 times too large, the looks at the residual do not."""
+    kernel = Spectral(np.geomspace(1, 0.1, 40))
+    targets = kernel.rng.normal(size=40)
+    steps = solve(kernel, targets, 0.1, product=lambda x: 1.5 * kernel.product(x)).iterations[0]
+    calls = 0
+
+    def product(x: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return (1.5 if calls <= steps else 1.0) * kernel.product(x)
+
+    found = solve(kernel, targets, 0.1, product=product)
+    assert_within(found, kernel.value(targets, 0.1))
+    # The first look sees through it, and the restart from the true residual repairs it.
+    assert found.converged.all()
+    assert found.products > found.iterations[0] + 1
 
 
 def test_few_steps_give_a_wide_interval_that_shrinks():

@@ -2,14 +2,7 @@
 
 The kernel K is positive semidefinite and is given as a product X → KX; K + λI is never formed.
 
-For any x, with A = K + λI and the true residual r = y − Ax, A⁻¹y = x + A⁻¹r, hence
-yᵀA⁻¹y = yᵀx + rᵀx + rᵀA⁻¹r. The last term is at least 0, and at most rᵀQ⁻¹r for any Q ⪯ A. Q = λI
-always serves; Q = LLᵀ + λI does where LLᵀ ⪯ K (see `LowRankKernel.bound`). The smaller one counts.
-
-The product that is seen is Kx + e with ‖e‖ ≤ η, so what is seen of r is r̂ = r − e. Therefore rᵀx
-lies within η‖x‖ of r̂ᵀx, and √(rᵀA⁻¹r) is at most √(r̂ᵀA⁻¹r̂) + η/√λ. The rounding of float64 in r̂
-and in the inner products is added to this by the bounds in `rounding`. So if η is a bound, the
-interval is one; if η is an estimate, so is the interval. It does not matter how x was found.
+Any iterate has an interval, see `interval`; conjugate gradients only make it narrow.
 
 Shapes: N rows of the kernel, M right-hand sides (columns).
 """
@@ -25,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
 from distillens.linalg.conjugate import ConjugateGradients, columnwise
+from distillens.linalg.interval import Interval, interval
 from distillens.linalg.nystrom import LowRankKernel
-from distillens.linalg.rounding import UNIT, sum_error
+from distillens.linalg.rounding import sum_error
 
 Array = NDArray[np.float64]
 Stop = Literal["width", "rounding", "iterations"]
@@ -164,8 +158,8 @@ def certified_quadratic_form(
         free = columnwise(iteration.residual, iteration.residual) / ridge
         if preconditioner is not None:
             free = np.minimum(free, preconditioner.above(iteration.size, ridge))
-        off = error(iteration.x, iteration.residual)
-        guess = _interval(y, iteration.x, iteration.residual, free, off, ridge)
+        off = error(iteration.x, y - iteration.residual - ridge * iteration.x)
+        guess = interval(y, iteration.x, iteration.residual, free, off, ridge)
         ready = ledger.narrow(guess, _AHEAD) | ledger.hopeless(guess) | iteration.stuck
         ready |= step == max_iterations
         if not ready.any():
@@ -174,7 +168,7 @@ def certified_quadratic_form(
         image = counted(x)
         residual = y[:, ready] - image - ridge * x
         gap = bound(residual)
-        seen = _interval(y[:, ready], x, residual, gap, error(x, image), ridge, image)
+        seen = interval(y[:, ready], x, residual, gap, error(x, image), ridge, image)
         columns = open_M[ready]
         # A restart from the true residual that does not halve the gap meets rounding.
         stalled = gap > 0.5 * gaps_M[columns]
@@ -193,55 +187,6 @@ def certified_quadratic_form(
     return ledger.close(ridge, calls, max_iterations)
 
 
-@dataclass(frozen=True, eq=False)
-class _Interval:
-    """The interval of each column; arrays are (M,)."""
-
-    low: Array
-    high: Array
-    estimate: Array
-    gap: Array
-    """The upper bound of r̂ᵀA⁻¹r̂: what is left for iterations to narrow."""
-    rounding: Array
-    """The rest of high − low."""
-    residual: Array
-    length: Array
-
-
-def _interval(
-    y: Array,
-    x: Array,
-    residual: Array,
-    gap: Array,
-    product_error: Array,
-    ridge: float,
-    image: Array | None = None,
-) -> _Interval:
-    """The interval of the module's docstring; without the product's image only a preview of it."""
-    y_length, x_length, r_length = (np.linalg.norm(array, axis=0) for array in (y, x, residual))
-    terms = len(y) + 3
-    center = columnwise(y, x) + columnwise(residual, x)
-    forming = 4 * UNIT * (y_length + ridge * x_length)
-    if image is not None:
-        forming += 4 * UNIT * np.linalg.norm(image, axis=0)
-    off = (product_error + forming) * (1 + sum_error(terms))
-    slack = off * x_length + sum_error(terms) * (y_length + r_length) * x_length
-    slack = slack + 4 * UNIT * np.abs(center)
-    gap = gap * (1 + 2 * sum_error(terms))
-    top = (np.sqrt(gap) + off / np.sqrt(ridge)) ** 2
-    share = np.divide(r_length, y_length, out=np.zeros_like(r_length), where=y_length > 0)
-    return _Interval(
-        # A quadratic form of a positive definite matrix is not below 0.
-        low=np.maximum(center - slack, 0.0),
-        high=center + slack + top,
-        estimate=np.maximum(center, 0.0),
-        gap=gap,
-        rounding=2 * slack + np.maximum(top - gap, 0.0),
-        residual=share,
-        length=x_length,
-    )
-
-
 class _Ledger:
     """What is known of each of the M columns so far, and whether it will do."""
 
@@ -256,17 +201,17 @@ class _Ledger:
             name: np.zeros(columns) for name in ("estimate", "rounding", "residual", "length")
         }
 
-    def narrow(self, seen: _Interval, share: float = 1.0) -> NDArray[np.bool_]:
+    def narrow(self, seen: Interval, share: float = 1.0) -> NDArray[np.bool_]:
         return seen.high - seen.low <= share * self._width * seen.low
 
-    def hopeless(self, seen: _Interval) -> NDArray[np.bool_]:
+    def hopeless(self, seen: Interval) -> NDArray[np.bool_]:
         rounding = seen.rounding
         return (rounding > self._width * seen.low) & (seen.gap <= _ROUNDING_RULES * rounding)
 
     def enter(
         self,
         columns: NDArray[np.intp],
-        seen: _Interval,
+        seen: Interval,
         step: int,
         stalled: NDArray[np.bool_],
         *,
