@@ -1,4 +1,4 @@
-"""Solving with a Gram matrix in float64, with the error of each solve.
+"""Solving with a Gram matrix by Cholesky in float64, with the error of each solve.
 
 Shapes: N rows of the matrix, M right-hand sides, C blocks.
 """
@@ -113,25 +113,16 @@ def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
         ridge is negative. `SingularGramError` is a kind of `KernelError`.
     """
     given = np.asarray(gram_NN)
-    gram = check_gram(given)
+    gram = checked_gram(given)
     if not (np.isfinite(ridge) and ridge >= 0):
         raise KernelError(f"the ridge is {ridge}; give a finite number >= 0")
     ridge = float(ridge)
-    limit = _singular_share(given)
-    shifted = _shifted(gram, ridge)
-    lange, pocon = scipy.linalg.get_lapack_funcs(("lange", "pocon"), (shifted,))
-    norm = lange("1", shifted.T)
-    try:
-        # A symmetric matrix is its own transpose: this view is in Fortran order, so LAPACK
-        # works in place.
-        factor, _ = scipy.linalg.cho_factor(
-            shifted.T, lower=True, overwrite_a=True, check_finite=False
-        )
-    except np.linalg.LinAlgError:
-        factor = None
+    limit = singular_share(given)
+    shifted = shifted_gram(gram, ridge)
+    factor, reciprocal = cholesky_of(shifted)
     # In the 1-norm the condition of a symmetric matrix is never below that in the 2-norm, so only
     # matrices that look suspicious here need their eigenvalues; 10 allows for LAPACK's estimate.
-    if factor is None or pocon(factor, norm, uplo="L")[0] < 10 * limit:
+    if factor is None or reciprocal < 10 * limit:
         _refuse_singular(gram, ridge, limit, failed=factor is None)
     assert factor is not None  # _refuse_singular raises where Cholesky failed
     return Factor(gram, factor, ridge)
@@ -169,8 +160,8 @@ def eigen_summary(gram: ArrayLike) -> EigenSummary:
     blocks = array if array.ndim == 3 else array[None]
     if len(blocks) == 0:
         raise KernelError(f"a Gram of shape {array.shape} has no blocks; give at least one")
-    checked = [check_gram(block) for block in blocks]
-    spectra = [_eigenvalues(block) for block in checked]
+    checked = [checked_gram(block) for block in blocks]
+    spectra = [eigenvalues_of(block) for block in checked]
     smallest = float(min(values[0] for values in spectra))
     largest = float(max(values[-1] for values in spectra))
     return EigenSummary(
@@ -191,7 +182,7 @@ def eigenpairs(gram: ArrayLike) -> tuple[Array, Array]:
     KernelError
         The Gram (N, N) is not square, not finite, not symmetric or has a negative eigenvalue.
     """
-    gram_NN = check_gram(gram)
+    gram_NN = checked_gram(gram)
     values_N, vectors_NN = scipy.linalg.eigh(gram_NN, check_finite=False)
     smallest, size = float(values_N[0]), float(np.abs(values_N).max())
     if smallest < -_NEGATIVE * size:
@@ -202,7 +193,7 @@ def eigenpairs(gram: ArrayLike) -> tuple[Array, Array]:
     return values_N, vectors_NN
 
 
-def check_gram(gram: ArrayLike) -> Array:
+def checked_gram(gram: ArrayLike) -> Array:
     """Return a Gram (N, N) in float64, exactly symmetric.
 
     Raises
@@ -235,7 +226,7 @@ def check_gram(gram: ArrayLike) -> Array:
     return 0.5 * (gram_NN + gram_NN.T)
 
 
-def _singular_share(gram: NDArray) -> float:
+def singular_share(gram: NDArray) -> float:
     """Share of the largest eigenvalue at or below which the smallest one is rounding."""
     share = max(len(gram), 100) * float(np.finfo(np.float64).eps)
     if np.issubdtype(gram.dtype, np.floating):
@@ -243,21 +234,39 @@ def _singular_share(gram: NDArray) -> float:
     return share
 
 
-def _shifted(gram_NN: Array, ridge: float) -> Array:
+def shifted_gram(gram_NN: Array, ridge: float) -> Array:
     """Copy the Gram in C order and add the ridge."""
     shifted = np.array(gram_NN, order="C")
     shifted[np.diag_indices_from(shifted)] += ridge
     return shifted
 
 
-def _eigenvalues(gram_NN: Array) -> Array:
+def cholesky_of(shifted_NN: Array) -> tuple[Array | None, float]:
+    """Factorise in the matrix's own memory; also the reciprocal condition in the 1-norm.
+
+    Where Cholesky fails these are None and 0.
+    """
+    lange, pocon = scipy.linalg.get_lapack_funcs(("lange", "pocon"), (shifted_NN,))
+    norm = lange("1", shifted_NN.T)
+    try:
+        # A symmetric matrix is its own transpose: this view is in Fortran order, so LAPACK
+        # works in place.
+        factor, _ = scipy.linalg.cho_factor(
+            shifted_NN.T, lower=True, overwrite_a=True, check_finite=False
+        )
+    except np.linalg.LinAlgError:
+        return None, 0.0
+    return factor, float(pocon(factor, norm, uplo="L")[0])
+
+
+def eigenvalues_of(gram_NN: Array) -> Array:
     """Return the eigenvalues in ascending order."""
     return scipy.linalg.eigvalsh(gram_NN, check_finite=False)
 
 
 def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool) -> None:
     """Raise if K is singular to rounding or not positive definite; ``failed``: Cholesky was."""
-    eigenvalues = _eigenvalues(_shifted(gram_NN, ridge))
+    eigenvalues = eigenvalues_of(shifted_gram(gram_NN, ridge))
     smallest, size = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
     what = f"the Gram ({len(gram_NN)} rows, ridge {ridge:g})"
     values = f"smallest eigenvalue {smallest:.3g}, largest {float(eigenvalues[-1]):.3g}"

@@ -1,0 +1,348 @@
+"""yᵀ(K + λI)⁻¹y by iteration, within an interval that certainly holds it.
+
+The kernel K is positive semidefinite and is given as a product X → KX; K + λI is never formed.
+
+Any iterate has an interval, see `interval`; conjugate gradients only make it narrow.
+
+Shapes: N rows of the kernel, M right-hand sides (columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from distillens.errors import KernelError, MeasureError
+from distillens.linalg.conjugate import ConjugateGradients, columnwise
+from distillens.linalg.interval import Interval, interval
+from distillens.linalg.nystrom import LowRankKernel
+from distillens.linalg.rounding import sum_error
+
+Array = NDArray[np.float64]
+Stop = Literal["width", "rounding", "iterations"]
+
+# The recurrence's residual is a little off: look at the true one when the width is safely reached.
+_AHEAD = 0.95
+# Where the rest of the interval is below this share of its rounding, iterating on is no help.
+_ROUNDING_RULES = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class CertifiedValues:
+    """yᵀ(K + ridge·I)⁻¹y of M columns, each within [low, high]; arrays are (M,).
+
+    ``estimate`` is yᵀx + rᵀx, whose error is second order in that of x. ``width`` is
+    (high − low)/low, infinite where low is 0 and high is not; ``rounding`` is what product error
+    and float64 add to high − low at the last iterate. ``residual`` is ‖y − (K + ridge·I)x‖/‖y‖,
+    with the product as computed. ``iterations`` counts a column's steps. ``stopped`` has why each
+    column ended: "width" when it was narrow enough, "rounding" when no iteration could make it so,
+    "iterations" when there were no more. ``length`` is ‖x‖: an error ΔK of the kernel moves the
+    value by at most ‖ΔK‖₂·‖x‖², to first order. ``products`` counts the calls of the product.
+    """
+
+    low: Array
+    high: Array
+    estimate: Array
+    width: Array
+    rounding: Array
+    residual: Array
+    length: Array
+    iterations: NDArray[np.intp]
+    stopped: tuple[Stop, ...]
+    ridge: float
+    products: int
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Which columns are as narrow as was asked for, (M,)."""
+        return np.array([why == "width" for why in self.stopped], dtype=bool)
+
+
+class UndeterminedError(KernelError):
+    """Columns whose interval stayed too wide; ``result`` has all intervals, which hold still."""
+
+    def __init__(self, message: str, result: CertifiedValues) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def certified_quadratic_form(
+    product: Callable[[Array], ArrayLike],
+    targets: ArrayLike,
+    ridge: float,
+    *,
+    product_error: float | Callable[[Array, Array], ArrayLike],
+    norm: float | None = None,
+    preconditioner: LowRankKernel | None = None,
+    width: float = 0.02,
+    max_iterations: int = 1000,
+) -> CertifiedValues:
+    """Compute yᵀ(K + ridge·I)⁻¹y for each column y by preconditioned conjugate gradients.
+
+    About eight arrays of the targets' shape are held, besides the preconditioner. Columns that are
+    done are left out of further products.
+
+    Parameters
+    ----------
+    product
+        Takes X, (N, m) with 1 <= m <= M, in float64 and returns KX. K is positive semidefinite.
+    targets
+        y of shape (N,), or M of them as columns, (N, M).
+    ridge
+        λ > 0, in the units of the kernel.
+    product_error
+        How far the product may be off. A number e says ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
+        x; it needs an upper bound of ‖K‖₂ (``norm``, or that of the preconditioner). A callable
+        takes X and the computed KX, both (N, m), and returns one bound of ‖computed Kx − Kx‖₂ a
+        column, (m,). 0 says that the product has no error at all.
+    norm
+        An upper bound of ‖K‖₂; the trace is one. An estimate by power iteration is not.
+    preconditioner
+        See `rp_cholesky`. Without it the iteration is plain and only Q = λI bounds it.
+    width
+        Stop a column where its interval is at most this share of its lower end.
+    max_iterations
+        Steps after which it is an error.
+
+    Returns
+    -------
+    CertifiedValues
+        With every column determined.
+
+    Raises
+    ------
+    UndeterminedError
+        Columns did not become narrow enough; it names the width reached and has the ``result``.
+    KernelError
+        The ridge is not above 0, an option is out of range, the preconditioner has another number
+        of rows, the product returns another shape or values that are not finite, or the kernel has
+        a negative eigenvalue beyond the stated error.
+    MeasureError
+        The targets have another shape or are not finite.
+    """
+    y_NM = _checked_targets(targets)
+    _check_options(ridge, width, max_iterations, preconditioner, len(y_NM))
+    ridge = float(ridge)
+    error = _error_of_product(product_error, norm, preconditioner)
+    calls = 0
+
+    def counted(x_NM: Array) -> Array:
+        nonlocal calls
+        calls += 1
+        return _checked_image(product(x_NM), x_NM.shape)
+
+    def precondition(r_NM: Array) -> Array:
+        return r_NM.copy() if preconditioner is None else preconditioner.solve(r_NM, ridge)
+
+    def bound(r_NM: Array) -> Array:
+        gap = columnwise(r_NM, r_NM) / ridge
+        return gap if preconditioner is None else np.minimum(gap, preconditioner.bound(r_NM, ridge))
+
+    # The interval of x = 0, for which no product is needed.
+    start = bound(y_NM) * (1 + 2 * sum_error(len(y_NM) + 3))
+    ledger = _Ledger(start, width)
+    open_M = np.flatnonzero(y_NM.any(axis=0))
+    y = y_NM[:, open_M]
+    iteration = ConjugateGradients(counted, error, precondition, ridge, y)
+    gaps_M = np.full(y_NM.shape[1], np.inf)
+    for step in range(1, max_iterations + 1):
+        if len(open_M) == 0:
+            break
+        iteration.step()
+        # The recurrence's own residual says for nothing when a look at the true one is worth a
+        # product; it drifts, so it proves nothing.
+        free = columnwise(iteration.residual, iteration.residual) / ridge
+        if preconditioner is not None:
+            free = np.minimum(free, preconditioner.above(iteration.size, ridge))
+        off = error(iteration.x, y - iteration.residual - ridge * iteration.x)
+        guess = interval(y, iteration.x, iteration.residual, free, off, ridge)
+        ready = ledger.narrow(guess, _AHEAD) | ledger.hopeless(guess) | iteration.stuck
+        ready |= step == max_iterations
+        if not ready.any():
+            continue
+        x = iteration.x[:, ready]
+        image = counted(x)
+        residual = y[:, ready] - image - ridge * x
+        gap = bound(residual)
+        seen = interval(y[:, ready], x, residual, gap, error(x, image), ridge, image)
+        columns = open_M[ready]
+        # A restart from the true residual that does not halve the gap meets rounding.
+        stalled = gap > 0.5 * gaps_M[columns]
+        gaps_M[columns] = gap
+        done = ledger.enter(columns, seen, step, stalled, last=step == max_iterations)
+        if done.all() and ready.all():
+            break
+        again = ready.copy()
+        again[ready] = ~done
+        if again.any():
+            iteration.replace(again, residual[:, ~done])
+        if done.any():
+            remaining = ~ready | again
+            iteration.keep(remaining)
+            y, open_M = y[:, remaining], open_M[remaining]
+    return ledger.close(ridge, calls, max_iterations)
+
+
+class _Ledger:
+    """What is known of each of the M columns so far, and whether it will do."""
+
+    def __init__(self, start_M: Array, width: float) -> None:
+        columns = len(start_M)
+        self._width = width
+        self._stopped: list[Stop] = ["width"] * columns
+        # A zero target has the value 0 without any iteration.
+        self._iterations = np.zeros(columns, dtype=np.intp)
+        self._low, self._high = np.zeros(columns), start_M.copy()
+        self._last = {
+            name: np.zeros(columns) for name in ("estimate", "rounding", "residual", "length")
+        }
+
+    def narrow(self, seen: Interval, share: float = 1.0) -> NDArray[np.bool_]:
+        return seen.high - seen.low <= share * self._width * seen.low
+
+    def hopeless(self, seen: Interval) -> NDArray[np.bool_]:
+        rounding = seen.rounding
+        return (rounding > self._width * seen.low) & (seen.gap <= _ROUNDING_RULES * rounding)
+
+    def enter(
+        self,
+        columns: NDArray[np.intp],
+        seen: Interval,
+        step: int,
+        stalled: NDArray[np.bool_],
+        *,
+        last: bool,
+    ) -> NDArray[np.bool_]:
+        """Write down the intervals of ``columns``; return which of them are finished."""
+        # Each look has an interval that holds the value, so what all of them share holds it too.
+        self._low[columns] = np.maximum(self._low[columns], seen.low)
+        self._high[columns] = np.minimum(self._high[columns], seen.high)
+        for name, numbers in self._last.items():
+            numbers[columns] = getattr(seen, name)
+        self._iterations[columns] = step
+        narrow = self.narrow(seen)
+        done = narrow | self.hopeless(seen) | stalled
+        for column, good, finished in zip(columns, narrow, done, strict=True):
+            self._stopped[column] = "width" if good else "rounding" if finished else "iterations"
+        return done | last
+
+    def close(self, ridge: float, products: int, max_iterations: int) -> CertifiedValues:
+        low, high, last = self._low, self._high, self._last
+        result = CertifiedValues(
+            low=low,
+            high=high,
+            estimate=np.clip(last["estimate"], low, high),
+            width=np.divide(high - low, low, out=np.where(high > low, np.inf, 0.0), where=low > 0),
+            rounding=last["rounding"],
+            residual=last["residual"],
+            length=last["length"],
+            iterations=self._iterations,
+            stopped=tuple(self._stopped),
+            ridge=ridge,
+            products=products,
+        )
+        if not result.converged.all():
+            raise UndeterminedError(self._complaint(result, max_iterations), result)
+        return result
+
+    def _complaint(self, result: CertifiedValues, max_iterations: int) -> str:
+        open_M = np.flatnonzero(~result.converged)
+        worst = int(open_M[np.argmax(result.width[open_M])])
+        what = (
+            f"{len(open_M)} of {len(result.stopped)} columns are undetermined: column {worst} is "
+            f"within [{result.low[worst]:.6g}, {result.high[worst]:.6g}], {result.width[worst]:.3g} "
+            f"of its value where {self._width:g} was asked for"
+        )
+        if result.stopped[worst] == "rounding":
+            return (
+                f"{what}; its product error and rounding alone make {result.rounding[worst]:.3g} "
+                f"of that, so compute the product more precisely or raise the ridge from "
+                f"{result.ridge:g}"
+            )
+        return (
+            f"{what}, after {max_iterations} iterations; allow more, give a preconditioner of "
+            f"higher rank or raise the ridge from {result.ridge:g}"
+        )
+
+
+def _checked_targets(targets: ArrayLike) -> Array:
+    y = np.asarray(targets, dtype=np.float64)
+    if y.ndim not in (1, 2) or y.size == 0:
+        raise MeasureError(f"targets have shape (N,) or (N, M), these have {y.shape}")
+    if not np.isfinite(y).all():
+        raise MeasureError(f"the targets of shape {y.shape} hold NaN or infinity")
+    return y.reshape(len(y), -1)
+
+
+def _check_options(
+    ridge: float,
+    width: float,
+    max_iterations: int,
+    preconditioner: LowRankKernel | None,
+    size: int,
+) -> None:
+    if not (np.isfinite(ridge) and ridge > 0):
+        raise KernelError(
+            f"the ridge is {ridge}; the iterative solve needs a finite one > 0, so give one or "
+            "factorise the Gram"
+        )
+    if not width > 0:
+        raise KernelError(f"the width is {width}; give a share > 0")
+    if max_iterations < 1:
+        raise KernelError(f"max_iterations is {max_iterations}; give at least 1")
+    if preconditioner is not None and len(preconditioner.basis) != size:
+        raise KernelError(
+            f"the preconditioner has {len(preconditioner.basis)} rows and the targets have {size}; "
+            "make both from the same examples"
+        )
+
+
+def _error_of_product(
+    product_error: float | Callable[[Array, Array], ArrayLike],
+    norm: float | None,
+    preconditioner: LowRankKernel | None,
+) -> Callable[[Array, Array], Array]:
+    """One bound of ‖computed Kx − Kx‖₂ a column from X and the computed KX."""
+    if callable(product_error):
+
+        def bound(x_NM: Array, image_NM: Array) -> Array:
+            found = np.asarray(product_error(x_NM, image_NM), dtype=np.float64)
+            if found.shape != (x_NM.shape[1],) or not (np.isfinite(found) & (found >= 0)).all():
+                raise KernelError(
+                    f"product_error returned shape {found.shape}, values {found.tolist()}; return "
+                    f"finite numbers >= 0 of shape ({x_NM.shape[1]},)"
+                )
+            return found
+
+        return bound
+    if not (np.isfinite(product_error) and product_error >= 0):
+        raise KernelError(f"the product error is {product_error}; give a finite number >= 0")
+    known = [norm] if norm is not None else []
+    if preconditioner is not None and np.isfinite(preconditioner.norm):
+        known.append(preconditioner.norm)
+    if any(not (np.isfinite(one) and one >= 0) for one in known):
+        raise KernelError(f"the norm is {norm}; give a finite upper bound of ‖K‖, as its trace")
+    if product_error > 0 and not known:
+        raise KernelError(
+            f"a product error of {product_error:g} is relative to ‖K‖, of which nothing is known; "
+            "give norm, an upper bound such as the kernel's trace"
+        )
+    scale = product_error * min(known) if product_error > 0 else 0.0
+    return lambda x_NM, image_NM: scale * np.linalg.norm(x_NM, axis=0)
+
+
+def _checked_image(image: ArrayLike, shape: tuple[int, ...]) -> Array:
+    # A copy, as the product may hand out its own memory and the iteration writes in it.
+    image_NM = np.array(image, dtype=np.float64)
+    if image_NM.shape != shape:
+        raise KernelError(f"the product returned shape {image_NM.shape}; return {shape}")
+    if not np.isfinite(image_NM).all():
+        raise KernelError(
+            f"the product returned {int(np.count_nonzero(~np.isfinite(image_NM)))} values that are "
+            "NaN or infinite; look for non-finite weights or inputs in the kernel"
+        )
+    return image_NM
