@@ -229,6 +229,47 @@ class RiskBound(_Result):
 
 
 @dataclass(frozen=True)
+class CertifiedComplexity(_Result):
+    """The complexity of one target set against one kernel, with its interval.
+
+    ``plain`` is YᵀK⁻¹Y (Def. 1), within [``plain_low``, ``plain_high``]; ``adjusted`` eq. 49 (None
+    without predictions), ``adjusted_star`` eq. 50, ``normalised`` the former (or, without, the
+    latter) divided by the targets' root mean square. ``determined`` says whether the intervals are
+    narrow enough for the values to mean something. A singular kernel gives infinities.
+    """
+
+    name: str
+    plain: float
+    plain_low: float
+    plain_high: float
+    adjusted: float | None
+    adjusted_star: float
+    normalised: float
+    target_size: float
+    determined: bool
+
+
+@dataclass(frozen=True)
+class KernelComplexity(_Result):
+    """The complexity of target sets against the kernel of one output of a network.
+
+    ``trace`` includes ``ridge``, what was added to the diagonal. For a singular kernel ``beside``
+    has the values with ``beside_ridge`` added.
+    """
+
+    examples: int
+    outputs: str
+    method: str
+    trace: float
+    ridge: float
+    targets: tuple[CertifiedComplexity, ...]
+    beside_ridge: float | None
+    beside: tuple[CertifiedComplexity, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Agreement(_Result):
     """Who is right, as counts of N examples; the four add up to N."""
 

@@ -38,6 +38,9 @@ from distillens.kernel.ways import measured_speed
 from distillens.progress import Progress, silent
 
 _SAMPLE = 2
+"""Examples that the shapes are read from."""
+_BATCH = 256
+"""Examples of a plain forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +198,43 @@ class EmpiricalNTK:
     def trace(self, inputs: Tensor) -> Tensor:
         """Return Tr K in float64: a scalar, or (C,) for "class-diagonal"."""
         return self.diagonal(inputs).double().sum(dim=-1)
+
+    def outputs_of(self, inputs: Tensor) -> Tensor:
+        """Return the outputs that the kernel is taken of, (N, C), in the kernel's type."""
+        rows, _ = self._examples(inputs, None)
+        prepared = self._prepared
+        count = prepared.count_outputs(rows[:1])
+        directions_CO = directions(self.outputs, count, prepared.dtype, prepared.device)
+        with torch.no_grad():
+            parts = [prepared.network(part) @ directions_CO.T for part in rows.split(_BATCH)]
+        return torch.cat(parts)
+
+    def product_error(self, product: KernelProduct, inputs: Tensor) -> float:
+        """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
+        rows, _ = self._examples(inputs, None)
+        prepared = self._prepared
+        count = prepared.count_outputs(rows[:1])
+        directions_CO = directions(self.outputs, count, prepared.dtype, prepared.device)
+        generator = torch.Generator().manual_seed(0)
+        vector = torch.randn(
+            len(rows), len(directions_CO), generator=generator, dtype=torch.float64
+        )
+        vector = vector.to(prepared.device, prepared.dtype)
+        plain = PlainProducts(prepared.network, prepared.parameters, _BATCH)
+        wanted = plain.product(rows, rows, directions_CO, vector)
+        found = product(vector.flatten()).view_as(wanted)
+        size = float(wanted.norm())
+        return float((found - wanted).norm()) / size if size else 0.0
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a computation may take now."""
+        return self._budget()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of how gradients were made; complete after the first computation."""
+        return self._notes() if self._coverage is not None else ()
 
     def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
         budget = self._budget()

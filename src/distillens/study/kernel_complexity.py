@@ -1,0 +1,246 @@
+"""Supervision complexity of a user's own model, data and targets, with a certified interval.
+
+Where the Gram fits, it is computed in float64 and factorised, and the interval says how far its own
+rounding could move each value. Where it does not, the same form is solved by iteration on products
+with the kernel, within an interval that holds it.
+
+Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Def. 1 and eqs. 49, 50. Shapes: N examples,
+C outputs, S target sets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from distillens.errors import KernelError, MeasureError
+from distillens.kernel import EmpiricalNTK, NTKGram
+from distillens.linalg import (
+    SingularGramError,
+    certified_quadratic_form,
+    factorise,
+    perturbed_quadratic_form,
+    rp_cholesky,
+)
+from distillens.progress import Progress, silent
+from distillens.results import CertifiedComplexity, KernelComplexity
+
+Array = NDArray[np.float64]
+
+_COPIES = 4
+"""Arrays of the Gram's size that a factorisation holds: the Gram, its factor, two that pass by."""
+_BESIDE = 1e-6
+"""Share of the mean diagonal that is added for the values beside those of a singular kernel."""
+_RANK = 1000
+"""Columns of the preconditioner."""
+_SAFETY = 10.0
+"""Between the error of a product as measured on one vector and what is assumed of all."""
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """YᵀK⁻¹Y for each column: the value, its interval and whether it is narrow enough."""
+
+    method: str
+    trace: float
+    """Of the kernel with its ridge."""
+    ridge: float
+    value: Array
+    low: Array
+    high: Array
+    determined: NDArray[np.bool_]
+    notes: tuple[str, ...]
+
+
+def kernel_complexity(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Mapping[str, ArrayLike],
+    *,
+    outputs: int | tuple[int, int],
+    ridge: float = 0.0,
+    predictions: bool = True,
+    max_memory: int | None = None,
+    width: float = 0.02,
+    progress: Progress = silent,
+) -> KernelComplexity:
+    """Measure how hard target sets are for one output of a network.
+
+    Parameters
+    ----------
+    model
+        Takes (B, …) and returns (B, O); stays as it is.
+    inputs
+        N examples, as the model takes them.
+    targets
+        Y of each set, (N,), by name; coded as in `distillens.measures.targets`.
+    outputs
+        The logit, or two for their difference.
+    ridge
+        Added to the kernel's diagonal, as a share of its mean.
+    predictions
+        Whether eq. 49 is measured too, on Y − f(X).
+    max_memory
+        Bytes; by default three quarters of what is free. Where the Gram and its factor do not fit,
+        the values are solved for by iteration, which needs a ridge.
+    width
+        The widest interval, as a share of the value, that counts as determined.
+    progress
+        Where to show how far it is.
+
+    Raises
+    ------
+    KernelError
+        As `EmpiricalNTK`; or the Gram does not fit and the ridge is 0.
+    MeasureError
+        A target set has another length or is not finite; there is none.
+    """
+    began = time.perf_counter()
+    kernel = EmpiricalNTK(
+        model, outputs=outputs, dtype=torch.float64, max_memory=max_memory, progress=progress
+    )
+    sets = _columns(targets, len(inputs))
+    values = kernel.outputs_of(inputs)[:, 0].cpu().numpy()
+    columns = [sets, sets - values[:, None]] if predictions else [sets]
+    y_NM = np.concatenate(columns, axis=1)
+    beside: _Solved | None = None
+    if not (np.isfinite(ridge) and ridge >= 0):
+        raise KernelError(f"the ridge is {ridge}; give a finite share >= 0 of the mean diagonal")
+    if _COPIES * 8 * len(inputs) ** 2 <= kernel.budget:
+        gram = kernel.gram(inputs)
+        solved = _by_factor(gram, y_NM, ridge)
+        if np.isinf(solved.value).any() and ridge == 0:
+            beside = _by_factor(gram, y_NM, _BESIDE)
+    else:
+        if ridge == 0:
+            raise KernelError(
+                f"a Gram of {len(inputs)} examples and its factor take "
+                f"{_COPIES * 8 * len(inputs) ** 2 / 2**30:.3g} GiB, max_memory is "
+                f"{kernel.budget / 2**30:.3g} GiB; give a ridge, with which it is solved by "
+                "iteration, or fewer examples"
+            )
+        solved = _by_iteration(kernel, inputs, y_NM, ridge, width)
+    return KernelComplexity(
+        examples=len(inputs),
+        outputs=str(outputs),
+        method=solved.method,
+        trace=solved.trace,
+        ridge=solved.ridge,
+        targets=_named(targets, sets, solved, predictions),
+        beside_ridge=beside.ridge if beside is not None else None,
+        beside=_named(targets, sets, beside, predictions) if beside is not None else (),
+        seconds=time.perf_counter() - began,
+        notes=(*kernel.notes, *solved.notes),
+    )
+
+
+def _by_factor(gram: NTKGram, y_NM: Array, ridge: float) -> _Solved:
+    values = gram.values.cpu().numpy()
+    trace = float(np.trace(values))
+    added = ridge * trace / len(values)
+    trace += added * len(values)
+    method = "Cholesky, float64"
+    try:
+        factor = factorise(values, added)
+    except SingularGramError as singular:
+        infinite = np.full(y_NM.shape[1], np.inf)
+        known = np.ones(len(infinite), dtype=bool)
+        return _Solved(method, trace, added, infinite, infinite, infinite, known, (str(singular),))
+    # The largest eigenvalue is at most the trace; what the check saw, and float64's own rounding.
+    error = max(gram.check.residual, float(np.finfo(np.float64).eps)) * trace
+    moved = perturbed_quadratic_form(factor, y_NM, error)
+    note = f"the Gram's error is taken as {error:.2g} in the 2-norm, from its check"
+    return _Solved(
+        method, trace, added, moved.value, moved.low, moved.high, moved.determined, (note,)
+    )
+
+
+def _by_iteration(
+    kernel: EmpiricalNTK, inputs: Tensor, y_NM: Array, ridge: float, width: float
+) -> _Solved:
+    product = kernel.product(inputs)
+    diagonal = product.diagonal().cpu().numpy()
+    trace = float(diagonal.sum())
+    added = ridge * trace / len(diagonal)
+    error = _SAFETY * kernel.product_error(product, inputs)
+
+    def columns(numbers: NDArray[np.intp]) -> Array:
+        return product.columns(torch.as_tensor(numbers)).cpu().numpy()
+
+    def times(x_NM: Array) -> Array:
+        return product(torch.as_tensor(x_NM)).cpu().numpy()
+
+    low_rank = rp_cholesky(columns, diagonal, min(_RANK, len(diagonal)), column_error=error)
+    values = certified_quadratic_form(
+        times, y_NM, added, product_error=error, preconditioner=low_rank, width=width
+    )
+    how = "gradients kept" if product.kept else "gradients made for each product"
+    return _Solved(
+        f"conjugate gradients, float64, {how}",
+        trace + added * len(diagonal),
+        added,
+        values.estimate,
+        values.low,
+        values.high,
+        values.converged,
+        (
+            f"a product's error is taken as {error:.2g} of the kernel's norm, {_SAFETY:g} times "
+            "what was seen on a random vector",
+            f"{values.products} products, {len(low_rank.eigenvalues)} columns in the preconditioner",
+        ),
+    )
+
+
+def _named(
+    names: Iterable[str], sets_NS: Array, solved: _Solved, predictions: bool
+) -> tuple[CertifiedComplexity, ...]:
+    count = sets_NS.shape[1]
+    return tuple(
+        _certified(name, sets_NS[:, place], solved, place, place + count if predictions else None)
+        for place, name in enumerate(names)
+    )
+
+
+def _certified(
+    name: str, y_N: Array, solved: _Solved, place: int, moved: int | None
+) -> CertifiedComplexity:
+    """Return the values of the targets in one column, and of Y − f in another."""
+
+    def adjusted(column: int) -> float:
+        return float(np.sqrt(solved.value[column] * solved.trace)) / len(y_N)
+
+    size = float(np.sqrt(np.mean(y_N**2)))
+    at = place if moved is None else moved
+    return CertifiedComplexity(
+        name=name,
+        plain=float(solved.value[place]),
+        plain_low=float(solved.low[place]),
+        plain_high=float(solved.high[place]),
+        adjusted_star=adjusted(place),
+        adjusted=None if moved is None else adjusted(moved),
+        normalised=adjusted(at) / size if size > 0 else float("nan"),
+        target_size=size,
+        determined=bool(solved.determined[place] and solved.determined[at]),
+    )
+
+
+def _columns(targets: Mapping[str, ArrayLike], examples: int) -> Array:
+    if not targets:
+        raise MeasureError("no targets; give at least one set")
+    found = []
+    for name, values in targets.items():
+        y = np.asarray(values, dtype=np.float64)
+        if y.shape != (examples,):
+            raise MeasureError(
+                f"targets {name!r} have shape {y.shape} for {examples} examples; give ({examples},)"
+            )
+        if not np.isfinite(y).all():
+            raise MeasureError(f"targets {name!r} hold NaN or infinity")
+        found.append(y)
+    return np.stack(found, axis=1)
