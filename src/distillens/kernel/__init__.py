@@ -2,6 +2,7 @@
 
 from distillens.kernel.ntk import EmpiricalNTK, NTKGram
 from distillens.kernel.oracle import oracle_gram
+from distillens.kernel.plan import Plan
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.similarity import NTKSimilarity, ntk_similarity
 
@@ -10,6 +11,7 @@ __all__ = [
     "KernelProduct",
     "NTKGram",
     "NTKSimilarity",
+    "Plan",
     "ntk_similarity",
     "oracle_gram",
 ]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from distillens.report.complexity_table import certified_table, curves_table
 from distillens.report.costs import cost_table
 from distillens.report.page import render
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
 
-__all__ = ["accuracy_table", "cost_table", "markdown_table", "render", "write_report"]
+__all__ = [
+    "accuracy_table",
+    "certified_table",
+    "cost_table",
+    "curves_table",
+    "markdown_table",
+    "render",
+    "write_report",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from distillens.results import (
     Spectrum,
     TemperaturePoint,
 )
+from distillens.runs import NetworkFiles
 from distillens.study.networks import Scene
 from distillens.study.recipe import ComplexityRecipe
 from distillens.study.teacher import StudyTeacher
@@ -46,39 +48,76 @@ def complexity_epochs(asked: tuple[int, ...] | None, last: int) -> list[int]:
     return sorted({0, 1, *(round(share * last) for share in shares)} & set(range(last + 1)))
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """What is measured: the one-hot student of the first seed, on which examples, when."""
+
+    entry: Any
+    seed: int
+    files: NetworkFiles
+    examples: Examples
+    inputs: Tensor
+    epochs: list[int]
+    form: KernelForm
+
+    @classmethod
+    def of(cls, scene: Scene, recipe: ComplexityRecipe) -> _Setting:
+        place, entry = next(
+            (place, entry)
+            for place, entry in enumerate(scene.recipe.supervisions)
+            if entry.kind == "one-hot"
+        )
+        seed = scene.recipe.seeds_of(entry)[0]
+        whole: Examples = getattr(scene.splits, recipe.split)
+        size = min(recipe.examples, len(whole))
+        examples = subset(whole, size, recipe.seed, "complexity.examples")
+        batches = Batches(examples, size, normalisation=scene.normalisation, seed=None)
+        return cls(
+            entry=entry,
+            seed=seed,
+            files=scene.run.student(place, entry.title, seed),
+            examples=examples,
+            inputs=next(batches.epoch(0)).inputs,
+            epochs=complexity_epochs(recipe.epochs, scene.recipe.student.training.epochs),
+            form="binary" if coding_of(scene.outputs) == "binary" else recipe.form,
+        )
+
+    def network(self, scene: Scene, epoch: int) -> nn.Module:
+        network = scene.load(scene.recipe.student.model, self.files, epoch)
+        return network.to(scene.accelerator.device)
+
+    def kernel(self, network: nn.Module) -> EmpiricalNTK:
+        # In float64: along a training kernels become too ill-conditioned for less.
+        outputs = 0 if self.form == "binary" else self.form
+        return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64)
+
+
+def complexity_kernel(scene: Scene) -> tuple[EmpiricalNTK, Tensor, list[int]]:
+    """Return the last kernel that is measured, its inputs, and the epochs of all that are."""
+    recipe = scene.recipe.complexity
+    assert recipe is not None  # whoever asks has looked
+    setting = _Setting.of(scene, recipe)
+    network = setting.network(scene, setting.epochs[-1])
+    return setting.kernel(network), setting.inputs, setting.epochs
+
+
 def measure_complexity(
     scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe
 ) -> ComplexityCurves:
     """Measure four target sets against the one-hot student's kernel over its training."""
     began = time.perf_counter()
-    place, entry = next(
-        (place, entry)
-        for place, entry in enumerate(scene.recipe.supervisions)
-        if entry.kind == "one-hot"
-    )
-    seed = scene.recipe.seeds_of(entry)[0]
-    files = scene.run.student(place, entry.title, seed)
-    whole: Examples = getattr(scene.splits, recipe.split)
-    size = min(recipe.examples, len(whole))
-    examples = subset(whole, size, recipe.seed, "complexity.examples")
-    inputs = Batches(examples, size, normalisation=scene.normalisation, seed=None)
-    batch = next(inputs.epoch(0))
-    student = scene.recipe.student
-    epochs = complexity_epochs(recipe.epochs, student.training.epochs)
+    setting = _Setting.of(scene, recipe)
+    examples, epochs, form = setting.examples, setting.epochs, setting.form
+    size = len(examples)
     points: list[ComplexityPoint] = []
     spectra: list[Spectrum] = []
     notes: list[str] = []
     temperatures: list[TemperaturePoint] = []
     coding = coding_of(scene.outputs)
-    form: KernelForm = "binary" if coding == "binary" else recipe.form
     with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
         for epoch in epochs:
-            network = scene.load(student.model, files, epoch).to(scene.accelerator.device)
-            # In float64: along a training kernels become too ill-conditioned for less.
-            kernel = EmpiricalNTK(
-                network, outputs=0 if form == "binary" else form, dtype=torch.float64
-            )
-            found = kernel.gram(batch.inputs)
+            network = setting.network(scene, epoch)
+            found = setting.kernel(network).gram(setting.inputs)
             gram = found.values.cpu().numpy()
             notes += [f"epoch {epoch}: {note}" for note in found.notes]
             summary = eigen_summary(gram)
@@ -89,7 +128,7 @@ def measure_complexity(
             meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
-            outputs = _outputs(network, batch.inputs)
+            outputs = _outputs(network, setting.inputs)
             points += _points(scene, teacher, recipe, examples, epoch, meter, outputs)
             if epoch == epochs[-1]:
                 temperatures = _temperatures(
@@ -97,8 +136,8 @@ def measure_complexity(
                 )
             advance(1)
     return ComplexityCurves(
-        student=entry.title,
-        seed=seed,
+        student=setting.entry.title,
+        seed=setting.seed,
         split=recipe.split,
         examples=size,
         form=form,

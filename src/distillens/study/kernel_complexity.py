@@ -105,8 +105,8 @@ def kernel_complexity(
     kernel = EmpiricalNTK(
         model, outputs=outputs, dtype=torch.float64, max_memory=max_memory, progress=progress
     )
-    sets = _columns(targets, len(inputs))
     values = kernel.outputs_of(inputs)[:, 0].cpu().numpy()
+    sets = _columns(targets, len(inputs))
     columns = [sets, sets - values[:, None]] if predictions else [sets]
     y_NM = np.concatenate(columns, axis=1)
     beside: _Solved | None = None

@@ -1,0 +1,221 @@
+"""Measure complexity on what is there already: a finished run, or a model and arrays.
+
+Shapes: N examples, C outputs of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from distillens.errors import DataError, MeasureError, RecipeError, RunError
+from distillens.kernel import EmpiricalNTK, Plan
+from distillens.kernel.network import directions
+from distillens.measures import coding_of, label_targets
+from distillens.models import ModelRecipe, build_model, load_weights
+from distillens.progress import Progress, silent
+from distillens.results import KernelComplexity, StudyResult
+from distillens.runs import find_run, read_result
+from distillens.study.carry_out import run
+from distillens.study.complexity import complexity_kernel
+from distillens.study.kernel_complexity import kernel_complexity
+from distillens.study.networks import Scene
+from distillens.study.reading import read_recipe
+from distillens.study.recipe import Recipe
+from distillens.training import accelerator_for
+
+
+def measure_run(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    trust_code: bool = False,
+    progress: Progress = silent,
+) -> StudyResult:
+    """Measure the complexity curves of a finished run, with other settings than its recipe's.
+
+    Parameters
+    ----------
+    folder
+        The run folder; its recipe and results take the new settings and values.
+    overrides
+        ``key=value`` of the recipe's ``complexity`` part, say ``examples=4096``.
+    trust_code, progress
+        As for `distillens.run`.
+
+    Raises
+    ------
+    RunError
+        The folder is no run, or networks of it are not trained yet.
+    RecipeError
+        A key or value is not known.
+    """
+    recipe = _recipe_of(folder, overrides, trust_code)
+    return run(recipe, folder, trust_code=trust_code, progress=progress)
+
+
+def plan_run(
+    folder: Path, overrides: Sequence[str] = (), *, trust_code: bool = False
+) -> tuple[Plan, int]:
+    """Return the plan of one Gram of `measure_run`, and how many there will be."""
+    recipe = _recipe_of(folder, overrides, trust_code)
+    scene = Scene.of(recipe, find_run(folder), accelerator_for(recipe.precision), trust_code)
+    kernel, inputs, epochs = complexity_kernel(scene)
+    return kernel.plan(inputs), len(epochs)
+
+
+def _recipe_of(folder: Path, overrides: Sequence[str], trust_code: bool) -> Recipe:
+    found = find_run(folder)
+    if open_cells := read_result(found).open_cells:
+        raise RunError(
+            f"{folder} is not finished: {len(open_cells)} network(s) are open, first "
+            f"{open_cells[0]}; run its recipe again to go on"
+        )
+    recipe = read_recipe(
+        found.recipe, [f"complexity.{each}" for each in overrides], trust_code=trust_code
+    )
+    if recipe.complexity is None:
+        raise RecipeError(
+            f"the recipe of {folder} leaves complexity out; say what to measure, say examples=512"
+        )
+    return recipe
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayTask:
+    """A model and arrays to measure: made by `read_task`."""
+
+    network: nn.Module
+    inputs: Tensor
+    targets: Mapping[str, NDArray[np.float64]]
+    outputs: int | tuple[int, int]
+
+    def plan(self, max_memory: int | None = None) -> Plan:
+        """Return the plan of the Gram."""
+        kernel = EmpiricalNTK(
+            self.network, outputs=self.outputs, dtype=torch.float64, max_memory=max_memory
+        )
+        return kernel.plan(self.inputs)
+
+    def measure(
+        self, ridge: float = 0.0, max_memory: int | None = None, progress: Progress = silent
+    ) -> KernelComplexity:
+        """Measure every target set."""
+        return kernel_complexity(
+            self.network,
+            self.inputs,
+            self.targets,
+            outputs=self.outputs,
+            ridge=ridge,
+            max_memory=max_memory,
+            progress=progress,
+        )
+
+
+def read_task(
+    model: str,
+    weights: Path,
+    inputs: Path,
+    targets: Mapping[str, Path],
+    *,
+    classes: int,
+    outputs: int | tuple[int, int],
+    trust_code: bool = False,
+) -> ArrayTask:
+    """Read a model and arrays.
+
+    Parameters
+    ----------
+    model
+        As in a recipe: a name, or YAML such as ``{name: lenet5, width: 8}``.
+    weights
+        A safetensors file or a torch state dict.
+    inputs
+        An npy file, (N, …), as the model takes them: normalised.
+    targets
+        npy files by name. Integers (N,) are labels and are coded as `label_targets` codes them;
+        numbers (N,) are targets of the output that is measured; numbers (N, C) are targets of every
+        output, of which the measured one (or the difference) is taken.
+    classes
+        C, the model's outputs.
+    outputs
+        The output that is measured, or two for their difference.
+
+    Raises
+    ------
+    DistillensError
+        One of its kinds: a file is missing or damaged, or does not fit the others.
+    """
+    recipe = _model_recipe(model)
+    x = _array(inputs)
+    if x.ndim < 2 or len(x) == 0 or not np.issubdtype(x.dtype, np.floating):
+        raise DataError(
+            f"{inputs} has shape {x.shape} and type {x.dtype}; give floating-point inputs (N, ...) "
+            "as the model takes them"
+        )
+    network = build_model(recipe, x.shape[1:], classes, seed=0, trust_code=trust_code)
+    load_weights(weights, network)
+    # Refuses an output that the model does not have, before a column is taken.
+    directions(outputs, classes, torch.float64, torch.device("cpu"))
+    coded = {
+        name: _targets(_array(path), path, len(x), classes, outputs)
+        for name, path in targets.items()
+    }
+    return ArrayTask(network.eval(), torch.as_tensor(x), coded, outputs)
+
+
+def _model_recipe(model: str) -> ModelRecipe:
+    try:
+        content = yaml.safe_load(model)
+        return ModelRecipe.model_validate(
+            {"name": content} if isinstance(content, str) else content
+        )
+    except (yaml.YAMLError, ValidationError, TypeError, ValueError):
+        raise RecipeError(
+            f"model {model!r} is neither a name nor YAML such as '{{name: lenet5, width: 8}}'"
+        ) from None
+
+
+def _array(path: Path) -> NDArray[np.generic]:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no readable npy file: {' '.join(str(error).split())}") from None
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds several arrays; give an npy file with one")
+    return found
+
+
+def _targets(
+    values: NDArray[np.generic],
+    path: Path,
+    examples: int,
+    classes: int,
+    outputs: int | tuple[int, int],
+) -> NDArray[np.float64]:
+    if values.ndim not in (1, 2) or len(values) != examples:
+        raise MeasureError(
+            f"{path} has shape {values.shape} for {examples} inputs; "
+            f"give ({examples},) or ({examples}, {classes})"
+        )
+    if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
+        coded = label_targets(values, max(classes, 2), coding_of(classes))
+        values = coded if coded.ndim == 2 else coded[:, None]
+    elif values.ndim == 1:
+        return values.astype(np.float64)
+    if values.shape[1] != classes:
+        raise MeasureError(f"{path} has {values.shape[1]} columns; the model has {classes} outputs")
+    each = values.astype(np.float64)
+    if isinstance(outputs, int):
+        return each[:, outputs]
+    return each[:, outputs[0]] - each[:, outputs[1]]
