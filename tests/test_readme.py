@@ -60,3 +60,17 @@ def test_yaml_blocks_are_recipes() -> None:
     assert found
     for block in found:
         assert parse_recipe(yaml.safe_load(block)).name == "mine"
+
+
+def test_the_kernel_page_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "kernel.md").read_text()
+    generator = torch.Generator().manual_seed(0)
+    names: dict[str, Any] = {
+        "model": nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)),
+        "x": torch.randn(4, 5, generator=generator),
+        "y": torch.randn(2, 5, generator=generator),
+        "v": torch.randn(4, generator=generator),
+    }
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile("import distillens\n" + block, "docs/kernel.md", "exec"), names)  # ours
+    torch.testing.assert_close(names["product"](names["v"]), names["gram"].values @ names["v"])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from distillens.data import LoaderBatches as LoaderBatches
     from distillens.data import examples_from_arrays as examples_from_arrays
     from distillens.errors import DistillensError as DistillensError
+    from distillens.kernel import EmpiricalNTK as EmpiricalNTK
+    from distillens.kernel import ntk_similarity as ntk_similarity
     from distillens.kernel import oracle_gram as oracle_gram
     from distillens.measures import deviation as deviation
     from distillens.measures import supervision_complexity as supervision_complexity
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "data": ("Batches", "Examples", "LoaderBatches", "examples_from_arrays"),
     "errors": ("DistillensError",),
-    "kernel": ("oracle_gram",),
+    "kernel": ("EmpiricalNTK", "ntk_similarity", "oracle_gram"),
     "measures": ("deviation", "supervision_complexity"),
     "report": ("write_report",),
     "study": ("read_recipe", "run"),
