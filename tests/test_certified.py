@@ -129,7 +129,7 @@ def test_any_x_proves_an_interval(off: float):
     kernel = Spectral(np.geomspace(1, 1e-3, 60))
     y = kernel.rng.normal(size=(60, 2))
     shifted = kernel.gram + 0.01 * np.eye(60)
-    x = (1 + off) * np.linalg.solve(shifted, y)
+    x = np.asarray((1 + off) * np.linalg.solve(shifted, y), dtype=np.float64)
     residual = y - shifted @ x
     form = np.sum(residual * np.linalg.solve(shifted, residual), axis=0)
     found = interval(y, x, residual, form, np.full(2, 1e-12), 0.01, kernel.gram @ x)
