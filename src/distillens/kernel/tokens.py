@@ -16,6 +16,8 @@ from torch import Tensor
 
 from distillens.kernel.factors import Cost, Paired, Pairing, Role
 
+_PASSES = 64.0
+"""Multiply-adds that the passes over a number of a product of positions are worth, roughly."""
 _NUMBERS = 2**23
 """Numbers of the rows that exist at a time for one block, while tokens are gathered."""
 
@@ -67,10 +69,12 @@ class Tokens(Paired):
     def paired_cost(self, pairing: Pairing) -> Cost:
         """Return the cost of the cheaper of both ways in which `pairs` goes."""
         cost = super().paired_cost(pairing)
-        if self._rows > self.positions**2:
-            return cost
+        if self._rows <= self.positions:
+            return cost  # Written out, so small a table takes less room and time.
         pairs = self.outputs ** (2 if pairing == "full" else 1)
-        return Cost(pairs * float(self.numbers("weight")), 0.0, 0.0, cost.held)
+        # Gathered at most, it is never slower than written out, and holds T rows for V.
+        gathered = min(float(self._rows), self._worth(self)) * self.gradients_BCKTg.shape[4]
+        return Cost(pairs * gathered, 0.0, 0.0, cost.held)
 
     def inputs_product(self, other: Paired) -> Tensor:
         """Return 1 where the tokens are equal, else 0, (1, B·T, D·T′)."""
@@ -85,13 +89,13 @@ class Tokens(Paired):
     def pairs(self, other: Paired, pairing: Pairing) -> Tensor:
         """Contract with another block: (C, B, D) for "diagonal", (B, C, D, C) for "full".
 
-        Where the blocks have fewer tokens in common than an example has pairs of positions, the
-        rows of those tokens are gathered and contracted as vectors.
+        Where the blocks have few tokens in common, the rows of those are gathered and contracted
+        as vectors; where they have many, pairs of positions are compared.
         """
         assert isinstance(other, Tokens)
         mine, its = self.tokens_BT.unique(), other.tokens_BT.unique()
         common_U = mine[torch.isin(mine, its)]
-        if len(common_U) >= self.positions * other.positions:
+        if len(common_U) > self._worth(other):
             return super().pairs(other, pairing)
         (B, C), D = self.gradients_BCKTg.shape[:2], len(other.tokens_BT)
         shape = (B, C, D, C) if pairing == "full" else (C, B, D)
@@ -104,6 +108,11 @@ class Tokens(Paired):
             else:
                 total += torch.matmul(left.transpose(0, 1), right.permute(1, 2, 0))
         return total.to(self.gradients_BCKTg.dtype)
+
+    def _worth(self, other: Paired) -> float:
+        """Return how many tokens gathered cost as much as comparing pairs of positions."""
+        passes = 1 + _PASSES / self.gradients_BCKTg.shape[4]
+        return self.positions * other.positions * passes
 
     def _gathered(self, tokens_U: Tensor) -> Tensor:
         """Return the gradients by the rows of some tokens, in rising order, (B, C, U·g)."""
