@@ -5,7 +5,7 @@ Shapes: N, M examples, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -337,11 +337,11 @@ class Everything(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def everything() -> Iterator[Case]:
+def everything() -> Case:
     """Return a model with most rules, and tokens."""
     torch.manual_seed(0)
     tokens = torch.randint(0, 9, (9, 6))
-    yield Everything(), tokens[:5], tokens[5:]
+    return Everything(), tokens[:5], tokens[5:]
 
 
 @pytest.mark.parametrize("outputs", FORMS, ids=str)
@@ -364,7 +364,11 @@ def test_tokens_gathered_equal_tokens_compared(form: Pairing) -> None:
         shape = (examples, 2, 1, positions, 3)
         return Tokens(tokens, torch.randn(shape, generator=generator, dtype=torch.float64), 12)
 
-    for left, right in ((some(4, 5), some(3, 5)), (some(2, 1), some(1, 1)), (some(3, 1), some(2, 6))):
+    for left, right in (
+        (some(4, 5), some(3, 5)),
+        (some(2, 1), some(1, 1)),
+        (some(3, 1), some(2, 6)),
+    ):
         compared = Paired.pairs(left, right, form)
         torch.testing.assert_close(left.pairs(right, form), compared)
         written = [each.gradient("weight") for each in (left, right)]

@@ -142,7 +142,9 @@ class Tokens(Paired):
         """Return Jᵀv, (M, V, g)."""
         found = []
         for m in range(vectors_BCM.shape[2]):
-            weighed = torch.einsum("bctg,bc->btg", self.gradients_BCKTg[:, :, 0], vectors_BCM[..., m])
+            weighed = torch.einsum(
+                "bctg,bc->btg", self.gradients_BCKTg[:, :, 0], vectors_BCM[..., m]
+            )
             table = weighed.new_zeros(self._rows, weighed.shape[2])
             found.append(table.index_add_(0, self.tokens_BT.flatten(), weighed.flatten(0, 1)))
         return torch.stack(found)
