@@ -364,6 +364,9 @@ def test_tokens_gathered_equal_tokens_compared(form: Pairing) -> None:
         shape = (examples, 2, 1, positions, 3)
         return Tokens(tokens, torch.randn(shape, generator=generator, dtype=torch.float64), 12)
 
+    far = some(2, 3)
+    far.tokens_BT += 20  # nothing in common
+    assert not far.pairs(some(4, 2), form).any()
     for left, right in (
         (some(4, 5), some(3, 5)),
         (some(2, 1), some(1, 1)),

@@ -101,7 +101,8 @@ class Tokens(Paired):
         shape = (B, C, D, C) if pairing == "full" else (C, B, D)
         total = self.gradients_BCKTg.new_zeros(shape, dtype=torch.float64)
         step = max(1, _NUMBERS // (max(B, D) * C * self.gradients_BCKTg.shape[4]))
-        for some_U in common_U.split(step):
+        for start in range(0, len(common_U), step):
+            some_U = common_U[start : start + step]
             left, right = self._gathered(some_U), other._gathered(some_U)
             if pairing == "full":
                 total += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(shape)
