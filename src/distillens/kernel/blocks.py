@@ -125,7 +125,9 @@ class BlockMaker:
         self._directions = directions_CO
         self._parameters = list(prepared.parameters.values())
         self._tracer = Tracer(
-            prepared.network, {name: prepared.parameters[name] for name in coverage.covered}
+            prepared.network,
+            {name: prepared.parameters[name] for name in coverage.covered},
+            coverage.repeated,
         )
         self._leftovers = Leftovers(prepared.network, coverage.uncovered)
         outputs, uses = self._tracer.run(sample)
@@ -155,6 +157,11 @@ class BlockMaker:
             int(part.choice.cost.held) for part in self.parts if part.choice.way == "paired"
         )
         """Numbers that an example's gradients take."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the gradients were formed."""
+        return () if self._leftovers.note is None else (self._leftovers.note,)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -217,7 +224,7 @@ class BlockMaker:
             for role, name in use.names.items():
                 target = written_BCP[:, :, self._offsets[name]]
                 if name in seen:
-                    target += factor.gradient(role)
+                    factor.add(role, target)
                 else:
                     factor.write(role, target)
                     seen.add(name)

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
+from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.uses import Layout, Place, Tracer, Use, output_gradients
 
 EXAMPLES = 3
 _TOLERANCE = 1e-8
-"""Of the largest gradient: float64 rounding is far below, a use that is missed far above."""
+"""Of a parameter's largest gradient: float64 rounding is far below, a missed use far above."""
+_ROUNDING = 1e-13
+"""Of all gradients' largest: what is below is rounding. The bias of an attention's keys has no
+gradient but for that, since it moves all scores alike."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Coverage:
     """None for a use whose examples cannot be told apart."""
     covered: tuple[str, ...]
     uncovered: tuple[str, ...]
+
+    @property
+    def repeated(self) -> frozenset[int]:
+        """Which of `rules` have one output for all examples."""
+        return frozenset(k for k, place in enumerate(self.rules()) if place.repeated)
 
     def rules(self) -> list[Place]:
         """Return the places of covered parameters, without what is left out."""
@@ -66,9 +75,13 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     twin = copy.deepcopy(network).double()
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
     probe = _probe(inputs)
-    tracer = Tracer(twin, weights)
-    outputs_BO, uses = tracer.run(probe)
-    fewer_BO, fewer = tracer.run(probe[:-1])
+    outputs_BO, uses = Tracer(twin, weights).run(probe)
+    fewer_BO, fewer = Tracer(twin, weights).run(probe[:-1])
+    if outputs_BO.ndim != 2 or len(outputs_BO) != EXAMPLES:
+        raise KernelError(
+            f"for {EXAMPLES} examples the model returns {tuple(outputs_BO.shape)}; "
+            "a kernel needs logits of shape (N, C)"
+        )
     if not _near(outputs_BO[:-1], fewer_BO):
         raise KernelError(
             "an output of the model changes with the other examples of its batch, so it has no "
@@ -77,12 +90,18 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
     direction = direction.to(outputs_BO.device)
-    truth = [_alone(twin, weights, example, direction) for example in probe]
-    if [(use.rule, use.names) for use in uses] != [(use.rule, use.names) for use in fewer]:
+    each_alone = [_alone(twin, weights, example, direction) for example in probe]
+    truth = {name: torch.stack([each[name] for each in each_alone]) for name in weights}
+    if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
+    repeated, outputs_BO, uses, fewer = _repeated(twin, weights, probe, outputs_BO, uses, fewer)
     gradients = output_gradients(outputs_BO, uses, direction[None])
-    choices = [_candidates(use, less) for use, less in zip(uses, fewer, strict=True)]
-    places = _settled(choices, uses, gradients, truth)
+    largest = max((float(each.abs().max()) for each in truth.values() if each.numel()), default=0.0)
+    choices = [
+        _candidates(use, less, k in repeated)
+        for k, (use, less) in enumerate(zip(uses, fewer, strict=True))
+    ]
+    places = _settled(choices, uses, gradients, truth, _ROUNDING * largest)
     covered = []
     for name in weights:
         mine = [
@@ -91,18 +110,56 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
             if name in use.names.values()
         ]
         if all(place is not None for place, _, _ in mine):
-            made = _total(name, [(p, u, g) for p, u, g in mine if p is not None], weights[name])
-            if _near(made, torch.stack([each[name] for each in truth])):
+            parts = [(p, u, g) for p, u, g in mine if p is not None]
+            if _right(name, parts, truth[name], _ROUNDING * largest):
                 covered.append(name)
     uncovered = tuple(name for name in weights if name not in covered)
     return Coverage(tuple(places), tuple(covered), uncovered)
+
+
+def _alike(uses: list[Use], others: list[Use]) -> bool:
+    return [(use.rule, use.names) for use in uses] == [(use.rule, use.names) for use in others]
+
+
+def _repeated(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    probe: Tensor,
+    outputs_BO: Tensor,
+    uses: list[Use],
+    fewer: list[Use],
+) -> tuple[Set[int], Tensor, list[Use], list[Use]]:
+    """Return which uses have one output for all examples, and a run that repeats it for each.
+
+    An output whose shape does not change with the batch is repeated on trial. Where the network
+    does not bear that, or gives other outputs, the use stays as it is and is not covered.
+    """
+    repeated: frozenset[int] = frozenset()
+    for k in range(len(uses)):
+        if uses[k].output.shape != fewer[k].output.shape:
+            continue
+        tracer = Tracer(network, weights, repeated | {k})
+        try:
+            found_BO, found = tracer.run(probe)
+            _, found_fewer = tracer.run(probe[:-1])
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise
+            continue  # whatever a model raises at a shape that it does not expect
+        if found_BO.shape != outputs_BO.shape or not _near(found_BO, outputs_BO):
+            continue
+        if _alike(found, uses) and _alike(found_fewer, uses):
+            repeated |= {k}
+            outputs_BO, uses, fewer = found_BO, found, found_fewer
+    return repeated, outputs_BO, uses, fewer
 
 
 def _settled(
     choices: list[list[Place]],
     uses: list[Use],
     gradients: list[list[Tensor]],
-    truth: list[dict[str, Tensor]],
+    truth: Mapping[str, Tensor],
+    rounding: float,
 ) -> list[Place | None]:
     """Choose among the layouts of each use the one whose gradients are right.
 
@@ -113,35 +170,44 @@ def _settled(
         mine = [k for k, use in enumerate(uses) if name in use.names.values()]
         if any(not choices[k] for k in mine) or all(len(choices[k]) == 1 for k in mine):
             continue
-        wanted = torch.stack([each[name] for each in truth])
         for combined in itertools.islice(itertools.product(*(choices[k] for k in mine)), 64):
             parts = [(p, uses[k], gradients[k]) for p, k in zip(combined, mine, strict=True)]
-            if _near(_total(name, parts, wanted[0]), wanted):
+            if _right(name, parts, truth[name], rounding):
                 for place, k in zip(combined, mine, strict=True):
                     places[k] = place
                 break
     return places
 
 
-def _total(name: str, parts: list[tuple[Place, Use, list[Tensor]]], like: Tensor) -> Tensor:
-    """Add up what the rules say of a parameter's gradient, (B, numbers)."""
-    total = like.new_zeros(EXAMPLES, like.numel())
+def _right(
+    name: str, parts: list[tuple[Place, Use, list[Tensor]]], wanted_Bp: Tensor, rounding: float
+) -> bool:
+    """Whether what the rules say of a parameter's gradients, added up, is what autograd says."""
+    total = torch.zeros_like(wanted_Bp)
     for place, use, gradient in parts:
         for role, called in use.names.items():
-            if called == name:
+            if called != name:
+                continue
+            try:
                 total += place.factor(use, gradient, (role,)).gradient(role)[:, 0]
-    return total
+            except (RuntimeError, ValueError, IndexError) as error:
+                if ran_out_of_memory(error):
+                    raise
+                return False  # shapes that the rule does not know: this is not how it is used
+    return _near(total, wanted_Bp, rounding)
 
 
-def _candidates(use: Use, fewer: Use) -> list[Place]:
+def _candidates(use: Use, fewer: Use, repeated: bool) -> list[Place]:
     """Return the layouts that fit the shapes with three and with two examples."""
-    of_inputs = _layouts(use.call.inputs.shape, fewer.call.inputs.shape)
+    of_inputs: list[Layout | None] = [*_layouts(use.call.inputs.shape, fewer.call.inputs.shape)]
+    if repeated and use.call.inputs.shape == fewer.call.inputs.shape:
+        of_inputs = [None]
     of_output = _layouts(use.output.shape, fewer.output.shape)
     return [
-        Place(use.rule, use.names, inputs, output)
+        Place(use.rule, use.names, inputs, output, repeated)
         for inputs in of_inputs
         for output in of_output
-        if inputs.minor == output.minor
+        if inputs is None or inputs.minor == output.minor
     ]
 
 
@@ -163,6 +229,8 @@ def _alone(
 ) -> dict[str, Tensor]:
     with torch.enable_grad():
         output = (network(example[None]) @ direction).sum()
+    if not output.requires_grad:
+        return {name: torch.zeros_like(weight).flatten() for name, weight in weights.items()}
     gradients = torch.autograd.grad(
         output, list(weights.values()), allow_unused=True, materialize_grads=True
     )
@@ -182,5 +250,9 @@ def _probe(inputs: Tensor) -> Tensor:
     return chosen.double() + 1e-2 * noise.to(chosen.device) * (chosen.double().std() + 1e-3)
 
 
-def _near(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= _TOLERANCE * (wanted.abs().max() + 1e-300))
+def _near(found: Tensor, wanted: Tensor, rounding: float = 0.0) -> bool:
+    if not wanted.numel():
+        return True
+    found, wanted = found.detach(), wanted.detach()
+    allowed = _TOLERANCE * float(wanted.abs().max()) + rounding
+    return bool((found - wanted).abs().max() <= allowed)

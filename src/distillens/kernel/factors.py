@@ -50,6 +50,10 @@ class Factor(ABC):
         """Write the gradients to a place."""
         target_BCp.copy_(self.gradient(role))
 
+    def add(self, role: Role, target_BCp: Tensor) -> None:
+        """Add the gradients to what is in a place."""
+        target_BCp += self.gradient(role)
+
     @abstractmethod
     def numbers(self, role: Role) -> int:
         """Return how many numbers the parameter has."""

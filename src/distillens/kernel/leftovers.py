@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from distillens.errors import KernelError
+from distillens.kernel.failures import ran_out_of_memory
+
 
 class Leftovers:
     """Per-example gradients by some parameters of a network."""
@@ -19,29 +22,62 @@ class Leftovers:
         own = dict(network.named_parameters())
         self._network = network
         self.weights = {name: own[name] for name in names}
-        self._vectorised = True
+        self._refused: str | None = None
 
     @property
     def numbers(self) -> int:
         """P."""
         return sum(weight.numel() for weight in self.weights.values())
 
+    @property
+    def note(self) -> str | None:
+        """Which parameters were left over and how their gradients were formed."""
+        if not self.weights:
+            return None
+        left = f"no rule covers every use of {', '.join(self.weights)}"
+        if self._refused is None:
+            return f"{left}; their gradients came from torch.func"
+        return (
+            f"{left}; their gradients came from single backward passes, "
+            f"since torch.func failed: {self._refused}"
+        )
+
     def gradients(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:
-        """Return the gradients, (B, C, P)."""
-        if self._vectorised:
-            try:
-                return self._by_func(inputs_B, directions_CO)
-            except RuntimeError:
-                # vmap does not know some operations; single backward passes know all.
-                self._vectorised = False
-        return self._by_backward(inputs_B, directions_CO)
+        """Return the gradients, (B, C, P).
+
+        Raises
+        ------
+        KernelError
+            Memory ran out.
+        """
+        try:
+            if self._refused is None:
+                try:
+                    return self._by_func(inputs_B, directions_CO)
+                except (RuntimeError, NotImplementedError) as error:
+                    if ran_out_of_memory(error):
+                        raise
+                    # vmap does not know some operations; single backward passes know all, and
+                    # fail again where it is the model that fails.
+                    self._refused = str(error).partition("\n")[0]
+            return self._by_backward(inputs_B, directions_CO)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise KernelError(
+                f"memory ran out on the gradients of {len(inputs_B)} examples by "
+                f"{', '.join(self.weights)}, which no rule covers; lower max_memory so that fewer "
+                "go through at a time, or leave these out with parameters="
+            ) from error
 
     def _by_func(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:
         def output(weights: dict[str, Tensor], example: Tensor) -> Tensor:
             return directions_CO @ functional_call(self._network, weights, (example[None],))[0]
 
         weights = {name: weight.detach() for name, weight in self.weights.items()}
-        tree = vmap(jacrev(output), in_dims=(None, 0))(weights, inputs_B)
+        # One output at a time, as the plan reckons: all C at once take C times the activations.
+        each = jacrev(output, chunk_size=1)
+        tree = vmap(each, in_dims=(None, 0))(weights, inputs_B)
         return torch.cat([tree[name].flatten(2) for name in weights], dim=2).detach()
 
     def _by_backward(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:

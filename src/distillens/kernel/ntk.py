@@ -99,6 +99,7 @@ class EmpiricalNTK:
         self._max_memory = max_memory
         self._progress = progress
         self._coverage: Coverage | None = None
+        self._covered_shape: torch.Size | None = None
 
     def gram(self, inputs: Tensor, other: Tensor | None = None) -> NTKGram:
         """Compute the Gram of N examples, or of N and M examples."""
@@ -123,7 +124,7 @@ class EmpiricalNTK:
             check=check,
             plan=plan,
             seconds=time.perf_counter() - began,
-            notes=self._notes(),
+            notes=maker.notes,
         )
 
     def plan(self, inputs: Tensor, other: Tensor | None = None) -> Plan:
@@ -265,8 +266,10 @@ class EmpiricalNTK:
         count = prepared.count_outputs(rows[:1])
         wanted = self.outputs if logit is None else logit
         directions_CO = directions(wanted, count, prepared.dtype, prepared.device)
-        if self._coverage is None:
+        if self._coverage is None or self._covered_shape != rows.shape[1:]:
+            # Where examples lie among the axes of a call can depend on their shape.
             self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
+            self._covered_shape = rows.shape[1:]
         maker = BlockMaker(
             prepared,
             self._coverage,
@@ -292,10 +295,3 @@ class EmpiricalNTK:
             measured_speed(self._prepared.dtype, device),
             1,
         )
-
-    def _notes(self) -> tuple[str, ...]:
-        assert self._coverage is not None
-        if not self._coverage.uncovered:
-            return ()
-        names = ", ".join(self._coverage.uncovered)
-        return (f"no rule covers every use of {names}; their gradients came from torch.func",)

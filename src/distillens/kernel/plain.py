@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from distillens.kernel.failures import ran_out_of_memory
+
 
 class PlainProducts:
     """The kernel as a linear map by autograd: one gradient and one directional derivative.
@@ -32,6 +34,8 @@ class PlainProducts:
         for part, vector in pairs:
             with torch.enable_grad():
                 total = ((self._network(part) @ directions_CO.T) * vector).sum()
+            if not total.requires_grad:
+                continue  # no parameter that counts has any effect
             gradients = torch.autograd.grad(
                 total, list(self._parameters.values()), allow_unused=True, materialize_grads=True
             )
@@ -40,7 +44,9 @@ class PlainProducts:
         parts = rows.split(self._batch)
         try:
             return torch.cat([self._forward(part, directions_CO, along) for part in parts])
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out_of_memory(error):
+                raise
             # Some operations, such as fused attention, have no forward derivative.
             return torch.cat([self._backward(part, directions_CO, along) for part in parts])
 

@@ -126,7 +126,7 @@ def make_plan(
     if least > budget:
         raise KernelError(
             f"a Gram of {gram_bytes / 2**20:.4g} MiB and gradients of {held / 2**20:.4g} MiB an "
-            f"example do not fit max_memory = {budget / 2**20:.4g} MiB; at least "
+            f"example{_most(maker)} do not fit max_memory = {budget / 2**20:.4g} MiB; at least "
             f"{least / 2**20:.4g} MiB are needed"
         )
     free = budget - gram_bytes
@@ -159,6 +159,14 @@ def make_plan(
             for part in maker.parts
         ),
     )
+
+
+def _most(maker: BlockMaker) -> str:
+    """Return what takes most of an example's gradients, if anything does."""
+    parts = [part for part in maker.parts if 2 * part.choice.cost.held > maker.held]
+    if not parts:
+        return ""
+    return f" (most of it by {' and '.join(parts[0].place.names.values())})"
 
 
 def free_memory(device: torch.device) -> int:

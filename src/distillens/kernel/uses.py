@@ -8,7 +8,7 @@ Shapes: B examples, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from distillens.errors import KernelError
 from distillens.kernel.factors import Factor, Role
-from distillens.kernel.rules import RULES, Call, Rule
+from distillens.kernel.rules import REWRITINGS, RULES, Call, Rule
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,27 @@ class Layout:
 
 
 class Recorder(TorchFunctionMode):
-    """Records the calls that use some parameters while it is entered."""
+    """Records the calls that use some parameters while it is entered.
 
-    def __init__(self, names: Mapping[int, str], copying: bool) -> None:
+    Parameters
+    ----------
+    names
+        Of the parameters that count, by id.
+    copying
+        Whether to hand on copies of outputs.
+    repeated
+        The numbers of the uses whose output is one for all examples, such as the embedding of
+        positions. It is handed on once for each example, so that each has gradients of its own.
+    examples
+        B.
+    """
+
+    def __init__(
+        self, names: Mapping[int, str], copying: bool, repeated: Set[int], examples: int
+    ) -> None:
         super().__init__()
         self._names, self._copying = names, copying
+        self._repeated, self._examples = repeated, examples
         self.uses: list[Use] = []
         self._versions: list[int] = []
 
@@ -69,7 +85,12 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Make the call, and note it if a rule covers it and a parameter counts."""
         kwargs = kwargs or {}
-        rule = RULES.get(func) if isinstance(func, Callable) else None
+        if rewriting := REWRITINGS.get(func):
+            arguments = dict(zip(rewriting.positional, args, strict=False)) | kwargs
+            with self:
+                rewritten = rewriting.rewrite(arguments)
+            return func(*args, **kwargs) if rewritten is None else rewritten[0]
+        rule = RULES.get(func)
         if rule is None:
             return func(*args, **kwargs)
         arguments = dict(zip(rule.positional, args, strict=False)) | kwargs
@@ -84,6 +105,8 @@ class Recorder(TorchFunctionMode):
         }
         if not names or not output.requires_grad:
             return output
+        if len(self.uses) in self._repeated:
+            output = one_each(output, self._examples).clone()
         self.uses.append(Use(rule, call, names, output))
         self._versions.append(output._version)
         # A copy keeps the output itself from being changed in place by what follows.
@@ -98,27 +121,39 @@ class Recorder(TorchFunctionMode):
         )
 
 
+def one_each(shared: Tensor, examples: int) -> Tensor:
+    """Return what all examples share once for each, (B, …); a first axis of 1 is theirs."""
+    rest = shared.shape[1:] if shared.ndim and shared.shape[0] == 1 else shared.shape
+    return shared.expand(examples, *rest)
+
+
 class Tracer:
     """Runs a network and returns its outputs with the uses of its parameters."""
 
-    def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, network: nn.Module, parameters: Mapping[str, Tensor], repeated: Set[int] = frozenset()
+    ) -> None:
         self.network = network
+        self._repeated = repeated
         self._names = {id(tensor): name for name, tensor in parameters.items()}
         self._copying = False
 
     def run(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
         """Return the outputs (B, C) and the uses in their order."""
         with torch.enable_grad():
-            recorder = Recorder(self._names, self._copying)
+            recorder = self._recorder(len(inputs_B))
             with recorder:
                 outputs = self.network(inputs_B)
             if recorder.overwritten:
                 # From now on outputs are copied: an operation in place hides them.
                 self._copying = True
-                recorder = Recorder(self._names, True)
+                recorder = self._recorder(len(inputs_B))
                 with recorder:
                     outputs = self.network(inputs_B)
         return outputs, recorder.uses
+
+    def _recorder(self, examples: int) -> Recorder:
+        return Recorder(self._names, self._copying, self._repeated, examples)
 
 
 def output_gradients(
@@ -150,8 +185,11 @@ class Place:
 
     rule: Rule
     names: dict[Role, str]
-    inputs: Layout
+    inputs: Layout | None
+    """None where all examples share them."""
     output: Layout
+    repeated: bool = False
+    """The output is one for all examples and was repeated for each."""
 
     def factor(self, use: Use, gradients_C: list[Tensor], roles: tuple[Role, ...]) -> Factor:
         """Return the gradients of the outputs by the parameters in these roles."""
@@ -160,8 +198,12 @@ class Place:
                 f"the model used {', '.join(use.names.values())} where it used "
                 f"{', '.join(self.names.values())} before; its path must not depend on the inputs"
             )
-        inputs_B = self.inputs.examples_first(use.call.inputs.detach())
         gradients_BC = torch.stack(
             [self.output.examples_first(gradient) for gradient in gradients_C], dim=1
         )
+        inputs = use.call.inputs.detach()
+        if self.inputs is None:
+            inputs_B = one_each(inputs, len(gradients_BC))
+        else:
+            inputs_B = self.inputs.examples_first(inputs)
         return self.rule.factor(use.call, inputs_B, gradients_BC, roles)

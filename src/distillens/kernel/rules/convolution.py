@@ -34,8 +34,10 @@ class Convolution(Rule):
     positional = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
     def read(self, arguments: dict[str, Any]) -> Call | None:
-        """Return the call."""
+        """Return the call; None for one picture without an axis of examples."""
         weight: Tensor = arguments["weight"]
+        if arguments["input"].ndim != weight.ndim:
+            return None
         axes = weight.ndim - 2
         kernel = _axes(tuple(weight.shape[2:]), axes, 1)
         dilation = _axes(arguments.get("dilation", 1), axes, 1)
@@ -66,9 +68,16 @@ class Convolution(Rule):
         """Return the outer products of patches and gradients."""
         window: Window = call.settings
         groups = window.groups
+        several = inputs_B.ndim > call.inputs.ndim
+        if several:
+            # An example has several pictures: their pixels are positions alike.
+            pictures = inputs_B.shape[1]
+            inputs_B, gradients_BC = inputs_B.flatten(0, 1), gradients_BC.transpose(2, 3)
         if inputs_B.ndim == 3:
             inputs_B = inputs_B[:, :, None]
         patches_BKTa = _patches(inputs_B, window)
+        if several:
+            patches_BKTa = patches_BKTa.unflatten(0, (-1, pictures)).transpose(1, 2).flatten(2, 3)
         B, C, channels = gradients_BC.shape[:3]
         gradients_BCKgT = gradients_BC.reshape(B, C, groups, channels // groups, -1)
         return Outer(patches_BKTa, gradients_BCKgT.mT, roles)

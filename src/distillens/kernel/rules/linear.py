@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,9 @@ class Linear(Rule):
     positional = ("input", "weight", "bias")
 
     def read(self, arguments: dict[str, Any]) -> Call | None:
-        """Return the call."""
+        """Return the call; None for a weight of one axis, whose outputs have no axis of theirs."""
+        if arguments["weight"].ndim != 2:
+            return None
         parameters: dict[Role, Tensor] = {"weight": arguments["weight"]}
         if arguments.get("bias") is not None:
             parameters["bias"] = arguments["bias"]
@@ -28,6 +31,8 @@ class Linear(Rule):
         self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]
     ) -> Factor:
         """Return the outer products of inputs and gradients."""
-        inputs_B1Ta = inputs_B.reshape(len(inputs_B), 1, -1, inputs_B.shape[-1])
-        shape = (*gradients_BC.shape[:2], 1, -1, gradients_BC.shape[-1])
-        return Outer(inputs_B1Ta, gradients_BC.reshape(shape), roles)
+        B, C, *between, fan_out = gradients_BC.shape
+        T = math.prod(between)
+        # The fan-in can be zero, where a bias alone is asked for.
+        inputs_B1Ta = inputs_B.reshape(B, 1, T, inputs_B.shape[-1])
+        return Outer(inputs_B1Ta, gradients_BC.reshape(B, C, 1, T, fan_out), roles)

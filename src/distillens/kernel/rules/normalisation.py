@@ -44,11 +44,16 @@ class _Normalisation(Rule):
     ) -> Factor:
         """Return the sums over what each number of the parameter is applied to."""
         made: dict[Role, Tensor] = {}
+        several = inputs_B.ndim > call.inputs.ndim
         size = next(iter(call.parameters.values())).numel()
         for role in roles:
             products = gradients_BC
             if role == "weight":
-                products = gradients_BC * call.settings.of(inputs_B)[:, None]
+                normalised_B = call.settings.of(inputs_B.flatten(0, 1) if several else inputs_B)
+                products = gradients_BC * normalised_B.reshape(inputs_B.shape)[:, None]
+            if several:
+                # An example has several samples of what is normalised.
+                products = products.sum(dim=2)
             made[role] = self.summed(products, size)
         return Written(made)
 

@@ -53,3 +53,15 @@ class Rule(ABC):
         roles
             The parameters that are asked for.
         """
+
+
+class Rewriting(ABC):
+    """Turns a call that does several things at once into calls of functions that have rules."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]]
+    positional: ClassVar[tuple[str, ...]]
+    """Names of the arguments in their order."""
+
+    @abstractmethod
+    def rewrite(self, arguments: dict[str, Any]) -> tuple[Any] | None:
+        """Return what the call returns, alone in a tuple; None if it is not rewritten."""

@@ -1,0 +1,56 @@
+"""Embeddings: rows of a table, looked up by whole numbers."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from distillens.errors import KernelError
+from distillens.kernel.factors import Factor, Role
+from distillens.kernel.rules.rule import Call, Rule
+from distillens.kernel.tokens import Tokens
+
+
+class Embedding(Rule):
+    """y = W[token]; all axes of the tokens behind the examples are positions."""
+
+    functions = (functional.embedding,)
+    positional = tuple(signature(functional.embedding).parameters)
+
+    def read(self, arguments: dict[str, Any]) -> Call | None:
+        """Return the call; None where it also changes its weight, as ``max_norm`` does.
+
+        Raises
+        ------
+        KernelError
+            The gradients that autograd gives are not those of the function, or are sparse.
+        """
+        weight: Tensor = arguments["weight"]
+        for name in ("scale_grad_by_freq", "sparse"):
+            if arguments.get(name) and weight.requires_grad:
+                raise KernelError(
+                    f"an embedding has {name}=True, which changes how its gradients are kept but "
+                    "not what it computes; build the model with False"
+                )
+        if arguments.get("max_norm") is not None:
+            return None
+        padding = arguments.get("padding_idx")
+        if padding is not None and padding < 0:
+            padding += len(weight)
+        return Call({"weight": weight}, arguments["input"], padding)
+
+    def factor(
+        self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]
+    ) -> Factor:
+        """Return tokens and the gradients at their places."""
+        tokens_BT = inputs_B.reshape(len(inputs_B), -1)
+        shape = (*gradients_BC.shape[:2], 1, -1, gradients_BC.shape[-1])
+        gradients_BC1Tg = gradients_BC.reshape(shape)
+        if call.settings is not None:
+            # torch gives the padding's row no gradient, although the outputs depend on it.
+            counts_BT = (tokens_BT != call.settings).to(gradients_BC)
+            gradients_BC1Tg = gradients_BC1Tg * counts_BT[:, None, None, :, None]
+        return Tokens(tokens_BT, gradients_BC1Tg, len(call.parameters["weight"]))

@@ -1,0 +1,426 @@
+"""Each layer rule gives the oracle's kernel, on random shapes, in every form and either way.
+
+Shapes: N, M examples, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from distillens.kernel import EmpiricalNTK, blocks, ntk, oracle_gram
+from distillens.kernel.factors import Factor, Paired, Pairing
+from distillens.kernel.network import Outputs
+from distillens.kernel.rules import RULES
+from distillens.kernel.tokens import Tokens
+from distillens.kernel.ways import Choice, Speed, Way
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+Case = tuple[nn.Module, Tensor, Tensor]
+"""A model, and two sets of inputs for it."""
+
+CLASSES = 3
+FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+few = settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(autouse=True)
+def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each process the measuring."""
+    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9))
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Way], None]:
+    """Return what makes every use be contracted in one way, where it has it."""
+
+    def to(way: Way) -> None:
+        def choose(
+            factor: Factor, pairing: Pairing, speed: object, each: object, tied: bool
+        ) -> Choice:
+            if way == "written" or tied or not isinstance(factor, Paired):
+                return Choice("written", factor.written_cost(pairing))
+            return Choice("paired", factor.paired_cost(pairing))
+
+        monkeypatch.setattr(blocks, "choose", choose)
+
+    return to
+
+
+def expected(model: nn.Module, rows: Tensor, columns: Tensor | None, outputs: Outputs) -> Tensor:
+    """Return the oracle's Gram in a form, from all pairs of outputs."""
+    full = oracle_gram(model, rows, columns, outputs="full")
+    if outputs == "full":
+        return full
+    blocks_NCMC = full.view(len(rows), CLASSES, -1, CLASSES)
+    apart = torch.einsum("ncmc->cnm", blocks_NCMC)
+    if outputs == "class-diagonal":
+        return apart
+    if outputs == "trace":
+        return apart.mean(dim=0)
+    direction = torch.zeros(CLASSES, dtype=torch.float64)
+    if outputs == "sum":
+        direction += 1
+    else:
+        first, *second = (outputs,) if isinstance(outputs, int) else outputs
+        direction[first] = 1
+        direction[second] = -1
+    return torch.einsum("ncmd,c,d->nm", blocks_NCMC, direction, direction)
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Return how far apart two Grams are, relative to the wanted one (Frobenius)."""
+    assert found.shape == wanted.shape
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def assert_all_covered(
+    case: Case,
+    outputs: Outputs,
+    dtype: torch.dtype,
+    crossed: bool,
+    uncovered: tuple[str, ...] = (),
+) -> None:
+    """Compare with the oracle, and see that rules did the work."""
+    model, rows, other = case
+    columns = other if crossed else None
+    made = EmpiricalNTK(model, outputs=outputs, dtype=dtype).gram(rows, columns)
+    assert distance(made.values, expected(model, rows, columns, outputs)) <= TOLERANCE[dtype]
+    if not uncovered:
+        assert made.notes == ()
+    else:
+        assert len(made.notes) == 1
+        assert all(name in made.notes[0] for name in uncovered)
+
+
+def finished(layers: list[nn.Module], inputs: Tensor, seed: int) -> nn.Module:
+    """Put a head on layers, and give all weights and statistics a size that shows."""
+    generator = torch.Generator().manual_seed(seed)
+    body = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        size = body(inputs[:1]).numel()
+    model = nn.Sequential(body, nn.Tanh(), nn.Flatten(), nn.Linear(size, CLASSES)).eval()
+    for tensor in model.parameters():
+        tensor.data = 0.7 * torch.randn(tensor.shape, generator=generator)
+    for name, tensor in model.named_buffers():
+        if name.endswith("mean"):
+            tensor.data = torch.randn(tensor.shape, generator=generator)
+        elif name.endswith("var"):
+            tensor.data = 0.5 + torch.rand(tensor.shape, generator=generator)
+    return model
+
+
+def pictures(draw: Draw, *shape: int) -> tuple[Tensor, Tensor, int]:
+    """Return two sets of inputs of other lengths, and a seed for weights."""
+    seed = draw(st.integers(0, 10**6))
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    both = torch.randn(rows + columns, *shape, generator=generator)
+    return both[:rows], both[rows:], seed
+
+
+def built(draw: Draw, layers: list[nn.Module], *shape: int) -> Case:
+    """Return a case of layers with a head, on inputs of a shape."""
+    rows, columns, seed = pictures(draw, *shape)
+    return finished(layers, rows, seed), rows, columns
+
+
+sizes = st.integers(1, 5)
+truths = st.booleans()
+
+
+def linear(draw: Draw) -> Case:
+    positions = draw(st.lists(sizes, max_size=2))
+    fan_in = draw(sizes)
+    layer = nn.Linear(fan_in, draw(sizes), bias=draw(truths))
+    return built(draw, [layer], *positions, fan_in)
+
+
+def convolution(draw: Draw, axes: Literal[1, 2]) -> Case:
+    groups = draw(st.integers(1, 3))
+    channels = groups * draw(st.integers(1, 2))
+    kernel = tuple(draw(st.integers(1, 3)) for _ in range(axes))
+    dilation = tuple(draw(st.integers(1, 2)) for _ in range(axes))
+    sides = [draw(st.integers(5, 7)) for _ in range(axes)]
+    padding = draw(st.sampled_from(["same", "valid", *[tuple(range(axes)), 0, 1, (2,) * axes]]))
+    stride = 1 if padding == "same" else tuple(draw(st.integers(1, 3)) for _ in range(axes))
+    made: Any = (nn.Conv1d, nn.Conv2d)[axes - 1]
+    layer = made(
+        channels,
+        groups * draw(st.integers(1, 2)),
+        kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=draw(truths),
+        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+    )
+    return built(draw, [layer], channels, *sides)
+
+
+def convolution_1d(draw: Draw) -> Case:
+    return convolution(draw, 1)
+
+
+def convolution_2d(draw: Draw) -> Case:
+    return convolution(draw, 2)
+
+
+def depthwise(draw: Draw) -> Case:
+    channels = draw(st.integers(2, 4))
+    layer = nn.Conv2d(channels, 2 * channels, 3, padding=1, groups=channels, bias=draw(truths))
+    return built(draw, [layer], channels, 4, 5)
+
+
+def batch_norm(draw: Draw) -> Case:
+    # A map in front: without it, nothing but its weight and bias would be differentiated.
+    channels, affine = draw(sizes), draw(truths)
+    if draw(truths):
+        return built(
+            draw,
+            [nn.Conv2d(2, channels, 2), nn.BatchNorm2d(channels, affine=affine, eps=0.1)],
+            *(2, 4, 3),
+        )
+    positions = draw(st.sampled_from([(), (4,)]))
+    return built(draw, [nn.BatchNorm1d(channels, affine=affine), nn.Tanh()], channels, *positions)
+
+
+def layer_norm(draw: Draw) -> Case:
+    shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
+    positions = draw(st.lists(sizes, max_size=1))
+    affine = draw(truths)
+    layer = nn.LayerNorm(shape, elementwise_affine=affine, bias=draw(truths), eps=1e-2)
+    return built(draw, [layer], *positions, *shape)
+
+
+def group_norm(draw: Draw) -> Case:
+    groups, each = draw(st.integers(1, 3)), draw(st.integers(2, 3))
+    positions = draw(st.lists(sizes, max_size=2))
+    layer = nn.GroupNorm(groups, groups * each, affine=draw(truths), eps=1e-2)
+    return built(draw, [layer], groups * each, *positions)
+
+
+def rms_norm(draw: Draw) -> Case:
+    shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
+    layer = nn.RMSNorm(shape, eps=draw(st.sampled_from([None, 1e-2])))
+    return built(draw, [layer], *draw(st.lists(sizes, max_size=1)), *shape)
+
+
+def embedding(draw: Draw) -> Case:
+    rows, positions = draw(st.integers(2, 30)), draw(st.lists(st.integers(1, 6), max_size=2))
+    padding = draw(st.sampled_from([None, 0, rows - 1, -1]))
+    _, _, seed = pictures(draw)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, rows, (7, *positions), generator=generator)
+    layer = nn.Embedding(rows, draw(sizes), padding_idx=padding)
+    return finished([layer], tokens, seed), tokens[:4], tokens[4:]
+
+
+class SelfAttention(nn.Module):
+    """Attention of torch.nn within itself, with masks."""
+
+    def __init__(self, batch_first: bool, mask: str, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, **options)
+        self._first, self._mask = batch_first, mask
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return attended inputs."""
+        N, T, _ = inputs.shape
+        given: dict[str, Any] = {"need_weights": "weights" in self._mask}
+        if "padding" in self._mask:
+            given["key_padding_mask"] = (torch.arange(T) == T - 1).expand(N, T)
+        causal = torch.ones(T, T).triu(1).bool()
+        if "causal" in self._mask:
+            given["attn_mask"] = causal
+            given["is_causal"] = "hint" in self._mask
+        if "numbers" in self._mask:
+            given["attn_mask"] = causal.to(inputs).expand(2 * N, T, T)
+            if "padding" in self._mask:
+                given["key_padding_mask"] = -given["key_padding_mask"].to(inputs)
+        if not self._first:
+            inputs = inputs.transpose(0, 1)
+        outputs = self.attention(inputs, inputs, inputs, **given)[0]
+        return outputs if self._first else outputs.transpose(0, 1)
+
+
+class CrossAttention(nn.Module):
+    """Attention of some positions to others."""
+
+    def __init__(self, separate: bool, shared_value: bool, **options: Any) -> None:
+        super().__init__()
+        more: dict[str, Any] = {"kdim": 3, "vdim": 3} if separate else {}
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **more, **options)
+        self.key = nn.Linear(4, 3 if separate else 4)
+        self._shared = shared_value
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return what the first two positions see of the others."""
+        key = self.key(inputs[:, 2:])
+        value = key if self._shared else key.tanh()
+        return self.attention(inputs[:, :2], key, value)[0]
+
+
+MASKS = (
+    *("", "weights", "causal", "causal hint", "causal hint weights", "padding"),
+    *("padding causal", "padding causal hint", "numbers", "numbers padding weights"),
+)
+
+
+def attention(draw: Draw) -> Case:
+    bias = draw(truths)
+    if draw(truths):
+        layer = SelfAttention(draw(truths), draw(st.sampled_from(MASKS)), bias=bias)
+    else:
+        layer = CrossAttention(draw(truths), draw(truths), bias=bias)
+    return built(draw, [layer], draw(st.integers(3, 5)), 4)
+
+
+def encoder(draw: Draw) -> Case:
+    layer = nn.TransformerEncoderLayer(
+        4, 2, 6, batch_first=True, norm_first=draw(truths), activation="gelu"
+    )
+    return built(draw, [nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)], 3, 4)
+
+
+KINDS = (
+    *(linear, convolution_1d, convolution_2d, depthwise, batch_norm, layer_norm, group_norm),
+    *(rms_norm, embedding, attention, encoder),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@few
+@given(data=st.data())
+def test_a_rule_equals_the_oracle(
+    kind: Callable[[Draw], Case], force: Callable[[Way], None], data: st.DataObject
+) -> None:
+    case = kind(data.draw)
+    form, crossed = data.draw(st.sampled_from(FORMS)), data.draw(truths)
+    for way, dtype in (("written", torch.float64), ("paired", torch.float64)):
+        force(way)
+        assert_all_covered(case, form, dtype, crossed)
+    assert_all_covered(case, form, torch.float32, crossed)
+
+
+class Everything(nn.Module):
+    """Tokens, positions, a convolution along them, a norm and linear maps at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(9, 4, padding_idx=0)
+        self.positions = nn.Embedding(8, 4)
+        self.along = nn.Conv1d(4, 4, 3, padding=1, groups=2)
+        self.norm = nn.LayerNorm(4)
+        self.mix = nn.Linear(4, 5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits."""
+        places = torch.arange(tokens.shape[1])[None]
+        hidden = self.tokens(tokens) + self.positions(places)
+        hidden = self.norm(hidden + self.along(hidden.mT).mT)
+        return self.head(self.mix(hidden).tanh().mean(dim=1))
+
+
+@pytest.fixture(scope="module")
+def everything() -> Case:
+    """Return a model with most rules, and tokens."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 9, (9, 6))
+    return Everything(), tokens[:5], tokens[5:]
+
+
+@pytest.mark.parametrize("outputs", FORMS, ids=str)
+@pytest.mark.parametrize("way", ["written", "paired"])
+def test_every_form_either_way(
+    everything: Case, outputs: Outputs, way: Way, force: Callable[[Way], None]
+) -> None:
+    force(way)
+    for crossed in (False, True):
+        assert_all_covered(everything, outputs, torch.float64, crossed)
+        assert_all_covered(everything, outputs, torch.float32, crossed)
+
+
+@pytest.mark.parametrize("form", ["diagonal", "full"])
+def test_tokens_gathered_equal_tokens_compared(form: Pairing) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def some(examples: int, positions: int) -> Tokens:
+        tokens = torch.randint(0, 12, (examples, positions), generator=generator)
+        shape = (examples, 2, 1, positions, 3)
+        return Tokens(tokens, torch.randn(shape, generator=generator, dtype=torch.float64), 12)
+
+    far = some(2, 3)
+    far.tokens_BT += 20  # nothing in common
+    assert not far.pairs(some(4, 2), form).any()
+    for left, right in (
+        (some(4, 5), some(3, 5)),
+        (some(2, 1), some(1, 1)),
+        (some(3, 1), some(2, 6)),
+    ):
+        compared = Paired.pairs(left, right, form)
+        torch.testing.assert_close(left.pairs(right, form), compared)
+        written = [each.gradient("weight") for each in (left, right)]
+        equation = "bcp,dep->bcde" if form == "full" else "bcp,dcp->cbd"
+        torch.testing.assert_close(torch.einsum(equation, *written), compared)
+
+
+def test_products_with_tokens_equal_those_of_written_gradients() -> None:
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, 7, (3, 5), generator=generator)
+    gradients = torch.randn(3, 2, 1, 5, 4, generator=generator, dtype=torch.float64)
+    factor = Tokens(tokens, gradients, 7)
+    written = factor.gradient("weight")
+    vectors = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64)
+    pulled = factor.pull(vectors)
+    torch.testing.assert_close(pulled.flatten(1), torch.einsum("bcp,bcm->mp", written, vectors))
+    pushed = torch.einsum("bcp,mp->bcm", written, pulled.flatten(1))
+    torch.testing.assert_close(factor.push(pulled), pushed)
+    torch.testing.assert_close(factor.squares(), written.square().sum(dim=2))
+
+
+def test_a_large_table_is_never_written_out() -> None:
+    tokens = torch.randint(0, 50_000, (2, 300))
+    factor = Tokens(tokens, torch.zeros(2, 1, 1, 300, 64), 50_000)
+    speed = Speed(5e10, 1e10, 2e9)
+    for each in (None, 1.0, 256.0):
+        assert blocks.choose(factor, "diagonal", speed, each, False).way == "paired"
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rewritten_attention_returns_the_same(mask: str, first: bool) -> None:
+    from distillens.kernel.uses import Tracer
+
+    torch.manual_seed(5)
+    layer = SelfAttention(first, mask).double().eval()
+    inputs = torch.randn(3, 5, 4, dtype=torch.float64)
+    weights = dict(layer.named_parameters())
+    rewritten, uses = Tracer(layer, weights).run(inputs)
+    assert [tuple(use.names.values()) for use in uses] == [
+        ("attention.in_proj_weight", "attention.in_proj_bias"),
+        ("attention.out_proj.weight", "attention.out_proj.bias"),
+    ]
+    torch.testing.assert_close(rewritten, layer(inputs), rtol=0, atol=1e-14)
+
+
+def test_every_rule_is_in_the_suite() -> None:
+    kinds = {type(rule).__name__ for rule in RULES.values()}
+    assert kinds == {
+        *("Linear", "Convolution", "Embedding"),
+        *("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm"),
+    }
