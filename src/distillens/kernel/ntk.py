@@ -100,6 +100,7 @@ class EmpiricalNTK:
         self._progress = progress
         self._coverage: Coverage | None = None
         self._covered_shape: torch.Size | None = None
+        self._last: BlockMaker | None = None
 
     def gram(self, inputs: Tensor, other: Tensor | None = None) -> NTKGram:
         """Compute the Gram of N examples, or of N and M examples."""
@@ -234,8 +235,8 @@ class EmpiricalNTK:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be known of how gradients were made; complete after the first computation."""
-        return self._notes() if self._coverage is not None else ()
+        """What has to be known of how the gradients of the last computation were made."""
+        return self._last.notes if self._last is not None else ()
 
     def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
         budget = self._budget()
@@ -279,6 +280,7 @@ class EmpiricalNTK:
             rows[:_SAMPLE],
             pairs_each,
         )
+        self._last = maker
         return maker, directions_CO
 
     def _plan(self, maker: BlockMaker, rows: Tensor, columns: Tensor | None, outputs: int) -> Plan:
