@@ -10,26 +10,24 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from cached_step import measure_cached_step
 from grid import CAREFUL, OURS, PUBLIC, TEACHER, WAYS, Grid, Setting, run_grid
+from machine import DATA, busy_note, machine, tell
 
 from distillens.data import DataRecipe, load_splits
 from distillens.errors import DistillensError
 from distillens.measures import accuracy_estimate, paired_gain, wilson_interval
 from distillens.results import Estimate
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar100"
 MODELS = ({"name": "resnet56"}, {"name": "lenet5", "width": 8})
 TARGETS = {PUBLIC: {"1": 2.5, "3": 3.5}, CAREFUL: {"1": 1.1, "3": 1.5}}
 STEP_TARGET = 1.05
@@ -55,7 +53,7 @@ def benchmark(
     say
         Told how far it is.
     """
-    began, load = datetime.now(UTC), os.getloadavg()
+    started = machine(torch.get_num_threads())
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="distillens-benchmark-") as name:
         folder = Path(name)
@@ -88,20 +86,13 @@ def benchmark(
         "targets": {"ratios": TARGETS, "cached_step_over_one_hot_step": STEP_TARGET},
         "step": step,
         "accuracy": accuracies(grid, len(setting.splits.test)),
-        "notes": _notes(load[0]),
+        "notes": busy_note(started),
         "not_timed": "reading and decoding the data set, for all three alike; the last evaluation "
         "is in grid_with_evaluation_seconds only",
         "provenance": {
-            "command": " ".join(sys.argv),
-            "started": began.isoformat(timespec="seconds"),
+            **started,
             "seconds": time.perf_counter() - clock,
-            "machine": f"{platform.system()} {platform.machine()}, {_processor()}, "
-            f"{os.cpu_count()} cores",
-            "load_average_before": load,
             "load_average_after": os.getloadavg(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
         },
     }
 
@@ -247,25 +238,6 @@ def _percent(entry: dict[str, Any]) -> str:
     return f"{100 * entry['mean']:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _notes(load: float) -> list[str]:
-    if load < 0.5:
-        return []
-    return [
-        f"other processes were busy before the start (load average {load:.2f}); threads that wait "
-        "for each other make the times, and their ratios, unreliable: repeat on an idle machine"
-    ]
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (file.read_text().splitlines() if file.is_file() else [])
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or "unknown processor"
-
-
 def _counts(text: str) -> tuple[int, ...]:
     try:
         counts = tuple(sorted({int(part) for part in text.split(",")}))
@@ -300,7 +272,7 @@ def main() -> int:
         splits = load_splits(DataRecipe.model_validate({"source": "huggingface", **data}))
         teacher, student = MODELS
         setting = Setting(splits, teacher, student, asked.epochs, max(asked.seeds))
-        result = benchmark(setting, asked.seeds, pairs=asked.pairs, say=_say)
+        result = benchmark(setting, asked.seeds, pairs=asked.pairs, say=tell)
     except DistillensError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -310,10 +282,6 @@ def main() -> int:
     if asked.out is not None:
         asked.out.write_text(text)
     return 0
-
-
-def _say(line: str) -> None:
-    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

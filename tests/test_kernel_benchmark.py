@@ -1,0 +1,113 @@
+"""The peers of the kernel benchmark compute the kernel; its cases and ratios say what they should."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel import Options as KernelOptions
+from kernel import measure_case, ratios
+from kernel_cases import CASES, architecture, network_on
+from kernel_peers import torch_func, torch_func_blocks
+from kernel_rewritten import rewritten
+from own_process import Peak, run_child
+from torch import nn
+
+from distillens.kernel import oracle_gram
+
+PLENTY = 2**33
+
+
+def small_network(classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(48, classes)
+    ).eval()
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("budget", [PLENTY, 0])
+def test_peers_equal_the_oracle_in_any_blocks(classes: int, budget: int) -> None:
+    model, x = small_network(classes), torch.randn(5, 2, 6, 6)
+    wanted = oracle_gram(model, x, outputs="full" if classes > 1 else 0)
+    for setting in (2, 5):
+        for method in (torch_func, torch_func_blocks):
+            found = method(model, x, setting, budget).double()
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_rewritten_transformer_is_the_same_function_with_the_same_kernel() -> None:
+    model = architecture("transformer", 1)
+    with torch.no_grad():  # else all scales are 1 and all shifts 0
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    x = torch.randn(2, 64, 128)
+    other = rewritten(model)
+    torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
+    grams = [oracle_gram(m, x, outputs=0, vectorised=False) for m in (model, other)]
+    torch.testing.assert_close(grams[1], grams[0], rtol=1e-4, atol=1e-4)
+
+
+def test_networks_are_the_same_each_time_and_hold_statistics() -> None:
+    x = torch.randn(6, 3, 32, 32)
+    one, two = (network_on("resnet20", 1, x) for _ in range(2))
+    for (name, value), other in zip(
+        one.state_dict().items(), two.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+    assert not one.training
+    variances = one.get_buffer("bn.running_var")
+    assert not torch.equal(variances, torch.ones_like(variances))
+
+
+def test_rows_of_the_reference_belong_to_its_examples() -> None:
+    case = replace(CASES[-1], count=8, classes=3)
+    assert case.positions(2) == [0, 1, 2, 12, 13, 14]
+
+
+def line(method: str, seconds: float, **more: Any) -> dict[str, Any]:
+    numbers = {"status": "ok", "cold_seconds": 2 * seconds, "seconds": seconds, "peak_bytes": 10}
+    return {"case": CASES[0].name, "method": method, **numbers, "relative_error": 1e-7, **more}
+
+
+def test_ratios_are_to_the_fastest_peer_that_is_right() -> None:
+    lines = [
+        line("distillens", 1.0, peak_bytes=5),
+        line("torch.func", 6.0),
+        line("torch.func-blocks", 4.0, status="out of memory"),
+        line("nngeometry", 3.0, relative_error=0.1),
+        line("nngeometry-jacobian", 5.0),
+    ]
+    found = ratios(CASES[0], lines)
+    assert found["fastest_peer"] == "nngeometry-jacobian"
+    assert found["times_faster"] == found["times_faster_cold"] == 5
+    assert found["share_of_memory"] == 0.5
+    assert set(found["left_out"]) == {"torch.func-blocks", "nngeometry"}
+
+
+def test_a_case_is_measured_in_children_and_failures_are_told(tmp_path: Path) -> None:
+    options = KernelOptions(threads=1, repeats=0, timeout=60, memory=PLENTY, scale=0.01)
+    (found,) = measure_case(CASES[1], ("nngeometry",), options)
+    assert found["status"].startswith("not measured")
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import json; print(json.dumps({'event': 'cold'}), flush=True); import time; "
+    )
+    with script.open("a") as file:
+        file.write("time.sleep(30)")
+    said, wrong = run_child(script, {}, interpreter=sys.executable, threads=1, timeout=1)
+    assert wrong == "timed out after 1 s"
+    assert said == [{"event": "cold"}]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_is_what_was_held_at_most() -> None:
+    peak = Peak()
+    held = torch.ones(2**25)
+    size = held.nbytes
+    del held
+    assert 0.9 * size < peak.above_baseline() < 1.5 * size
