@@ -37,7 +37,7 @@ _COPIES = 4
 """Arrays of the Gram's size that a factorisation holds: the Gram, its factor, two that pass by."""
 _BESIDE = 1e-6
 """Share of the mean diagonal that is added for the values beside those of a singular kernel."""
-_RANK = 1000
+_RANK = 500
 """Columns of the preconditioner."""
 _SAFETY = 10.0
 """Between the error of a product as measured on one vector and what is assumed of all."""
