@@ -76,7 +76,7 @@ def measure_complexity(
             network = scene.load(student.model, files, epoch).to(scene.accelerator.device)
             # In float64: along a training kernels become too ill-conditioned for less.
             kernel = EmpiricalNTK(
-                network, outputs=0 if form == "binary" else form, dtype=torch.float64
+                network, outputs=0 if form == "binary" else form, dtype=torch.float64, alone=True
             )
             found = kernel.gram(batch.inputs)
             gram = found.values.cpu().numpy()
