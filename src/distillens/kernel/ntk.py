@@ -77,8 +77,9 @@ class EmpiricalNTK:
     dtype
         float32, or float64 where solves are ill-conditioned.
     max_memory
-        Bytes that a computation may take beside the network and its inputs; by default three
-        quarters of what is free when it starts.
+        Bytes of tensors that a computation may hold beside the network and its inputs, in each
+        process; by default three quarters of what is free when it starts. The allocator and
+        libraries take up to some 32 MiB more.
     progress
         Where to show how far it is.
     alone
@@ -141,11 +142,15 @@ class EmpiricalNTK:
         if kept:
             # The same speed makes the same choices, and with the same sizes the same bits.
             speed = Speed(**kept["speed"])
+        budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
             maker, directions_CO = self._maker(rows, len(columns) / 2, speed=speed)
             sizes = Sizes(**kept["sizes"]) if kept else None
             stored = opened is not None
-            plan = self._plan(maker, directions_CO, rows, across, stored, ranks.count, speed, sizes)
+            shares = ranks.count
+            plan = self._plan(
+                maker, directions_CO, rows, across, stored, budget, shares, speed, sizes
+            )
         plan = ranks.agreed(plan)
         keep = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
@@ -178,8 +183,9 @@ class EmpiricalNTK:
         across = None if other is None else columns
         speed = measured_speed(self._prepared.dtype, self._prepared.device)
         maker, directions_CO = self._maker(rows, len(columns) / 2)
-        shares = Ranks.here(self._alone).count
-        return self._plan(maker, directions_CO, rows, across, on_disk, shares, speed)
+        ranks = Ranks.here(self._alone)
+        budget = self._budget(ranks)
+        return self._plan(maker, directions_CO, rows, across, on_disk, budget, ranks.count, speed)
 
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
@@ -255,10 +261,10 @@ class EmpiricalNTK:
         room = budget - passes.fixed - forward * passes.each if keep else 0
         return KernelProduct(maker, rows, forward, room, self._progress)
 
-    def _budget(self) -> int:
+    def _budget(self, ranks: Ranks = Ranks()) -> int:
         if self._max_memory is not None:
             return self._max_memory
-        return free_memory(self._prepared.device) * 3 // 4
+        return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
 
     def _examples(self, inputs: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = self._prepared.examples(inputs, "inputs")
@@ -337,6 +343,7 @@ class EmpiricalNTK:
         rows: Tensor,
         columns: Tensor | None,
         stored: bool,
+        budget: int,
         shares: int,
         speed: Speed,
         kept: Sizes | None = None,
@@ -348,7 +355,7 @@ class EmpiricalNTK:
             rows=len(rows),
             columns=None if columns is None else len(columns),
             gram_bytes=0 if stored else math.prod(shape) * maker.item_size,
-            budget=self._budget(),
+            budget=budget,
             setup_bytes=self._setup_bytes,
             check_bytes=check_bytes(products, directions_CO, self.outputs, rows, across),
             separable=self.outputs in ("class-diagonal", "trace"),

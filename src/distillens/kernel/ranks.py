@@ -5,6 +5,7 @@ All processes make the same calls with the same inputs, and each has the whole r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Ranks:
         if alone or not (distributed.is_available() and distributed.is_initialized()):
             return Ranks()
         return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def neighbours(self) -> int:
+        """How many of them share this machine; all, where the launcher does not say."""
+        return min(self.count, int(os.environ.get("LOCAL_WORLD_SIZE", self.count)))
 
     def gathered(self, value: T) -> list[T]:
         """Return every process's value, in their order."""

@@ -110,44 +110,43 @@ class _Work:
 
     def tiles(self, panel: int) -> int:
         """Return how many steps a panel takes: for each group its own tiles, then the others."""
-        return len(self.makers) * (1 + len(self.starts(panel)))
+        return len(self.makers) * self._each(panel)
+
+    def _own_starts(self, panel: int) -> range:
+        start = panel * self.plan.sizes.panel
+        return range(start, min(start + self.plan.sizes.panel, self.plan.rows), self._step)
+
+    def _each(self, panel: int) -> int:
+        return len(self._own_starts(panel)) + len(self.starts(panel))
 
     def compute(self, panel: int) -> None:
         """Compute what a store does not have of a panel."""
         done = self.store.done.get(panel, 0) if self.store else 0
-        step = 0
-        for first, maker in self.makers:
-            following = step + 1 + len(self.starts(panel))
-            if done < following:
-                self._group(panel, first, maker, step, done)
-            step = following
+        each = self._each(panel)
+        for number, (first, maker) in enumerate(self.makers):
+            if done < (number + 1) * each:
+                self._group(panel, first, maker, number * each, done)
         if self.store and self.adding:
-            self.store.mark(panel, step)
+            self.store.mark(panel, self.tiles(panel))
 
     def _group(self, panel: int, first: int, maker: BlockMaker, step: int, done: int) -> None:
-        blocks = self._own(panel, first, maker, contract=step >= done)
-        self._mark(panel, step + 1, done)
-        for number, column in enumerate(self.starts(panel), step + 1):
-            if number < done:
-                continue
-            self._pass(blocks, column, first, maker)
-            self._mark(panel, number + 1, done)
-
-    def _own(
-        self, panel: int, first: int, maker: BlockMaker, contract: bool
-    ) -> list[tuple[int, Block]]:
-        """Make the panel's gradients, and its own tiles where the columns are the rows."""
         sizes = self.plan.sizes
-        start = panel * sizes.panel
-        stop = min(start + sizes.panel, self.plan.rows)
+        own = self._own_starts(panel)
+        stop = min(own.start + sizes.panel, self.plan.rows)
         blocks: list[tuple[int, Block]] = []
-        for column in range(start, stop, self._step):
+        for column in own:
+            # Made again for those that follow, even where its own tiles are done.
             inputs = self.rows[column : min(column + self._step, stop)]
-            block = maker.make(inputs, sizes.forward)
-            blocks.append((column, block))
-            if self.columns is None and contract:
-                self._contract(blocks, column, block, first, maker)
-        return blocks
+            blocks.append((column, maker.make(inputs, sizes.forward)))
+            if self.columns is None and step >= done:
+                self._contract(blocks, column, blocks[-1][1], first, maker)
+            step += 1
+            self._mark(panel, step, done)
+        for column in self.starts(panel):
+            if step >= done:
+                self._pass(blocks, column, first, maker)
+            step += 1
+            self._mark(panel, step, done)
 
     def _pass(
         self, blocks: list[tuple[int, Block]], column: int, first: int, maker: BlockMaker
