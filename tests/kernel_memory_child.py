@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,6 +82,12 @@ def resident() -> int:
     return 1024 * int(status.split("VmRSS:")[1].split()[0])
 
 
+def tell(found: dict[str, Any]) -> None:
+    """Write a line to the parent."""
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Compute the cases one after the other."""
     torch.set_num_threads(1)
@@ -98,26 +105,23 @@ def main() -> None:
         try:
             plan = kernel.plan(inputs)
         except KernelError as error:
-            print(json.dumps({**case, "error": str(error)}), flush=True)
+            tell({**case, "error": str(error)})
             continue
         planned = time.perf_counter()
         found = kernel.gram(inputs)
         peak = grown() - base
         del found
         again = time.perf_counter()
-        print(
-            json.dumps(
-                {
-                    **case,
-                    "peak": peak,
-                    "planned": plan.memory,
-                    "plan_seconds": planned - began,
-                    "estimated": plan.seconds,
-                    "seconds": again - planned,
-                    "sizes": vars(plan.sizes),
-                }
-            ),
-            flush=True,
+        tell(
+            {
+                **case,
+                "peak": peak,
+                "planned": plan.memory,
+                "plan_seconds": planned - began,
+                "estimated": plan.seconds,
+                "seconds": again - planned,
+                "sizes": vars(plan.sizes),
+            }
         )
 
 

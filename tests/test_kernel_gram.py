@@ -193,7 +193,7 @@ def test_models_that_have_no_kernel_have_one_line() -> None:
         EmpiricalNTK(steep, outputs=0).gram(inputs)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill."""
 
 
@@ -204,7 +204,7 @@ def kill_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal count
         count -= 1
         if count < 0:
-            raise Killed
+            raise KilledError
         put(self, *args, **kwargs)
 
     monkeypatch.setattr(GramValues, "put", mortal)
@@ -227,7 +227,7 @@ def test_a_killed_gram_goes_on_with_the_same_bits(
     # All with the sizes of the first start: its folder without a tile.
     with monkeypatch.context() as killed:
         kill_after(0, killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             kernel.gram(inputs, store=tmp_path / "start")
     shutil.copytree(tmp_path / "start", tmp_path / "whole")
     whole = kernel.gram(inputs, store=tmp_path / "whole")
@@ -238,7 +238,7 @@ def test_a_killed_gram_goes_on_with_the_same_bits(
         shutil.copytree(tmp_path / "start", folder)
         with monkeypatch.context() as killed:
             kill_after(tiles, killed)
-            with pytest.raises(Killed):
+            with pytest.raises(KilledError):
                 kernel.gram(inputs, store=folder)
         with monkeypatch.context() as counted:
             kill_after(10**6, counted)
@@ -261,7 +261,7 @@ def test_a_killed_gram_does_not_start_anew(tmp_path: Path, monkeypatch: pytest.M
     kernel, inputs = EmpiricalNTK(network(), outputs=0), examples()
     with monkeypatch.context() as killed:
         kill_after(20, killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             kernel.gram(inputs, store=tmp_path)
     with monkeypatch.context() as killed:
         # Seven tiles a side are 28 in the triangle. Those of the step that was cut are done again.

@@ -255,13 +255,13 @@ class EmpiricalNTK:
         return self.diagonal(inputs).double().sum(dim=-1)
 
     def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
-        budget = self._budget()
+        budget = self._budget(Ranks.here(self._alone))
         passes = Passes.measured(maker, rows[:_SAMPLE])
         forward = forward_size(passes, maker.item_size, budget // 4)
         room = budget - passes.fixed - forward * passes.each if keep else 0
         return KernelProduct(maker, rows, forward, room, self._progress)
 
-    def _budget(self, ranks: Ranks = Ranks()) -> int:
+    def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:
             return self._max_memory
         return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
