@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ from distillens.kernel.network import Prepared
 from distillens.kernel.uses import Place, Tracer, Use, output_gradients
 from distillens.kernel.ways import Choice, Speed, choose
 
-_PAIR_NUMBERS = 2**24
-"""Numbers of a product of positions that exist at a time."""
+PAIR_NUMBERS = 2**25
+"""Numbers of products of positions that exist at a time, where there is room."""
 
-_PIECE = 2**15
+PIECE = 2**15
 """Parameters that are contracted at a time."""
 
 
@@ -36,11 +37,14 @@ class Block:
     def __len__(self) -> int:
         return len(self.written_BCP)
 
-    def contract(self, other: Block, pairing: Pairing) -> Tensor:
-        """Return the tile of the kernel: (C, B, D) for "diagonal", (B, C, D, C) for "full"."""
+    def contract(self, other: Block, pairing: Pairing, pair_numbers: int = PAIR_NUMBERS) -> Tensor:
+        """Return the tile of the kernel: (C, B, D) for "diagonal", (B, C, D, C) for "full".
+
+        At most ``pair_numbers`` products of positions exist at a time, or those of one row.
+        """
         tile = _written_tile(self.written_BCP, other.written_BCP, pairing)
         for mine, its in zip(self.paired, other.paired, strict=True):
-            step = _rows_at_a_time(mine, its, pairing)
+            step = max(1, pair_numbers // (len(other) * _numbers_of_pair(mine, pairing)))
             for start in range(0, len(self), step):
                 rows = slice(start, start + step)
                 part = mine.part(start, start + step).pairs(its, pairing)
@@ -84,8 +88,8 @@ def _written_tile(left_BCP: Tensor, right_DCP: Tensor, pairing: Pairing) -> Tens
     D = len(right_DCP)
     shape = (B, C, D, C) if pairing == "full" else (C, B, D)
     total = left_BCP.new_zeros(shape, dtype=torch.float64)
-    for start in range(0, P, _PIECE):
-        left, right = (each[:, :, start : start + _PIECE] for each in (left_BCP, right_DCP))
+    for start in range(0, P, PIECE):
+        left, right = (each[:, :, start : start + PIECE] for each in (left_BCP, right_DCP))
         if pairing == "full":
             total += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(shape)
             continue
@@ -94,10 +98,11 @@ def _written_tile(left_BCP: Tensor, right_DCP: Tensor, pairing: Pairing) -> Tens
     return total
 
 
-def _rows_at_a_time(left: Paired, right: Paired, pairing: Pairing) -> int:
-    outputs = left.outputs**2 if pairing == "full" else 1
-    each = len(right.gradients_BCKTg) * left.positions * right.positions * outputs
-    return max(1, _PAIR_NUMBERS // (each * left.gradients_BCKTg.shape[2]))
+def _numbers_of_pair(factor: Paired, pairing: Pairing) -> int:
+    """Return how many products of positions a pair of examples takes at once."""
+    # The inputs' products and the gradients'; for "full" einsum orders the latter anew.
+    outputs = 2 * factor.outputs**2 if pairing == "full" else 1
+    return factor.gradients_BCKTg.shape[2] * factor.positions**2 * (1 + outputs)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,19 @@ class BlockMaker:
         sample: Tensor,
         pairs_each: float | None,
     ) -> None:
+        self._again = partial(
+            BlockMaker,
+            prepared,
+            coverage,
+            pairing=pairing,
+            speed=speed,
+            sample=sample,
+            pairs_each=pairs_each,
+        )
         self._directions = directions_CO
+        self.pairing: Pairing = pairing
+        self.pair_numbers = 0
+        """Numbers that products of positions take for a pair of examples."""
         self._parameters = list(prepared.parameters.values())
         self._tracer = Tracer(
             prepared.network,
@@ -144,6 +161,9 @@ class BlockMaker:
             tied = any(name in shared for name in use.names.values())
             choice = choose(factor, pairing, speed, pairs_each, tied)
             self.parts.append(Part(place, roles, choice))
+            if choice.way == "paired":
+                assert isinstance(factor, Paired)
+                self.pair_numbers = max(self.pair_numbers, _numbers_of_pair(factor, pairing))
             if choice.way == "written":
                 for role, name in use.names.items():
                     if name not in self._offsets:
@@ -157,6 +177,18 @@ class BlockMaker:
             int(part.choice.cost.held) for part in self.parts if part.choice.way == "paired"
         )
         """Numbers that an example's gradients take."""
+
+        self.largest_paired = max(
+            (int(part.choice.cost.held) for part in self.parts if part.choice.way == "paired"),
+            default=0,
+        )
+        """Numbers that an example's gradients by one paired use take, of the largest."""
+
+    def some(self, start: int, stop: int) -> BlockMaker:
+        """Return the maker for some of the outputs."""
+        if (start, stop) == (0, self.outputs):
+            return self
+        return self._again(directions_CO=self._directions[start:stop])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -195,7 +227,13 @@ class BlockMaker:
         for start in range(0, len(inputs_B), forward):
             rows = slice(start, start + forward)
             paired.append(self._fill(inputs_B[rows], written[rows]))
-        joined = [uses[0].joined(uses) for uses in zip(*paired, strict=True)]
+        columns = [list(uses) for uses in zip(*paired, strict=True)]
+        paired.clear()
+        joined: list[Paired] = []
+        for parts in columns:
+            # The parts of one use at a time exist twice.
+            joined.append(parts[0].joined(parts))
+            parts.clear()
         return Block(written, tuple(joined))
 
     def _fill(self, inputs_B: Tensor, written_BCP: Tensor) -> tuple[Paired, ...]:

@@ -6,17 +6,20 @@ arXiv 2301.12245). Shapes: N examples, M other examples, C outputs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import BlockMaker
-from distillens.kernel.check import GramCheck, check_gram
+from distillens.kernel.check import GramCheck, check_bytes, check_gram
 from distillens.kernel.coverage import Coverage, find_coverage
+from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import (
     Outputs,
     Prepared,
@@ -26,15 +29,19 @@ from distillens.kernel.network import (
 )
 from distillens.kernel.plain import PlainProducts
 from distillens.kernel.plan import (
+    Job,
+    Passes,
     Plan,
-    activation_bytes,
+    Sizes,
     forward_size,
     free_memory,
     make_plan,
 )
 from distillens.kernel.products import KernelProduct
-from distillens.kernel.tiles import compute_gram
-from distillens.kernel.ways import measured_speed
+from distillens.kernel.ranks import Ranks
+from distillens.kernel.store import GramStore, digest_of
+from distillens.kernel.tiles import compute_gram, gram_shape
+from distillens.kernel.ways import Speed, measured_speed
 from distillens.progress import Progress, silent
 
 _SAMPLE = 2
@@ -73,10 +80,14 @@ class EmpiricalNTK:
     dtype
         float32, or float64 where solves are ill-conditioned.
     max_memory
-        Bytes that a computation may take beside the network and its inputs; by default three
-        quarters of what is free when it starts.
+        Bytes of tensors that a computation may hold beside the network and its inputs, in each
+        process; by default three quarters of what is free when it starts. The allocator and
+        libraries take up to some 32 MiB more.
     progress
         Where to show how far it is.
+    alone
+        Compute in this process only. Otherwise, where torch.distributed is initialised, its
+        processes share the work: all must make the same calls with the same inputs.
 
     Raises
     ------
@@ -93,6 +104,7 @@ class EmpiricalNTK:
         dtype: torch.dtype = torch.float32,
         max_memory: int | None = None,
         progress: Progress = silent,
+        alone: bool = False,
     ) -> None:
         self._prepared: Prepared = prepare(model, parameters, dtype)
         self.outputs: Outputs = outputs
@@ -101,24 +113,63 @@ class EmpiricalNTK:
         self._coverage: Coverage | None = None
         self._covered_shape: torch.Size | None = None
         self._last: BlockMaker | None = None
+        self._setup_bytes = 0
+        self._alone = alone
 
-    def gram(self, inputs: Tensor, other: Tensor | None = None) -> NTKGram:
-        """Compute the Gram of N examples, or of N and M examples."""
+    def gram(
+        self, inputs: Tensor, other: Tensor | None = None, *, store: str | Path | None = None
+    ) -> NTKGram:
+        """Compute the Gram of N examples, or of N and M examples.
+
+        Parameters
+        ----------
+        inputs, other
+            The examples, (N, ...) and (M, ...).
+        store
+            A folder to keep the Gram in, for one that memory cannot hold. A computation that was
+            killed goes on there, and one that was finished is read. The values are then a
+            memory map; writing to them does not change the folder.
+
+        Raises
+        ------
+        KernelError
+            Inputs that do not fit or are not finite; a bound on memory that is too small; a store
+            of another Gram; a Gram that fails its check.
+        """
         began = time.perf_counter()
         rows, columns = self._examples(inputs, other)
-        maker, directions_CO = self._maker(rows, len(columns if other is not None else rows) / 2)
-        plan = self._plan(maker, rows, None if other is None else columns, len(directions_CO))
+        across = None if other is None else columns
+        ranks = Ranks.here(self._alone)
+        opened = self._opened(store, rows, across, ranks)
+        kept = opened.kept if opened else None
+        device = self._prepared.device
+        speed = ranks.agreed(measured_speed(self._prepared.dtype, device))
+        if kept:
+            # The same speed makes the same choices, and with the same sizes the same bits.
+            speed = Speed(**kept["speed"])
+        budget = min(ranks.gathered(self._budget(ranks)))
+        with ranks.together():
+            maker, directions_CO = self._maker(rows, len(columns) / 2, speed=speed)
+            sizes = Sizes(**kept["sizes"]) if kept else None
+            stored = opened is not None
+            shares = ranks.count
+            plan = self._plan(
+                maker, directions_CO, rows, across, stored, budget, shares, speed, sizes
+            )
+        plan = ranks.agreed(plan)
+        keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
-            maker, plan, self.outputs, rows, None if other is None else columns, self._progress
+            maker, plan, self.outputs, rows, across, self._progress, ranks, opened, keep
         )
-        check = check_gram(
-            PlainProducts(self._prepared.network, self._prepared.parameters),
-            directions_CO,
-            self.outputs,
-            values,
-            rows,
-            columns,
-        )
+        with ranks.together():
+            check = check_gram(
+                PlainProducts(self._prepared.network, self._prepared.parameters),
+                directions_CO,
+                self.outputs,
+                values,
+                rows,
+                columns,
+            )
         return NTKGram(
             values=values,
             outputs=self.outputs,
@@ -128,11 +179,18 @@ class EmpiricalNTK:
             notes=maker.notes,
         )
 
-    def plan(self, inputs: Tensor, other: Tensor | None = None) -> Plan:
-        """Return what `gram` would take, without computing it."""
+    def plan(self, inputs: Tensor, other: Tensor | None = None, *, on_disk: bool = False) -> Plan:
+        """Return what `gram` would take, without computing it.
+
+        ``on_disk`` says that the Gram will be kept in a store.
+        """
         rows, columns = self._examples(inputs, other)
+        across = None if other is None else columns
+        speed = measured_speed(self._prepared.dtype, self._prepared.device)
         maker, directions_CO = self._maker(rows, len(columns) / 2)
-        return self._plan(maker, rows, None if other is None else columns, len(directions_CO))
+        ranks = Ranks.here(self._alone)
+        budget = self._budget(ranks)
+        return self._plan(maker, directions_CO, rows, across, on_disk, budget, ranks.count, speed)
 
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
@@ -205,8 +263,7 @@ class EmpiricalNTK:
         """Return the outputs that the kernel is taken of, (N, C), in the kernel's type."""
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
-        count = prepared.count_outputs(rows[:1])
-        directions_CO = directions(self.outputs, count, prepared.dtype, prepared.device)
+        directions_CO = self._directions(rows)
         with torch.no_grad():
             parts = [prepared.network(part) @ directions_CO.T for part in rows.split(_BATCH)]
         return torch.cat(parts)
@@ -215,8 +272,7 @@ class EmpiricalNTK:
         """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
-        count = prepared.count_outputs(rows[:1])
-        directions_CO = directions(self.outputs, count, prepared.dtype, prepared.device)
+        directions_CO = self._directions(rows)
         generator = torch.Generator().manual_seed(0)
         vector = torch.randn(
             len(rows), len(directions_CO), generator=generator, dtype=torch.float64
@@ -231,7 +287,7 @@ class EmpiricalNTK:
     @property
     def budget(self) -> int:
         """Bytes that a computation may take now."""
-        return self._budget()
+        return self._budget(Ranks.here(self._alone))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -239,15 +295,16 @@ class EmpiricalNTK:
         return self._last.notes if self._last is not None else ()
 
     def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
-        budget = self._budget()
-        forward = forward_size(maker, rows[:1], budget // 4)
-        room = budget - forward * activation_bytes(maker, rows[:1]) if keep else 0
+        budget = self._budget(Ranks.here(self._alone))
+        passes = Passes.measured(maker, rows[:_SAMPLE])
+        forward = forward_size(passes, maker.item_size, budget // 4)
+        room = budget - passes.fixed - forward * passes.each if keep else 0
         return KernelProduct(maker, rows, forward, room, self._progress)
 
-    def _budget(self) -> int:
+    def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:
             return self._max_memory
-        return free_memory(self._prepared.device) * 3 // 4
+        return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
 
     def _examples(self, inputs: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = self._prepared.examples(inputs, "inputs")
@@ -260,40 +317,91 @@ class EmpiricalNTK:
         return rows, columns
 
     def _maker(
-        self, rows: Tensor, pairs_each: float | None, logit: int | None = None
+        self,
+        rows: Tensor,
+        pairs_each: float | None,
+        logit: int | None = None,
+        speed: Speed | None = None,
     ) -> tuple[BlockMaker, Tensor]:
         """Return what makes gradients, and the outputs that it makes them of, (C, O)."""
         prepared = self._prepared
-        count = prepared.count_outputs(rows[:1])
-        wanted = self.outputs if logit is None else logit
-        directions_CO = directions(wanted, count, prepared.dtype, prepared.device)
+        directions_CO = self._directions(rows, logit)
         if self._coverage is None or self._covered_shape != rows.shape[1:]:
             # Where examples lie among the axes of a call can depend on their shape.
-            self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
+            with LiveBytes() as live:
+                self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
+            self._setup_bytes = live.peak
             self._covered_shape = rows.shape[1:]
         maker = BlockMaker(
             prepared,
             self._coverage,
             directions_CO,
             pairing_of(self.outputs),
-            measured_speed(prepared.dtype, prepared.device),
+            speed or measured_speed(prepared.dtype, prepared.device),
             rows[:_SAMPLE],
             pairs_each,
         )
         self._last = maker
         return maker, directions_CO
 
-    def _plan(self, maker: BlockMaker, rows: Tensor, columns: Tensor | None, outputs: int) -> Plan:
+    def _opened(
+        self, store: str | Path | None, rows: Tensor, columns: Tensor | None, ranks: Ranks
+    ) -> GramStore | None:
+        """Open the store; see that all processes compute the same."""
+        if store is None and ranks.count == 1:
+            return None
+        prepared = self._prepared
+        network = prepared.network
+        tensors = dict([*network.named_parameters(), *network.named_buffers()])
+        made_of = {
+            "model": type(network).__qualname__,
+            "outputs": self.outputs,
+            "dtype": str(prepared.dtype),
+            "parameters": list(prepared.parameters),
+            "inputs' shape": tuple(rows.shape),
+            "other inputs' shape": None if columns is None else tuple(columns.shape),
+            "weights": digest_of(tensors),
+            "inputs": digest_of({"": rows}),
+            "other inputs": None if columns is None else digest_of({"": columns}),
+        }
+        ranks.require_same({**made_of, "store": None if store is None else str(store)})
+        if store is None:
+            return None
         across = len(rows) if columns is None else len(columns)
-        pairs = {"class-diagonal": outputs, "full": outputs**2}.get(str(self.outputs), 1)
-        device = self._prepared.device
-        return make_plan(
-            maker,
-            rows[:1],
-            len(rows),
-            None if columns is None else len(columns),
-            len(rows) * across * pairs * maker.item_size,
-            self._budget(),
-            measured_speed(self._prepared.dtype, device),
-            1,
+        count = self._directions(rows).shape[0]
+        shape = gram_shape(self.outputs, count, len(rows), across)
+        return GramStore(Path(store), made_of, shape, prepared.dtype, ranks)
+
+    def _directions(self, rows: Tensor, logit: int | None = None) -> Tensor:
+        """Return the outputs that gradients are made of, (C, O)."""
+        prepared = self._prepared
+        count = prepared.count_outputs(rows[:1])
+        wanted = self.outputs if logit is None else logit
+        return directions(wanted, count, prepared.dtype, prepared.device)
+
+    def _plan(
+        self,
+        maker: BlockMaker,
+        directions_CO: Tensor,
+        rows: Tensor,
+        columns: Tensor | None,
+        stored: bool,
+        budget: int,
+        shares: int,
+        speed: Speed,
+        kept: Sizes | None = None,
+    ) -> Plan:
+        across = rows if columns is None else columns
+        shape = gram_shape(self.outputs, len(directions_CO), len(rows), len(across))
+        products = PlainProducts(self._prepared.network, self._prepared.parameters)
+        job = Job(
+            rows=len(rows),
+            columns=None if columns is None else len(columns),
+            gram_bytes=0 if stored else math.prod(shape) * maker.item_size,
+            budget=budget,
+            setup_bytes=self._setup_bytes,
+            check_bytes=check_bytes(products, directions_CO, self.outputs, rows, across),
+            separable=self.outputs in ("class-diagonal", "trace"),
+            shares=shares,
         )
+        return make_plan(maker, rows[:_SAMPLE], job, speed, kept)

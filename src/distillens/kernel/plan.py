@@ -1,18 +1,22 @@
 """What a Gram will take: time, memory, tiles. Made before any of it is computed.
 
-Shapes: N examples along the rows, M along the columns, C outputs.
+What a pass through the network and the making of gradients take is measured on a few examples; what
+tiles take follows from their sizes. Shapes: N examples along the rows, M along the columns, C
+outputs.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.kernel.blocks import BlockMaker
+from distillens.kernel.blocks import PAIR_NUMBERS, PIECE, BlockMaker
+from distillens.kernel.memory import peak_bytes, some_examples
 from distillens.kernel.ways import Speed
 
 _MOST_ROWS = 256
@@ -20,7 +24,9 @@ _MOST_ROWS = 256
 _TILES = 4
 """Tiles along a side at least: what is computed of the lower triangle is half a tile a row."""
 _FORWARD_NUMBERS = 2**25
-"""Activations that a forward and backward pass holds at a time; more leaves the caches sooner."""
+"""Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
+_TIMED = 8
+"""Examples of the pass that is timed."""
 
 
 @dataclass(frozen=True)
@@ -34,129 +40,262 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a Gram will be computed."""
+class Sizes:
+    """How the work is cut: the same sizes on the same machine give the same bits."""
 
-    rows: int
-    columns: int
     panel: int
     """Rows whose gradients are kept together while the columns pass by."""
     tile: int
     """Columns that pass by together."""
     forward: int
     """Examples of a forward and backward pass."""
+    outputs: int
+    """Outputs whose gradients are kept together."""
+    pair_numbers: int
+    """Numbers of products of positions that exist at a time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Gram to plan."""
+
+    rows: int
+    columns: int | None
+    """None where the columns are the rows."""
+    gram_bytes: int
+    """Of the values in memory; 0 where they are in a store."""
+    budget: int
+    """Bytes to stay inside."""
+    setup_bytes: int
+    """What finding out where parameters are used takes, before anything else."""
+    check_bytes: int
+    """What the check takes, after everything else."""
+    separable: bool
+    """Outputs can be taken some after others."""
+    shares: int = 1
+    """Processes that share the panels."""
+
+    @property
+    def across(self) -> int:
+        """M, or N where the columns are the rows."""
+        return self.rows if self.columns is None else self.columns
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a Gram will be computed."""
+
+    rows: int
+    columns: int
+    symmetric: bool
+    """The columns are the rows."""
+    outputs: int
+    """C."""
+    sizes: Sizes
+    shares: int
+    """Processes that share the panels."""
     memory: int
-    """Bytes that it will take beside the inputs and the network, the Gram included."""
+    """Bytes that it will take beside the inputs and the network, the Gram included; of each
+    process, where several share the work."""
+    gram_bytes: int
+    """Of the Gram; 0 where it is kept on disk."""
+    budget: int
+    """Bytes that it may take."""
     seconds: float
-    """A rough time, from the speed of matrix products as measured here."""
+    """A rough time, from the speed of this machine as it was just now."""
     layers: tuple[Layer, ...]
 
+    def panel_cost(self, panel: int) -> float:
+        """Return what a panel takes, in tiles' worth; several processes share them by it."""
+        start = panel * self.sizes.panel
+        height = min(self.sizes.panel, self.rows - start)
+        if not self.symmetric:
+            return height
+        # Its triangle and what is right of it; a step of its own for making the gradients.
+        return height * (self.rows - start - height / 2 + 1)
+
     def __str__(self) -> str:
+        sizes = self.sizes
+        where = f"{_room(self.gram_bytes)} of it the Gram" if self.gram_bytes else "Gram on disk"
+        each = f" for each of {self.shares} processes" if self.shares > 1 else ""
+        several = (
+            f", {sizes.outputs} of {self.outputs} outputs at a time" if self.outputs > 1 else ""
+        )
         lines = [
-            f"{self.rows} x {self.columns} examples, panels of {self.panel}, tiles of {self.tile}, "
-            f"{self.forward} a forward pass",
-            f"about {self.seconds:.3g} s, {self.memory / 2**20:.0f} MiB",
+            f"Gram    {self.rows} x {self.columns} examples{several}",
+            f"time    about {_duration(self.seconds)}",
+            f"memory  {_room(self.memory)} of {_room(self.budget)}{each}, {where}",
+            f"tiles   panels of {sizes.panel} rows, tiles of {sizes.tile} columns, "
+            f"{sizes.forward} examples a pass",
         ]
+        names = [" ".join(layer.parameters) for layer in self.layers]
+        wide = max((len(name) for name in names), default=0)
         lines += [
-            f"  {' '.join(layer.parameters)}: {layer.way}, {layer.held} numbers an example"
-            for layer in self.layers
+            f"        {name:{wide}}  {layer.way:7}  {layer.held:>11,} numbers an example"
+            for name, layer in zip(names, self.layers, strict=True)
         ]
         return "\n".join(lines)
 
 
-def activation_bytes(maker: BlockMaker, sample: Tensor) -> int:
-    """Return what autograd keeps of one example, and as much again for what passes by."""
-    kept: dict[int, int] = {}
+@dataclass(frozen=True)
+class Passes:
+    """Bytes that making gradients takes beside those that are kept."""
 
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
+    fixed: int
+    each: int
+    """For each example of a pass."""
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        one = maker.trace(sample[:1])
-    del one
-    weights = {tensor.data_ptr() for tensor in maker.parameters}
-    return 2 * sum(size for place, size in kept.items() if place not in weights)
+    @staticmethod
+    def measured(maker: BlockMaker, sample: Tensor) -> Passes:
+        """Make the gradients of one and of two examples, and see what it takes."""
+        one, two = (peak_bytes(lambda n=n: maker.make(some_examples(sample, n), n)) for n in (1, 2))
+        each = max(two - one, 1)
+        return Passes(max(one - each, 0), each)
 
 
-def forward_size(maker: BlockMaker, sample: Tensor, budget: int) -> int:
+def forward_size(passes: Passes, item_size: int, budget: int) -> int:
     """Return how many examples go through the network at a time."""
-    passing = max(1, activation_bytes(maker, sample))
-    return max(1, min(_FORWARD_NUMBERS * maker.item_size, budget) // passing)
+    room = min(_FORWARD_NUMBERS * item_size, budget - passes.fixed)
+    return max(1, room // passes.each)
 
 
 def make_plan(
-    maker: BlockMaker,
-    sample: Tensor,
-    rows: int,
-    columns: int | None,
-    gram_bytes: int,
-    budget: int,
-    speed: Speed,
-    shares: int,
+    maker: BlockMaker, sample: Tensor, job: Job, speed: Speed, kept: Sizes | None = None
 ) -> Plan:
-    """Return the plan of a Gram that fits a budget.
+    """Return the fastest plan of a Gram that fits a budget.
 
     Parameters
     ----------
-    maker, sample
-        Of the network, and an example.
-    rows, columns
-        N and M; None where the columns are the rows.
-    gram_bytes
-        What the result takes in memory.
-    budget
-        Bytes to stay inside.
+    maker
+        Of the gradients by all outputs.
+    sample
+        Some examples, to measure and time a pass.
+    job
+        The Gram.
     speed
         Of this machine.
-    shares
-        Processes that share the panels.
+    kept
+        Sizes of a computation that goes on; they stay as they are.
 
     Raises
     ------
     KernelError
-        The budget is too small for panels and tiles of one example.
+        The budget is too small; the least that would do is named.
     """
-    item = maker.item_size
-    held = maker.held * item
-    passing = activation_bytes(maker, sample)
-    across = rows if columns is None else columns
-    # A row and a column of gradients, one pass, and the tile.
-    least = gram_bytes + 2 * held + passing + item
-    if least > budget:
+    best: Plan | None = None
+    least = 0
+    outputs = maker.outputs if kept is None else kept.outputs
+    while True:
+        some = maker.some(0, outputs)
+        passes = Passes.measured(some, sample)
+        room = _Room(some, job, passes)
+        least = room.least
+        sizes = kept or (room.sizes() if least <= job.budget else None)
+        if sizes is not None:
+            if kept is not None:
+                least = room.taken(kept)
+            plan = _described(maker, some, sample, job, sizes, room.taken(sizes), speed)
+            if plan.memory <= job.budget and (best is None or plan.seconds < best.seconds):
+                best = plan
+        whole = sizes is not None and sizes.panel >= job.rows
+        if kept is not None or whole or not job.separable or outputs == 1:
+            break
+        outputs = -(-outputs // 2)
+    if best is None:
+        held = maker.some(0, outputs).held * maker.item_size
+        what = "a computation that goes on with its tiles" if kept else "panels and tiles of one"
         raise KernelError(
-            f"a Gram of {gram_bytes / 2**20:.4g} MiB and gradients of {held / 2**20:.4g} MiB an "
-            f"example{_most(maker)} do not fit max_memory = {budget / 2**20:.4g} MiB; at least "
-            f"{least / 2**20:.4g} MiB are needed"
+            f"max_memory = {job.budget} bytes is too small for a Gram of {_room(job.gram_bytes)}, "
+            f"gradients of {_room(held)} an example{_most(maker)} and {what}; "
+            f"give at least {least} bytes ({_room(least)})"
         )
-    free = budget - gram_bytes
-    tile = max(1, min(_MOST_ROWS, -(-across // _TILES), free // (4 * (held + 1))))
-    forward = min(tile, forward_size(maker, sample, free // 4))
-    panel = (free - tile * held - forward * passing) // (held + 1)
-    panel = max(1, min(panel, rows))
-    if shares > 1:
-        # Each process gets a panel from the top and one from the bottom of the triangle.
-        panel = min(panel, -(-rows // (2 * shares)))
-    if panel > tile:
-        panel -= panel % tile if panel < rows else 0
-    pairs = rows * across / (2 if columns is None else 1)
-    streamed = sum(
-        across - (start if columns is None else 0) for start in range(0, rows, panel)
-    ) + (rows if columns is not None else 0)
-    work = sum(speed.seconds(part.choice.cost, streamed, pairs) for part in maker.parts)
-    # Forward and backward: about as many multiply-adds as it takes to form the gradients twice.
-    passes = 2 * sum(part.choice.cost.example_products for part in maker.parts) * streamed
+    return best
+
+
+class _Room:
+    """What sizes take, and which sizes fit."""
+
+    def __init__(self, maker: BlockMaker, job: Job, passes: Passes) -> None:
+        self._maker, self._job, self._passes = maker, job, passes
+        self._item = maker.item_size
+        self._held = max(1, maker.held * self._item)
+        pairs = maker.outputs ** (2 if maker.pairing == "full" else 1)
+        # The sum in float64, a product to add to it, the tile and its mirror image.
+        self._pair = pairs * (8 + 3 * self._item) + self._item
+        self._smallest = Sizes(1, 1, 1, maker.outputs, maker.pair_numbers)
+
+    @property
+    def least(self) -> int:
+        """Bytes that panels and tiles of one example take."""
+        return self.taken(self._smallest)
+
+    def taken(self, sizes: Sizes) -> int:
+        """Return the bytes that sizes take at the most."""
+        job = self._job
+        computing = (sizes.panel + sizes.tile) * self._held + self._work(sizes)
+        return max(job.setup_bytes, job.gram_bytes + max(job.check_bytes, computing))
+
+    def sizes(self) -> Sizes:
+        """Return the largest sizes that fit; the smallest must."""
+        job, maker = self._job, self._maker
+        free = job.budget - job.gram_bytes
+        tile = max(1, min(_MOST_ROWS, -(-job.across // _TILES)))
+        while True:
+            forward = min(tile, forward_size(self._passes, self._item, free // 4))
+            numbers = maker.pair_numbers * tile
+            wanted = min(PAIR_NUMBERS, free // (8 * self._item), numbers * tile)
+            found = Sizes(1, tile, forward, maker.outputs, max(numbers, wanted))
+            work = self._work(found)
+            # Half of the room is the panel's, so that columns pass by few times.
+            if tile * self._held + work <= free // 2 or tile == 1:
+                break
+            tile //= 2
+        panel = (free - tile * self._held - work) // self._held
+        if panel < 1:
+            return self._smallest
+        panel = min(panel, job.rows)
+        if job.shares > 1:
+            # Each process gets a panel from the top and one from the bottom of the triangle.
+            panel = min(panel, -(-job.rows // (2 * job.shares)))
+        if tile < panel < job.rows:
+            panel -= panel % tile
+        return Sizes(panel, tile, forward, maker.outputs, found.pair_numbers)
+
+    def _work(self, sizes: Sizes) -> int:
+        """Return what making gradients or contracting them takes, whichever is more."""
+        largest = self._maker.largest_paired * self._item
+        # The parts of one use exist twice when they are joined.
+        making = self._passes.fixed + sizes.forward * self._passes.each + sizes.tile * largest
+        contracting = sizes.tile**2 * self._pair
+        if self._maker.pair_numbers:
+            # Both sides may be copied to another order.
+            contracting += sizes.pair_numbers * self._item + 2 * sizes.tile * largest
+        return max(making, contracting)
+
+
+def _described(
+    maker: BlockMaker,
+    some: BlockMaker,
+    sample: Tensor,
+    job: Job,
+    sizes: Sizes,
+    memory: int,
+    speed: Speed,
+) -> Plan:
     return Plan(
-        rows=rows,
-        columns=across,
-        panel=panel,
-        tile=tile,
-        forward=forward,
-        memory=int(gram_bytes + (panel + tile) * held + forward * passing),
-        seconds=(work + passes / speed.small_products) / shares,
+        rows=job.rows,
+        columns=job.across,
+        symmetric=job.columns is None,
+        outputs=maker.outputs,
+        sizes=sizes,
+        shares=job.shares,
+        memory=memory,
+        gram_bytes=job.gram_bytes,
+        budget=job.budget,
+        seconds=_seconds(maker, some, sample, job, sizes, speed),
         layers=tuple(
             Layer(tuple(part.place.names.values()), part.choice.way, int(part.choice.cost.held))
-            for part in maker.parts
+            for part in some.parts
         ),
     )
 
@@ -167,6 +306,56 @@ def _most(maker: BlockMaker) -> str:
     if not parts:
         return ""
     return f" (most of it by {' and '.join(parts[0].place.names.values())})"
+
+
+def _seconds(
+    maker: BlockMaker, some: BlockMaker, sample: Tensor, job: Job, sizes: Sizes, speed: Speed
+) -> float:
+    """Return the time of making gradients, as timed, and of contracting them, as calibrated."""
+    starts = range(0, job.rows, sizes.panel)
+    if job.columns is None:
+        made = sum(job.rows - start for start in starts)
+        # Tiles on the diagonal are computed whole.
+        pairs = job.rows * (job.rows + min(sizes.tile, job.rows)) / 2
+    else:
+        made = job.rows + len(starts) * job.columns
+        pairs = job.rows * job.columns
+    many = min(sizes.forward, _TIMED)
+    one_pass, several = (_timed(some, some_examples(sample, n)) for n in (1, many))
+    each = max(several - one_pass, 0.0) / (many - 1) if many > 1 else 0.0
+    making = made * each + made / sizes.forward * max(one_pass - each, 0.0)
+    contracting = sum(
+        part.choice.cost.pair_products / speed.products + part.choice.cost.pair_moved / speed.moved
+        for part in some.parts
+    )
+    numbers = some.outputs ** (2 if some.pairing == "full" else 1)
+    # Each piece of a sum is added up, and each tile is halved, checked and put in two places.
+    moved = numbers * (3 * -(-some.written // PIECE) + 8) / speed.moved
+    groups = maker.outputs / some.outputs
+    return groups * (making + pairs * (contracting + moved)) / job.shares
+
+
+def _timed(maker: BlockMaker, inputs: Tensor) -> float:
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        maker.make(inputs, len(inputs))
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _room(size: int) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:.3g} KiB"
+    return f"{size / 2**20:.4g} MiB" if size < 2**30 else f"{size / 2**30:.3g} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def free_memory(device: torch.device) -> int:

@@ -89,7 +89,7 @@ class _Setting:
     def kernel(self, network: nn.Module) -> EmpiricalNTK:
         # In float64: along a training kernels become too ill-conditioned for less.
         outputs = 0 if self.form == "binary" else self.form
-        return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64)
+        return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64, alone=True)
 
 
 def complexity_kernel(scene: Scene) -> tuple[EmpiricalNTK, Tensor, list[int]]:

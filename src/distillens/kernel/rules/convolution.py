@@ -69,9 +69,9 @@ class Convolution(Rule):
         window: Window = call.settings
         groups = window.groups
         several = inputs_B.ndim > call.inputs.ndim
+        pictures = inputs_B.shape[1] if several else 1
         if several:
             # An example has several pictures: their pixels are positions alike.
-            pictures = inputs_B.shape[1]
             inputs_B, gradients_BC = inputs_B.flatten(0, 1), gradients_BC.transpose(2, 3)
         if inputs_B.ndim == 3:
             inputs_B = inputs_B[:, :, None]

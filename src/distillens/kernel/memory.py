@@ -1,0 +1,69 @@
+"""How many bytes of tensors some work holds at once, counted where torch makes them.
+
+What a network needs for a forward and backward pass depends on its operations, so it is measured on
+a few examples instead of modelled. Scratch space inside an operation is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is entered, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Carry out an operation and count the storages that it made."""
+        kwargs = kwargs or {}
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, made_here=False)
+        result = func(*args, **kwargs)
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, made_here=True)
+        return result
+
+    def _note(self, tensor: Tensor, made_here: bool) -> None:
+        storage = tensor.untyped_storage()
+        place = storage._cdata
+        if place in self._known:
+            return
+        # What was there before the first operation on it, such as a weight, counts nothing.
+        size = storage.nbytes() if made_here else 0
+        self._known[place] = weakref.ref(storage, partial(self._forget, place, size))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, place: int, size: int, _: object) -> None:
+        self._known.pop(place, None)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes of tensors that some work holds at once, its result included."""
+    with LiveBytes() as live:
+        result = work()
+        del result
+    return live.peak
+
+
+def some_examples(inputs: Tensor, count: int) -> Tensor:
+    """Return so many examples, repeated where there are fewer."""
+    return inputs[torch.arange(count, device=inputs.device) % len(inputs)]
