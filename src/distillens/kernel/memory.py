@@ -26,6 +26,11 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Skipping would import the compiler, which takes seconds and has nothing to do here.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
