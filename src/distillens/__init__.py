@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from distillens.array_files import Rows as Rows
+    from distillens.array_files import read_rows as read_rows
     from distillens.data import Batches as Batches
     from distillens.data import Examples as Examples
     from distillens.data import LoaderBatches as LoaderBatches
     from distillens.data import examples_from_arrays as examples_from_arrays
     from distillens.errors import DistillensError as DistillensError
     from distillens.kernel import oracle_gram as oracle_gram
+    from distillens.measures import audit as audit
     from distillens.measures import deviation as deviation
     from distillens.measures import supervision_complexity as supervision_complexity
     from distillens.report import write_report as write_report
@@ -33,10 +36,11 @@ if TYPE_CHECKING:
     from distillens.training import fit as fit
 
 _HOME = {
+    "array_files": ("Rows", "read_rows"),
     "data": ("Batches", "Examples", "LoaderBatches", "examples_from_arrays"),
     "errors": ("DistillensError",),
     "kernel": ("oracle_gram",),
-    "measures": ("deviation", "supervision_complexity"),
+    "measures": ("audit", "deviation", "supervision_complexity"),
     "report": ("write_report",),
     "study": ("read_recipe", "run"),
     "supervision": (
