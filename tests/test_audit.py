@@ -222,7 +222,9 @@ def test_planted_departures_are_counted():
     assert [entry.gained for entry in ledger.by_mislabelled] == [0, 20]
 
 
-@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (20, 10), (3, 30), (7, 7), (900, 1000)])
+@pytest.mark.parametrize(
+    ("gained", "lost"), [(0, 0), (1, 0), (20, 10), (3, 30), (7, 7), (900, 1000)]
+)
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int):
     wanted = binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
     assert mcnemar_exact(gained, lost) == pytest.approx(wanted, rel=1e-9)
