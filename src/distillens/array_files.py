@@ -182,19 +182,19 @@ def _of_table(path: Path, table: Any, key: str | None) -> Rows:
 
 
 def _column(path: Path, name: str, column: Any) -> NDArray:
-    import pyarrow
+    from pyarrow import compute, types
 
     if column.null_count:
         raise DataError(f"{path}: column {name!r} has {column.null_count} empty cells; fill them")
     kind = column.type
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind):
-        lengths = set(pyarrow.compute.list_value_length(column).unique().to_pylist())
+    if types.is_list(kind) or types.is_fixed_size_list(kind):
+        lengths = set(compute.list_value_length(column).unique().to_pylist())
         if len(lengths) > 1:
             raise DataError(
                 f"{path}: the lists of column {name!r} have {min(lengths)} to {max(lengths)} "
                 "values; give each example the same number"
             )
-        flat = pyarrow.compute.list_flatten(column).to_numpy()
+        flat = compute.list_flatten(column).to_numpy()
         return flat.reshape(len(column), *lengths)
     return column.to_numpy()
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from distillens import __version__
 from distillens.audit_results import Audit, Fidelity, KindRead, SplitAudit
 from distillens.errors import MeasureError, nearest
 from distillens.measures.auditing.calibration import measure_calibration
@@ -145,7 +145,7 @@ def audit_with_points(
         splits=tuple(audits),
         resamples=resamples,
         bootstrap_seed=bootstrap_seed,
-        version=__version__,
+        version=_version(),
         seconds=time.perf_counter() - started,
     )
     return result, points
@@ -229,3 +229,11 @@ def _check_classes(splits: dict[str, Split]) -> None:
 
 def _about(split: str, error: MeasureError) -> MeasureError:
     return MeasureError(f"split {split!r}: {error}")
+
+
+def _version() -> str:
+    # From the installed package: importing the root here would tie measures to every other floor.
+    try:
+        return version("distillens")
+    except PackageNotFoundError:
+        return "not installed"
