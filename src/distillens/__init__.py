@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from distillens.array_files import Rows as Rows
+    from distillens.array_files import read_rows as read_rows
     from distillens.data import Batches as Batches
     from distillens.data import Examples as Examples
     from distillens.data import LoaderBatches as LoaderBatches
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from distillens.kernel import EmpiricalNTK as EmpiricalNTK
     from distillens.kernel import ntk_similarity as ntk_similarity
     from distillens.kernel import oracle_gram as oracle_gram
+    from distillens.measures import audit as audit
     from distillens.measures import deviation as deviation
     from distillens.measures import supervision_complexity as supervision_complexity
     from distillens.report import write_report as write_report
@@ -35,10 +38,11 @@ if TYPE_CHECKING:
     from distillens.training import fit as fit
 
 _HOME = {
+    "array_files": ("Rows", "read_rows"),
     "data": ("Batches", "Examples", "LoaderBatches", "examples_from_arrays"),
     "errors": ("DistillensError",),
     "kernel": ("EmpiricalNTK", "ntk_similarity", "oracle_gram"),
-    "measures": ("deviation", "supervision_complexity"),
+    "measures": ("audit", "deviation", "supervision_complexity"),
     "report": ("write_report",),
     "study": ("read_recipe", "run"),
     "supervision": (

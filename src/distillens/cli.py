@@ -246,6 +246,67 @@ def export_command(
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+_FILES = "An npy, npz, csv, parquet or safetensors file, or FILE::KEY; SPLIT=FILE for several."
+
+
+@app.command("audit")
+def audit_command(
+    teacher: Annotated[list[str], typer.Option(help=f"The teacher's outputs. {_FILES}")],
+    student: Annotated[list[str], typer.Option(help="The student's outputs, alike.")],
+    labels: Annotated[list[str], typer.Option(help="True classes, from 0.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option(help="Inputs; text is shown with the telling examples.")
+    ] = None,
+    mislabelled: Annotated[
+        list[str] | None, typer.Option(help="A mask, 1 where the label is wrong.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Outputs of a student trained on labels alone.")
+    ] = None,
+    other_teacher: Annotated[
+        list[str] | None, typer.Option(help="Outputs of a teacher of another seed.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="logits or probabilities; by default detected, and said.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for audit.json and the plotted points.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+) -> None:
+    """Audit a student against its teacher from arrays: does it disobey, and does that pay?"""
+    from distillens.array_files import read_splits
+    from distillens.measures.auditing import audit_with_points
+    from distillens.report import audit_text, write_audit
+    from distillens.results import to_json
+
+    result, points = audit_with_points(
+        read_splits(teacher),
+        read_splits(student),
+        read_splits(labels),
+        inputs=read_splits(inputs) if inputs else None,
+        mislabelled=read_splits(mislabelled) if mislabelled else None,
+        reference=read_splits(reference) if reference else None,
+        other_teacher=read_splits(other_teacher) if other_teacher else None,
+        kind=kind,
+        resamples=resamples,
+    )
+    if as_json:
+        typer.echo(to_json(result), nl=False)
+    else:
+        console.print(audit_text(result))
+    if out is None:
+        return
+    arrays = {
+        split: {"x": found.x_N, "y": found.y_N, "who": found.who_N}
+        for split, found in points.items()
+    }
+    for path in write_audit(result, arrays, out):
+        # Standard output holds nothing but JSON where JSON was asked for.
+        typer.echo(f"written: {path}", err=as_json)
+
+
 @app.command("recipes")
 def recipes_command() -> None:
     """List the recipes that come with distillens."""

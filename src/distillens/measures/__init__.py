@@ -5,6 +5,7 @@ from distillens.measures.alignment import (
     centred_alignment,
     kernel_target_alignment,
 )
+from distillens.measures.auditing import audit
 from distillens.measures.bounds import (
     DEFAULT_MARGINS,
     binary_bound,
@@ -58,6 +59,7 @@ __all__ = [
     "Points",
     "RandomLabelReference",
     "accuracy_estimate",
+    "audit",
     "binary_bound",
     "centred_alignment",
     "coding_of",

@@ -62,7 +62,7 @@ def phi_from_logits(logits_NC: ArrayLike, classes_N: ArrayLike) -> Array:
     classes_N
         The class k of each example, in 0 … C−1 (0 or 1 for one output).
     """
-    logits = _two_or_more(np.asarray(logits_NC, dtype=np.float64), "logits")
+    logits = two_or_more(np.asarray(logits_NC, dtype=np.float64), "logits")
     rows = np.arange(len(logits))
     k = np.asarray(classes_N)
     rest = logits.copy()
@@ -179,10 +179,10 @@ def _read(outputs_NC: NDArray, chunk: slice, kind: OutputKind, name: str) -> Arr
             f"the {name}'s outputs are NaN or infinite at example "
             f"{chunk.start + int(np.argmin(finite_B))}; look at what made them"
         )
-    return _two_or_more(outputs_BC, kind)
+    return two_or_more(outputs_BC, kind)
 
 
-def _two_or_more(outputs_BC: Array, kind: OutputKind) -> Array:
+def two_or_more(outputs_BC: Array, kind: OutputKind) -> Array:
     """Write a single output as two classes: logits (0, z), probabilities (1 − p, p)."""
     if outputs_BC.shape[1] > 1:
         return outputs_BC

@@ -12,11 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from distillens.errors import MeasureError
 from distillens.measures.confidence import CLIP, OutputKind, Points, compare
 from distillens.measures.intervals import LEVEL, wilson_interval
+from distillens.measures.slopes import least_squares_slope, least_squares_slopes
 from distillens.results import Deviation, Estimate, Interval
 
 Array = NDArray[np.float64]
 
-_FEWEST = 10
+FEWEST = 10
+"""Fewer points give no slope."""
+
 _CHUNK_NUMBERS = 2**21
 _PARTS = ("all", "low-confidence", "high-confidence")
 
@@ -128,8 +131,8 @@ def _slopes(
     parts = (np.ones_like(low_N), low_N, ~low_N)
     for column, (name, part_N) in enumerate(zip(_PARTS, parts, strict=True)):
         x, y = x_N[part_N], y_N[part_N]
-        if len(x) < _FEWEST:
-            notes.append(f"{len(x)} {name} points are too few for a slope (fewer than {_FEWEST})")
+        if len(x) < FEWEST:
+            notes.append(f"{len(x)} {name} points are too few for a slope (fewer than {FEWEST})")
             estimates.append(Estimate(float("nan")))
             continue
         if x.min() == x.max():
@@ -149,13 +152,8 @@ def _slopes(
             interval = Interval(float(low), float(high), LEVEL, method)
         else:
             notes.append(f"too few {name} points differ in x: their slope has no interval")
-        estimates.append(Estimate(_slope(x, y), interval))
+        estimates.append(Estimate(least_squares_slope(x, y), interval))
     return estimates, notes
-
-
-def _slope(x: Array, y: Array) -> float:
-    dx = x - x.mean()
-    return float(np.sum(dx * (y - y.mean())) / np.sum(dx * dx))
 
 
 def _resampled_slopes(
@@ -182,13 +180,4 @@ def _resampled_slopes(
         sums.append(weights @ moments_N10)
     sums_R10 = np.concatenate(sums)
     low_R5, high_R5 = sums_R10[:, :5], sums_R10[:, 5:]
-    return np.stack([_slope_of(s) for s in (low_R5 + high_R5, low_R5, high_R5)], axis=1)
-
-
-def _slope_of(sums_R5: Array) -> Array:
-    """Slope from the five sums; NaN where a resample has no spread in x."""
-    w, x, y, xx, xy = sums_R5.T
-    spread = w * xx - x * x
-    slope = np.full(len(w), np.nan)
-    np.divide(w * xy - x * y, spread, out=slope, where=spread > 1e-12 * w * xx)
-    return slope
+    return np.stack([least_squares_slopes(s) for s in (low_R5 + high_R5, low_R5, high_R5)], axis=1)

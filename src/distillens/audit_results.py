@@ -1,0 +1,246 @@
+"""What an audit of two classifiers found, as frozen dataclasses. JSON as in `distillens.results`.
+
+Field names are the keys of ``distillens audit --json``. A student equal to its teacher has, in each
+of ``splits``, ``exaggeration.slope_all.ordinary.value`` = 1, ``ledger.departures`` = 0 and
+``fidelity.identical`` = true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from distillens.results import Agreement, Estimate, Interval
+
+Verdict = Literal["yes", "no more than a reference", "undecided", "not here", "too few examples"]
+
+
+class _Result:
+    """Base of all results: infinities survive the way through JSON."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
+
+
+@dataclass(frozen=True)
+class KindRead(_Result):
+    """How the numbers of a role were read."""
+
+    role: str
+    """"teacher", "student", "one-hot student" or "other teacher"."""
+    split: str
+    kind: Literal["logits", "probabilities"]
+    how: str
+    """"stated", or "detected: " and why."""
+
+
+@dataclass(frozen=True)
+class ReferenceSlope(_Result):
+    """The slope of a reference on the same x, and how much steeper the student's is."""
+
+    name: str
+    ordinary: Estimate
+    robust: Estimate
+    steeper: Estimate
+    """The student's ordinary slope minus the reference's, with one resample for both."""
+    steeper_robust: Estimate
+
+
+@dataclass(frozen=True)
+class PartSlope(_Result):
+    """Slope of y = φ(p_student[k]) on x = φ(p_teacher[k]) on a part of the points.
+
+    ``ordinary`` is least squares, ``robust`` Huber's estimate (k = 1.345, scale by the median
+    absolute residual). NaN where the points define no slope.
+    """
+
+    part: Literal["all", "low", "high"]
+    points: int
+    ordinary: Estimate
+    robust: Estimate
+    references: tuple[ReferenceSlope, ...]
+    verdict: Verdict
+    """Is the slope above 1, and above that of every reference?"""
+
+
+@dataclass(frozen=True)
+class ReferenceShare(_Result):
+    """The underfit share of a reference, and how much larger the student's is."""
+
+    name: str
+    share: Estimate
+    larger: Estimate
+
+
+@dataclass(frozen=True)
+class Underfit(_Result):
+    """Share of the low-confidence points at which the student is less sure than the teacher (y < x)."""
+
+    points: int
+    share: Estimate
+    references: tuple[ReferenceShare, ...]
+    verdict: Verdict
+    """Is the share above one half, and above that of every reference?"""
+
+
+@dataclass(frozen=True)
+class MislabelledPlace(_Result):
+    """Where the mislabelled examples lie in the confidence plot, beside the others."""
+
+    examples: int
+    low_confidence_share: Estimate
+    """Share of the mislabelled with x below the threshold; one half of all points are."""
+    underfit_share: Estimate
+    """Share of the mislabelled with y < x, at any confidence."""
+    underfit_share_of_others: Estimate
+    more_underfit: Estimate
+    """The difference of the two."""
+
+
+@dataclass(frozen=True)
+class Exaggeration(_Result):
+    """Does the student exaggerate the teacher's confidence?"""
+
+    threshold: float
+    """The median of x, which separates the low part from the high one."""
+    slope_all: PartSlope
+    slope_low: PartSlope
+    slope_high: PartSlope
+    underfit: Underfit
+    verdict: Verdict
+    """"yes" where one of the slopes or the underfit share says so."""
+    reading: str
+    """The verdict in words."""
+    mislabelled: MislabelledPlace | None
+    clipped: int
+    """Points whose probability had to be clipped before φ."""
+
+
+@dataclass(frozen=True)
+class Fidelity(_Result):
+    """How near the student is to the teacher at τ = 1. Divergences are means, in nats."""
+
+    identical: bool
+    """At every example: the same top class and no difference in any probability."""
+    agreement: Estimate
+    """Share of examples with the same top class."""
+    kl_teacher_student: Estimate
+    kl_student_teacher: Estimate
+    total_variation: Estimate
+    """Mean of ½ Σ|p − q|, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBin(_Result):
+    """Examples with a confidence above ``low`` and up to ``high``. Empty bins are left out."""
+
+    low: float
+    high: float
+    examples: int
+    confidence: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class Calibration(_Result):
+    """Do probabilities mean what they say? Confidence is the probability of the top class."""
+
+    who: Literal["teacher", "student"]
+    accuracy: Estimate
+    confidence: float
+    ece: float
+    """Σ over equally wide bins of share · |accuracy − confidence|."""
+    ece_if_calibrated: Interval
+    """Where the ECE of a calibrated classifier with these confidences would lie: never at 0."""
+    adaptive_ece: float
+    """The same over bins with equally many examples."""
+    adaptive_ece_if_calibrated: Interval
+    brier: Estimate
+    """Mean of Σ_c (p_c − 1[c = label])², in [0, 2]."""
+    nll: Estimate
+    """Mean of −ln p[label], in nats."""
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class LedgerEntry(_Result):
+    """Departures from the teacher (another top class) among some of the examples."""
+
+    group: str
+    examples: int
+    departures: int
+    gained: int
+    """Departures at which the student is right and the teacher wrong."""
+    lost: int
+    """Departures at which the teacher is right and the student wrong."""
+    both_wrong: int
+    net_gain: Estimate
+    """Accuracy points (of 100) that the student has over the teacher: 100 (gained − lost) / examples."""
+    p_value: float
+    """McNemar's exact test of gained against lost, two-sided."""
+
+
+@dataclass(frozen=True)
+class TellingExample(_Result):
+    """One departure. ``moved`` is what the student took from the teacher's class and gave its own."""
+
+    row: int
+    index: int | str | None
+    outcome: Literal["gained", "lost", "both wrong"]
+    label: int
+    teacher_class: int
+    student_class: int
+    teacher_on_its_class: float
+    teacher_on_student_class: float
+    student_on_its_class: float
+    student_on_teacher_class: float
+    moved: float
+    """(p_te[k_te] − p_st[k_te]) + (p_st[k_st] − p_te[k_st]), in [0, 2]; the largest come first."""
+    mislabelled: bool | None
+    text: str | None
+    """The input, where inputs are text or single numbers."""
+
+
+@dataclass(frozen=True)
+class Ledger(_Result):
+    """The disobedience ledger: where the student departs from its teacher and whether that pays."""
+
+    departures: int
+    all: LedgerEntry
+    right: Agreement
+    by_class: tuple[LedgerEntry, ...]
+    """By true class; classes without examples are left out."""
+    by_confidence: tuple[LedgerEntry, ...]
+    """By fifths of the teacher's confidence, lowest first; fewer where confidences tie."""
+    by_mislabelled: tuple[LedgerEntry, ...]
+    """Empty where no mask of mislabelled examples was given."""
+    telling: tuple[TellingExample, ...]
+
+
+@dataclass(frozen=True)
+class SplitAudit(_Result):
+    """The audit of one split."""
+
+    split: str
+    examples: int
+    exaggeration: Exaggeration
+    fidelity: Fidelity
+    calibration: tuple[Calibration, ...]
+    """The teacher's and the student's."""
+    ledger: Ledger
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Audit(_Result):
+    """All that an audit found out."""
+
+    schema_version: int
+    classes: int
+    kinds: tuple[KindRead, ...]
+    splits: tuple[SplitAudit, ...]
+    resamples: int
+    bootstrap_seed: int
+    version: str
+    seconds: float

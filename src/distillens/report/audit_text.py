@@ -1,0 +1,154 @@
+"""An audit in words and tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distillens.audit_results import Audit, Exaggeration, LedgerEntry, SplitAudit, Verdict
+from distillens.report.text import estimate, fixed, number, percent, plural, printable, slope
+from distillens.results import Interval
+
+_SHOWN = 5
+
+
+def audit_text(audit: Audit) -> Group:
+    """Return an audit for the terminal: per split the verdict, slopes, fidelity and the ledger."""
+    parts: list[RenderableType] = []
+    for role in dict.fromkeys(read.role for read in audit.kinds):
+        reads = [read for read in audit.kinds if read.role == role]
+        told = dict.fromkeys(f"{read.kind} ({read.how})" for read in reads)
+        parts.append(Text(f"{role}: {'; '.join(told)}"))
+    for split in audit.splits:
+        parts += _split(split)
+    return Group(*parts)
+
+
+def _split(split: SplitAudit) -> list[RenderableType]:
+    exaggeration = split.exaggeration
+    title = f"\n{printable(split.split)}: {plural(split.examples, 'example')}"
+    parts: list[RenderableType] = [
+        Text(title, style="bold"),
+        Text(exaggeration.reading),
+        _slopes(exaggeration),
+    ]
+    place = exaggeration.mislabelled
+    if place is not None:
+        parts.append(
+            Text(
+                f"Mislabelled ({place.examples:,}): "
+                f"{estimate(place.underfit_share, 1, 100)} % less sure than the teacher, "
+                f"others {estimate(place.underfit_share_of_others, 1, 100)} %; "
+                f"{estimate(place.low_confidence_share, 1, 100)} % in the low part."
+            )
+        )
+    fidelity = split.fidelity
+    parts.append(
+        Text(
+            f"Fidelity: same top class {estimate(fidelity.agreement, 1, 100)} %, "
+            f"KL(teacher ‖ student) {number(fidelity.kl_teacher_student.value)}, "
+            f"KL(student ‖ teacher) {number(fidelity.kl_student_teacher.value)} nats, "
+            f"total variation {number(fidelity.total_variation.value)}."
+        )
+    )
+    parts += [_calibration(split), _ledger(split), *_telling(split)]
+    parts += [Text(f"note: {printable(note)}") for note in split.notes]
+    return parts
+
+
+def _slopes(found: Exaggeration) -> Table:
+    fits = (found.slope_all, found.slope_low, found.slope_high)
+    references = [reference.name for reference in found.slope_all.references]
+    heads = ["confidence plot", "points", "slope", "robust", *references, "verdict"]
+    table = _table(heads)
+    for fit in fits:
+        others = {reference.name: slope(reference.ordinary) for reference in fit.references}
+        cells = [f"{fit.points:,}", slope(fit.ordinary), slope(fit.robust)]
+        _row(
+            table, f"{fit.part}, slope", cells, [others.get(n, "–") for n in references],
+            fit.verdict,
+        )  # fmt: skip
+    underfit = found.underfit
+    shares = {one.name: estimate(one.share, 1, 100) for one in underfit.references}
+    cells = [f"{underfit.points:,}", estimate(underfit.share, 1, 100), "–"]
+    _row(
+        table, "low, underfit %", cells, [shares.get(n, "–") for n in references],
+        underfit.verdict,
+    )  # fmt: skip
+    return table
+
+
+def _row(table: Table, name: str, cells: list[str], others: list[str], verdict: Verdict) -> None:
+    table.add_row(*(Text(cell) for cell in (name, *cells, *others, verdict)))
+
+
+def _calibration(split: SplitAudit) -> Table:
+    heads = ["calibration", "accuracy %", "ECE %", "adaptive ECE %", "Brier", "NLL"]
+    table = _table(heads)
+    for found in split.calibration:
+        cells = (
+            found.who,
+            estimate(found.accuracy, 1, 100),
+            f"{percent(found.ece, 2)} ({_chance(found.ece_if_calibrated)})",
+            f"{percent(found.adaptive_ece, 2)} ({_chance(found.adaptive_ece_if_calibrated)})",
+            number(found.brier.value),
+            number(found.nll.value),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _chance(interval: Interval) -> str:
+    return f"{percent(interval.low, 2)}–{percent(interval.high, 2)} if calibrated"
+
+
+def _ledger(split: SplitAudit) -> Table:
+    ledger = split.ledger
+    heads = ["departs from the teacher", "of", "right, teacher wrong", "wrong, teacher right"]
+    table = _table([*heads, "both wrong", "net gain, points", "McNemar p"])
+    worst = sorted(
+        (entry for entry in ledger.by_class if entry.departures),
+        key=lambda entry: (-abs(entry.gained - entry.lost), -entry.departures),
+    )
+    entries = (ledger.all, *ledger.by_confidence, *ledger.by_mislabelled, *worst[:_SHOWN])
+    for entry in entries:
+        table.add_row(*(Text(cell) for cell in _cells(entry)))
+    return table
+
+
+def _cells(entry: LedgerEntry) -> Sequence[str]:
+    return (
+        f"{entry.group}: {entry.departures:,}",
+        f"{entry.examples:,}",
+        f"{entry.gained:,}",
+        f"{entry.lost:,}",
+        f"{entry.both_wrong:,}",
+        estimate(entry.net_gain, 2, signed=True),
+        number(entry.p_value, 2),
+    )
+
+
+def _telling(split: SplitAudit) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for one in split.ledger.telling[:_SHOWN]:
+        place = f"row {one.row}" if one.index is None else f"index {one.index}"
+        text = f": {printable(one.text)}" if one.text is not None else ""
+        lines.append(
+            Text(
+                f"{place}, label {one.label}: teacher {one.teacher_class} "
+                f"({fixed(one.teacher_on_its_class, 2)}), student {one.student_class} "
+                f"({fixed(one.student_on_its_class, 2)}), {one.outcome}{text}"
+            )
+        )
+    return [Text("Most telling:"), *lines] if lines else []
+
+
+def _table(heads: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(Text(head), justify="right" if place else "left")
+    return table
