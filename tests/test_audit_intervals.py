@@ -49,7 +49,7 @@ def test_slopes_and_shares_cover(monkeypatch: pytest.MonkeyPatch, blocks: int):
         found, _ = measure_exaggeration(x, y, {}, None, 0, Resampler(300, 200, trial))
         parts = (found.slope_all, found.slope_low, found.slope_high)
         shown = [(part.ordinary, 1.3) for part in parts] + [(part.robust, 1.3) for part in parts]
-        shown.append((found.underfit.share, truth_share))
+        shown.append((found.underfit.share, float(truth_share)))
         for i, (value, truth) in enumerate(shown):
             assert value.interval is not None
             hits[i] += value.interval.low <= truth <= value.interval.high

@@ -18,7 +18,6 @@ from distillens.kernel.network import Outputs
 from distillens.kernel.tiles import GramValues
 
 FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
-ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
 """Float32 sums of the same products in another order, for kernels of about 1."""
 
 
@@ -81,7 +80,7 @@ def test_the_order_of_examples_changes_rounding_only(outputs: Outputs) -> None:
     plain = as_blocks(kernel.gram(inputs).values, outputs)
     shuffled = as_blocks(kernel.gram(inputs[order]).values, outputs)
     wanted = plain[..., order, :][..., :, order]
-    torch.testing.assert_close(scaled(shuffled), scaled(wanted), **ROUNDING)
+    torch.testing.assert_close(scaled(shuffled), scaled(wanted), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("outputs", FORMS)
@@ -99,7 +98,7 @@ def test_sizes_of_tiles_change_rounding_only(
         seen.add(plan.sizes)
         assert plan.memory <= plan.budget
         assert torch.equal(values, values.mT)
-        torch.testing.assert_close(scaled(values), scaled(roomy.values), **ROUNDING)
+        torch.testing.assert_close(scaled(values), scaled(roomy.values), rtol=2e-5, atol=2e-6)
     assert len(seen | {roomy.plan.sizes}) >= 3
     if outputs in ("class-diagonal", "trace"):
         assert min(sizes.outputs for sizes in seen) < 3
@@ -112,11 +111,11 @@ def test_a_gram_of_two_sets_is_a_part_of_that_of_their_union(outputs: Outputs) -
     whole = as_blocks(kernel.gram(torch.cat([left, right])).values, outputs)
     crossed = as_blocks(kernel.gram(left, right).values, outputs)
     size = whole.abs().max()
-    torch.testing.assert_close(crossed / size, whole[..., :7, 7:] / size, **ROUNDING)
+    torch.testing.assert_close(crossed / size, whole[..., :7, 7:] / size, rtol=2e-5, atol=2e-6)
     turned = as_blocks(kernel.gram(right, left).values, outputs)
     if outputs == "full":
         turned = turned.transpose(0, 1)
-    torch.testing.assert_close(turned.mT / size, crossed / size, **ROUNDING)
+    torch.testing.assert_close(turned.mT / size, crossed / size, rtol=2e-5, atol=2e-6)
 
 
 def test_one_example_has_a_gram() -> None:
@@ -244,7 +243,7 @@ def test_a_killed_gram_goes_on_with_the_same_bits(
             kill_after(10**6, counted)
             assert torch.equal(kernel.gram(inputs, store=folder).values, whole.values)
     in_memory = EmpiricalNTK(network(), outputs=outputs).gram(inputs).values
-    torch.testing.assert_close(scaled(whole.values), scaled(in_memory), **ROUNDING)
+    torch.testing.assert_close(scaled(whole.values), scaled(in_memory), rtol=2e-5, atol=2e-6)
     assert whole.values.shape == in_memory.shape
     with monkeypatch.context() as killed:
         # What is finished is read, and not computed.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK
@@ -66,7 +67,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn(work, (str(tmp_path),), nprocs=2)
     zero, one = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, value in zero.items():
         if isinstance(value, torch.Tensor):

@@ -188,13 +188,17 @@ def _column(path: Path, name: str, column: Any) -> NDArray:
         raise DataError(f"{path}: column {name!r} has {column.null_count} empty cells; fill them")
     kind = column.type
     if types.is_list(kind) or types.is_fixed_size_list(kind):
-        lengths = set(compute.list_value_length(column).unique().to_pylist())
+        # pyarrow makes these functions as it is imported, unseen by type checkers.
+        length_of, flatten = (
+            getattr(compute, f"list_{name}") for name in ("value_length", "flatten")
+        )
+        lengths = set(length_of(column).unique().to_pylist())
         if len(lengths) > 1:
             raise DataError(
                 f"{path}: the lists of column {name!r} have {min(lengths)} to {max(lengths)} "
                 "values; give each example the same number"
             )
-        flat = compute.list_flatten(column).to_numpy()
+        flat = flatten(column).to_numpy()
         return flat.reshape(len(column), *lengths)
     return column.to_numpy()
 

@@ -61,7 +61,8 @@ class _Bins:
         count_K = np.bincount(bin_N, minlength=bins)
         kept = count_K > 0
         self.count_K = count_K[kept]
-        self.right_K = np.bincount(bin_N, weights=right_N, minlength=bins)[kept]
+        right = np.bincount(bin_N, weights=right_N, minlength=bins)[kept]
+        self.right_K: Array = right.astype(np.float64)
         self.confidence_K = np.bincount(bin_N, weights=confidence_N, minlength=bins)[kept]
         both = (edges[0], edges[0]) if len(edges) == 1 else None
         self.low_K = np.array([both[0]]) if both else edges[:-1][kept]

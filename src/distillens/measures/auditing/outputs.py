@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +127,7 @@ class Outputs:
         raw_BC = np.asarray(self.values[chunk], dtype=self.type)
         self._check_finite(raw_BC, chunk.start)
         if self.kind == "logits":
-            z_BC = two_or_more(raw_BC, "logits")
+            z_BC = two_or_more(cast(NDArray[np.float64], raw_BC), "logits")
             log_p_BC = z_BC - z_BC.max(axis=1, keepdims=True)
             p_BC = np.exp(log_p_BC)
             total_B1 = p_BC.sum(axis=1, keepdims=True)

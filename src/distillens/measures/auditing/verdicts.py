@@ -57,9 +57,11 @@ def judge(
 def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, str]:
     """Return one verdict for all, and a sentence; ``verdicts`` maps what was looked at to its own."""
     order: tuple[Verdict, ...] = ("yes", "no more than a reference", "undecided", "not here")
-    found: Verdict = next(
-        (verdict for verdict in order if verdict in verdicts.values()), "too few examples"
-    )
+    found: Verdict = "too few examples"
+    for verdict in order:
+        if verdict in verdicts.values():
+            found = verdict
+            break
     where = ", ".join(name for name, verdict in verdicts.items() if verdict == found)
     words = {
         "yes": f"The student exaggerates its teacher's confidence ({where}).",
