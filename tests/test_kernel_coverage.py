@@ -85,7 +85,7 @@ def seven_times() -> Model:
 
 
 def tied() -> Model:
-    model = Model(
+    model: Any = Model(
         lambda m, x: m.head(m.second(m.first(x).tanh()).tanh()),
         first=nn.Linear(4, 4),
         second=nn.Linear(4, 4),
@@ -222,7 +222,7 @@ def unused() -> Model:
 
 
 def frozen() -> Model:
-    model = Model(lambda m, x: m.head(m.first(x).tanh()), first=nn.Linear(4, 3), head=head(3))
+    model: Any = Model(lambda m, x: m.head(m.first(x).tanh()), first=nn.Linear(4, 3), head=head(3))
     model.first.weight.requires_grad_(False)
     return model
 
@@ -259,7 +259,7 @@ def test_every_use_counts(make: Callable[[], nn.Module], inputs: Tensor, names: 
 
 
 def test_a_recurrent_network_is_left_to_single_passes_if_torch_func_fails() -> None:
-    model = Model(
+    model: Any = Model(
         lambda m, x: m.head(m.lstm(x)[0][:, -1]),
         lstm=nn.LSTM(3, 2, batch_first=True),
         head=head(2),
@@ -269,7 +269,7 @@ def test_a_recurrent_network_is_left_to_single_passes_if_torch_func_fails() -> N
 
 
 def test_a_layer_that_changes_its_weight_is_left_out() -> None:
-    model = Model(
+    model: Any = Model(
         lambda m, x: m.head(m.table(x).flatten(1)),
         table=nn.Embedding(6, 3, max_norm=0.5),
         head=head(6),
@@ -282,7 +282,8 @@ def test_a_layer_that_changes_its_weight_is_left_out() -> None:
 
 @pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
 def test_embeddings_with_other_gradients_are_refused(option: str) -> None:
-    table = nn.Embedding(6, 3, **{option: True})
+    options: dict[str, Any] = {option: True}
+    table = nn.Embedding(6, 3, **options)
     model = nn.Sequential(table, nn.Flatten(), head(6))
     with pytest.raises(KernelError, match=f"{option}=True"):
         EmpiricalNTK(model, outputs=0).gram(torch.randint(0, 6, (EXAMPLES, 2)))

@@ -19,7 +19,7 @@ from distillens.kernel.factors import Factor, Paired, Pairing
 from distillens.kernel.network import Outputs
 from distillens.kernel.rules import RULES
 from distillens.kernel.tokens import Tokens
-from distillens.kernel.ways import Choice, Speed, Way
+from distillens.kernel.ways import Choice, Speed, Way, choose
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Case = tuple[nn.Module, Tensor, Tensor]
@@ -47,14 +47,14 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Way], None]:
     """Return what makes every use be contracted in one way, where it has it."""
 
     def to(way: Way) -> None:
-        def choose(
+        def chosen(
             factor: Factor, pairing: Pairing, speed: object, each: object, tied: bool
         ) -> Choice:
             if way == "written" or tied or not isinstance(factor, Paired):
                 return Choice("written", factor.written_cost(pairing))
             return Choice("paired", factor.paired_cost(pairing))
 
-        monkeypatch.setattr(blocks, "choose", choose)
+        monkeypatch.setattr(blocks, "choose", chosen)
 
     return to
 
@@ -311,9 +311,10 @@ def test_a_rule_equals_the_oracle(
 ) -> None:
     case = kind(data.draw)
     form, crossed = data.draw(st.sampled_from(FORMS)), data.draw(truths)
-    for way, dtype in (("written", torch.float64), ("paired", torch.float64)):
+    ways: tuple[Way, ...] = ("written", "paired")
+    for way in ways:
         force(way)
-        assert_all_covered(case, form, dtype, crossed)
+        assert_all_covered(case, form, torch.float64, crossed)
     assert_all_covered(case, form, torch.float32, crossed)
 
 
@@ -399,7 +400,7 @@ def test_a_large_table_is_never_written_out() -> None:
     factor = Tokens(tokens, torch.zeros(2, 1, 1, 300, 64), 50_000)
     speed = Speed(5e10, 1e10, 2e9)
     for each in (None, 1.0, 256.0):
-        assert blocks.choose(factor, "diagonal", speed, each, False).way == "paired"
+        assert choose(factor, "diagonal", speed, each, False).way == "paired"
 
 
 @pytest.mark.parametrize("mask", MASKS)
