@@ -5,6 +5,7 @@ Shapes: N, M examples, C outputs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 few = settings(
     max_examples=6,
+    derandomize=True,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -86,6 +88,23 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
+def plain_error(model: nn.Module, rows: Tensor) -> float:
+    """Return how far gradients by plain float32 autograd are from those in float64."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        network = copy.deepcopy(model).to(dtype)
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        each = []
+        for row in rows if not rows.is_floating_point() else rows.to(dtype):
+            for output in network(row[None])[0]:
+                made = torch.autograd.grad(
+                    output, weights, retain_graph=True, materialize_grads=True
+                )
+                each.append(torch.cat([one.flatten() for one in made]))
+        found.append(torch.stack(each).double())
+    return distance(found[0], found[1])
+
+
 def assert_all_covered(
     case: Case,
     outputs: Outputs,
@@ -97,7 +116,12 @@ def assert_all_covered(
     model, rows, other = case
     columns = other if crossed else None
     made = EmpiricalNTK(model, outputs=outputs, dtype=dtype).gram(rows, columns)
-    assert distance(made.values, expected(model, rows, columns, outputs)) <= TOLERANCE[dtype]
+    wanted = expected(model, rows, columns, outputs)
+    allowed = TOLERANCE[dtype]
+    if dtype == torch.float32:
+        # Some drawn networks are ill-conditioned: no float32 pass through them is that exact.
+        allowed = max(allowed, 4 * plain_error(model, rows))
+    assert distance(made.values, wanted) <= allowed
     if not uncovered:
         assert made.notes == ()
     else:

@@ -116,7 +116,7 @@ class Evil:
         ({"a": Evil()}, "damaged or holds objects other than tensors"),
         ([1, 2], "no state dict: it holds a list"),
         ({"a": 3}, "entry 'a' is a int, not a tensor"),
-        ({}, "no state dict"),
+        ({}, "an empty state dict"),
     ],
 )
 def test_a_checkpoint_that_is_no_state_dict_is_refused(

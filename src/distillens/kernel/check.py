@@ -21,7 +21,8 @@ from distillens.kernel.plain import PlainProducts
 _EXAMPLES = 8
 _CLASSES = 2
 """Blocks of a class-diagonal Gram that are looked at."""
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-10}
+# Both sides carry the rounding of their own passes, which an ill-conditioned network makes larger.
 
 
 @dataclass(frozen=True)
