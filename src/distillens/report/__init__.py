@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from distillens.report.costs import cost_table
+from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
 
-__all__ = ["accuracy_table", "cost_table", "markdown_table", "render", "write_report"]
+__all__ = [
+    "accuracy_table",
+    "cost_table",
+    "lab_json",
+    "lab_table",
+    "markdown_table",
+    "render",
+    "write_lab",
+    "write_report",
+]
