@@ -52,19 +52,19 @@ def plain_cosines(model: ChannelModel, rng: np.random.Generator):
 )
 def test_draws_have_the_distribution_of_whole_vectors(model):
     rng = np.random.default_rng(0)
-    plain = np.array([plain_cosines(model, rng) for _ in range(1500)])
-    drawn = draw_cosines(model, 1500, rng)
+    plain = np.array([plain_cosines(model, rng) for _ in range(600)])
+    drawn = draw_cosines(model, 600, rng)
     for ours, theirs in (
         (drawn.one_hot_SK, plain[:, 0]),
         (drawn.distilled_SK, plain[:, 1]),
         # Only a joint draw from the same examples gets the spread of the difference right.
-        ((drawn.distilled_SK - drawn.one_hot_SK) ** 2, (plain[:, 1] - plain[:, 0]) ** 2),
+        (drawn.distilled_SK - drawn.one_hot_SK, plain[:, 1] - plain[:, 0]),
     ):
         means = [np.nanmean(values, axis=1) for values in (ours, theirs)]
         means = [values[np.isfinite(values)] for values in means]
         error = np.sqrt(sum(values.var() / len(values) for values in means))
         assert abs(means[0].mean() - means[1].mean()) < 4 * error
-        assert means[0].std() == pytest.approx(means[1].std(), rel=0.15)
+        assert means[0].std() == pytest.approx(means[1].std(), rel=0.2)
 
 
 def test_on_one_example_the_cosines_tie_up_to_the_sign():

@@ -74,7 +74,7 @@ def test_the_shortfall_has_its_digits(gap):
     bottom = 1.5 * (1 - gap)
     found = compare_at_equal_progress(1.5, bottom, times[:, 0], times[:, 1]).log_shortfall
     expected = [exact_shortfall(1.5, bottom, *pair) for pair in times.tolist()]
-    np.testing.assert_allclose(found, expected, rtol=2e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize("gap", [-1e-9, -0.05, -3.0])

@@ -145,6 +145,7 @@ def test_study_tells_steep_signals_from_flat_ones():
         (lambda: best_times(steep(), 0), "0 generations"),
         (lambda: linear_model_spectra([0.0], [1.0], 1.0), "above 0"),
         (lambda: risk_study(directions=1), "at least 2"),
+        (lambda: risk_study(noise=0.0), "noise"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(call, words):

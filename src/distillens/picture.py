@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Scale = Literal["linear", "log"]
+Style = Literal["solid", "dashed", "dotted", "points"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Curve:
     y_M: Array
     label: str = ""
     colour: int = 0
-    style: Literal["solid", "dashed", "dotted", "points"] = "solid"
+    style: Style = "solid"
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,13 +14,16 @@ from matplotlib.figure import Figure
 
 from distillens.picture import Curve, Panel, Picture, Surface
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # Okabe-Ito, as in the report; yellow is left out, which white paper swallows.
 _COLOURS = ("#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7b6bd6", "#8a8f98")
 _STYLES = {"solid": "-", "dashed": "--", "dotted": ":"}
 _WIDTH, _HEIGHT = 4.6, 4.4
 
 # The same numbers give the same file: no random ids, no date. Text stays text, to be found and edited.
-_STABLE = {"svg.hashsalt": "distillens", "svg.fonttype": "none"}
+_STABLE: dict[RcKeyType, Any] = {"svg.hashsalt": "distillens", "svg.fonttype": "none"}
 
 
 def draw(picture: Picture) -> Figure:
@@ -45,7 +49,7 @@ def png_bytes(picture: Picture, dots_per_inch: int = 150) -> bytes:
     return _save(picture, "png", dpi=dots_per_inch)
 
 
-def _save(picture: Picture, kind: str, **options: object) -> bytes:
+def _save(picture: Picture, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context(_STABLE):
         draw(picture).savefig(buffer, format=kind, **options)

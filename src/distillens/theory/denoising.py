@@ -114,7 +114,7 @@ def _one_sample(model: ChannelModel, rng: np.random.Generator) -> tuple[Array, A
     soft_M = (teacher_N2 - student_N2).ravel()
 
     def by_node(values_M: Array) -> Array:
-        return np.bincount(node_M, values_M, minlength=classes)
+        return np.bincount(node_M, values_M, minlength=classes).astype(np.float64, copy=False)
 
     lengths = _rest_lengths(
         by_node(hard_M**2), by_node(hard_M * soft_M), by_node(soft_M**2), model.dimension, rng

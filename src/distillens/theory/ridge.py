@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from distillens.errors import TheoryError
 from distillens.theory.checks import finite, non_negative, positive
@@ -89,7 +89,8 @@ def ridge_for_tolerance(eigenvalues_K: ArrayLike, targets_K: ArrayLike, toleranc
     low, high = np.log(values.min() * middle), np.log(values.max() * middle)
     if high - low < 1e-12:
         return float(np.exp(low))
-    return float(np.exp(brentq(excess, low - 1e-9, high + 1e-9, xtol=1e-14, rtol=1e-14)))
+    found = root_scalar(excess, bracket=(low - 1e-9, high + 1e-9), xtol=1e-14, rtol=1e-14)
+    return float(np.exp(found.root))
 
 
 def self_distil_ridge(

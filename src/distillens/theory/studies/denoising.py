@@ -209,7 +209,7 @@ def _cell(
     drawn = draw_cosines(model, samples, rng)
     reached = np.isfinite(drawn.margin())
     if not reached.any():
-        return (float("nan"),) * 4
+        return np.nan, np.nan, np.nan, np.nan
     over_one_hot = (drawn.distilled_SK - drawn.one_hot_SK)[reached]
     over_teacher = (drawn.distilled_SK - drawn.teacher)[reached]
     means = float(over_one_hot.mean()), float(over_teacher.mean())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Shown
+from distillens.picture import Curve, Finding, Panel, Picture, Shown, Style
 from distillens.theory.checks import positive
 from distillens.theory.filters import distilled_filter, learnt_share, time_to_learn
 
@@ -53,6 +53,10 @@ class FlowStudy:
             ),
         )
         chosen = np.unique(np.geomspace(1, len(self.eigenvalues_K), 4).astype(int) - 1)
+        networks: tuple[tuple[str, Array, Style], ...] = (
+            ("teacher", self.teacher_HK, "solid"),
+            ("student", self.student_HK, "dashed"),
+        )
         moving = [
             Curve(
                 self.times_H,
@@ -62,10 +66,7 @@ class FlowStudy:
                 style,
             )
             for colour, place in enumerate(chosen)
-            for who, shares, style in (
-                ("teacher", self.teacher_HK, "solid"),
-                ("student", self.student_HK, "dashed"),
-            )
+            for who, shares, style in networks
         ]
         kept = [
             Curve(self.eigenvalues_K, row, "teacher" if not place else f"generation {place}", place)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Shown
+from distillens.picture import Curve, Finding, Panel, Picture, Shown, Style
 from distillens.theory.checks import shares
 from distillens.theory.filters import distilled_filter, time_to_learn
 from distillens.theory.ridge import RidgeRounds, ridge_filter, self_distil_ridge
@@ -80,13 +80,14 @@ class RidgeStudy:
 
     def _picture(self) -> Picture:
         places = sorted({0, 1, len(self.ridge_GK) - 1})
+        kinds: tuple[tuple[str, Array, Style], ...] = (
+            ("gradient flow", self.flow_GK, "solid"),
+            ("ridge", self.ridge_GK, "dashed"),
+        )
         equal = [
             Curve(self.eigenvalues_K, kept[place], f"{who}, {place + 1} round(s)", colour, style)
             for colour, place in enumerate(places)
-            for who, kept, style in (
-                ("gradient flow", self.flow_GK, "solid"),
-                ("ridge", self.ridge_GK, "dashed"),
-            )
+            for who, kept, style in kinds
         ]
         rows = np.unique(np.linspace(0, len(self.rounds.filters_RK) - 1, 5).astype(int))
         # Relative to the first direction, so that what all rounds lose does not hide what they sort.
@@ -144,7 +145,7 @@ def ridge_study(
     """
     if directions < 2 or rounds < 1:
         raise TheoryError("give at least 2 directions and 1 round")
-    values = np.arange(1, directions + 1) ** -float(eigenvalue_decay)
+    values = np.arange(1, directions + 1, dtype=np.float64) ** -float(eigenvalue_decay)
     wanted = float(shares(progress, "the progress"))
     flow, ridge = [], []
     for count in range(1, rounds + 1):

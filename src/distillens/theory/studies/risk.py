@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
 from distillens.picture import Curve, Finding, Panel, Picture, Shown, Surface
+from distillens.theory.checks import positive
 from distillens.theory.filters import learnt_share
 from distillens.theory.risk import Spectra, spectra
 from distillens.theory.stopping import best_time, best_times, time_grid
@@ -144,7 +145,9 @@ def risk_study(
     """
     if directions < 2 or generations < 2 or decays < 1:
         raise TheoryError("give at least 2 directions, 2 generations and 1 decay")
-    values = np.arange(1, directions + 1) ** -float(eigenvalue_decay)
+    # Without noise the best risk is 0, of which no share can be taken.
+    positive(noise, "the noise")
+    values = np.arange(1, directions + 1, dtype=np.float64) ** -float(eigenvalue_decay)
 
     def problem_at(decay: float) -> Spectra:
         signal = np.arange(1, directions + 1) ** -float(decay)
