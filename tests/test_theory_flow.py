@@ -84,7 +84,7 @@ def test_student_filter_is_the_product_of_two():
 def test_no_direction_is_learnt_faster_than_its_data_allow():
     np.testing.assert_array_equal(learnt_share([0.0, 1.0], np.inf), [0.0, 1.0])
     # For small λt the share is λt; 1 − exp would return 0 here.
-    assert learnt_share(1e-20, 1.0) == pytest.approx(1e-20, rel=1e-12)
+    assert learnt_share(1e-20, 1.0) == pytest.approx(1e-20, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("share", [1e-12, 0.3, 0.9, 1 - 1e-12])
@@ -92,8 +92,8 @@ def test_no_direction_is_learnt_faster_than_its_data_allow():
 def test_time_to_learn_is_the_inverse(share, generations):
     time = float(time_to_learn(2.0, share, generations))
     found = distilled_filter([2.0], [time] * generations)[0]
-    assert found == pytest.approx(share, rel=1e-12)
-    assert 1 - found == pytest.approx(1 - share, rel=1e-3)
+    assert found == pytest.approx(share, rel=1e-12, abs=0)
+    assert 1 - found == pytest.approx(1 - share, rel=1e-3, abs=0)
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,11 @@ def test_without_noise_nobody_stops_and_without_signal_nobody_starts():
     assert best_time(spectra(VALUES, 0.0, 1.0)).risk < 1e-6
 
 
+@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("time", [0.05, 0.5, 5.0, 50.0, 500.0])
-def test_a_nearly_finished_student_helps_where_the_slowest_direction_is_overfit(time):
-    problem = steep(1e-2)
+def test_a_nearly_finished_student_helps_where_the_slowest_direction_is_overfit(time, order):
+    # Turned round, the signal lies in the slow directions, and only the fast ones are overfit.
+    problem = spectra(VALUES, (np.arange(1, 21) ** -3.0)[::order], 1e-2)
     teacher = learnt_share(VALUES, time)
     late = problem.risk(teacher * learnt_share(VALUES, 25 / VALUES[-1]))
     # e⁻²⁵ of the slowest direction is above rounding only in the difference of the filters.
