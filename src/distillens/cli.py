@@ -320,6 +320,30 @@ def recipes_command() -> None:
     console.print(table)
 
 
+@app.command("theory")
+def theory_command(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="flow, bias, risk, ridge or denoising.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where its files go.")] = Path("theory"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, not as a table.")
+    ] = False,
+) -> None:
+    """Carry out a study of the theory lab; write its picture (SVG, PNG), arrays and numbers."""
+    from distillens.report import lab_json, lab_table, write_lab
+    from distillens.theory import run_study
+
+    shown = run_study(study)
+    paths = write_lab(shown, out)
+    if as_json:
+        typer.echo(lab_json(shown), nl=False)
+        return
+    console.print(lab_table(shown))
+    for path in paths:
+        console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

@@ -42,6 +42,10 @@ class MeasureError(DistillensError):
     """A measure that is not defined for the arrays it was given."""
 
 
+class TheoryError(DistillensError):
+    """A closed form that is not defined for the numbers it was given, or a study that is not there."""
+
+
 class KernelError(DistillensError):
     """A kernel matrix that cannot be computed or solved as asked."""
 

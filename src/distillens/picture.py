@@ -1,0 +1,88 @@
+"""What a picture shows, as arrays: instruments describe one, `report.draw` draws it.
+
+Shapes: M points of a curve, (R, Q) cells of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Scale = Literal["linear", "log"]
+Style = Literal["solid", "dashed", "dotted", "points"]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Points (x, y), joined by a line or not. Curves of one ``colour`` number belong together."""
+
+    x_M: Array
+    y_M: Array
+    label: str = ""
+    colour: int = 0
+    style: Style = "solid"
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A map of values over two axes, one of each row and column; NaN cells stay blank.
+
+    ``centred`` colours zero white and the two signs apart; the colours then mean the same above and
+    below. The line where the value is zero is drawn.
+    """
+
+    x_Q: Array
+    y_R: Array
+    values_RQ: Array
+    label: str
+    centred: bool = True
+    limits: tuple[float, float] | None = None
+    """Ends of a scale that is not centred; by default those of the values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...] = ()
+    surface: Surface | None = None
+    x_scale: Scale = "linear"
+    y_scale: Scale = "linear"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Panels side by side, and one line below that says what was shown and from what."""
+
+    title: str
+    panels: tuple[Panel, ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number that a study found, and what it means in a line."""
+
+    name: str
+    value: float | int
+    meaning: str
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A study's outcome, ready to be written: numbers in words, arrays and a picture."""
+
+    name: str
+    source: str
+    settings: Mapping[str, float | int | str]
+    findings: tuple[Finding, ...]
+    arrays: Mapping[str, NDArray[np.generic]] = field(repr=False)
+    picture: Picture = field(repr=False)

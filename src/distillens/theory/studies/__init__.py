@@ -1,0 +1,51 @@
+"""The theory lab: each study carries out closed forms and says what came out, with a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from distillens.errors import TheoryError, nearest
+from distillens.picture import Shown
+from distillens.theory.studies.bias import BiasStudy, bias_study
+from distillens.theory.studies.denoising import DenoisingStudy, denoising_study
+from distillens.theory.studies.flow import FlowStudy, flow_study
+from distillens.theory.studies.ridge import RidgeStudy, ridge_study
+from distillens.theory.studies.risk import RiskStudy, risk_study
+
+STUDIES: Mapping[str, Callable[[], Shown]] = {
+    "flow": lambda: flow_study().shown(),
+    "bias": lambda: bias_study().shown(),
+    "risk": lambda: risk_study().shown(),
+    "ridge": lambda: ridge_study().shown(),
+    "denoising": lambda: denoising_study().shown(),
+}
+"""Each study by the name that the command line knows, with its default settings."""
+
+
+def run_study(name: str) -> Shown:
+    """Carry out a study by name.
+
+    Raises
+    ------
+    TheoryError
+        There is no study of that name.
+    """
+    if name not in STUDIES:
+        raise TheoryError(f"there is no study {name!r}{nearest(name, STUDIES)}")
+    return STUDIES[name]()
+
+
+__all__ = [
+    "STUDIES",
+    "BiasStudy",
+    "DenoisingStudy",
+    "FlowStudy",
+    "RidgeStudy",
+    "RiskStudy",
+    "bias_study",
+    "denoising_study",
+    "flow_study",
+    "ridge_study",
+    "risk_study",
+    "run_study",
+]

@@ -1,0 +1,161 @@
+"""The lab's files: numbers, arrays and pictures of a study, from Python and the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from distillens import cli
+from distillens.errors import TheoryError
+from distillens.picture import Curve, Finding, Panel, Picture, Surface
+from distillens.report import lab_json, write_lab
+from distillens.report.draw import draw, png_bytes, svg_bytes
+from distillens.theory import STUDIES, ChannelModel
+from distillens.theory.studies import (
+    bias_study,
+    denoising_study,
+    flow_study,
+    ridge_study,
+    risk_study,
+    run_study,
+)
+
+SMALL = {
+    "flow": lambda: flow_study([1.0, 0.5, 0.1], generations=3),
+    "bias": lambda: bias_study(draws=50),
+    "risk": lambda: risk_study(directions=5, decays=2, generations=2),
+    "ridge": lambda: ridge_study(directions=6, rounds=3),
+    "denoising": lambda: denoising_study(ChannelModel(examples=10), samples=2),
+}
+
+
+def test_every_study_has_a_small_one():
+    assert set(SMALL) == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_study_writes_numbers_arrays_and_pictures(name, tmp_path):
+    shown = SMALL[name]().shown()
+    paths = {path.suffix: path for path in write_lab(shown, tmp_path / "lab")}
+    assert shown.name == name
+    numbers = json.loads(paths[".json"].read_text())
+    assert numbers["study"] == name
+    assert set(numbers["findings"]) == {finding.name for finding in shown.findings}
+    with np.load(paths[".npz"]) as arrays:
+        assert set(arrays.files) == set(shown.arrays)
+        for key in arrays.files:
+            np.testing.assert_array_equal(arrays[key], shown.arrays[key])
+    svg = paths[".svg"].read_text()
+    ElementTree.fromstring(svg)
+    # Text stays text.
+    assert shown.picture.title in svg
+    assert paths[".png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_picture_is_the_same_file():
+    picture = SMALL["flow"]().shown().picture
+    assert svg_bytes(picture) == svg_bytes(picture)
+    assert b"<dc:date>" not in svg_bytes(picture)
+
+
+def test_a_picture_draws_what_it_is_given():
+    x = np.array([1.0, 2.0, 4.0])
+    values = np.array([[-1.0, 0.5, np.nan], [0.2, 2.0, 1.0]])
+    picture = Picture(
+        "title",
+        (
+            Panel("left", "x", "y", (Curve(x, x**2, "square"), Curve(x, x, "", 1, "points"))),
+            Panel("right", "x", "y", surface=Surface(x, x[:2], values, "value"), x_scale="log"),
+        ),
+    )
+    left, right = draw(picture).axes[:2]
+    np.testing.assert_array_equal(np.asarray(left.lines[0].get_ydata()), x**2)
+    legend = left.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["square"]
+    assert right.get_xscale() == "log"
+    # Centred: zero is in the middle of the scale.
+    assert right.collections[0].get_clim() == (-2.0, 2.0)
+    assert png_bytes(picture, 50) != png_bytes(picture, 60)
+
+
+def test_flow_study_compares_at_equal_progress():
+    study = flow_study(progress=0.8, generations=4)
+    np.testing.assert_allclose(study.filters_GK[:, 0], 0.8)
+    assert (np.diff(study.filters_GK, axis=0)[:, 1:] < 0).all()
+    assert (study.student_HK <= study.teacher_HK).all()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The command line's studies, but the small ones."""
+    monkeypatch.setattr(
+        "distillens.theory.studies.STUDIES",
+        {name: (lambda make=make: make().shown()) for name, make in SMALL.items()},
+    )
+
+
+def test_command_writes_and_prints(quick, tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["theory", "bias", "--out", str(tmp_path / "out")])
+    assert done.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "held" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "bias.json", "bias.npz", "bias.png", "bias.svg",
+    }  # fmt: skip
+
+
+def test_command_prints_json(quick, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["theory", "bias", "--json", "--out", str(tmp_path)])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["findings"]["held"] == printed["findings"]["draws"] == 50
+    assert printed == json.loads((tmp_path / "bias.json").read_text())
+
+
+def test_an_unknown_study_is_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["theory", "denoise", "--out", str(tmp_path / "out")])
+    assert done.value.code == 2
+    assert capsys.readouterr().err == (
+        "distillens: there is no study 'denoise'; did you mean 'denoising'?\n"
+    )
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(TheoryError):
+        run_study("")
+
+
+def test_a_file_in_the_way_is_one_line(quick, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(SystemExit) as done:
+        cli.main(["theory", "flow", "--out", str(tmp_path / "out")])
+    assert done.value.code == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_numbers_that_are_not_finite_are_null_in_json():
+    shown = SMALL["flow"]().shown()
+    unknown = replace(shown, findings=(Finding("none found", float("nan"), ""),))
+    assert json.loads(lab_json(unknown))["findings"] == {"none found": None}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: flow_study([1.0]), "two eigenvalues"),
+        (lambda: flow_study([0.5, 1.0]), "largest first"),
+        (lambda: flow_study(progress=1.0), "below 1"),
+        (lambda: ridge_study(directions=1), "at least 2"),
+        (lambda: ridge_study(progress=0.0), "above 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(call, words):
+    with pytest.raises(TheoryError) as caught:
+        call()
+    assert words in str(caught.value)
