@@ -33,7 +33,6 @@ few = settings(
     max_examples=6,
     derandomize=True,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
