@@ -382,7 +382,7 @@ def test_a_wrong_rule_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_contraction_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     right = blocks._written_tile
-    monkeypatch.setattr(blocks, "_written_tile", lambda *given: 1.01 * right(*given))
+    monkeypatch.setattr(blocks, "_written_tile", lambda *given: 1.001 * right(*given))
     with pytest.raises(KernelError, match="failed its check"):
         EmpiricalNTK(twice(), outputs=0).gram(vectors(4))
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -113,14 +113,13 @@ def assert_all_covered(
 ) -> None:
     """Compare with the oracle, and see that rules did the work."""
     model, rows, other = case
+    if dtype == torch.float32:
+        # Some drawn networks are so ill-conditioned that plain float32 gradients are not exact.
+        assume(plain_error(model, rows) <= TOLERANCE[dtype] / 4)
     columns = other if crossed else None
     made = EmpiricalNTK(model, outputs=outputs, dtype=dtype).gram(rows, columns)
     wanted = expected(model, rows, columns, outputs)
-    allowed = TOLERANCE[dtype]
-    if dtype == torch.float32:
-        # Some drawn networks are ill-conditioned: no float32 pass through them is that exact.
-        allowed = max(allowed, 4 * plain_error(model, rows))
-    assert distance(made.values, wanted) <= allowed
+    assert distance(made.values, wanted) <= TOLERANCE[dtype]
     if not uncovered:
         assert made.notes == ()
     else:

@@ -16,9 +16,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from distillens.errors import KernelError, nearest
+from distillens.kernel.network import refuse_batch_statistics
 
 OutputForm = Literal["class-diagonal", "trace", "full"]
 Jacobian = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ def oracle_gram(
         result is not finite; the outputs are not (B, C); the model contains BatchNorm that uses the
         statistics of the batch; a name or an output is unknown.
     """
-    _refuse_batch_statistics(model)
+    refuse_batch_statistics(model)
     network = copy.deepcopy(model).double().eval()
     weights = _weights(network, parameters)
     device = next(iter(weights.values())).device
@@ -252,19 +252,3 @@ def _classes(network: nn.Module, example: Tensor, outputs: int | OutputForm) -> 
             "or the number of a logit"
         )
     return classes
-
-
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
-            continue
-        if module.training:
-            raise KernelError(
-                f"BatchNorm {name!r} is in training mode, where an output depends on the other "
-                "examples of its batch and has no kernel of its own; call model.eval() first"
-            )
-        if module.running_mean is None:
-            raise KernelError(
-                f"BatchNorm {name!r} has track_running_stats=False, so its outputs depend on the "
-                "other examples of the batch; keep running statistics"
-            )

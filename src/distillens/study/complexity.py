@@ -117,7 +117,8 @@ def measure_complexity(
     with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
         for epoch in epochs:
             network = setting.network(scene, epoch)
-            found = setting.kernel(network).gram(setting.inputs)
+            kernel = setting.kernel(network)
+            found = kernel.gram(setting.inputs)
             gram = found.values.cpu().numpy()
             notes += [f"epoch {epoch}: {note}" for note in found.notes]
             summary = eigen_summary(gram)
@@ -128,7 +129,7 @@ def measure_complexity(
             meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
-            outputs = _outputs(network, setting.inputs)
+            outputs = kernel.outputs_of(setting.inputs).cpu().numpy()
             points += _points(scene, teacher, recipe, examples, epoch, meter, outputs)
             if epoch == epochs[-1]:
                 temperatures = _temperatures(
@@ -150,14 +151,6 @@ def measure_complexity(
         notes=tuple(notes),
         temperatures=tuple(temperatures),
     )
-
-
-def _outputs(network: nn.Module, inputs: Tensor) -> np.ndarray:
-    """Return the network's outputs in float64, as the Gram was computed."""
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        parts = [network.double()(part.to(device).double()) for part in inputs.split(256)]
-    return torch.cat(parts).cpu().numpy()
 
 
 def _temperatures(

@@ -86,8 +86,7 @@ class Convolution(Rule):
 def _patches(pictures_BcHW: Tensor, window: Window) -> Tensor:
     """Return what the kernel sees at each position, (B, K, T, a), as a transposed view.
 
-    One strided view holds all patches, so that they are copied once, row by row of the picture;
-    torch's unfold takes four times as long.
+    One strided view holds all patches, so that they are copied once, row by row of the picture.
     """
     pictures_BcHW = functional.pad(pictures_BcHW, window.padding).contiguous()
     B, channels, *sides = pictures_BcHW.shape
