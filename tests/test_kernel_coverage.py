@@ -25,7 +25,7 @@ EXAMPLES = 5
 def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare each process the measuring."""
     torch.manual_seed(0)
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9))
+    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9, 1e8, 1e8, 1e9, 1e9))
 
 
 class Model(nn.Module):

@@ -14,11 +14,13 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distillens.kernel import EmpiricalNTK, blocks, ntk, oracle_gram
-from distillens.kernel.factors import Factor, Paired, Pairing
+from distillens.kernel.factors import Factor, Paired, Pairing, Role
 from distillens.kernel.network import Outputs
 from distillens.kernel.rules import RULES
+from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.tokens import Tokens
 from distillens.kernel.ways import Choice, Speed, Way, choose
 
@@ -40,7 +42,7 @@ few = settings(
 @pytest.fixture(autouse=True)
 def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare each process the measuring."""
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9))
+    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9, 1e8, 1e8, 1e9, 1e9))
 
 
 @pytest.fixture
@@ -53,6 +55,11 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Way], None]:
         ) -> Choice:
             if way == "written" or tied or not isinstance(factor, Paired):
                 return Choice("written", factor.written_cost(pairing))
+            if way == "convolved":
+                cost = factor.convolved_cost(pairing)
+                return (
+                    Choice(way, cost) if cost else Choice("written", factor.written_cost(pairing))
+                )
             return Choice("paired", factor.paired_cost(pairing))
 
         monkeypatch.setattr(blocks, "choose", chosen)
@@ -333,7 +340,7 @@ def test_a_rule_equals_the_oracle(
 ) -> None:
     case = kind(data.draw)
     form, crossed = data.draw(st.sampled_from(FORMS)), data.draw(truths)
-    ways: tuple[Way, ...] = ("written", "paired")
+    ways: tuple[Way, ...] = ("written", "convolved", "paired")
     for way in ways:
         force(way)
         assert_all_covered(case, form, torch.float64, crossed)
@@ -369,7 +376,7 @@ def everything() -> Case:
 
 
 @pytest.mark.parametrize("outputs", FORMS, ids=str)
-@pytest.mark.parametrize("way", ["written", "paired"])
+@pytest.mark.parametrize("way", ["written", "convolved", "paired"])
 def test_every_form_either_way(
     everything: Case, outputs: Outputs, way: Way, force: Callable[[Way], None]
 ) -> None:
@@ -420,9 +427,55 @@ def test_products_with_tokens_equal_those_of_written_gradients() -> None:
 def test_a_large_table_is_never_written_out() -> None:
     tokens = torch.randint(0, 50_000, (2, 300))
     factor = Tokens(tokens, torch.zeros(2, 1, 1, 300, 64), 50_000)
-    speed = Speed(5e10, 1e10, 2e9)
+    speed = Speed(5e10, 1e10, 2e9, 1e10, 1e10, 1e9, 1e9)
     for each in (None, 1.0, 256.0):
         assert choose(factor, "diagonal", speed, each, False).way == "paired"
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.data())
+def test_a_convolution_forms_the_gradients_that_patches_form(data: st.DataObject) -> None:
+    def two(low: int, high: int) -> tuple[int, int]:
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    groups = data.draw(st.integers(1, 2))
+    around = (*two(0, 2), *two(0, 2))
+    window = Window(two(1, 3), two(1, 3), around, two(1, 2), groups)
+    into, out = groups * data.draw(st.integers(1, 2)), groups * data.draw(st.integers(1, 3))
+    pictures = torch.randn(3, into, 6, 7, dtype=torch.float64)
+    weight = torch.randn(out, into // groups, *window.kernel, dtype=torch.float64)
+    outputs = functional.conv2d(
+        functional.pad(pictures, around),
+        weight,
+        stride=window.stride,
+        dilation=window.dilation,
+        groups=groups,
+    )
+    gradients = torch.randn(3, 1, groups, out // groups, outputs[0, 0].numel()).double().mT
+    factor = Patched(pictures, window, gradients, ("weight", "bias"))
+    sizes: dict[Role, int] = {"weight": weight.numel(), "bias": out}
+    for role, size in sizes.items():
+        target = torch.empty(3, 1, size, dtype=torch.float64)
+        factor.convolve(role, target)
+        torch.testing.assert_close(target, factor.gradient(role))
+
+
+@pytest.mark.parametrize(("channels", "side", "way"), [(16, 32, "convolved"), (128, 8, "written")])
+def test_few_channels_are_convolved_and_many_are_written_from_patches(
+    channels: int, side: int, way: Way
+) -> None:
+    """At the speeds of a machine whose grouped convolutions are fast for few channels only."""
+    speed = Speed(
+        4e10, 2e10, 8e9, patched=2e10, thinly_patched=1e10, convolved=1e10, thinly_convolved=2.4e10
+    )
+    window = Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    pictures = torch.zeros(2, channels, side, side)
+    gradients = torch.zeros(2, 1, 1, side * side, channels)
+    factor = Patched(pictures, window, gradients, ("weight",))
+    assert choose(factor, "diagonal", speed, 256.0, False).way == way
+    assert choose(factor, "diagonal", speed, 256.0, True).way == "written"
+    several = Patched(pictures, window, gradients.expand(2, 3, 1, -1, -1), ("weight",))
+    assert several.convolved_cost("diagonal") is None
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -17,6 +17,7 @@ from distillens.kernel.coverage import Coverage
 from distillens.kernel.factors import Paired, Pairing, Role
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
+from distillens.kernel.passes import Passes, measured_passes, timed_pass
 from distillens.kernel.uses import Place, Tracer, Use, output_gradients
 from distillens.kernel.ways import Choice, Speed, choose
 
@@ -136,6 +137,9 @@ class BlockMaker:
             sample=sample,
             pairs_each=pairs_each,
         )
+        self._parts_of_it: dict[tuple[int, int], BlockMaker] = {}
+        self._passes: Passes | None = None
+        self._seconds: dict[int, float] = {}
         self._directions = directions_CO
         self.pairing: Pairing = pairing
         self.pair_numbers = 0
@@ -164,7 +168,7 @@ class BlockMaker:
             if choice.way == "paired":
                 assert isinstance(factor, Paired)
                 self.pair_numbers = max(self.pair_numbers, _numbers_of_pair(factor, pairing))
-            if choice.way == "written":
+            else:
                 for role, name in use.names.items():
                     if name not in self._offsets:
                         size = factor.numbers(role)
@@ -188,7 +192,22 @@ class BlockMaker:
         """Return the maker for some of the outputs."""
         if (start, stop) == (0, self.outputs):
             return self
-        return self._again(directions_CO=self._directions[start:stop])
+        if (start, stop) not in self._parts_of_it:
+            part = self._again(directions_CO=self._directions[start:stop])
+            self._parts_of_it[start, stop] = part
+        return self._parts_of_it[start, stop]
+
+    def passes(self, sample: Tensor) -> Passes:
+        """Return what making gradients takes in memory, measured once."""
+        if self._passes is None:
+            self._passes = measured_passes(self.make, sample)
+        return self._passes
+
+    def timed(self, sample: Tensor, count: int) -> float:
+        """Return the seconds of a pass of so many examples, measured once."""
+        if count not in self._seconds:
+            self._seconds[count] = timed_pass(self.make, sample, count)
+        return self._seconds[count]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -263,9 +282,11 @@ class BlockMaker:
                 target = written_BCP[:, :, self._offsets[name]]
                 if name in seen:
                     factor.add(role, target)
+                elif part.choice.way == "convolved":
+                    factor.convolve(role, target)
                 else:
                     factor.write(role, target)
-                    seen.add(name)
+                seen.add(name)
         if self._leftovers.numbers:
             written_BCP[:, :, self._rest] = self._leftovers.gradients(inputs_B, self._directions)
         return tuple(paired)

@@ -35,6 +35,12 @@ class Cost:
     pair_moved: float
     example_products: float
     held: float
+    example_patched: float = 0.0
+    """Multiply-adds of products of a convolution's patches, which have to be made."""
+    example_convolved: float = 0.0
+    """Multiply-adds of one convolution that has a group for each example."""
+    channels: float = 0.0
+    """Of the convolution's output, in a group."""
 
 
 class Factor(ABC):
@@ -53,6 +59,10 @@ class Factor(ABC):
     def add(self, role: Role, target_BCp: Tensor) -> None:
         """Add the gradients to what is in a place."""
         target_BCp += self.gradient(role)
+
+    def convolve(self, role: Role, target_BCp: Tensor) -> None:
+        """Write the gradients to a place by a convolution, where `convolved_cost` says it can be."""
+        self.write(role, target_BCp)
 
     @abstractmethod
     def numbers(self, role: Role) -> int:
@@ -78,6 +88,10 @@ class Factor(ABC):
             example_products=self.outputs * self.positions * size,
             held=self.outputs * size,
         )
+
+    def convolved_cost(self, pairing: Pairing) -> Cost | None:
+        """Return the cost of writing the gradients out by a convolution; None if there is none."""
+        return None
 
 
 class Written(Factor):

@@ -30,7 +30,6 @@ from distillens.kernel.network import (
 from distillens.kernel.plain import PlainProducts
 from distillens.kernel.plan import (
     Job,
-    Passes,
     Plan,
     Sizes,
     forward_size,
@@ -112,6 +111,8 @@ class EmpiricalNTK:
         self._progress = progress
         self._coverage: Coverage | None = None
         self._covered_shape: torch.Size | None = None
+        self._makers: dict[tuple[int | None, Speed, float | None], BlockMaker] = {}
+        """What was measured of making gradients stays with their makers."""
         self._last: BlockMaker | None = None
         self._setup_bytes = 0
         self._alone = alone
@@ -296,7 +297,7 @@ class EmpiricalNTK:
 
     def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
         budget = self._budget(Ranks.here(self._alone))
-        passes = Passes.measured(maker, rows[:_SAMPLE])
+        passes = maker.passes(rows[:_SAMPLE])
         forward = forward_size(passes, maker.item_size, budget // 4)
         room = budget - passes.fixed - forward * passes.each if keep else 0
         return KernelProduct(maker, rows, forward, room, self._progress)
@@ -332,17 +333,21 @@ class EmpiricalNTK:
                 self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
             self._setup_bytes = live.peak
             self._covered_shape = rows.shape[1:]
-        maker = BlockMaker(
-            prepared,
-            self._coverage,
-            directions_CO,
-            pairing_of(self.outputs),
-            speed or measured_speed(prepared.dtype, prepared.device),
-            rows[:_SAMPLE],
-            pairs_each,
-        )
-        self._last = maker
-        return maker, directions_CO
+            self._makers.clear()
+        speed = speed or measured_speed(prepared.dtype, prepared.device)
+        key = logit, speed, pairs_each
+        if key not in self._makers:
+            self._makers[key] = BlockMaker(
+                prepared,
+                self._coverage,
+                directions_CO,
+                pairing_of(self.outputs),
+                speed,
+                rows[:_SAMPLE],
+                pairs_each,
+            )
+        self._last = self._makers[key]
+        return self._last, directions_CO
 
     def _opened(
         self, store: str | Path | None, rows: Tensor, columns: Tensor | None, ranks: Ranks

@@ -8,7 +8,6 @@ outputs.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import PAIR_NUMBERS, PIECE, BlockMaker
-from distillens.kernel.memory import peak_bytes, some_examples
+from distillens.kernel.passes import Passes
 from distillens.kernel.ways import Speed
 
 _MOST_ROWS = 256
@@ -137,22 +136,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Passes:
-    """Bytes that making gradients takes beside those that are kept."""
-
-    fixed: int
-    each: int
-    """For each example of a pass."""
-
-    @staticmethod
-    def measured(maker: BlockMaker, sample: Tensor) -> Passes:
-        """Make the gradients of one and of two examples, and see what it takes."""
-        one, two = (peak_bytes(lambda n=n: maker.make(some_examples(sample, n), n)) for n in (1, 2))
-        each = max(two - one, 1)
-        return Passes(max(one - each, 0), each)
-
-
 def forward_size(passes: Passes, item_size: int, budget: int) -> int:
     """Return how many examples go through the network at a time."""
     room = min(_FORWARD_NUMBERS * item_size, budget - passes.fixed)
@@ -187,7 +170,7 @@ def make_plan(
     outputs = maker.outputs if kept is None else kept.outputs
     while True:
         some = maker.some(0, outputs)
-        passes = Passes.measured(some, sample)
+        passes = some.passes(sample)
         room = _Room(some, job, passes)
         least = room.least
         sizes = kept or (room.sizes() if least <= job.budget else None)
@@ -321,7 +304,7 @@ def _seconds(
         made = job.rows + len(starts) * job.columns
         pairs = job.rows * job.columns
     many = min(sizes.forward, _TIMED)
-    one_pass, several = (_timed(some, some_examples(sample, n)) for n in (1, many))
+    one_pass, several = (some.timed(sample, n) for n in (1, many))
     each = max(several - one_pass, 0.0) / (many - 1) if many > 1 else 0.0
     making = made * each + made / sizes.forward * max(one_pass - each, 0.0)
     contracting = sum(
@@ -333,17 +316,6 @@ def _seconds(
     moved = numbers * (3 * -(-some.written // PIECE) + 8) / speed.moved
     groups = maker.outputs / some.outputs
     return groups * (making + pairs * (contracting + moved)) / job.shares
-
-
-def _timed(maker: BlockMaker, inputs: Tensor) -> float:
-    best = float("inf")
-    for _ in range(2):
-        began = time.perf_counter()
-        maker.make(inputs, len(inputs))
-        if inputs.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 def _room(size: int) -> str:

@@ -16,8 +16,13 @@ from typing import Literal
 import torch
 
 from distillens.kernel.factors import Cost, Factor, Paired, Pairing
+from distillens.kernel.rules.convolution import Patched, Window
 
-Way = Literal["written", "paired"]
+Way = Literal["written", "convolved", "paired"]
+
+_THIN, _WIDE = 16, 128
+"""Channels between which the speeds of forming a convolution's gradients are interpolated."""
+_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,26 @@ class Speed:
     """Multiply-adds of batches of small matrix products."""
     moved: float
     """Numbers read or written by elementwise operations."""
+    patched: float
+    """Multiply-adds of gradients by a convolution's weights from its patches, 128 channels."""
+    thinly_patched: float
+    """The same of 16 channels."""
+    convolved: float
+    """Multiply-adds of the same by a convolution with a group for each example, 128 channels."""
+    thinly_convolved: float
+    """The same of 16 channels."""
 
     def seconds(self, cost: Cost, examples: float, pairs: float) -> float:
         """Return the time that so many examples and pairs of them take."""
-        return (
-            pairs * (cost.pair_products / self.products + cost.pair_moved / self.moved)
-            + examples * cost.example_products / self.small_products
+        wide = min(max((cost.channels - _THIN) / (_WIDE - _THIN), 0.0), 1.0)
+        thin = 1.0 - wide
+        forming = (
+            cost.example_products / self.small_products
+            + cost.example_patched / (thin * self.thinly_patched + wide * self.patched)
+            + cost.example_convolved / (thin * self.thinly_convolved + wide * self.convolved)
         )
+        contracting = cost.pair_products / self.products + cost.pair_moved / self.moved
+        return pairs * contracting + examples * forming
 
 
 @dataclass(frozen=True)
@@ -72,10 +90,13 @@ def choose(
     written = Choice("written", factor.written_cost(pairing))
     if written_only or not isinstance(factor, Paired):
         return written
-    paired = Choice("paired", factor.paired_cost(pairing))
+    choices = [written, Choice("paired", factor.paired_cost(pairing))]
+    if convolved := factor.convolved_cost(pairing):
+        choices.append(Choice("convolved", convolved))
     if pairs_each is None:
-        return min((written, paired), key=lambda choice: choice.cost.held)
-    return min((written, paired), key=lambda choice: speed.seconds(choice.cost, 1.0, pairs_each))
+        # Of those that take the same room the faster.
+        return min(choices, key=lambda c: (c.cost.held, speed.seconds(c.cost, 1.0, 0.0)))
+    return min(choices, key=lambda choice: speed.seconds(choice.cost, 1.0, pairs_each))
 
 
 def measured_speed(dtype: torch.dtype, device: torch.device) -> Speed:
@@ -89,11 +110,38 @@ def _measured(dtype: torch.dtype, device: str, threads: int) -> Speed:
     left = torch.ones(32, 32, 256, dtype=dtype, device=device)
     right = torch.ones(32, 256, 288, dtype=dtype, device=device)
     flat = torch.ones(2**22, dtype=dtype, device=device)
+    patched, convolved = _forming(_WIDE, 48, 14, 5, dtype, device)
+    thinly_patched, thinly_convolved = _forming(_THIN, 16, 34, 3, dtype, device)
     return Speed(
         products=256 * 256 * 16384 / _seconds(lambda: large @ large.T, device),
         small_products=32 * 32 * 256 * 288 / _seconds(lambda: torch.bmm(left, right), device),
         # Two are read and one is written for each number.
         moved=3 * flat.numel() / _seconds(lambda: flat * flat, device),
+        patched=patched,
+        thinly_patched=thinly_patched,
+        convolved=convolved,
+        thinly_convolved=thinly_convolved,
+    )
+
+
+def _forming(
+    channels: int, into: int, side: int, kernel: int, dtype: torch.dtype, device: str
+) -> tuple[float, float]:
+    """Return the multiply-adds a second of both ways to form a convolution's gradients."""
+    window = Window((kernel, kernel), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    pictures = torch.ones(_EXAMPLES, into, side, side, dtype=dtype, device=device)
+    positions = (side - kernel + 1) ** 2
+    gradients = torch.ones(_EXAMPLES, 1, 1, channels, positions, dtype=dtype, device=device).mT
+    into_B1p = torch.empty(_EXAMPLES, 1, channels * into * kernel**2, dtype=dtype, device=device)
+
+    def factor() -> Patched:
+        # Anew each time, since it keeps its patches.
+        return Patched(pictures, window, gradients, ("weight",))
+
+    work = into_B1p.numel() * positions
+    return (
+        work / _seconds(lambda: factor().write("weight", into_B1p), device),
+        work / _seconds(lambda: factor().convolve("weight", into_B1p), device),
     )
 
 

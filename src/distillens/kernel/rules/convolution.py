@@ -5,13 +5,17 @@ Padding modes other than zeros come as a padding of their own before the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
-from distillens.kernel.factors import Factor, Outer, Role
+from distillens.kernel.factors import Cost, Factor, Outer, Pairing, Role
 from distillens.kernel.rules.rule import Call, Rule
 
 
@@ -75,12 +79,83 @@ class Convolution(Rule):
             inputs_B, gradients_BC = inputs_B.flatten(0, 1), gradients_BC.transpose(2, 3)
         if inputs_B.ndim == 3:
             inputs_B = inputs_B[:, :, None]
-        patches_BKTa = _patches(inputs_B, window)
-        if several:
-            patches_BKTa = patches_BKTa.unflatten(0, (-1, pictures)).transpose(1, 2).flatten(2, 3)
         B, C, channels = gradients_BC.shape[:3]
         gradients_BCKgT = gradients_BC.reshape(B, C, groups, channels // groups, -1)
-        return Outer(patches_BKTa, gradients_BCKgT.mT, roles)
+        if several:
+            patches_BKTa = _patches(inputs_B, window)
+            patches_BKTa = patches_BKTa.unflatten(0, (-1, pictures)).transpose(1, 2).flatten(2, 3)
+            return Outer(patches_BKTa, gradients_BCKgT.mT, roles)
+        return Patched(inputs_B, window, gradients_BCKgT.mT, roles)
+
+
+class Patched(Outer):
+    """A convolution of one picture an example; its patches are made when they are asked for."""
+
+    def __init__(
+        self,
+        pictures_BcHW: Tensor,
+        window: Window,
+        gradients_BCKTg: Tensor,
+        roles: tuple[Role, ...],
+    ) -> None:
+        self._pictures, self._window = pictures_BcHW, window
+        self.gradients_BCKTg, self.roles = gradients_BCKTg, roles
+
+    @cached_property
+    def inputs_BKTa(self) -> Tensor:  # type: ignore[override]  # noqa: N802
+        """What the kernel sees at each position."""
+        return _patches(self._pictures, self._window)
+
+    def numbers(self, role: Role) -> int:
+        """Return how many numbers the parameter has."""
+        groups, fan_out = self._window.groups, self.gradients_BCKTg.shape[4]
+        return groups * fan_out * (self._fan_in if role == "weight" else 1)
+
+    def inputs_cost(self) -> tuple[float, float]:
+        """Return the fan-in, and the numbers of an example's patches."""
+        return float(self._fan_in), float(self._window.groups * self.positions * self._fan_in)
+
+    def written_cost(self, pairing: Pairing) -> Cost:
+        """Return the cost of writing the gradients out, from patches."""
+        cost = super().written_cost(pairing)
+        patched, rows = cost.example_products, self.outputs * self.gradients_BCKTg.shape[4]
+        return replace(cost, example_products=0.0, example_patched=patched, channels=float(rows))
+
+    def convolved_cost(self, pairing: Pairing) -> Cost | None:
+        """Return the cost of writing the gradients out by a convolution; no patches are made."""
+        # Several outputs share the patches, which then serve one product of many rows.
+        if self.outputs > 1 or "weight" not in self.roles:
+            return None
+        cost = self.written_cost(pairing)
+        return replace(cost, example_patched=0.0, example_convolved=cost.example_patched)
+
+    def convolve(self, role: Role, target_BCp: Tensor) -> None:
+        """Write the gradients to a place: a convolution with a group for each example and group."""
+        if role == "bias":
+            self.write(role, target_BCp)
+            return
+        window = self._window
+        left, right, top, bottom = window.padding
+        pictures, padding = self._pictures, (top, left)
+        if (left, top) != (right, bottom):
+            pictures, padding = functional.pad(pictures, window.padding), (0, 0)
+        B, channels = pictures.shape[:2]
+        K, g = self.gradients_BCKTg.shape[2], self.gradients_BCKTg.shape[4]
+        places = _places(window, self._pictures.shape[2:])
+        weights = conv2d_weight(
+            pictures.reshape(1, B * channels, *pictures.shape[2:]),
+            (B * K * g, channels // K, *window.kernel),
+            self.gradients_BCKTg.mT.reshape(1, B * K * g, *places),
+            stride=window.stride,
+            padding=padding,
+            dilation=window.dilation,
+            groups=B * K,
+        )
+        target_BCp.copy_(weights.view(B, 1, -1))
+
+    @property
+    def _fan_in(self) -> int:
+        return self._pictures.shape[1] // self._window.groups * math.prod(self._window.kernel)
 
 
 def _patches(pictures_BcHW: Tensor, window: Window) -> Tensor:
@@ -88,13 +163,9 @@ def _patches(pictures_BcHW: Tensor, window: Window) -> Tensor:
 
     One strided view holds all patches, so that they are copied once, row by row of the picture.
     """
+    places = _places(window, pictures_BcHW.shape[2:])
     pictures_BcHW = functional.pad(pictures_BcHW, window.padding).contiguous()
-    B, channels, *sides = pictures_BcHW.shape
-    reach = [step * (size - 1) for step, size in zip(window.dilation, window.kernel, strict=True)]
-    places = [
-        (side - far - 1) // step + 1
-        for side, far, step in zip(sides, reach, window.stride, strict=True)
-    ]
+    B, channels = pictures_BcHW.shape[:2]
     example, channel, down, across = pictures_BcHW.stride()
     view = pictures_BcHW.as_strided(
         (B, channels, *window.kernel, *places),
@@ -108,6 +179,22 @@ def _patches(pictures_BcHW: Tensor, window: Window) -> Tensor:
         ),
     )
     return view.reshape(B, window.groups, -1, places[0] * places[1]).mT
+
+
+def _places(window: Window, sides: Sequence[int]) -> list[int]:
+    """Return how many positions the kernel takes along each axis of a picture."""
+    left, right, top, bottom = window.padding
+    return [
+        (side + around - step * (size - 1) - 1) // stride + 1
+        for side, around, step, size, stride in zip(
+            sides,
+            (top + bottom, left + right),
+            window.dilation,
+            window.kernel,
+            window.stride,
+            strict=True,
+        )
+    ]
 
 
 def _axes(value: int | tuple[int, ...], axes: int, front: int) -> tuple[int, int]:
