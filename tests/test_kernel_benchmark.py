@@ -12,7 +12,7 @@ import torch
 from kernel import Options as KernelOptions
 from kernel import measure_case, ratios
 from kernel_cases import CASES, architecture, network_on
-from kernel_peers import torch_func, torch_func_blocks
+from kernel_peers import torch_func, torch_func_blocks, torch_func_chunks
 from kernel_rewritten import rewritten
 from own_process import Peak, run_child
 from torch import nn
@@ -35,7 +35,7 @@ def test_peers_equal_the_oracle_in_any_blocks(classes: int, budget: int) -> None
     model, x = small_network(classes), torch.randn(5, 2, 6, 6)
     wanted = oracle_gram(model, x, outputs="full" if classes > 1 else 0)
     for setting in (2, 5):
-        for method in (torch_func, torch_func_blocks):
+        for method in (torch_func, torch_func_chunks, torch_func_blocks):
             found = method(model, x, setting, budget).double()
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -83,10 +83,28 @@ def test_ratios_are_to_the_fastest_peer_that_is_right() -> None:
         line("nngeometry-jacobian", 5.0),
     ]
     found = ratios(CASES[0], lines)
-    assert found["fastest_peer"] == "nngeometry-jacobian"
-    assert found["times_faster"] == found["times_faster_cold"] == 5
-    assert found["share_of_memory"] == 0.5
+    assert found["tuned"]["fastest_peer"] == "nngeometry-jacobian"
+    assert found["tuned"]["times_faster"] == found["tuned"]["times_faster_cold"] == 5
+    assert found["tuned"]["share_of_memory"] == 0.5
+    assert found["published"]["fastest_peer"] == "torch.func"
+    assert found["published"]["times_faster"] == 6
     assert set(found["left_out"]) == {"torch.func-blocks", "nngeometry"}
+
+
+def test_a_method_counts_that_is_as_exact_as_float32_can_be() -> None:
+    """Units at a kink put the same error into all float32 methods; the engine gets no more."""
+    lines = [
+        line("distillens", 1.0, relative_error=6e-4),
+        line("torch.func", 2.0, relative_error=5.8e-4),
+        line("nngeometry", 4.0, relative_error=9e-4),
+    ]
+    found = ratios(CASES[0], lines)
+    assert found["published"]["times_faster"] == 2
+    assert set(found["left_out"]) == {"nngeometry"}
+    lines[0]["relative_error"] = 9e-4
+    found = ratios(CASES[0], lines)
+    assert set(found["left_out"]) == {"distillens", "nngeometry"}
+    assert found["published"] == {"fastest_peer": "torch.func"}
 
 
 def test_a_case_is_measured_in_children_and_failures_are_told(tmp_path: Path) -> None:

@@ -142,14 +142,18 @@ class Patched(Outer):
         B, channels = pictures.shape[:2]
         K, g = self.gradients_BCKTg.shape[2], self.gradients_BCKTg.shape[4]
         places = _places(window, self._pictures.shape[2:])
+        # Its stubs know of one number for both axes only.
+        each_axis: Any = {
+            "stride": window.stride,
+            "padding": padding,
+            "dilation": window.dilation,
+        }
         weights = conv2d_weight(
             pictures.reshape(1, B * channels, *pictures.shape[2:]),
             (B * K * g, channels // K, *window.kernel),
             self.gradients_BCKTg.mT.reshape(1, B * K * g, *places),
-            stride=window.stride,
-            padding=padding,
-            dilation=window.dilation,
             groups=B * K,
+            **each_axis,
         )
         target_BCp.copy_(weights.view(B, 1, -1))
 
