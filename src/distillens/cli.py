@@ -179,7 +179,7 @@ def _logits(text: str) -> int | tuple[int, int]:
 
 
 def _show_curves(run: Path, result: StudyResult, as_json: bool) -> None:
-    from distillens.report import curves_table
+    from distillens.report import curves_table, temperature_table
     from distillens.results import to_json
 
     for curves in result.complexity:
@@ -187,6 +187,8 @@ def _show_curves(run: Path, result: StudyResult, as_json: bool) -> None:
             typer.echo(to_json(curves))
         else:
             console.print(curves_table(curves))
+            if curves.temperatures:
+                console.print(temperature_table(curves))
     if not as_json:
         report_command(run)
 
@@ -202,11 +204,20 @@ def _show_certified(result: KernelComplexity, as_json: bool) -> None:
 
 
 @app.command("report")
-def report_command(run: RunFolder) -> None:
+def report_command(
+    run: RunFolder,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also its complexity figures, as SVG and PNG.")
+    ] = False,
+) -> None:
     """Write a run's report.html again, from its numbers."""
-    from distillens.report import write_report
+    from distillens.report import write_figures, write_report
 
-    console.print(f"report: {write_report(run)}", soft_wrap=True, highlight=False, markup=False)
+    lines = [f"report: {write_report(run)}"]
+    if figures:
+        lines += [f"figure: {path}" for path in write_figures(run)]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("export")

@@ -15,6 +15,12 @@ from distillens.report.complexity_figure import (
     undrawn,
 )
 from distillens.report.html import Safe, data_block, element, join, table
+from distillens.report.temperature_figure import (
+    TAUGHT,
+    over_temperatures,
+    temperature_figure,
+    temperature_measures,
+)
 from distillens.report.text import number, plural, printable
 from distillens.results import ComplexityCurves, StudyResult
 
@@ -106,30 +112,73 @@ def _curves(curves: ComplexityCurves, index: int) -> Safe:
         words,
         element("p", _caption(curves), class_="caption"),
         *(element("p", note, class_="note") for note in curves.notes),
+        _temperatures(curves, index),
         _spectra(curves),
     )
 
 
-def _legend(curves: ComplexityCurves) -> Safe:
-    items = []
-    for index, targets in enumerate(target_sets(curves)):
-        dash, _ = stroke(targets)
-        line = element(
-            "line",
-            x1="1",
-            x2="33",
-            y1="6",
-            y2="6",
-            stroke=colours.of_targets(targets),
-            stroke_width="3",
-            stroke_dasharray=_DASHES[dash],
-        )
-        items.append(
-            legend_item(
-                f"t{index}", element("svg", line, width="34", height="12"), target_title(targets)
+def _temperatures(curves: ComplexityCurves, index: int) -> Safe:
+    """Return the panels over temperatures, or nothing where the recipe asks for none."""
+    if not curves.temperatures:
+        return Safe("")
+    title = element("h3", "The final teacher over temperatures")
+    shown = temperature_measures(curves)
+    if not shown:
+        words = "No measure has a finite value at any temperature (a singular Gram gives ∞)."
+        return join(title, element("p", words))
+    panels, names, epoch = [], [TAUGHT], 0
+    for measure in shown:
+        found = over_temperatures(curves, measure)
+        assert found is not None  # what is shown was measured
+        identity = f"temperature-{index}-{measure.field}"
+        figure = to_json(temperature_figure(found, measure), validate=False) or "{}"
+        names, epoch = [TAUGHT, *found.references], found.epoch
+        panels.append(
+            element(
+                "figure",
+                element("figcaption", element("b", measure.title), f" – {measure.formula}."),
+                plot(
+                    identity, f"{measure.sentence} of the final teacher over temperatures", "flat"
+                ),
+                data_block(identity, figure),
             )
         )
+    reading = (
+        f"The kernel at epoch {epoch}. A temperature softens the targets and so shrinks them: "
+        "normalised values compare like with like. Level lines do not depend on τ."
+    )
+    lines = [
+        element("span", _stroke_of(name), f" {target_title(name)}", class_="key") for name in names
+    ]
+    return join(
+        title,
+        element("p", reading, class_="reading"),
+        element("div", *lines, class_="legend"),
+        element("div", *panels, class_="grid"),
+    )
+
+
+def _legend(curves: ComplexityCurves) -> Safe:
+    items = [
+        legend_item(f"t{index}", _stroke_of(targets), target_title(targets))
+        for index, targets in enumerate(target_sets(curves))
+    ]
     return element("div", *items, class_="legend")
+
+
+def _stroke_of(targets: str) -> Safe:
+    dash, _ = stroke(targets)
+    line = element(
+        "line",
+        x1="1",
+        x2="33",
+        y1="6",
+        y2="6",
+        stroke=colours.of_targets(targets),
+        stroke_width="3",
+        stroke_dasharray=_DASHES[dash],
+    )
+    return element("svg", line, width="34", height="12")
 
 
 def legend_item(key: str, picture: Safe, text: str) -> Safe:

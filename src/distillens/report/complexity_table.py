@@ -6,6 +6,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distillens.report.complexity_figure import MEASURES, target_title
+from distillens.report.temperature_figure import REFERENCES, over_temperatures
 from distillens.report.text import DASH, number, printable
 from distillens.results import CertifiedComplexity, ComplexityCurves, KernelComplexity
 
@@ -43,6 +45,24 @@ def curves_table(curves: ComplexityCurves) -> Table:
         table.add_row(str(epoch), *cells)
     lines = [f"{curves.form} kernel, targets {curves.coding}, τ = {curves.temperature:g}"]
     table.caption = Text("\n".join([*lines, *map(printable, curves.notes)]))
+    return table
+
+
+def temperature_table(curves: ComplexityCurves) -> Table:
+    """Return the final teacher's complexity at each temperature, below that of the references."""
+    shown = [measure for measure in MEASURES if over_temperatures(curves, measure) is not None]
+    found = {measure: over_temperatures(curves, measure) for measure in shown}
+    epoch = curves.temperatures[0].epoch
+    table = _table(
+        f"complexity of the final teacher over temperatures, for {curves.student} at epoch {epoch}",
+        ("targets", *(measure.short for measure in shown)),
+    )
+    for name in REFERENCES:
+        values = [each.references.get(name) for each in found.values() if each is not None]
+        table.add_row(target_title(name), *map(number, values))
+    for point in sorted(curves.temperatures, key=lambda point: point.temperature):
+        values = [getattr(point.value, measure.field) for measure in shown]
+        table.add_row(f"τ = {point.temperature:g}", *map(number, values))
     return table
 
 
