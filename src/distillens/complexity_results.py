@@ -66,28 +66,8 @@ class Spectrum(Result):
     smallest: float
     largest: float
     condition: float
-
-
-@dataclass(frozen=True)
-class ComplexityCurves(Result):
-    """Complexity over the training of one student."""
-
-    student: str
-    seed: int
-    split: str
-    examples: int
-    form: KernelForm
-    coding: str
-    """How targets were coded, in words: centred over classes, or one output in [−1, 1]."""
-    temperature: float
-    random_draws: int
-    """Draws of random labels behind each "random labels" point, whose values are means over draws."""
-    points: tuple[ComplexityPoint, ...]
-    spectra: tuple[Spectrum, ...]
-    seconds: float
-    notes: tuple[str, ...] = ()
-    temperatures: tuple[TemperaturePoint, ...] = ()
-    """The final teacher at several temperatures, at the last of the epochs."""
+    effective_rank: float | None = None
+    """exp of the entropy of the eigenvalues' shares; None in results of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +100,88 @@ class RiskBound(Result):
     """Margins in the grid, which share ``delta`` evenly."""
     kappa: float
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetProfile(Result):
+    """Where one target set stands on one Gram.
+
+    ``diagonal`` is its adjusted* complexity on the best diagonal kernel, which can only memorise;
+    ``random`` that of random targets of its size on this Gram (None for the full form).
+    ``energy`` is the share of ‖Y‖² in the top k eigenvectors, k as in the profile's ``ranks``
+    (empty where Y is zero). ``bound`` is None where the profile's notes say why.
+    """
+
+    name: str
+    diagonal: float
+    random: float | None
+    energy: tuple[float, ...]
+    bound: RiskBound | None
+
+
+@dataclass(frozen=True)
+class TeacherKernel(Result):
+    """How alike the kernels of student and teacher are, on the first of the examples.
+
+    ``similarity`` is the mean cosine of products of both full kernels with random vectors
+    (eq. 12), with its standard error over ``probes``; ``alignment`` the centred alignment (CKA)
+    of the Grams that ``kernel`` names.
+    """
+
+    examples: int
+    similarity: float
+    standard_error: float | None
+    probes: int
+    kernel: str
+    alignment: float
+
+
+@dataclass(frozen=True)
+class GramProfile(Result):
+    """What one Gram is like, without its ridge, and where target sets stand on it.
+
+    ``eigenvalues`` are the k-th largest, k in ``ranks``: powers of two and the last. For a
+    class-diagonal Gram they are of all C blocks together.
+    """
+
+    epoch: int | None
+    """Of the student; None where no training is known."""
+    trace: float
+    condition: float
+    effective_rank: float
+    stable_rank: float
+    negative: int
+    """Eigenvalues that rounding put below 0."""
+    ranks: tuple[int, ...]
+    eigenvalues: tuple[float, ...]
+    targets: tuple[TargetProfile, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComplexityCurves(Result):
+    """Complexity over the training of one student."""
+
+    student: str
+    seed: int
+    split: str
+    examples: int
+    form: KernelForm
+    coding: str
+    """How targets were coded, in words: centred over classes, or one output in [−1, 1]."""
+    temperature: float
+    random_draws: int
+    """Draws of random labels behind each "random labels" point, whose values are means over draws."""
+    points: tuple[ComplexityPoint, ...]
+    spectra: tuple[Spectrum, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    temperatures: tuple[TemperaturePoint, ...] = ()
+    """The final teacher at several temperatures, at the last of the epochs."""
+    profile: GramProfile | None = None
+    """Of the last of the epochs."""
+    teacher_kernel: TeacherKernel | None = None
+    """At the last of the epochs; None where the teacher's network is not known."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +223,7 @@ class KernelComplexity(Result):
     beside: tuple[CertifiedComplexity, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    profile: GramProfile | None = None
+    """None where it was not asked for, or no Gram was formed, which the notes say."""
+    teacher_kernel: TeacherKernel | None = None
+    """None where no teacher was given."""

@@ -15,10 +15,13 @@ from distillens.complexity_results import CertifiedComplexity as CertifiedComple
 from distillens.complexity_results import ComplexityCurves as ComplexityCurves
 from distillens.complexity_results import ComplexityPoint as ComplexityPoint
 from distillens.complexity_results import ComplexityValue as ComplexityValue
+from distillens.complexity_results import GramProfile as GramProfile
 from distillens.complexity_results import KernelComplexity as KernelComplexity
 from distillens.complexity_results import KernelForm as KernelForm
 from distillens.complexity_results import RiskBound as RiskBound
 from distillens.complexity_results import Spectrum as Spectrum
+from distillens.complexity_results import TargetProfile as TargetProfile
+from distillens.complexity_results import TeacherKernel as TeacherKernel
 from distillens.complexity_results import TemperaturePoint as TemperaturePoint
 from distillens.errors import RunError
 from distillens.json_result import Result as _Result

@@ -15,6 +15,12 @@ from distillens.report.complexity_figure import (
     undrawn,
 )
 from distillens.report.html import Safe, data_block, element, join, table
+from distillens.report.profile_table import (
+    profile_headings,
+    profile_lines,
+    profile_rows,
+    teacher_kernel_line,
+)
 from distillens.report.temperature_figure import (
     TAUGHT,
     over_temperatures,
@@ -29,6 +35,13 @@ _READING = (
     "empirical NTK at that epoch); lower is easier to learn for this student at that time. Targets "
     "as high as random labels hold nothing that this kernel finds easy; a teacher well below the "
     "dataset labels is supervision that this student can follow."
+)
+
+_STANDING = (
+    "How to read it: a kernel learns the directions of its largest eigenvalues first, so targets "
+    "with much of their energy in a few of them are easy. Compare adjusted* complexity with what a "
+    "kernel that only memorises (diagonal) and random targets of the same size would cost. A bound "
+    "is on the error of the kernel's own fit, not of the network; one that is vacuous says nothing."
 )
 
 _DASHES = {"solid": None, "dot": "2 4", "dash": "7 4", "dashdot": "7 3 2 3"}
@@ -113,6 +126,7 @@ def _curves(curves: ComplexityCurves, index: int) -> Safe:
         element("p", _caption(curves), class_="caption"),
         *(element("p", note, class_="note") for note in curves.notes),
         _temperatures(curves, index),
+        _profile(curves),
         _spectra(curves),
     )
 
@@ -205,10 +219,28 @@ def _caption(curves: ComplexityCurves) -> str:
     return printable(" ".join(parts))
 
 
+def _profile(curves: ComplexityCurves) -> Safe:
+    """Return references, energies and bounds at the last epoch, and the teacher's kernel."""
+    parts: list[Safe] = []
+    if curves.profile is not None:
+        found = curves.profile
+        parts += [
+            element("h3", f"Where the targets stand on the Gram of epoch {found.epoch}"),
+            element("p", _STANDING, class_="reading"),
+            table(list(profile_headings(found)), profile_rows(found)),
+            *(element("p", line, class_="caption") for line in profile_lines(found)),
+        ]
+    if curves.teacher_kernel is not None:
+        line = teacher_kernel_line(curves.teacher_kernel)
+        parts.append(element("p", f"At the last of the epochs, the {line}.", class_="caption"))
+    return join(*parts)
+
+
 def _spectra(curves: ComplexityCurves) -> Safe:
     if not curves.spectra:
         return Safe("")
     heads = ["epoch", "trace", "smallest eigenvalue", "largest eigenvalue", "condition number"]
+    heads.append("effective rank")
     body = [
         [
             str(spectrum.epoch),
@@ -216,6 +248,7 @@ def _spectra(curves: ComplexityCurves) -> Safe:
             number(spectrum.smallest),
             number(spectrum.largest),
             number(spectrum.condition),
+            number(spectrum.effective_rank),
         ]
         for spectrum in sorted(curves.spectra, key=lambda spectrum: spectrum.epoch)
     ]

@@ -14,7 +14,7 @@ from distillens.results import CertifiedComplexity, ComplexityCurves, KernelComp
 
 def certified_table(result: KernelComplexity) -> Table:
     """Return one row a target set, easiest first; what is not determined is marked."""
-    table = _table(
+    table = plain_table(
         f"complexity of output {result.outputs} on {result.examples:,} examples",
         ("targets", "adjusted", "adjusted*", "normalised", "YᵀK⁻¹Y", "interval"),
     )
@@ -31,7 +31,7 @@ def certified_table(result: KernelComplexity) -> Table:
 def curves_table(curves: ComplexityCurves) -> Table:
     """Return the adjusted complexity of each target set at each epoch."""
     names = list(dict.fromkeys(point.targets for point in curves.points))
-    table = _table(
+    table = plain_table(
         f"adjusted complexity for {curves.student}, seed {curves.seed}, on {curves.examples:,} "
         f"{curves.split} examples",
         ("epoch", *names),
@@ -53,7 +53,7 @@ def temperature_table(curves: ComplexityCurves) -> Table:
     shown = [measure for measure in MEASURES if over_temperatures(curves, measure) is not None]
     found = {measure: over_temperatures(curves, measure) for measure in shown}
     epoch = curves.temperatures[0].epoch
-    table = _table(
+    table = plain_table(
         f"complexity of the final teacher over temperatures, for {curves.student} at epoch {epoch}",
         ("targets", *(measure.short for measure in shown)),
     )
@@ -74,7 +74,8 @@ def _add(table: Table, row: CertifiedComplexity, more: str = "") -> None:
     table.add_row(Text(printable(row.name) + more), adjusted, *map(number, values), Text(interval))
 
 
-def _table(title: str, headings: tuple[str, ...]) -> Table:
+def plain_table(title: str, headings: tuple[str, ...]) -> Table:
+    """Return an empty table, its first column to the left."""
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(printable(title), style="bold"),
