@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK, store
+from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
 from distillens.kernel.tiles import GramValues
@@ -149,6 +150,34 @@ def test_no_more_tensors_are_held_than_planned(outputs: Outputs, extra: float) -
         plan = kernel.gram(inputs).plan
     assert live.peak <= plan.memory + 8192  # indices and a few numbers of each layer
     assert plan.memory <= kernel._max_memory
+
+
+@pytest.mark.parametrize("outputs", [0, "class-diagonal"])
+@pytest.mark.parametrize("extra", [1.0, 2.0, 8.0])
+def test_the_diagonal_of_paired_positions_stays_inside_the_bound(
+    outputs: Outputs, extra: float
+) -> None:
+    torch.manual_seed(0)
+    # Four positions of many channels: written out they would take far more than in pairs.
+    model = nn.Sequential(nn.Conv2d(1, 32, 4, stride=2), nn.ReLU(), nn.Conv2d(32, 48, 2))
+    model = nn.Sequential(*model, nn.Tanh(), nn.Flatten(), nn.Linear(192, 3)).eval()
+    inputs = examples(40)
+    kernel = EmpiricalNTK(model, outputs=outputs)
+    wanted = kernel.gram(inputs).values.diagonal(dim1=-2, dim2=-1)
+    uses = EmpiricalNTK(model, outputs=0).product(inputs)._made(0).paired
+    assert any(isinstance(use, Outer) and use.positions > 1 for use in uses)
+    kernel._max_memory = 1
+    with pytest.raises(KernelError, match="too small for the gradients of one example") as caught:
+        kernel.diagonal(inputs)
+    smallest = int(str(caught.value).split("give at least ")[1].split()[0])
+    kernel._max_memory = int(extra * smallest)
+    with LiveBytes() as live:
+        found = kernel.diagonal(inputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert live.peak <= kernel._max_memory + 8192  # indices and a few numbers of each layer
+    kernel._max_memory = smallest - 1
+    with pytest.raises(KernelError, match=f"give at least {smallest} bytes"):
+        kernel.diagonal(inputs)
 
 
 @pytest.mark.parametrize(
