@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, store
+from distillens.kernel import EmpiricalNTK, plan, store
 from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
@@ -295,6 +300,75 @@ def test_a_killed_gram_does_not_start_anew(tmp_path: Path, monkeypatch: pytest.M
         # Seven tiles a side are 28 in the triangle. Those of the step that was cut are done again.
         kill_after(14, killed)
         kernel.gram(inputs, store=tmp_path)
+
+
+_SLOW = """
+import sys, time
+from distillens.kernel import EmpiricalNTK, plan, store
+from distillens.kernel.tiles import GramValues
+import test_kernel_gram as here
+
+here.small_tiles(setattr)
+put = GramValues.put
+
+def slow(self, *args, **kwargs):
+    put(self, *args, **kwargs)
+    time.sleep(0.1)
+
+GramValues.put = slow
+EmpiricalNTK(here.network(), outputs="class-diagonal").gram(here.examples(), store=sys.argv[1])
+"""
+
+
+def small_tiles(change: Callable[[Any, str, Any], None]) -> None:
+    """Cut Grams into tiles of two examples, and mark each of them at once."""
+    change(plan, "_MOST_ROWS", 2)
+    change(store, "_SECONDS", 0.0)
+
+
+def test_a_process_that_was_killed_for_real_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SLOW, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    try:
+        # Panels are done from the first on: some tiles are there, and most are not.
+        while child.poll() is None and not tiles_done(folder) >= 5:
+            time.sleep(0.02)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+    done = tiles_done(folder)
+    assert 5 <= done < 28
+    small_tiles(monkeypatch.setattr)
+    # The same plan from the start, without a tile.
+    whole.mkdir()
+    shutil.copy(folder / "gram.json", whole)
+    inputs, kernel = examples(), EmpiricalNTK(network(), outputs="class-diagonal")
+    wanted = kernel.gram(inputs, store=whole).values
+    put = GramValues.put
+    count = 0
+
+    def counted(self: GramValues, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        put(self, *args, **kwargs)
+
+    monkeypatch.setattr(GramValues, "put", counted)
+    assert torch.equal(kernel.gram(inputs, store=folder).values, wanted)
+    # Seven tiles a side are 28 in the triangle.
+    assert 0 < count <= 28 - done
+
+
+def tiles_done(folder: Path) -> int:
+    """Return how many steps the marks of a store count."""
+    if not (folder / "done-0.json").exists():
+        return 0
+    return sum(json.loads((folder / "done-0.json").read_text()).values())
 
 
 def test_a_store_of_another_gram_is_refused(tmp_path: Path) -> None:
