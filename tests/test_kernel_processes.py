@@ -33,7 +33,8 @@ def products() -> dict[str, torch.Tensor]:
     """Return what products with the kernel give, of gradients that are kept and that are not."""
     found = {}
     generator = torch.Generator().manual_seed(7)
-    for outputs, each in ((0, 1), ("full", 3)):
+    forms: tuple[tuple[Outputs, int], ...] = ((0, 1), ("full", 3))
+    for outputs, each in forms:
         for count, memory in ((13, None), (301, 140_000)):
             kernel = EmpiricalNTK(network(), outputs=outputs, max_memory=memory)
             product = kernel.product(examples(count))
