@@ -14,6 +14,7 @@ from torch import nn
 from distillens.cli import main
 from distillens.errors import KernelError, MeasureError
 from distillens.kernel import oracle_gram
+from distillens.kernel.products import KernelProduct
 from distillens.models import ModelRecipe, build_model
 from distillens.results import KernelComplexity, from_json
 from distillens.study.kernel_complexity import kernel_complexity
@@ -56,19 +57,30 @@ def by_hand(
     return form(y), adjusted(y - f), adjusted(y)
 
 
-@pytest.mark.parametrize(("share", "memory"), [(0.0, None), (1e-2, None), (1e-2, 30_000)])
+@pytest.mark.parametrize(
+    ("share", "copies", "keep"),
+    [(0.0, 4, True), (1e-2, 4, True), (1e-2, 10**9, True), (1e-2, 10**9, False)],
+)
 def test_equals_the_definition_by_factor_and_by_iteration(
     share: float,
-    memory: int | None,
+    copies: int,
+    keep: bool,
+    monkeypatch: pytest.MonkeyPatch,
     network: nn.Module,
     inputs: torch.Tensor,
     targets: dict[str, np.ndarray],
 ) -> None:
     network.eval()
-    found = kernel_complexity(
-        network, inputs, targets, outputs=1, ridge=share, max_memory=memory, width=1e-6
+    # Of the Gram that a factorisation holds: as many as no memory has.
+    monkeypatch.setattr("distillens.study.kernel_complexity._COPIES", copies)
+    monkeypatch.setattr(
+        "distillens.kernel.ntk.KernelProduct",
+        lambda *given, **named: KernelProduct(*given, **{**named, "keep": keep}),
     )
-    assert found.method.startswith("conjugate gradients" if memory else "Cholesky")
+    found = kernel_complexity(network, inputs, targets, outputs=1, ridge=share, width=1e-6)
+    kept = "kept" if keep else "made for each product"
+    by_iteration = f"conjugate gradients, float64, gradients {kept}"
+    assert found.method == ("Cholesky, float64" if copies == 4 else by_iteration)
     for row, (name, y) in zip(found.targets, targets.items(), strict=True):
         plain, adjusted, star = by_hand(network, inputs, y, share)
         assert row.name == name

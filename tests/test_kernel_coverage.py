@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -430,3 +431,41 @@ def test_a_tied_table_that_is_too_large_is_named() -> None:
     limited = EmpiricalNTK(model, outputs="full", dtype=torch.float64, max_memory=20_000)
     with pytest.raises(KernelError, match=r"most of it by table\.weight"):
         limited.gram(tokens)
+
+
+NORMED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "parametrised weight_norm": nn.utils.parametrizations.weight_norm,
+    "parametrised spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", NORMED)
+def test_weights_that_are_made_of_others(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    NORMED[name](model[0])
+    inputs = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    # The older kinds keep what they made in the last call, with a graph that torch does not copy.
+    model(inputs)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    outputs = model(inputs).detach()
+    found = EmpiricalNTK(model, outputs=1).gram(inputs)
+    wanted = oracle_gram(model, inputs, outputs=1)
+    torch.testing.assert_close(found.values.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert any("torch.func" in note for note in found.notes)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(model(inputs), outputs)
+
+
+def test_a_model_that_cannot_be_copied_is_one_line() -> None:
+    model = nn.Sequential(nn.Linear(5, 3))
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(KernelError, match=r"cannot be copied: .*lock.*copy\.deepcopy") as caught:
+        EmpiricalNTK(model, outputs=0)
+    assert "\n" not in str(caught.value)

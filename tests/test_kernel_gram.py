@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, store
+from distillens.kernel import EmpiricalNTK, plan, store
+from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
 from distillens.kernel.tiles import GramValues
@@ -151,6 +157,34 @@ def test_no_more_tensors_are_held_than_planned(outputs: Outputs, extra: float) -
     assert plan.memory <= kernel._max_memory
 
 
+@pytest.mark.parametrize("outputs", [0, "class-diagonal"])
+@pytest.mark.parametrize("extra", [1.0, 2.0, 8.0])
+def test_the_diagonal_of_paired_positions_stays_inside_the_bound(
+    outputs: Outputs, extra: float
+) -> None:
+    torch.manual_seed(0)
+    # Four positions of many channels: written out they would take far more than in pairs.
+    model = nn.Sequential(nn.Conv2d(1, 32, 4, stride=2), nn.ReLU(), nn.Conv2d(32, 48, 2))
+    model = nn.Sequential(*model, nn.Tanh(), nn.Flatten(), nn.Linear(192, 3)).eval()
+    inputs = examples(40)
+    kernel = EmpiricalNTK(model, outputs=outputs)
+    wanted = kernel.gram(inputs).values.diagonal(dim1=-2, dim2=-1)
+    uses = EmpiricalNTK(model, outputs=0).product(inputs)._made(0).paired
+    assert any(isinstance(use, Outer) and use.positions > 1 for use in uses)
+    kernel._max_memory = 1
+    with pytest.raises(KernelError, match="too small for the gradients of one example") as caught:
+        kernel.diagonal(inputs)
+    smallest = int(str(caught.value).split("give at least ")[1].split()[0])
+    kernel._max_memory = int(extra * smallest)
+    with LiveBytes() as live:
+        found = kernel.diagonal(inputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert live.peak <= kernel._max_memory + 8192  # indices and a few numbers of each layer
+    kernel._max_memory = smallest - 1
+    with pytest.raises(KernelError, match=f"give at least {smallest} bytes"):
+        kernel.diagonal(inputs)
+
+
 @pytest.mark.parametrize(
     ("inputs", "other", "line"),
     [
@@ -266,6 +300,75 @@ def test_a_killed_gram_does_not_start_anew(tmp_path: Path, monkeypatch: pytest.M
         # Seven tiles a side are 28 in the triangle. Those of the step that was cut are done again.
         kill_after(14, killed)
         kernel.gram(inputs, store=tmp_path)
+
+
+_SLOW = """
+import sys, time
+from distillens.kernel import EmpiricalNTK, plan, store
+from distillens.kernel.tiles import GramValues
+import test_kernel_gram as here
+
+here.small_tiles(setattr)
+put = GramValues.put
+
+def slow(self, *args, **kwargs):
+    put(self, *args, **kwargs)
+    time.sleep(0.1)
+
+GramValues.put = slow
+EmpiricalNTK(here.network(), outputs="class-diagonal").gram(here.examples(), store=sys.argv[1])
+"""
+
+
+def small_tiles(change: Callable[[Any, str, Any], None]) -> None:
+    """Cut Grams into tiles of two examples, and mark each of them at once."""
+    change(plan, "_MOST_ROWS", 2)
+    change(store, "_SECONDS", 0.0)
+
+
+def test_a_process_that_was_killed_for_real_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SLOW, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    try:
+        # Panels are done from the first on: some tiles are there, and most are not.
+        while child.poll() is None and not tiles_done(folder) >= 5:
+            time.sleep(0.02)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+    done = tiles_done(folder)
+    assert 5 <= done < 28
+    small_tiles(monkeypatch.setattr)
+    # The same plan from the start, without a tile.
+    whole.mkdir()
+    shutil.copy(folder / "gram.json", whole)
+    inputs, kernel = examples(), EmpiricalNTK(network(), outputs="class-diagonal")
+    wanted = kernel.gram(inputs, store=whole).values
+    put = GramValues.put
+    count = 0
+
+    def counted(self: GramValues, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        put(self, *args, **kwargs)
+
+    monkeypatch.setattr(GramValues, "put", counted)
+    assert torch.equal(kernel.gram(inputs, store=folder).values, wanted)
+    # Seven tiles a side are 28 in the triangle.
+    assert 0 < count <= 28 - done
+
+
+def tiles_done(folder: Path) -> int:
+    """Return how many steps the marks of a store count."""
+    if not (folder / "done-0.json").exists():
+        return 0
+    return sum(json.loads((folder / "done-0.json").read_text()).values())
 
 
 def test_a_store_of_another_gram_is_refused(tmp_path: Path) -> None:

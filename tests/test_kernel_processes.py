@@ -29,6 +29,29 @@ def examples(count: int) -> torch.Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
 
 
+def products() -> dict[str, torch.Tensor]:
+    """Return what products with the kernel give, of gradients that are kept and that are not."""
+    found = {}
+    generator = torch.Generator().manual_seed(7)
+    forms: tuple[tuple[Outputs, int], ...] = ((0, 1), ("full", 3))
+    for outputs, each in forms:
+        for count, memory in ((13, None), (301, 140_000)):
+            kernel = EmpiricalNTK(network(), outputs=outputs, max_memory=memory)
+            product = kernel.product(examples(count))
+            assert product.kept == (memory is None)
+            vectors = torch.randn(count * each, 2, generator=generator)
+            found[f"{outputs} {memory}"] = product(vectors)
+            found[f"{outputs} {memory} one"] = product(vectors[:, 0])
+            found[f"{outputs} {memory} columns"] = product.columns(torch.tensor([1, 12]))
+            found[f"{outputs} {memory} diagonal"] = product.diagonal()
+    kernel = EmpiricalNTK(network(), outputs="class-diagonal")
+    found["each"] = kernel.matvec(examples(13), torch.randn(3, 13, generator=generator))
+    found["each diagonal"] = kernel.diagonal(examples(13))
+    # Fewer examples than processes: one has nothing to do.
+    found["alone"] = EmpiricalNTK(network(), outputs=0).matvec(examples(1), torch.ones(1))
+    return found
+
+
 def failing(self: GramValues, *args: object, **kwargs: object) -> None:
     raise KernelError("no tile today")
 
@@ -46,6 +69,7 @@ def work(rank: int, folder: str) -> None:
     result = kernel.gram(examples(13), examples(4))
     found["crossed"], found["shares"] = result.values, result.plan.shares
     found["stored"] = kernel.gram(examples(13), store=f"{folder}/store").values
+    found |= {f"products {name}": value for name, value in products().items()}
     lines = []
     for case in range(3):
         inputs = examples(13)
@@ -61,6 +85,16 @@ def work(rank: int, folder: str) -> None:
         except KernelError as error:
             lines.append(str(error))
         GramValues.put = put
+    kernel._max_memory = None
+    try:
+        kernel.product(examples(13) + rank)
+    except KernelError as error:
+        lines.append(str(error))
+    kernel._max_memory = 1000 + rank
+    try:
+        kernel.diagonal(examples(13))
+    except KernelError as error:
+        lines.append(str(error))
     found["lines"] = lines
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -84,6 +118,10 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     # What two began and finished, one can read.
     again = kernel.gram(examples(13), store=tmp_path / "store").values
     assert torch.equal(again, zero["stored"])
+    for name, value in products().items():
+        torch.testing.assert_close(zero[f"products {name}"], value, rtol=2e-5, atol=2e-5)
+    assert all("process 1 has other inputs" in each["lines"][3] for each in (zero, one))
+    assert all("too small for the gradients of one" in each["lines"][4] for each in (zero, one))
     assert "process 1 has other inputs" in zero["lines"][0]
     assert "process 1 has other inputs" in one["lines"][0]
     assert zero["lines"][1] == "process 1 stopped: no tile today"

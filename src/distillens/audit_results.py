@@ -10,17 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ConfigDict
-
+from distillens.json_result import Result as _Result
 from distillens.results import Agreement, Estimate, Interval
 
 Verdict = Literal["yes", "no more than a reference", "undecided", "not here", "too few examples"]
-
-
-class _Result:
-    """Base of all results: infinities survive the way through JSON."""
-
-    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
 
 
 @dataclass(frozen=True)

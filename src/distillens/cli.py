@@ -15,7 +15,8 @@ from distillens import __version__
 from distillens.errors import DistillensError, RecipeError
 
 if TYPE_CHECKING:
-    from distillens.results import KernelComplexity, StudyResult
+    from distillens.results import GramProfile, KernelComplexity, StudyResult, TeacherKernel
+    from distillens.study.remeasure import ArrayTask
 
 app = typer.Typer(
     help="Distil small networks from large ones, and see why a student turned out as it did.",
@@ -114,6 +115,14 @@ def complexity_command(
     classes: Annotated[int | None, typer.Option(help="The model's outputs.")] = None,
     output: Annotated[str, typer.Option(help="A logit, or A-B for a difference of two.")] = "0",
     ridge: Annotated[float, typer.Option(help="Share of the mean diagonal to add to it.")] = 0.0,
+    teacher: Annotated[
+        str | None, typer.Option(help="A teacher like --model, to compare its kernel.")
+    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(help="Spectrum, references, bounds: about a minute for 4,096 examples."),
+    ] = True,
     max_memory: Annotated[
         float | None, typer.Option(help="Gigabytes; by default three quarters of what is free.")
     ] = None,
@@ -123,21 +132,10 @@ def complexity_command(
     ] = False,
 ) -> None:
     """Measure how hard targets are: of a finished run again, or of a model and arrays."""
-    from distillens.progress import terminal
-
     if (run is None) == (model is None):
         raise RecipeError("give either a run or --model with --weights, --inputs and --targets")
     if run is not None:
-        from distillens.study.remeasure import measure_run, plan_run
-
-        if plan:
-            one, count = plan_run(run, overrides or [], trust_code=trust_code)
-            typer.echo(f"{count} Grams, each:\n{one}")
-            return
-        result = measure_run(
-            run, overrides or [], trust_code=trust_code, progress=terminal(console)
-        )
-        _show_curves(run, result, as_json)
+        _measure_run(run, overrides or [], plan, as_json, trust_code)
         return
     from distillens.study.remeasure import read_task
 
@@ -150,15 +148,44 @@ def complexity_command(
         _named_files(targets),
         classes=classes,
         outputs=_logits(output),
+        teacher=teacher,
+        teacher_weights=teacher_weights,
         trust_code=trust_code,
     )
+    _measure_task(task, ridge, max_memory, profile, plan, as_json)
+
+
+def _measure_run(
+    run: Path, overrides: list[str], plan: bool, as_json: bool, trust_code: bool
+) -> None:
+    from distillens.progress import terminal
+    from distillens.study.remeasure import measure_run, plan_run
+
+    if plan:
+        one, count = plan_run(run, overrides, trust_code=trust_code)
+        typer.echo(f"{count} Grams, each:\n{one}")
+        return
+    result = measure_run(run, overrides, trust_code=trust_code, progress=terminal(console))
+    _show_curves(run, result, as_json)
+
+
+def _measure_task(
+    task: ArrayTask,
+    ridge: float,
+    max_memory: float | None,
+    profile: bool,
+    plan: bool,
+    as_json: bool,
+) -> None:
+    from distillens.progress import terminal
+
     most = None if max_memory is None else round(max_memory * 1e9)
     if plan:
         typer.echo(str(task.plan(most)))
         return
     # The JSON stands alone on the output.
     progress = terminal(Console(stderr=True)) if as_json else terminal(console)
-    _show_certified(task.measure(ridge, most, progress), as_json)
+    _show_certified(task.measure(ridge, most, progress, profiled=profile), as_json)
 
 
 def _named_files(entries: list[str]) -> dict[str, Path]:
@@ -179,7 +206,7 @@ def _logits(text: str) -> int | tuple[int, int]:
 
 
 def _show_curves(run: Path, result: StudyResult, as_json: bool) -> None:
-    from distillens.report import curves_table
+    from distillens.report import curves_table, temperature_table
     from distillens.results import to_json
 
     for curves in result.complexity:
@@ -187,6 +214,9 @@ def _show_curves(run: Path, result: StudyResult, as_json: bool) -> None:
             typer.echo(to_json(curves))
         else:
             console.print(curves_table(curves))
+            if curves.temperatures:
+                console.print(temperature_table(curves))
+            _show_profile(curves.profile, curves.teacher_kernel)
     if not as_json:
         report_command(run)
 
@@ -199,14 +229,33 @@ def _show_certified(result: KernelComplexity, as_json: bool) -> None:
         typer.echo(to_json(result))
     else:
         console.print(certified_table(result))
+        _show_profile(result.profile, result.teacher_kernel)
+
+
+def _show_profile(profile: GramProfile | None, teacher: TeacherKernel | None) -> None:
+    from distillens.report import profile_table, teacher_kernel_line
+
+    if profile is not None:
+        console.print(profile_table(profile))
+    if teacher is not None:
+        console.print(teacher_kernel_line(teacher), highlight=False, markup=False)
 
 
 @app.command("report")
-def report_command(run: RunFolder) -> None:
+def report_command(
+    run: RunFolder,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also its complexity figures, as SVG and PNG.")
+    ] = False,
+) -> None:
     """Write a run's report.html again, from its numbers."""
-    from distillens.report import write_report
+    from distillens.report import write_figures, write_report
 
-    console.print(f"report: {write_report(run)}", soft_wrap=True, highlight=False, markup=False)
+    lines = [f"report: {write_report(run)}"]
+    if figures:
+        lines += [f"figure: {path}" for path in write_figures(run)]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("export")

@@ -56,6 +56,8 @@ class Panel:
     surface: Surface | None = None
     x_scale: Scale = "linear"
     y_scale: Scale = "linear"
+    x_ticks: tuple[float, ...] = ()
+    """The values marked on the axis; by default chosen when it is drawn."""
 
 
 @dataclass(frozen=True, eq=False)

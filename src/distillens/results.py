@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from distillens.complexity_results import CertifiedComplexity as CertifiedComplexity
+from distillens.complexity_results import ComplexityCurves as ComplexityCurves
+from distillens.complexity_results import ComplexityPoint as ComplexityPoint
+from distillens.complexity_results import ComplexityValue as ComplexityValue
+from distillens.complexity_results import GramProfile as GramProfile
+from distillens.complexity_results import KernelComplexity as KernelComplexity
+from distillens.complexity_results import KernelForm as KernelForm
+from distillens.complexity_results import RiskBound as RiskBound
+from distillens.complexity_results import Spectrum as Spectrum
+from distillens.complexity_results import TargetProfile as TargetProfile
+from distillens.complexity_results import TeacherKernel as TeacherKernel
+from distillens.complexity_results import TemperaturePoint as TemperaturePoint
 from distillens.errors import RunError
+from distillens.json_result import Result as _Result
 
 SCHEMA = 1
 
@@ -19,15 +32,6 @@ WRITE_AGAIN = "delete it and run the recipe again with the same --out"
 """What to do about a damaged file of a run that the run can write again."""
 
 T = TypeVar("T")
-
-
-class _Result:
-    """Base of all results: infinities survive the way through JSON."""
-
-    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
-
-
-KernelForm = Literal["binary", "class-diagonal", "trace", "full"]
 
 
 @dataclass(frozen=True)
@@ -117,156 +121,6 @@ class Row(_Result):
     parameters: int
     seconds: float
     """Mean seconds of training for one network."""
-
-
-@dataclass(frozen=True)
-class ComplexityValue(_Result):
-    """Supervision complexity of one target array against one Gram.
-
-    ``plain`` is YᵀK⁻¹Y (Def. 1), ``adjusted_star`` eq. 50, ``adjusted`` eq. 49 (None where no
-    predictions were given). ``normalised`` and ``normalised_star`` divide them by ‖Y‖₂/√n.
-    ``residual`` is the relative residual of the worst solve, ``ridge`` what was added to the diagonal.
-    A singular K gives infinities.
-    """
-
-    plain: float
-    adjusted: float | None
-    adjusted_star: float
-    normalised: float | None
-    normalised_star: float
-    target_size: float
-    """‖Y‖₂/√n."""
-    ridge: float
-    residual: float
-
-
-@dataclass(frozen=True)
-class ComplexityPoint(_Result):
-    """The complexity of one target set at one checkpoint of the student."""
-
-    epoch: int
-    targets: str
-    """"labels", "random labels", "final teacher" or "online teacher"."""
-    value: ComplexityValue
-    gradient: float | None
-    """Ours: eq. 49 with the gradient residual Y − σ(f/τ), for students trained with cross-entropy."""
-    teacher_epoch: int | None
-    """The teacher's epoch that the targets come from."""
-
-
-@dataclass(frozen=True)
-class TemperaturePoint(_Result):
-    """The complexity of the final teacher at one temperature, at one checkpoint of the student."""
-
-    epoch: int
-    temperature: float
-    value: ComplexityValue
-
-
-@dataclass(frozen=True)
-class Spectrum(_Result):
-    """What the Gram at one checkpoint looks like. For a class-diagonal Gram: over all C blocks."""
-
-    epoch: int
-    trace: float
-    smallest: float
-    largest: float
-    condition: float
-
-
-@dataclass(frozen=True)
-class ComplexityCurves(_Result):
-    """Complexity over the training of one student."""
-
-    student: str
-    seed: int
-    split: str
-    examples: int
-    form: KernelForm
-    coding: str
-    """How targets were coded, in words: centred over classes, or one output in [−1, 1]."""
-    temperature: float
-    random_draws: int
-    """Draws of random labels behind each "random labels" point, whose values are means over draws."""
-    points: tuple[ComplexityPoint, ...]
-    spectra: tuple[Spectrum, ...]
-    seconds: float
-    notes: tuple[str, ...] = ()
-    temperatures: tuple[TemperaturePoint, ...] = ()
-    """The final teacher at several temperatures, at the last of the epochs."""
-
-
-@dataclass(frozen=True)
-class RiskBound(_Result):
-    """An upper bound on the risk of a kernel fit, at the best margin of a grid.
-
-    ``value`` is the sum of ``margin_loss``, ``complexity_term``, ``confidence_term`` and, for
-    Prop. 5, ``teacher_risk``; it is not cut off at 1. It holds with probability at least 1 − ``delta``,
-    unless ``vacuous``.
-    """
-
-    theorem: str
-    """"Thm. 3", "Thm. 4" or "Prop. 5"."""
-    value: float
-    vacuous: bool
-    """The bound says nothing: it is 1 or more, or it is not ``covered``."""
-    margin: float
-    """γ, the one of the grid with the lowest bound."""
-    margin_loss: float
-    complexity_term: float
-    confidence_term: float
-    teacher_risk: float | None
-    norms: int
-    """M₀: the norms 1 … M₀ that the union bound covers at this margin."""
-    covered: bool
-    """The norm √(YᵀK⁻¹Y), rounded up, is at most M₀; where it is not, nothing is proved."""
-    examples: int
-    delta: float
-    margins: int
-    """Margins in the grid, which share ``delta`` evenly."""
-    kappa: float
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CertifiedComplexity(_Result):
-    """The complexity of one target set against one kernel, with its interval.
-
-    ``plain`` is YᵀK⁻¹Y (Def. 1), within [``plain_low``, ``plain_high``]; ``adjusted`` eq. 49 (None
-    without predictions), ``adjusted_star`` eq. 50, ``normalised`` the former (or, without, the
-    latter) divided by the targets' root mean square. ``determined`` says whether the intervals are
-    narrow enough for the values to mean something. A singular kernel gives infinities.
-    """
-
-    name: str
-    plain: float
-    plain_low: float
-    plain_high: float
-    adjusted: float | None
-    adjusted_star: float
-    normalised: float
-    target_size: float
-    determined: bool
-
-
-@dataclass(frozen=True)
-class KernelComplexity(_Result):
-    """The complexity of target sets against the kernel of one output of a network.
-
-    ``trace`` includes ``ridge``, what was added to the diagonal. For a singular kernel ``beside``
-    has the values with ``beside_ridge`` added.
-    """
-
-    examples: int
-    outputs: str
-    method: str
-    trace: float
-    ridge: float
-    targets: tuple[CertifiedComplexity, ...]
-    beside_ridge: float | None
-    beside: tuple[CertifiedComplexity, ...]
-    seconds: float
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,11 @@ class Run:
         """The report."""
         return self.folder / "report.html"
 
+    def figure(self, name: str, place: int, ending: str) -> Path:
+        """A picture of the curves at a place of the results."""
+        number = f"-{place + 1}" if place else ""
+        return self.folder / "figures" / f"{name}{number}.{ending}"
+
     @property
     def teacher(self) -> NetworkFiles:
         """The teacher's files."""

@@ -9,7 +9,6 @@ Shapes: B examples, C outputs.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.failures import ran_out_of_memory
+from distillens.kernel.network import copied
 from distillens.kernel.uses import Layout, Place, Tracer, Use, output_gradients
 
 EXAMPLES = 3
@@ -72,7 +72,7 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     KernelError
         An output of the network depends on another example of the batch.
     """
-    twin = copy.deepcopy(network).double()
+    twin = copied(network).double()
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
     probe = _probe(inputs)
     outputs_BO, uses = Tracer(twin, weights).run(probe)

@@ -283,10 +283,18 @@ class Outer(Paired):
             if "weight" in self.roles:
                 size = self.inputs_BKTa.square().sum(dim=(1, 2, 3))[:, None]
             return (size + self.bias) * self.gradients_BCKTg.square().sum(dim=(2, 3, 4))
-        return sum(
-            (self.gradient(role).square().sum(dim=2) for role in self.roles),
-            start=self.gradients_BCKTg.new_zeros(()),
-        )
+        B, C = self.gradients_BCKTg.shape[:2]
+        # Gradients that are written out take no more room than what is held already, or that of one.
+        largest = max(self.numbers(role) for role in self.roles)
+        step = max(1, (self.inputs_BKTa.numel() + self.gradients_BCKTg.numel()) // (2 * largest))
+        found = self.gradients_BCKTg.new_zeros(B, C)
+        for start in range(0, B, step):
+            part = self.part(start, start + step)
+            for c in range(C):
+                one = Outer(part.inputs_BKTa, part.gradients_BCKTg[:, c : c + 1], self.roles)
+                for role in self.roles:
+                    found[start : start + step, c] += one.gradient(role).square().sum(dim=2)[:, 0]
+        return found
 
     def pull(self, vectors_BCM: Tensor) -> Tensor:
         """Return Jᵀv, (M, K, g, a + 1); the last column is the bias's."""

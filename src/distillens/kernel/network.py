@@ -74,12 +74,12 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
     ------
     KernelError
         BatchNorm in training mode or without running statistics; weights that are not finite;
-        an unknown parameter, or none that requires gradients.
+        an unknown parameter, or none that requires gradients; a model that cannot be copied.
     """
     if dtype not in (torch.float32, torch.float64):
         raise KernelError(f"kernels are computed in float32 or float64, not {dtype}")
     refuse_batch_statistics(model)
-    network = copy.deepcopy(model).to(dtype).eval()
+    network = copied(model).to(dtype).eval()
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if not torch.isfinite(tensor).all():
             raise KernelError(f"the model's {name} holds NaN or infinity; load a sound checkpoint")
@@ -94,6 +94,31 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
         weight.requires_grad_(name in names)
     chosen = {name: trainable[name] for name in names}
     return Prepared(network, chosen, dtype, next(iter(chosen.values())).device)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model.
+
+    Raises
+    ------
+    KernelError
+        It holds something that cannot be copied.
+    """
+    # torch.nn.utils.weight_norm and spectral_norm keep the weight that they made of the parameters,
+    # with its graph, which torch does not copy. Each call makes it anew, so its values will do.
+    made = {
+        id(held): held.detach().clone()
+        for module in model.modules()
+        for held in vars(module).values()
+        if isinstance(held, Tensor) and not held.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, made)
+    except (RuntimeError, TypeError, ValueError, AttributeError, copy.Error) as error:
+        raise KernelError(
+            f"the model cannot be copied: {' '.join(str(error).split())}; give one that "
+            "copy.deepcopy takes"
+        ) from None
 
 
 def pairing_of(outputs: Outputs) -> Pairing:

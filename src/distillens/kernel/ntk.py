@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,8 +211,7 @@ class EmpiricalNTK:
                 "(outputs=0, 1, ...) or use matvec"
             )
         rows, _ = self._examples(inputs, None)
-        maker, _ = self._maker(rows, None)
-        return self._product(maker, rows)
+        return self._product(rows)
 
     def matvec(self, inputs: Tensor, vectors: Tensor) -> Tensor:
         """Return Kv.
@@ -239,7 +239,7 @@ class EmpiricalNTK:
                 f"{count} logits; give ({count}, N) or ({count}, N, M)"
             )
         found = [
-            self._product(self._maker(rows, None, logit)[0], rows)(
+            self._product(rows, logit)(
                 vectors[logit] if self.outputs == "class-diagonal" else vectors
             )
             for logit in range(count)
@@ -250,8 +250,7 @@ class EmpiricalNTK:
     def diagonal(self, inputs: Tensor) -> Tensor:
         """Return the kernel of each example with itself: (N,), (C, N) or, for "full", (NC,)."""
         rows, _ = self._examples(inputs, None)
-        maker, _ = self._maker(rows, None)
-        squares_NC = self._product(maker, rows, keep=False).diagonal().view(len(rows), -1)
+        squares_NC = self._product(rows, keep=False).diagonal().view(len(rows), -1)
         if self.outputs == "class-diagonal":
             return squares_NC.T
         return squares_NC.mean(dim=1) if self.outputs == "trace" else squares_NC.flatten()
@@ -295,12 +294,26 @@ class EmpiricalNTK:
         """What has to be known of how the gradients of the last computation were made."""
         return self._last.notes if self._last is not None else ()
 
-    def _product(self, maker: BlockMaker, rows: Tensor, keep: bool = True) -> KernelProduct:
-        budget = self._budget(Ranks.here(self._alone))
-        passes = maker.passes(rows[:_SAMPLE])
+    def _product(
+        self, rows: Tensor, logit: int | None = None, *, keep: bool = True
+    ) -> KernelProduct:
+        ranks = Ranks.here(self._alone)
+        if ranks.count > 1:
+            ranks.require_same(self._made_of(rows, None))
+        speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
+        budget = min(ranks.gathered(self._budget(ranks)))
+        with ranks.together():
+            maker, _ = self._maker(rows, None, logit, speed)
+            passes = maker.passes(rows[:_SAMPLE])
+            least = max(passes.fixed + passes.each, self._setup_bytes)
+            if budget < least:
+                raise KernelError(
+                    f"max_memory = {budget} bytes is too small for the gradients of one example; "
+                    f"give at least {least} bytes"
+                )
         forward = forward_size(passes, maker.item_size, budget // 4)
-        room = budget - passes.fixed - forward * passes.each if keep else 0
-        return KernelProduct(maker, rows, forward, room, self._progress)
+        room = min(ranks.gathered(budget - passes.fixed - forward * passes.each))
+        return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
 
     def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:
@@ -355,10 +368,21 @@ class EmpiricalNTK:
         """Open the store; see that all processes compute the same."""
         if store is None and ranks.count == 1:
             return None
+        made_of = self._made_of(rows, columns)
+        ranks.require_same({**made_of, "store": None if store is None else str(store)})
+        if store is None:
+            return None
+        across = len(rows) if columns is None else len(columns)
+        count = self._directions(rows).shape[0]
+        shape = gram_shape(self.outputs, count, len(rows), across)
+        return GramStore(Path(store), made_of, shape, self._prepared.dtype, ranks)
+
+    def _made_of(self, rows: Tensor, columns: Tensor | None) -> dict[str, Any]:
+        """Return what a computation is of, by names that a message can use."""
         prepared = self._prepared
         network = prepared.network
         tensors = dict([*network.named_parameters(), *network.named_buffers()])
-        made_of = {
+        return {
             "model": type(network).__qualname__,
             "outputs": self.outputs,
             "dtype": str(prepared.dtype),
@@ -369,13 +393,6 @@ class EmpiricalNTK:
             "inputs": digest_of({"": rows}),
             "other inputs": None if columns is None else digest_of({"": columns}),
         }
-        ranks.require_same({**made_of, "store": None if store is None else str(store)})
-        if store is None:
-            return None
-        across = len(rows) if columns is None else len(columns)
-        count = self._directions(rows).shape[0]
-        shape = gram_shape(self.outputs, count, len(rows), across)
-        return GramStore(Path(store), made_of, shape, prepared.dtype, ranks)
 
     def _directions(self, rows: Tensor, logit: int | None = None) -> Tensor:
         """Return the outputs that gradients are made of, (C, O)."""

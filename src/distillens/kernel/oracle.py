@@ -7,7 +7,6 @@ P parameters.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from distillens.errors import KernelError, nearest
-from distillens.kernel.network import refuse_batch_statistics
+from distillens.kernel.network import copied, refuse_batch_statistics
 
 OutputForm = Literal["class-diagonal", "trace", "full"]
 Jacobian = Callable[[Tensor], Tensor]
@@ -75,7 +74,7 @@ def oracle_gram(
         statistics of the batch; a name or an output is unknown.
     """
     refuse_batch_statistics(model)
-    network = copy.deepcopy(model).double().eval()
+    network = copied(model).double().eval()
     weights = _weights(network, parameters)
     device = next(iter(weights.values())).device
     rows = _examples(inputs, device, "inputs")

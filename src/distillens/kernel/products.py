@@ -1,21 +1,23 @@
 """Products with a kernel whose Gram need not exist: K v = J(Jᵀv).
 
 The gradients are kept in the form that takes the least room; where even that does not fit, they are
-made again for each product. For one position, a linear layer takes part through its inputs and
-gradients alone: [(AAᵀ∘GGᵀ)v]ᵢ = aᵢᵀ(Aᵀdiag(v)G)gᵢ.
+made again for each product. Several processes each have some of the examples. For one position, a
+linear layer takes part through its inputs and gradients alone:
+[(AAᵀ∘GGᵀ)v]ᵢ = aᵢᵀ(Aᵀdiag(v)G)gᵢ.
 
 Shapes: N examples, C outputs, M columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import Block, BlockMaker
+from distillens.kernel.ranks import Ranks
 from distillens.progress import Progress, silent
 
 _MOST_ROWS = 2048
@@ -34,7 +36,12 @@ class KernelProduct:
     forward
         Examples of a forward and backward pass.
     budget
-        Bytes for gradients that are kept.
+        Bytes for gradients, the same in all processes.
+    ranks
+        The processes that share the examples: all must make the same calls with the same vectors,
+        and each has the whole result.
+    keep
+        Whether gradients are kept between products, where they fit.
     progress
         Where to show how far the first pass is.
     """
@@ -45,16 +52,23 @@ class KernelProduct:
         inputs: Tensor,
         forward: int,
         budget: int,
+        ranks: Ranks | None = None,
+        keep: bool = True,
         progress: Progress = silent,
     ) -> None:
         self._maker, self._inputs, self._forward = maker, inputs, forward
+        self._ranks = ranks or Ranks()
         each = max(1, maker.held * maker.item_size)
-        self._rows = max(1, min(_MOST_ROWS, len(inputs), budget // (2 * each)))
+        share = -(-len(inputs) // self._ranks.count)
+        self._rows = max(1, min(_MOST_ROWS, share, budget // (2 * each)))
+        starts = range(0, len(inputs), self._rows)
+        self._starts = list(starts[self._ranks.rank :: self._ranks.count])
         self._kept: list[Block] | None = None
-        if each * (len(inputs) + self._rows) <= budget:
-            with progress("gradients", len(inputs)) as advance:
+        own = len(self._starts) * self._rows
+        if keep and each * (own + self._rows) <= budget:
+            with self._ranks.together(), progress("gradients", own) as advance:
                 self._kept = []
-                for start in self._starts():
+                for start in self._starts:
                     self._kept.append(self._made(start))
                     advance(len(self._kept[-1]))
 
@@ -85,37 +99,54 @@ class KernelProduct:
         columns_NCM = vectors.to(self._inputs.device, self._maker.dtype).reshape(
             len(self._inputs), C, -1
         )
-        total: list[Tensor] | None = None
-        for start, block in self._blocks():
-            pulled = block.pull(columns_NCM[start : start + len(block)])
-            if total is None:
-                total = pulled
-            else:
-                for sum_, part in zip(total, pulled, strict=True):
-                    sum_ += part
-        assert total is not None  # there is at least one example
-        found = torch.cat([block.push(total) for _, block in self._blocks()])
-        return found.reshape(vectors.shape)
+        with self._ranks.together():
+            total = self._pulled(columns_NCM)
+        for part in total:
+            self._ranks.add_up(part)
+        return self._filled(columns_NCM.shape, lambda block: block.push(total)).reshape(
+            vectors.shape
+        )
 
     def columns(self, numbers: Tensor) -> Tensor:
         """Return K's columns of some examples, (N·C, len(numbers)·C)."""
         chosen = self._maker.make(self._inputs[numbers], self._forward)
-        tiles = [
-            block.contract(chosen, "full").flatten(2, 3).flatten(0, 1)
-            for _, block in self._blocks()
-        ]
-        return torch.cat(tiles)
+        C = self._maker.outputs
+        shape = torch.Size([len(self._inputs), C, len(chosen) * C])
+        found = self._filled(shape, lambda block: block.contract(chosen, "full").flatten(2, 3))
+        return found.flatten(0, 1)
 
     def diagonal(self) -> Tensor:
         """Return K's diagonal, (N·C,)."""
-        return torch.cat([block.squares().flatten() for _, block in self._blocks()])
+        shape = torch.Size([len(self._inputs), self._maker.outputs])
+        return self._filled(shape, lambda block: block.squares()).flatten()
+
+    def _pulled(self, columns_NCM: Tensor) -> list[Tensor]:
+        """Return Jᵀv of this process's examples."""
+        total: list[Tensor] | None = None
+        for start, block in self._blocks():
+            pulled = block.pull(columns_NCM[start : start + len(block)])
+            if total is None:
+                total = [part.contiguous() for part in pulled]
+            else:
+                for sum_, part in zip(total, pulled, strict=True):
+                    sum_ += part
+        if total is None:
+            # More processes than examples: nothing of one has the right shapes.
+            total = [part.contiguous() for part in self._made(0).pull(0 * columns_NCM[:1])]
+        return total
+
+    def _filled(self, shape: torch.Size, rows_of: Callable[[Block], Tensor]) -> Tensor:
+        """Return rows of all examples, made block by block and brought together."""
+        found = torch.zeros(shape, dtype=self._maker.dtype, device=self._inputs.device)
+        with self._ranks.together():
+            for start, block in self._blocks():
+                found[start : start + len(block)] = rows_of(block)
+        self._ranks.add_up(found)
+        return found
 
     def _blocks(self) -> Iterator[tuple[int, Block]]:
-        for number, start in enumerate(self._starts()):
+        for number, start in enumerate(self._starts):
             yield start, self._kept[number] if self._kept is not None else self._made(start)
-
-    def _starts(self) -> range:
-        return range(0, len(self._inputs), self._rows)
 
     def _made(self, start: int) -> Block:
         return self._maker.make(self._inputs[start : start + self._rows], self._forward)

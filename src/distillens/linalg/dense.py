@@ -87,6 +87,7 @@ class EigenSummary:
     smallest: float
     largest: float
     condition: float
+    effective_rank: float
 
 
 def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
@@ -169,7 +170,25 @@ def eigen_summary(gram: ArrayLike) -> EigenSummary:
         smallest=smallest,
         largest=largest,
         condition=largest / smallest if smallest > 0 else float("inf"),
+        effective_rank=effective_rank(np.concatenate(spectra)),
     )
+
+
+def effective_rank(eigenvalues: ArrayLike) -> float:
+    """Return exp(−Σ p ln p) with p = λ/Σλ: 1 for rank one, K for the identity, 0 for a zero matrix.
+
+    Negative eigenvalues count as 0. Source: Roy and Vetterli, EUSIPCO 2007.
+    """
+    positive_K = np.asarray(eigenvalues, dtype=np.float64)
+    positive_K = positive_K[positive_K > 0]
+    if positive_K.size == 0:
+        return 0.0
+    # Divided by the largest first: a sum of extreme values could leave float64's range.
+    relative_K = positive_K / positive_K.max()
+    share_K = relative_K / relative_K.sum()
+    # A share can be 0 by underflow; p ln p then is 0 too.
+    share_K = share_K[share_K > 0]
+    return float(np.exp(-np.sum(share_K * np.log(share_K))))
 
 
 def eigenpairs(gram: ArrayLike) -> tuple[Array, Array]:

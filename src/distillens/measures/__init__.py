@@ -36,6 +36,7 @@ from distillens.measures.references import (
     RandomLabelReference,
     diagonal_reference,
     random_label_reference,
+    random_target_level,
 )
 from distillens.measures.spectrum import EnergyCurve, GramSpectrum, decompose_gram
 from distillens.measures.targets import (
@@ -81,6 +82,7 @@ __all__ = [
     "prediction_targets",
     "random_label_reference",
     "random_label_targets",
+    "random_target_level",
     "softmax",
     "supervision_complexity",
     "teacher_targets",

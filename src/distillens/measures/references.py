@@ -132,6 +132,48 @@ def random_label_reference(
     )
 
 
+def random_target_level(
+    eigenvalues_K: ArrayLike, form: KernelForm, outputs: int = 1, ridge: float = 0.0
+) -> float:
+    """Return the normalised* complexity of random targets of any size, from a Gram's eigenvalues.
+
+    The targets are independent with mean zero and one variance; for uniformly drawn labels it is
+    ``adjusted_star`` of `random_label_reference` over their size, without its N solves.
+
+    Parameters
+    ----------
+    eigenvalues_K
+        Of the Gram, K = N or, for the class-diagonal form, those of all blocks, K = CN.
+    form
+        "binary", "class-diagonal" or "trace".
+    outputs
+        C; 1 for the binary form.
+    ridge
+        Added to each eigenvalue.
+
+    Raises
+    ------
+    MeasureError
+        The form is full or unknown, or the eigenvalues do not fit the outputs.
+    """
+    check_form(form)
+    if form == "full":
+        raise MeasureError("the full form has no closed reference; measure random_label_targets")
+    shifted_K = np.asarray(eigenvalues_K, dtype=np.float64) + ridge
+    blocks = outputs if form == "class-diagonal" else 1
+    examples, rest = divmod(shifted_K.size, max(blocks, 1))
+    if shifted_K.ndim != 1 or rest or not examples or outputs < 1:
+        raise MeasureError(
+            f"eigenvalues of shape {shifted_K.shape} do not fit {outputs} outputs of the form {form}"
+        )
+    if shifted_K.min() <= 0:
+        return float("inf")
+    # Each output has 1/C of ‖Y‖²; a class-diagonal Gram's blocks are all there already.
+    inverse = float(np.sum(1 / shifted_K)) / blocks
+    trace = operator_trace(float(shifted_K.sum()), form, outputs)
+    return float(np.sqrt(inverse * trace)) / examples
+
+
 def _moments(meter: ComplexityMeter, classes: int, given: float | ArrayLike | None) -> Array:
     """Return E[Y²] of each output, (C,), or (1,) for the binary form."""
     blocks = len(meter.factors)

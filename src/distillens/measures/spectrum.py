@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
-from distillens.linalg import eigenpairs
+from distillens.linalg import effective_rank, eigenpairs
 from distillens.measures.forms import fit_targets, gram_blocks
 from distillens.results import KernelForm
 
@@ -129,13 +129,12 @@ def decompose_gram(gram: ArrayLike, form: KernelForm) -> GramSpectrum:
     # Divided by the largest first: squares of a Gram of extreme scale would leave float64's range.
     relative_K = positive_K / values_K[0]
     total, squares = float(relative_K.sum()), float(np.sum(relative_K**2))
-    shares = relative_K[relative_K > 0] / total
     return GramSpectrum(
         form=form,
         gram_shape=np.shape(gram),
         eigenvalues_K=values_K,
         condition=float(values_K[0] / values_K[-1]) if values_K[-1] > 0 else float("inf"),
-        effective_rank=float(np.exp(-np.sum(shares * np.log(shares)))),
+        effective_rank=effective_rank(values_K),
         participation_ratio=total**2 / squares,
         stable_rank=squares,
         negative=int(np.count_nonzero(values_K < 0)),

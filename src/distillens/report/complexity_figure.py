@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -123,8 +125,6 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
     drawn: list[float] = []
     for index, targets in enumerate(target_sets(curves)):
         points = series(curves, targets, measure)
-        dash, symbol = stroke(targets)
-        colour = colours.of_targets(targets)
         values = [value if math.isfinite(value) else None for _, value in points]
         drawn += [value for value in values if value is not None]
         figure.add_scatter(
@@ -134,27 +134,45 @@ def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
             name=html.escape(printable(target_title(targets))),
             legendgroup=f"t{index}",
             mode="lines+markers",
-            line={"color": colour, "dash": dash, "width": 2},
-            marker={"color": colour, "symbol": symbol, "size": 6},
             hovertemplate="epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
+            **marker_line(targets, colours.of_targets(targets)),
         )
-    logarithmic = bool(drawn) and min(drawn) > 0 and max(drawn) > _LOG_RATIO * min(drawn)
+    figure.update_layout(layout(measure, drawn, "student's epoch"))
+    return figure
+
+
+def marker_line(targets: str, colour: str) -> dict[str, Any]:
+    """Return plotly's line and marker of a target set."""
+    dash, symbol = stroke(targets)
+    return {
+        "line": {"color": colour, "dash": dash, "width": 2},
+        "marker": {"color": colour, "symbol": symbol, "size": 6},
+    }
+
+
+def layout(measure: Measure, drawn: Sequence[float], x_title: str) -> dict[str, Any]:
+    """Return the layout of a panel of a measure; ``drawn`` are the values that it must show."""
+    logarithmic = is_logarithmic(drawn)
     scale = ", log" if logarithmic else ""
-    figure.update_layout(
-        template="none",
-        showlegend=False,
-        margin={"l": 62, "r": 14, "t": 26, "b": 46},
-        hovermode="closest",
-        xaxis={"title": {"text": "student's epoch"}, "zeroline": False},
-        yaxis={
+    return {
+        "template": "none",
+        "showlegend": False,
+        "margin": {"l": 62, "r": 14, "t": 26, "b": 46},
+        "hovermode": "closest",
+        "xaxis": {"title": {"text": x_title}, "zeroline": False},
+        "yaxis": {
             "title": {"text": f"{measure.short} ({measure.unit}{scale})"},
             "type": "log" if logarithmic else "linear",
             "rangemode": "normal" if logarithmic else "tozero",
             "zeroline": False,
             **({"tickvals": _log_ticks(min(drawn), max(drawn))} if logarithmic else {}),
         },
-    )
-    return figure
+    }
+
+
+def is_logarithmic(drawn: Sequence[float]) -> bool:
+    """Return whether the values are too far apart for a linear axis."""
+    return bool(drawn) and min(drawn) > 0 and max(drawn) > _LOG_RATIO * min(drawn)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

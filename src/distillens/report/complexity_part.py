@@ -15,6 +15,18 @@ from distillens.report.complexity_figure import (
     undrawn,
 )
 from distillens.report.html import Safe, data_block, element, join, table
+from distillens.report.profile_table import (
+    profile_headings,
+    profile_lines,
+    profile_rows,
+    teacher_kernel_line,
+)
+from distillens.report.temperature_figure import (
+    TAUGHT,
+    over_temperatures,
+    temperature_figure,
+    temperature_measures,
+)
 from distillens.report.text import number, plural, printable
 from distillens.results import ComplexityCurves, StudyResult
 
@@ -23,6 +35,13 @@ _READING = (
     "empirical NTK at that epoch); lower is easier to learn for this student at that time. Targets "
     "as high as random labels hold nothing that this kernel finds easy; a teacher well below the "
     "dataset labels is supervision that this student can follow."
+)
+
+_STANDING = (
+    "How to read it: a kernel learns the directions of its largest eigenvalues first, so targets "
+    "with much of their energy in a few of them are easy. Compare adjusted* complexity with what a "
+    "kernel that only memorises (diagonal) and random targets of the same size would cost. A bound "
+    "is on the error of the kernel's own fit, not of the network; one that is vacuous says nothing."
 )
 
 _DASHES = {"solid": None, "dot": "2 4", "dash": "7 4", "dashdot": "7 3 2 3"}
@@ -106,30 +125,74 @@ def _curves(curves: ComplexityCurves, index: int) -> Safe:
         words,
         element("p", _caption(curves), class_="caption"),
         *(element("p", note, class_="note") for note in curves.notes),
+        _temperatures(curves, index),
+        _profile(curves),
         _spectra(curves),
     )
 
 
-def _legend(curves: ComplexityCurves) -> Safe:
-    items = []
-    for index, targets in enumerate(target_sets(curves)):
-        dash, _ = stroke(targets)
-        line = element(
-            "line",
-            x1="1",
-            x2="33",
-            y1="6",
-            y2="6",
-            stroke=colours.of_targets(targets),
-            stroke_width="3",
-            stroke_dasharray=_DASHES[dash],
-        )
-        items.append(
-            legend_item(
-                f"t{index}", element("svg", line, width="34", height="12"), target_title(targets)
+def _temperatures(curves: ComplexityCurves, index: int) -> Safe:
+    """Return the panels over temperatures, or nothing where the recipe asks for none."""
+    if not curves.temperatures:
+        return Safe("")
+    title = element("h3", "The final teacher over temperatures")
+    shown = temperature_measures(curves)
+    if not shown:
+        words = "No measure has a finite value at any temperature (a singular Gram gives ∞)."
+        return join(title, element("p", words))
+    panels, names, epoch = [], [TAUGHT], 0
+    for measure in shown:
+        found = over_temperatures(curves, measure)
+        assert found is not None  # what is shown was measured
+        identity = f"temperature-{index}-{measure.field}"
+        figure = to_json(temperature_figure(found, measure), validate=False) or "{}"
+        names, epoch = [TAUGHT, *found.references], found.epoch
+        panels.append(
+            element(
+                "figure",
+                element("figcaption", element("b", measure.title), f" – {measure.formula}."),
+                plot(
+                    identity, f"{measure.sentence} of the final teacher over temperatures", "flat"
+                ),
+                data_block(identity, figure),
             )
         )
+    reading = (
+        f"The kernel at epoch {epoch}. A temperature softens the targets and so shrinks them: "
+        "normalised values compare like with like. Level lines do not depend on τ."
+    )
+    lines = [
+        element("span", _stroke_of(name), f" {target_title(name)}", class_="key") for name in names
+    ]
+    return join(
+        title,
+        element("p", reading, class_="reading"),
+        element("div", *lines, class_="legend"),
+        element("div", *panels, class_="grid"),
+    )
+
+
+def _legend(curves: ComplexityCurves) -> Safe:
+    items = [
+        legend_item(f"t{index}", _stroke_of(targets), target_title(targets))
+        for index, targets in enumerate(target_sets(curves))
+    ]
     return element("div", *items, class_="legend")
+
+
+def _stroke_of(targets: str) -> Safe:
+    dash, _ = stroke(targets)
+    line = element(
+        "line",
+        x1="1",
+        x2="33",
+        y1="6",
+        y2="6",
+        stroke=colours.of_targets(targets),
+        stroke_width="3",
+        stroke_dasharray=_DASHES[dash],
+    )
+    return element("svg", line, width="34", height="12")
 
 
 def legend_item(key: str, picture: Safe, text: str) -> Safe:
@@ -156,10 +219,28 @@ def _caption(curves: ComplexityCurves) -> str:
     return printable(" ".join(parts))
 
 
+def _profile(curves: ComplexityCurves) -> Safe:
+    """Return references, energies and bounds at the last epoch, and the teacher's kernel."""
+    parts: list[Safe] = []
+    if curves.profile is not None:
+        found = curves.profile
+        parts += [
+            element("h3", f"Where the targets stand on the Gram of epoch {found.epoch}"),
+            element("p", _STANDING, class_="reading"),
+            table(list(profile_headings(found)), profile_rows(found)),
+            *(element("p", line, class_="caption") for line in profile_lines(found)),
+        ]
+    if curves.teacher_kernel is not None:
+        line = teacher_kernel_line(curves.teacher_kernel)
+        parts.append(element("p", f"At the last of the epochs, the {line}.", class_="caption"))
+    return join(*parts)
+
+
 def _spectra(curves: ComplexityCurves) -> Safe:
     if not curves.spectra:
         return Safe("")
     heads = ["epoch", "trace", "smallest eigenvalue", "largest eigenvalue", "condition number"]
+    heads.append("effective rank")
     body = [
         [
             str(spectrum.epoch),
@@ -167,6 +248,7 @@ def _spectra(curves: ComplexityCurves) -> Safe:
             number(spectrum.smallest),
             number(spectrum.largest),
             number(spectrum.condition),
+            number(spectrum.effective_rank),
         ]
         for spectrum in sorted(curves.spectra, key=lambda spectrum: spectrum.epoch)
     ]

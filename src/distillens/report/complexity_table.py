@@ -6,13 +6,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distillens.report.complexity_figure import MEASURES, target_title
+from distillens.report.temperature_figure import REFERENCES, over_temperatures
 from distillens.report.text import DASH, number, printable
 from distillens.results import CertifiedComplexity, ComplexityCurves, KernelComplexity
 
 
 def certified_table(result: KernelComplexity) -> Table:
     """Return one row a target set, easiest first; what is not determined is marked."""
-    table = _table(
+    table = plain_table(
         f"complexity of output {result.outputs} on {result.examples:,} examples",
         ("targets", "adjusted", "adjusted*", "normalised", "YᵀK⁻¹Y", "interval"),
     )
@@ -29,7 +31,7 @@ def certified_table(result: KernelComplexity) -> Table:
 def curves_table(curves: ComplexityCurves) -> Table:
     """Return the adjusted complexity of each target set at each epoch."""
     names = list(dict.fromkeys(point.targets for point in curves.points))
-    table = _table(
+    table = plain_table(
         f"adjusted complexity for {curves.student}, seed {curves.seed}, on {curves.examples:,} "
         f"{curves.split} examples",
         ("epoch", *names),
@@ -46,6 +48,24 @@ def curves_table(curves: ComplexityCurves) -> Table:
     return table
 
 
+def temperature_table(curves: ComplexityCurves) -> Table:
+    """Return the final teacher's complexity at each temperature, below that of the references."""
+    shown = [measure for measure in MEASURES if over_temperatures(curves, measure) is not None]
+    found = {measure: over_temperatures(curves, measure) for measure in shown}
+    epoch = curves.temperatures[0].epoch
+    table = plain_table(
+        f"complexity of the final teacher over temperatures, for {curves.student} at epoch {epoch}",
+        ("targets", *(measure.short for measure in shown)),
+    )
+    for name in REFERENCES:
+        values = [each.references.get(name) for each in found.values() if each is not None]
+        table.add_row(target_title(name), *map(number, values))
+    for point in sorted(curves.temperatures, key=lambda point: point.temperature):
+        values = [getattr(point.value, measure.field) for measure in shown]
+        table.add_row(f"τ = {point.temperature:g}", *map(number, values))
+    return table
+
+
 def _add(table: Table, row: CertifiedComplexity, more: str = "") -> None:
     mark = "" if row.determined else " undetermined"
     interval = f"[{number(row.plain_low)}, {number(row.plain_high)}]{mark}"
@@ -54,7 +74,8 @@ def _add(table: Table, row: CertifiedComplexity, more: str = "") -> None:
     table.add_row(Text(printable(row.name) + more), adjusted, *map(number, values), Text(interval))
 
 
-def _table(title: str, headings: tuple[str, ...]) -> Table:
+def plain_table(title: str, headings: tuple[str, ...]) -> Table:
+    """Return an empty table, its first column to the left."""
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(printable(title), style="bold"),

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from distillens.picture import Curve, Panel, Picture, Surface
 
@@ -32,7 +33,8 @@ def draw(picture: Picture) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(picture.title, fontsize=11)
     if picture.caption:
-        figure.supxlabel(picture.caption, fontsize=7.5, color="#555555")
+        # A caption may hold names of a recipe, in which dollars mean no formula.
+        figure.supxlabel(picture.caption, fontsize=7.5, color="#555555", parse_math=False)
     grid = figure.subplots(1, len(picture.panels), squeeze=False)
     for axes, panel in zip(grid[0], picture.panels, strict=True):
         _draw_panel(figure, axes, panel)
@@ -63,6 +65,9 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
     axes.set_xscale(panel.x_scale)
     axes.set_yscale(panel.y_scale)
+    if panel.x_ticks:
+        axes.set_xticks(panel.x_ticks, [f"{tick:g}" for tick in panel.x_ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     if panel.surface is not None:
         _draw_surface(figure, axes, panel.surface)
     for curve in panel.curves:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
+from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK
 from distillens.linalg import eigen_summary
 from distillens.measures import (
@@ -29,11 +30,14 @@ from distillens.results import (
     ComplexityCurves,
     ComplexityPoint,
     ComplexityValue,
+    GramProfile,
     KernelForm,
     Spectrum,
+    TeacherKernel,
     TemperaturePoint,
 )
 from distillens.runs import NetworkFiles
+from distillens.study.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
 from distillens.study.networks import Scene
 from distillens.study.recipe import ComplexityRecipe
 from distillens.study.teacher import StudyTeacher
@@ -92,6 +96,101 @@ class _Setting:
         return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64, alone=True)
 
 
+@dataclass(frozen=True, eq=False)
+class _TargetSet:
+    """Targets, coded, with the temperature and the teacher's epoch that they come from."""
+
+    name: str
+    values: np.ndarray
+    temperature: float
+    teacher_epoch: int | None
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What is measured at the last of the epochs only."""
+
+    temperatures: list[TemperaturePoint]
+    profile: GramProfile | None
+    teacher_kernel: TeacherKernel | None
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        scene: Scene,
+        teacher: StudyTeacher,
+        recipe: ComplexityRecipe,
+        setting: _Setting,
+        meter: ComplexityMeter,
+        outputs: np.ndarray,
+        decomposed: Decomposed | None,
+    ) -> _Last:
+        epoch, examples = setting.epochs[-1], setting.examples
+        notes: list[str] = []
+        found = None
+        if decomposed is None:
+            notes.append(f"epoch {epoch}: no spectrum, references and bounds: the Gram is zero")
+        else:
+            truth = Truth("labels", examples.labels.numpy())
+            found = profile(decomposed, meter, truth, epoch, _doubts(recipe))
+        network = teacher.network()
+        compared = None
+        if network is not None:
+            student = setting.network(scene, epoch).eval()
+            network = network.to(scene.accelerator.device).eval()
+            outputs_of_both = 0 if setting.form == "binary" else None
+            try:
+                compared = compare_kernels(
+                    student, network, setting.inputs, outputs_of_both, scene.progress
+                )
+            except KernelError as error:
+                notes.append(f"the teacher's kernel was not compared: {error}")
+        return cls(
+            _temperatures(scene, teacher, recipe, examples, epoch, meter, outputs),
+            found,
+            compared,
+            notes,
+        )
+
+
+def _doubts(recipe: ComplexityRecipe) -> tuple[str, ...]:
+    if recipe.split != "train":
+        return ()
+    return (
+        "bounds on training examples are not proved: the kernel is that of a network which was "
+        "trained on them",
+    )
+
+
+def _decomposed(gram: np.ndarray, form: KernelForm, sets: list[_TargetSet]) -> Decomposed | None:
+    wanted = ("labels", "final teacher")
+    return decompose(gram, form, {each.name: each.values for each in sets if each.name in wanted})
+
+
+def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Spectrum:
+    """Return what the eigenvalues look like, from those that are known already where they are."""
+    if decomposed is not None:
+        known = decomposed.eigenvalues_K
+        return Spectrum(
+            epoch,
+            float(np.trace(gram, axis1=-2, axis2=-1).sum()),
+            float(known[-1]),
+            float(known[0]),
+            decomposed.condition,
+            decomposed.effective_rank,
+        )
+    summary = eigen_summary(gram)
+    return Spectrum(
+        epoch,
+        summary.trace,
+        summary.smallest,
+        summary.largest,
+        summary.condition,
+        summary.effective_rank,
+    )
+
+
 def complexity_kernel(scene: Scene) -> tuple[EmpiricalNTK, Tensor, list[int]]:
     """Return the last kernel that is measured, its inputs, and the epochs of all that are."""
     recipe = scene.recipe.complexity
@@ -112,7 +211,7 @@ def measure_complexity(
     points: list[ComplexityPoint] = []
     spectra: list[Spectrum] = []
     notes: list[str] = []
-    temperatures: list[TemperaturePoint] = []
+    last: _Last | None = None
     coding = coding_of(scene.outputs)
     with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
         for epoch in epochs:
@@ -121,21 +220,19 @@ def measure_complexity(
             found = kernel.gram(setting.inputs)
             gram = found.values.cpu().numpy()
             notes += [f"epoch {epoch}: {note}" for note in found.notes]
-            summary = eigen_summary(gram)
-            spectra.append(
-                Spectrum(epoch, summary.trace, summary.smallest, summary.largest, summary.condition)
-            )
-            mean_diagonal = summary.trace / gram[..., 0].size
+            sets = _target_sets(scene, teacher, recipe, examples, epoch)
+            decomposed = _decomposed(gram, form, sets) if epoch == epochs[-1] else None
+            spectra.append(_spectrum(epoch, gram, decomposed))
+            mean_diagonal = spectra[-1].trace / gram[..., 0].size
             meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
             outputs = kernel.outputs_of(setting.inputs).cpu().numpy()
-            points += _points(scene, teacher, recipe, examples, epoch, meter, outputs)
+            points += _points(scene, recipe, examples, epoch, meter, outputs, sets)
             if epoch == epochs[-1]:
-                temperatures = _temperatures(
-                    scene, teacher, recipe, examples, epoch, meter, outputs
-                )
+                last = _Last.of(scene, teacher, recipe, setting, meter, outputs, decomposed)
             advance(1)
+    assert last is not None  # there is an epoch
     return ComplexityCurves(
         student=setting.entry.title,
         seed=setting.seed,
@@ -148,8 +245,10 @@ def measure_complexity(
         points=tuple(points),
         spectra=tuple(spectra),
         seconds=time.perf_counter() - began,
-        notes=tuple(notes),
-        temperatures=tuple(temperatures),
+        notes=(*notes, *last.notes),
+        temperatures=tuple(last.temperatures),
+        profile=last.profile,
+        teacher_kernel=last.teacher_kernel,
     )
 
 
@@ -180,58 +279,55 @@ def _final_logits(
     return teacher.logits(recipe.split)[where]
 
 
-def _points(
-    scene: Scene,
-    teacher: StudyTeacher,
-    recipe: ComplexityRecipe,
-    examples: Examples,
-    epoch: int,
-    meter: ComplexityMeter,
-    outputs: np.ndarray,
-) -> list[ComplexityPoint]:
+def _target_sets(
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples, epoch: int
+) -> list[_TargetSet]:
+    """Return what is measured at an epoch of the student, but for random labels."""
     coding, classes = coding_of(scene.outputs), len(examples.classes)
-    predictions = prediction_targets(outputs)
-    by_cross_entropy = scene.recipe.loss == "cross-entropy"
-
-    def point(
-        name: str, targets: np.ndarray, temperature: float, teacher_epoch: int | None
-    ) -> ComplexityPoint:
-        gradient = None
-        if by_cross_entropy:
-            gradient = gradient_residual(meter, targets, outputs, temperature)
-        value = meter.measure(targets, predictions)
-        return ComplexityPoint(epoch, name, value, gradient, teacher_epoch)
-
-    labels = label_targets(examples.labels.numpy(), classes, coding)
-    found = [point("labels", labels, 1.0, None)]
-    generator = np.random.default_rng(recipe.seed)
-    draws = [
-        point(
-            "random labels",
-            random_label_targets(len(examples), classes, generator, coding),
-            1.0,
-            None,
-        )
-        for _ in range(recipe.random_draws)
-    ]
-    found.append(_mean(draws))
-    final = _final_logits(scene, teacher, recipe, examples)
     temperature = recipe.temperature
-    found.append(
-        point(
-            "final teacher",
-            teacher_targets(final, temperature, coding),
-            temperature,
-            teacher.epochs,
-        )
-    )
+    labels = label_targets(examples.labels.numpy(), classes, coding)
+    final = teacher_targets(_final_logits(scene, teacher, recipe, examples), temperature, coding)
+    found = [
+        _TargetSet("labels", labels, 1.0, None),
+        _TargetSet("final teacher", final, temperature, teacher.epochs),
+    ]
     if teacher.epochs is not None:
         followed = teacher.epoch_followed(epoch, scene.recipe.student.training.epochs)
         device = scene.accelerator.device
         online = predict(teacher.at(followed), examples, scene.normalisation, device=device)
         targets = teacher_targets(online, temperature, coding)
-        found.append(point("online teacher", targets, temperature, followed))
+        found.append(_TargetSet("online teacher", targets, temperature, followed))
     return found
+
+
+def _points(
+    scene: Scene,
+    recipe: ComplexityRecipe,
+    examples: Examples,
+    epoch: int,
+    meter: ComplexityMeter,
+    outputs: np.ndarray,
+    sets: list[_TargetSet],
+) -> list[ComplexityPoint]:
+    coding, classes = coding_of(scene.outputs), len(examples.classes)
+    predictions = prediction_targets(outputs)
+    by_cross_entropy = scene.recipe.loss == "cross-entropy"
+
+    def point(each: _TargetSet) -> ComplexityPoint:
+        gradient = None
+        if by_cross_entropy:
+            gradient = gradient_residual(meter, each.values, outputs, each.temperature)
+        value = meter.measure(each.values, predictions)
+        return ComplexityPoint(epoch, each.name, value, gradient, each.teacher_epoch)
+
+    generator = np.random.default_rng(recipe.seed)
+    draws = [
+        random_label_targets(len(examples), classes, generator, coding)
+        for _ in range(recipe.random_draws)
+    ]
+    random = _mean([point(_TargetSet("random labels", draw, 1.0, None)) for draw in draws])
+    labels, *teachers = [point(each) for each in sets]
+    return [labels, random, *teachers]
 
 
 def _positions(whole: Examples, part: Examples) -> np.ndarray:

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from distillens.errors import KernelError, MeasureError
 from distillens.kernel import EmpiricalNTK, NTKGram
 from distillens.linalg import (
-    SingularGramError,
     certified_quadratic_form,
-    factorise,
     perturbed_quadratic_form,
     rp_cholesky,
 )
+from distillens.measures import ComplexityMeter, factorise_gram
 from distillens.progress import Progress, silent
-from distillens.results import CertifiedComplexity, KernelComplexity
+from distillens.results import CertifiedComplexity, GramProfile, KernelComplexity
+from distillens.study.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
 
 Array = NDArray[np.float64]
 
@@ -56,6 +56,8 @@ class _Solved:
     high: Array
     determined: NDArray[np.bool_]
     notes: tuple[str, ...]
+    meter: ComplexityMeter | None = None
+    """Of the Gram, where there is one."""
 
 
 def kernel_complexity(
@@ -68,6 +70,9 @@ def kernel_complexity(
     predictions: bool = True,
     max_memory: int | None = None,
     width: float = 0.02,
+    profiled: bool = False,
+    labels: str | None = None,
+    teacher: nn.Module | None = None,
     progress: Progress = silent,
 ) -> KernelComplexity:
     """Measure how hard target sets are for one output of a network.
@@ -91,15 +96,25 @@ def kernel_complexity(
         the values are solved for by iteration, which needs a ridge.
     width
         The widest interval, as a share of the value, that counts as determined.
+    profiled
+        Whether spectrum, references and bounds are measured too, where a Gram is formed; its
+        eigenvectors take about ten times as long as its factor.
+    labels
+        The target set that holds true labels, where one does. The bounds of the others are then on
+        the risk of these (Prop. 5), else on that of each set itself (Thm. 3).
+    teacher
+        A network with the same inputs and outputs, whose kernel is compared with the model's.
     progress
         Where to show how far it is.
 
     Raises
     ------
     KernelError
-        As `EmpiricalNTK`; or the Gram does not fit and the ridge is 0.
+        As `EmpiricalNTK`; or the Gram does not fit and the ridge is 0; or the teacher's kernel
+        cannot be compared.
     MeasureError
-        A target set has another length or is not finite; there is none.
+        A target set has another length or is not finite; there is none; no set is called
+        ``labels``.
     """
     began = time.perf_counter()
     kernel = EmpiricalNTK(
@@ -107,14 +122,27 @@ def kernel_complexity(
     )
     values = kernel.outputs_of(inputs)[:, 0].cpu().numpy()
     sets = _columns(targets, len(inputs))
+    if labels is not None and labels not in targets:
+        raise MeasureError(f"no targets are called {labels!r}, only {', '.join(targets)}")
+    truth = None if labels is None else Truth(labels)
+    # Refused before the work, where the two do not fit.
+    compared = (
+        None if teacher is None else compare_kernels(model, teacher, inputs, outputs, progress)
+    )
     columns = [sets, sets - values[:, None]] if predictions else [sets]
     y_NM = np.concatenate(columns, axis=1)
     beside: _Solved | None = None
     if not (np.isfinite(ridge) and ridge >= 0):
         raise KernelError(f"the ridge is {ridge}; give a finite share >= 0 of the mean diagonal")
+    found: GramProfile | None = None
     if _COPIES * 8 * len(inputs) ** 2 <= kernel.budget:
         gram = kernel.gram(inputs)
+        # Before the factor is made, which takes the place that the eigenvectors had.
+        decomposed = _decomposed(gram, targets, sets) if profiled else None
         solved = _by_factor(gram, y_NM, ridge)
+        if decomposed is not None:
+            assert solved.meter is not None  # the Gram was factorised
+            found = profile(decomposed, solved.meter, truth)
         if np.isinf(solved.value).any() and ridge == 0:
             beside = _by_factor(gram, y_NM, _BESIDE)
     else:
@@ -126,6 +154,10 @@ def kernel_complexity(
                 "iteration, or fewer examples"
             )
         solved = _by_iteration(kernel, inputs, y_NM, ridge, width)
+    missing = ()
+    if profiled and found is None:
+        why = "the Gram is zero" if solved.meter is not None else "no Gram was formed"
+        missing = (f"spectrum, references and bounds: not computed, {why}",)
     return KernelComplexity(
         examples=len(inputs),
         outputs=str(outputs),
@@ -136,8 +168,15 @@ def kernel_complexity(
         beside_ridge=beside.ridge if beside is not None else None,
         beside=_named(targets, sets, beside, predictions) if beside is not None else (),
         seconds=time.perf_counter() - began,
-        notes=(*kernel.notes, *solved.notes),
+        notes=(*kernel.notes, *solved.notes, *missing),
+        profile=found,
+        teacher_kernel=compared,
     )
+
+
+def _decomposed(gram: NTKGram, names: Iterable[str], sets_NS: Array) -> Decomposed | None:
+    values = gram.values.cpu().numpy()
+    return decompose(values, "binary", {name: sets_NS[:, s] for s, name in enumerate(names)})
 
 
 def _by_factor(gram: NTKGram, y_NM: Array, ridge: float) -> _Solved:
@@ -146,18 +185,18 @@ def _by_factor(gram: NTKGram, y_NM: Array, ridge: float) -> _Solved:
     added = ridge * trace / len(values)
     trace += added * len(values)
     method = "Cholesky, float64"
-    try:
-        factor = factorise(values, added)
-    except SingularGramError as singular:
+    meter = factorise_gram(values, "binary", added)
+    if meter.singular is not None:
         infinite = np.full(y_NM.shape[1], np.inf)
         known = np.ones(len(infinite), dtype=bool)
-        return _Solved(method, trace, added, infinite, infinite, infinite, known, (str(singular),))
+        notes = (meter.singular,)
+        return _Solved(method, trace, added, infinite, infinite, infinite, known, notes, meter)
     # The largest eigenvalue is at most the trace; what the check saw, and float64's own rounding.
     error = max(gram.check.residual, float(np.finfo(np.float64).eps)) * trace
-    moved = perturbed_quadratic_form(factor, y_NM, error)
-    note = f"the Gram's error is taken as {error:.2g} in the 2-norm, from its check"
+    moved = perturbed_quadratic_form(meter.factors[0], y_NM, error)
+    notes = (f"the Gram's error is taken as {error:.2g} in the 2-norm, from its check",)
     return _Solved(
-        method, trace, added, moved.value, moved.low, moved.high, moved.determined, (note,)
+        method, trace, added, moved.value, moved.low, moved.high, moved.determined, notes, meter
     )
 
 

@@ -97,6 +97,9 @@ class ArrayTask:
     inputs: Tensor
     targets: Mapping[str, NDArray[np.float64]]
     outputs: int | tuple[int, int]
+    labels: str | None = None
+    """The one target set that was read from labels."""
+    teacher: nn.Module | None = None
 
     def plan(self, max_memory: int | None = None) -> Plan:
         """Return the plan of the Gram."""
@@ -106,9 +109,14 @@ class ArrayTask:
         return kernel.plan(self.inputs)
 
     def measure(
-        self, ridge: float = 0.0, max_memory: int | None = None, progress: Progress = silent
+        self,
+        ridge: float = 0.0,
+        max_memory: int | None = None,
+        progress: Progress = silent,
+        *,
+        profiled: bool = True,
     ) -> KernelComplexity:
-        """Measure every target set."""
+        """Measure every target set; see `kernel_complexity`."""
         return kernel_complexity(
             self.network,
             self.inputs,
@@ -116,6 +124,9 @@ class ArrayTask:
             outputs=self.outputs,
             ridge=ridge,
             max_memory=max_memory,
+            profiled=profiled,
+            labels=self.labels,
+            teacher=self.teacher,
             progress=progress,
         )
 
@@ -128,6 +139,8 @@ def read_task(
     *,
     classes: int,
     outputs: int | tuple[int, int],
+    teacher: str | None = None,
+    teacher_weights: Path | None = None,
     trust_code: bool = False,
 ) -> ArrayTask:
     """Read a model and arrays.
@@ -148,28 +161,47 @@ def read_task(
         C, the model's outputs.
     outputs
         The output that is measured, or two for their difference.
+    teacher, teacher_weights
+        A second network, like the model, whose kernel is compared with the model's.
 
     Raises
     ------
     DistillensError
         One of its kinds: a file is missing or damaged, or does not fit the others.
     """
-    recipe = _model_recipe(model)
     x = _array(inputs)
     if x.ndim < 2 or len(x) == 0 or not np.issubdtype(x.dtype, np.floating):
         raise DataError(
             f"{inputs} has shape {x.shape} and type {x.dtype}; give floating-point inputs (N, ...) "
             "as the model takes them"
         )
-    network = build_model(recipe, x.shape[1:], classes, seed=0, trust_code=trust_code)
-    load_weights(weights, network)
+
+    def read(described: str, stored: Path) -> nn.Module:
+        recipe = _model_recipe(described)
+        network = build_model(recipe, x.shape[1:], classes, seed=0, trust_code=trust_code)
+        load_weights(stored, network)
+        return network.eval()
+
+    network = read(model, weights)
+    other = None
+    if teacher is not None and teacher_weights is not None:
+        other = read(teacher, teacher_weights)
+    elif teacher is not None or teacher_weights is not None:
+        raise RecipeError("a teacher needs both its model and its weights")
     # Refuses an output that the model does not have, before a column is taken.
     directions(outputs, classes, torch.float64, torch.device("cpu"))
+    arrays = {name: _array(path) for name, path in targets.items()}
     coded = {
-        name: _targets(_array(path), path, len(x), classes, outputs)
-        for name, path in targets.items()
+        name: _targets(values, targets[name], len(x), classes, outputs)
+        for name, values in arrays.items()
     }
-    return ArrayTask(network.eval(), torch.as_tensor(x), coded, outputs)
+    integers = [name for name, values in arrays.items() if _are_labels(values)]
+    labels = integers[0] if len(integers) == 1 else None
+    return ArrayTask(network, torch.as_tensor(x), coded, outputs, labels, other)
+
+
+def _are_labels(values: NDArray[np.generic]) -> bool:
+    return values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
 
 
 def _model_recipe(model: str) -> ModelRecipe:
@@ -208,7 +240,7 @@ def _targets(
             f"{path} has shape {values.shape} for {examples} inputs; "
             f"give ({examples},) or ({examples}, {classes})"
         )
-    if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
+    if _are_labels(values):
         coded = label_targets(values, max(classes, 2), coding_of(classes))
         values = coded if coded.ndim == 2 else coded[:, None]
     elif values.ndim == 1:

@@ -71,6 +71,12 @@ class StudyTeacher:
         assert self.model is not None
         return self.scene.load(self.model, self.files, epoch)
 
+    def network(self) -> nn.Module | None:
+        """Return the finished network; None where only its logits are known."""
+        if self.model is None:
+            return None
+        return self.at(self.epochs) if self.epochs is not None else self._given()
+
     def final(self, cache: LogitCache) -> Teacher:
         """Return the finished teacher as students see it."""
         if self.model is None:

@@ -1,0 +1,126 @@
+"""The complexity figures: over epochs and over temperatures, on the page, as files and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import command, refused
+from rich.console import Console
+from test_report import curves_of, figures, own_text, study, value_of
+
+from distillens.report import render, temperature_table, write_figures
+from distillens.report.complexity_picture import complexity_picture, temperature_picture
+from distillens.results import ComplexityCurves, StudyResult, TemperaturePoint, to_json
+
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+
+
+def warmed() -> ComplexityCurves:
+    """Curves with temperatures, given out of order: τ = t has adjusted 1/t and normalised 1."""
+    points = [TemperaturePoint(20, t, value_of(1 / t, 1 / t)) for t in reversed(TEMPERATURES)]
+    return replace(curves_of(), temperatures=tuple(points))
+
+
+def with_curves(curves: ComplexityCurves) -> StudyResult:
+    return replace(study(), complexity=(curves,), deviations=())
+
+
+def run_of(curves: ComplexityCurves, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text("name: x\n")
+    (folder / "results.json").write_text(to_json(with_curves(curves)))
+    return folder
+
+
+def test_the_page_draws_the_teacher_over_temperatures_beside_level_lines() -> None:
+    drawn = figures(own_text(render(with_curves(warmed()), {})))
+    assert {name.split("-")[2] for name in drawn if name.startswith("temperature")} == {
+        "adjusted",
+        "adjusted_star",
+        "normalised",
+        "normalised_star",
+    }
+    teacher, labels, random = drawn["temperature-0-adjusted"]["data"]
+    assert teacher["x"] == list(TEMPERATURES)
+    assert teacher["y"] == [1.0, 0.5, 0.25, 0.125]
+    assert drawn["temperature-0-normalised"]["data"][0]["y"] == [1.0] * 4
+    at_20 = {p.targets: p.value.adjusted for p in curves_of().points if p.epoch == 20}
+    assert labels["name"] == "dataset labels"
+    assert (labels["y"], labels["x"]) == ([at_20["labels"]] * 2, [1.0, 8.0])
+    assert random["y"] == [at_20["random labels"]] * 2
+    assert drawn["temperature-0-adjusted"]["layout"]["xaxis"]["type"] == "log"
+
+
+def test_the_page_says_nothing_of_temperatures_that_were_not_asked_for() -> None:
+    assert "over temperatures" not in own_text(render(with_curves(curves_of()), {}))
+
+
+def test_an_infinite_value_breaks_the_curve_and_all_infinite_ones_are_said() -> None:
+    broken = replace(value_of(1.0, 1.0), adjusted=np.inf)
+    first, *others = warmed().temperatures
+    some = replace(warmed(), temperatures=(replace(first, value=broken), *others))
+    drawn = figures(own_text(render(with_curves(some), {})))
+    assert drawn["temperature-0-adjusted"]["data"][0]["y"] == [1.0, 0.5, 0.25, None]
+    gone = replace(
+        broken, adjusted_star=np.inf, normalised=np.inf, normalised_star=np.inf, plain=np.inf
+    )
+    none = replace(warmed(), temperatures=tuple(replace(p, value=gone) for p in others))
+    assert "no measure has a finite value at any" in own_text(
+        render(with_curves(none), {})
+    ).lower()  # fmt: skip
+    assert temperature_picture(none) is None
+
+
+def test_the_table_has_the_references_and_a_row_a_temperature() -> None:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(temperature_table(warmed()))
+    lines = [line.split() for line in capture.get().splitlines() if line.strip()]
+    rows = {" ".join(words[:-4]): words[-4:] for words in lines}
+    assert [rows[f"τ = {t:g}"][0] for t in TEMPERATURES] == ["1.00", "0.500", "0.250", "0.125"]
+    assert rows["τ = 8"][2] == "1.00"
+    assert "dataset labels" in rows
+    assert "random labels" in rows
+
+
+def test_the_picture_has_the_measures_that_the_loss_asks_for() -> None:
+    by_cross_entropy = complexity_picture(warmed())
+    assert by_cross_entropy is not None
+    assert [panel.title for panel in by_cross_entropy.panels] == ["Adjusted*", "Normalised*"]
+    points = tuple(replace(point, gradient=None) for point in warmed().points)
+    by_squares = temperature_picture(replace(warmed(), points=points))
+    assert by_squares is not None
+    assert [panel.title for panel in by_squares.panels] == ["Adjusted", "Normalised"]
+    teacher = by_squares.panels[0].curves[0]
+    assert list(teacher.y_M) == [1.0, 0.5, 0.25, 0.125]
+    assert by_squares.panels[0].x_ticks == TEMPERATURES
+
+
+def test_the_command_writes_both_figures_as_svg_and_png(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A name with dollars is no formula.
+    run = run_of(replace(warmed(), student="at $5 or $x^{"), tmp_path / "run")
+    assert command("report", run, "--figures") == 0
+    assert "temperatures.svg" in capsys.readouterr().out
+    written = {path.name for path in (run / "figures").iterdir()}
+    names = ("complexity", "temperatures")
+    assert written == {f"{name}.{ending}" for name in names for ending in ("svg", "png")}
+    assert (run / "figures" / "complexity.png").read_bytes().startswith(b"\x89PNG")
+    # Text stays text in the SVG; only the temperatures that were measured are marked.
+    picture = (run / "figures" / "temperatures.svg").read_text()
+    for words in ("temperature τ", "dataset labels", "kernel at epoch 20", "at $5 or $x^{"):
+        assert words in picture
+    before = (run / "figures" / "temperatures.svg").read_bytes()
+    write_figures(run)
+    assert (run / "figures" / "temperatures.svg").read_bytes() == before
+
+
+def test_no_curves_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(warmed(), tmp_path / "run")
+    (run / "results.json").write_text(to_json(replace(study(), complexity=(), deviations=())))
+    error = refused(capsys, "report", run, "--figures")
+    assert "no finite complexity to draw" in error
