@@ -71,6 +71,10 @@ class StudyTeacher:
         assert self.model is not None
         return self.scene.load(self.model, self.files, epoch)
 
+    def network(self) -> nn.Module:
+        """Return the finished network."""
+        return self._given() if self.epochs is None else self.at(self.epochs)
+
     def final(self, cache: LogitCache) -> Teacher:
         """Return the finished teacher as students see it."""
         if self.model is None:

@@ -78,42 +78,30 @@ def audit(
         Arrays do not fit each other, a value is NaN or infinite, rows of probabilities do not sum
         to one, labels are out of range or all the same, a split is empty.
     """
+    given = {
+        "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
+        "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
+    }  # fmt: skip
     return audit_with_points(
-        teacher,
-        student,
-        labels,
-        inputs=inputs,
-        mislabelled=mislabelled,
-        reference=reference,
-        other_teacher=other_teacher,
-        kind=kind,
-        resamples=resamples,
-        bootstrap_seed=bootstrap_seed,
-        telling=telling,
+        given, kind=kind, resamples=resamples, bootstrap_seed=bootstrap_seed, telling=telling
     )[0]
 
 
 def audit_with_points(
-    teacher: Given,
-    student: Given,
-    labels: Given,
+    given: Mapping[str, Given | None],
     *,
-    inputs: Given | None = None,
-    mislabelled: Given | None = None,
-    reference: Given | None = None,
-    other_teacher: Given | None = None,
     kind: str | Mapping[str, str] | None = None,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
     telling: int = 10,
 ) -> tuple[Audit, dict[str, Points]]:
-    """Return `audit`'s result, and the points of the confidence plot by split."""
+    """Return `audit`'s result, and the points of the confidence plot by split.
+
+    ``given`` holds `audit`'s arrays by role: those of `OUTPUT_ROLES`, "labels", "inputs" and
+    "mislabelled"; None for what is not there.
+    """
     started = time.perf_counter()
     kinds = _stated(kind)
-    given = {
-        "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
-        "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
-    }  # fmt: skip
     splits: dict[str, Split] = {}
     for name, roles in by_split(given).items():
         try:
