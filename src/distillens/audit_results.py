@@ -219,6 +219,20 @@ class Ledger(_Result):
 
 
 @dataclass(frozen=True)
+class DissectedPart(_Result):
+    """Some of the points of the confidence plot: by who is right, and by mislabelled or not."""
+
+    who: Literal["both right", "only the student", "only the teacher", "neither"]
+    mislabelled: bool | None
+    """None where that is not known."""
+    examples: int
+    low_confidence_share: Estimate
+    """Share of these points in the low part; one half of all points are."""
+    underfit_share: Estimate
+    """Share of these points with y < x, at any confidence."""
+
+
+@dataclass(frozen=True)
 class SplitAudit(_Result):
     """The audit of one split."""
 
@@ -229,6 +243,8 @@ class SplitAudit(_Result):
     calibration: tuple[Calibration, ...]
     """The teacher's and the student's."""
     ledger: Ledger
+    dissection: tuple[DissectedPart, ...] = ()
+    """The confidence plot taken apart; parts without examples are left out."""
     notes: tuple[str, ...] = ()
 
 
@@ -319,9 +335,9 @@ class KernelLikeness(_Result):
     examples: int
     ntk_similarity: Estimate
     """Mean cosine of the kernels' products with random vectors, interval over ``probes``."""
+    centred_alignment: Estimate
+    """Of the full kernels; for few examples it lies well above 0 even for unrelated networks."""
     probes: int
-    centred_alignment: float
-    """Of the trace kernels; for few examples it lies well above 0 even for unrelated networks."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +347,8 @@ class StudentAudit(_Result):
     student: str
     """The supervision's name in the recipe."""
     kind: str
-    seed: int
+    seed: int | None
+    """None for an audit of arrays."""
     audit: Audit
     over_training: OverTraining | None
     """None where it was not asked for."""

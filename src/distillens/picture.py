@@ -26,6 +26,17 @@ class Curve:
     label: str = ""
     colour: int = 0
     style: Style = "solid"
+    band: tuple[Array, Array] | None = None
+    """Lower and upper ends of an interval at each x."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment on the x axis, drawn as a vertical line, or as a band where it takes a while."""
+
+    begins: float
+    ends: float
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +67,7 @@ class Panel:
     surface: Surface | None = None
     x_scale: Scale = "linear"
     y_scale: Scale = "linear"
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +77,8 @@ class Picture:
     title: str
     panels: tuple[Panel, ...]
     caption: str = ""
+    columns: int | None = None
+    """Panels of a row; None for all."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,9 @@ def centred_ntk_alignment(
     error = None
     if probes > 1:
         without = [
-            _alignment(*(row[:k] + row[k + 1 :] for row in (products, first_squares, second_squares)))
+            _alignment(
+                *(row[:k] + row[k + 1 :] for row in (products, first_squares, second_squares))
+            )
             for k in range(probes)
         ]
         error = math.sqrt((probes - 1) * statistics.pvariance(without))

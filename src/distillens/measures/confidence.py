@@ -38,6 +38,13 @@ class Points:
     y_N: Array
     who_N: NDArray[np.uint8]
 
+    def arrays(self, mislabelled_N: NDArray | None = None) -> dict[str, NDArray]:
+        """Return the arrays x, y, who, and mislabelled where it is known, as files hold them."""
+        found: dict[str, NDArray] = {"x": self.x_N, "y": self.y_N, "who": self.who_N}
+        if mislabelled_N is not None:
+            found["mislabelled"] = np.asarray(mislabelled_N).ravel().astype(bool)
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:

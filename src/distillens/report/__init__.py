@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from distillens.report.audit_text import audit_text
+from distillens.report.audit_text import audit_text, run_audit_text
 from distillens.report.complexity_table import certified_table, curves_table
 from distillens.report.costs import cost_table
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
+from distillens.report.settings_table import settings_markdown, settings_table
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
-from distillens.report.write_audit import write_audit
+from distillens.report.write_audit import write_audit, write_run_audit
 
 __all__ = [
     "accuracy_table",
@@ -21,7 +22,11 @@ __all__ = [
     "lab_table",
     "markdown_table",
     "render",
+    "run_audit_text",
+    "settings_markdown",
+    "settings_table",
     "write_audit",
     "write_lab",
     "write_report",
+    "write_run_audit",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 from distillens.audit_results import Audit, Fidelity, KindRead, SplitAudit
 from distillens.errors import MeasureError, nearest
 from distillens.measures.auditing.calibration import measure_calibration
+from distillens.measures.auditing.dissection import dissect
 from distillens.measures.auditing.exaggeration import measure_exaggeration
 from distillens.measures.auditing.given import OUTPUT_ROLES, Given, Split, by_split, check_split
 from distillens.measures.auditing.ledger import keep_ledger
@@ -165,6 +166,7 @@ def _audit_split(
         fidelity=_fidelity(found, resampler),
         calibration=calibration,
         ledger=ledger,
+        dissection=dissect(_points(found), split.mislabelled_N),
         notes=tuple(notes + more),
     )
 

@@ -149,9 +149,7 @@ def _both(
         notes.append(f"the robust fit had not settled when it was stopped ({what})")
     columns = [*least_squares_columns(x, y, mask_N), *huber_columns(line, x, y, mask_N)]
     sums_R10 = resampler.sums(columns)
-    ordinary = Drawn(
-        least_squares_slope(inside_x, inside_y), least_squares_slopes(sums_R10[:, :5])
-    )
+    ordinary = Drawn(least_squares_slope(inside_x, inside_y), least_squares_slopes(sums_R10[:, :5]))
     return ordinary, Drawn(line.slope, huber_slopes(line, sums_R10[:, 5:]))
 
 
@@ -165,7 +163,9 @@ def _underfit(
     found = []
     for name, reference_N in references.items():
         one = drawn_share(low_N, reference_N < x_N, resampler)
-        found.append(ReferenceShare(name, sure_share(one, points, resampler), own.minus(one, resampler)))
+        found.append(
+            ReferenceShare(name, sure_share(one, points, resampler), own.minus(one, resampler))
+        )
     share = sure_share(own, points, resampler)
     verdict = judge(points, (share,), [one.larger for one in found], 0.5, NEGLIGIBLE_SHARE)
     return Underfit(points, share, tuple(found), verdict)
@@ -177,7 +177,10 @@ def _place(
     under_N = y_N < x_N
     count = int(np.count_nonzero(mislabelled_N))
     rest = len(x_N) - count
-    low, own = drawn_share(mislabelled_N, low_N, resampler), drawn_share(mislabelled_N, under_N, resampler)
+    low, own = (
+        drawn_share(mislabelled_N, low_N, resampler),
+        drawn_share(mislabelled_N, under_N, resampler),
+    )
     nothing = Estimate(_NOTHING)
     others = drawn_share(~mislabelled_N, under_N, resampler) if rest else None
     return MislabelledPlace(
