@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Scale = Literal["linear", "log"]
-Style = Literal["solid", "dashed", "dotted", "points"]
+Style = Literal["solid", "dashed", "dotted", "points", "dots"]
+"""Points are small and faint, for many; dots are for the few among them that matter."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,7 +100,13 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
         x, y, fit = one.sample.x, one.sample.y, one.split.exaggeration
         inside = (x >= low) & (x <= high) & (y >= low) & (y <= high)
         curves = [
-            Curve(x[chosen], y[chosen], group.name, _colour(place, one.groups), "points")
+            Curve(
+                x[chosen],
+                y[chosen],
+                group.name,
+                _colour(place, one.groups),
+                "dots" if place else "points",
+            )
             for place, group in enumerate(one.groups)
             if (chosen := inside & (one.sample.who == place)).any()
         ]

@@ -88,10 +88,11 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     colour = _COLOURS[curve.colour % len(_COLOURS)]
     if curve.band is not None:
         axes.fill_between(curve.x_M, *curve.band, color=colour, alpha=0.18, lw=0)
-    if curve.style == "points":
+    if curve.style in ("points", "dots"):
+        size, opacity = (2, 0.4) if curve.style == "points" else (4, 0.8)
         # A cloud as vectors would make a file of megabytes.
         axes.plot(
-            curve.x_M, curve.y_M, ".", ms=2, alpha=0.4, color=colour, label=curve.label, rasterized=True
+            curve.x_M, curve.y_M, ".", ms=size, alpha=opacity, color=colour, label=curve.label, rasterized=True
         )  # fmt: skip
     else:
         axes.plot(

@@ -13,7 +13,7 @@ from distillens.audit_results import Setting, Settings, SettingSplit, SplitAudit
 from distillens.errors import RunError
 from distillens.measures.auditing import audit_with_points
 from distillens.measures.intervals import mean_of_estimates
-from distillens.results import SCHEMA, Estimate
+from distillens.results import SCHEMA
 from distillens.study.finished import SPLITS, FinishedRun, described, finished_run
 from distillens.study.recipe import Recipe
 
@@ -87,15 +87,16 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
 
 
 def _over_seeds(split: str, audits: Sequence[SplitAudit]) -> SettingSplit:
-    def mean(values: Iterable[Estimate]) -> Estimate:
-        return mean_of_estimates(list(values))
-
     return SettingSplit(
         split=split,
-        slope_all=mean(audit.exaggeration.slope_all.ordinary for audit in audits),
-        slope_low=mean(audit.exaggeration.slope_low.ordinary for audit in audits),
-        underfit=mean(audit.exaggeration.underfit.share for audit in audits),
-        net_gain=mean(audit.ledger.all.net_gain for audit in audits),
+        slope_all=mean_of_estimates([audit.exaggeration.slope_all.ordinary for audit in audits]),
+        slope_low=mean_of_estimates([audit.exaggeration.slope_low.ordinary for audit in audits]),
+        underfit=mean_of_estimates(
+            [audit.exaggeration.underfit.share for audit in audits], within=(0, 1)
+        ),
+        net_gain=mean_of_estimates(
+            [audit.ledger.all.net_gain for audit in audits], within=(-100, 100)
+        ),
         p_value=max(audit.ledger.all.p_value for audit in audits),
         verdicts=tuple(audit.exaggeration.verdict for audit in audits),
     )
