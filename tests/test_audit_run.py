@@ -281,7 +281,7 @@ def test_open_networks_are_refused(copied: Path) -> None:
     result["open_cells"] = ["offline τ=4, seed 0"]
     (copied / "results.json").write_text(json.dumps(result))
     for measure in (lambda: audit_run(copied), lambda: measure_settings([copied])):
-        with pytest.raises(RunError, match="1 network.* open, first offline"):
+        with pytest.raises(RunError, match=r"1 network.* open, first offline"):
             measure()
 
 

@@ -78,11 +78,11 @@ def centred(gram: torch.Tensor) -> torch.Tensor:
 
 def test_centred_alignment_is_that_of_full_grams(inputs: torch.Tensor) -> None:
     one, two = network(1), network(2)
-    found = centred_ntk_alignment(one, two, inputs, probes=600, dtype=torch.float64)
+    found = centred_ntk_alignment(one, two, inputs, probes=120, dtype=torch.float64)
     a, b = (centred(oracle_gram(each, inputs, outputs="full")) for each in (one, two))
     wanted = float((a * b).sum() / a.norm() / b.norm())
     assert found.standard_error is not None
-    assert 0 < found.standard_error < 0.05
+    assert 0 < found.standard_error < 0.1
     assert abs(found.value - wanted) < 4 * found.standard_error
     assert centred_ntk_alignment(one, one, inputs, probes=2).value == pytest.approx(1, abs=1e-6)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from distillens.audit_results import RunAudit, StudentAudit
-from distillens.picture import Curve, Mark, Panel, Picture
+from distillens.picture import Curve, Mark, Panel, Picture, Style
 from distillens.report.audit_curves import (
     QUANTITIES,
     Quantity,
@@ -124,6 +124,11 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
         tuple(panels),
         "Below the dotted diagonal the student is less sure than the teacher; points thinned at random",
     )
+
+
+def _style(place: int) -> Style:
+    # The first group is the many.
+    return "dots" if place else "points"
 
 
 def _colour(place: int, groups: tuple[Group, ...]) -> int:

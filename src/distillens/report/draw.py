@@ -92,8 +92,15 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         size, opacity = (2, 0.4) if curve.style == "points" else (4, 0.8)
         # A cloud as vectors would make a file of megabytes.
         axes.plot(
-            curve.x_M, curve.y_M, ".", ms=size, alpha=opacity, color=colour, label=curve.label, rasterized=True
-        )  # fmt: skip
+            curve.x_M,
+            curve.y_M,
+            ".",
+            ms=size,
+            alpha=opacity,
+            color=colour,
+            label=curve.label,
+            rasterized=True,
+        )
     else:
         axes.plot(
             curve.x_M, curve.y_M, _STYLES[curve.style], color=colour, lw=1.4, label=curve.label
