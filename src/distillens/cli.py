@@ -384,11 +384,7 @@ def _audit_arrays(
         console.print(audit_text(result))
     if out is None:
         return
-    masks = given["mislabelled"]
-    arrays = {
-        split: found.arrays(None if masks is None else masks[split].values)
-        for split, found in points.items()
-    }
+    arrays = {split: found.arrays() for split, found in points.items()}
     for path in write_audit(result, arrays, out):
         # Standard output holds nothing but JSON where JSON was asked for.
         typer.echo(f"written: {path}", err=as_json)

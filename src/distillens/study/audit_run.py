@@ -59,19 +59,6 @@ _SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
-class PlottedPoints:
-    """The points of the confidence plot of one student and split."""
-
-    points: Points
-    mislabelled_N: NDArray[np.bool_] | None
-    """Where the label was changed on purpose; None where none was."""
-
-    def arrays(self) -> dict[str, NDArray]:
-        """Return what files hold of them."""
-        return self.points.arrays(self.mislabelled_N)
-
-
-@dataclass(frozen=True, eq=False)
 class _Wanted:
     """What to look at beside the ends."""
 
@@ -95,7 +82,7 @@ def audit_run(
     resamples: int = 1000,
     trust_code: bool = False,
     progress: Progress = silent,
-) -> tuple[RunAudit, tuple[dict[str, PlottedPoints], ...]]:
+) -> tuple[RunAudit, tuple[dict[str, Points], ...]]:
     """Audit students of a finished run against its teacher, on train and test.
 
     References are the one-hot student of the same seed, where the run has one, and the teacher of
@@ -222,7 +209,7 @@ def _words(model: ModelRecipe | None) -> str:
 
 def _audit_student(
     wanted: _Wanted, student: FinishedStudent, other: dict[str, NDArray] | None
-) -> tuple[StudentAudit, dict[str, PlottedPoints]]:
+) -> tuple[StudentAudit, dict[str, Points]]:
     run = wanted.run
     roles = run.roles(student, other)
     audit, points = audit_with_points(roles, kind=run.kinds(), resamples=wanted.resamples)
@@ -236,16 +223,11 @@ def _audit_student(
         notes.append("the teacher is known by its logits alone, so kernels were not compared")
     elif wanted.kernel_examples:
         kernels = _kernels(wanted, student)
-    masks = roles["mislabelled"]
-    plotted = {
-        split: PlottedPoints(found, None if masks is None else masks[split].values)
-        for split, found in points.items()
-    }
     result = StudentAudit(
         student.entry.title, student.entry.kind, student.cell.seed, audit, over_training, kernels,
         tuple(notes),
     )  # fmt: skip
-    return result, plotted
+    return result, points
 
 
 def _over_training(wanted: _Wanted, student: FinishedStudent) -> tuple[OverTraining, list[str]]:

@@ -122,7 +122,7 @@ def audit_with_points(
         except MeasureError as error:
             raise _about(name, error) from None
         audits.append(_audit_split(name, split, found, resampler, bootstrap_seed, telling))
-        points[name] = _points(found)
+        points[name] = _points(found, split)
     result = Audit(
         schema_version=SCHEMA,
         classes=next(iter(splits.values())).classes,
@@ -166,7 +166,7 @@ def _audit_split(
         fidelity=_fidelity(found, resampler),
         calibration=calibration,
         ledger=ledger,
-        dissection=dissect(_points(found), split.mislabelled_N),
+        dissection=dissect(_points(found, split)),
         notes=tuple(notes + more),
     )
 
@@ -183,11 +183,11 @@ def _fidelity(found: PerExample, resampler: Resampler) -> Fidelity:
     )
 
 
-def _points(found: PerExample) -> Points:
+def _points(found: PerExample, split: Split) -> Points:
     wrong_teacher = found.teacher.top_N != found.labels_N
     wrong_student = found.student.top_N != found.labels_N
     who_N = (2 * wrong_student + wrong_teacher).astype(np.uint8)
-    return Points(found.x_N, found.y_N, who_N)
+    return Points(found.x_N, found.y_N, who_N, split.mislabelled_N)
 
 
 def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:

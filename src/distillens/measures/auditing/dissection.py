@@ -20,8 +20,9 @@ Who = Literal["both right", "only the student", "only the teacher", "neither"]
 _WHO: tuple[Who, ...] = ("both right", "only the student", "only the teacher", "neither")
 
 
-def dissect(points: Points, mislabelled_N: NDArray[np.bool_] | None) -> tuple[DissectedPart, ...]:
+def dissect(points: Points) -> tuple[DissectedPart, ...]:
     """Return where each kind of point lies; kinds without examples are left out."""
+    mislabelled_N = points.mislabelled_N
     low_N = points.x_N < np.median(points.x_N)
     under_N = points.y_N < points.x_N
     found = []
