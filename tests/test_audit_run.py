@@ -12,7 +12,7 @@ import pytest
 from conftest import command, refused
 
 import distillens
-from distillens.audit_results import RunAudit, Settings, StudentAudit, Switch
+from distillens.audit_results import OverTraining, RunAudit, Settings, StudentAudit, Switch
 from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.measures.auditing import Watch
 from distillens.results import from_json
@@ -62,6 +62,11 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+def way(student: StudentAudit) -> OverTraining:
+    assert student.over_training is not None
+    return student.over_training
+
+
 def student_folder(run: Path, place: str = "01-offline-t4", seed: int = 0) -> Path:
     return run / "students" / place / f"seed-{seed}"
 
@@ -101,7 +106,7 @@ def test_who_is_right_is_judged_by_true_labels(finished: Path, audited: dict) ->
     index = load_splits(splits).train.indices.tolist()
     right = [says_N[row] == changed[i]["before"] for row, i in enumerate(index) if i in changed]
     given = [says_N[row] == changed[i]["after"] for row, i in enumerate(index) if i in changed]
-    last = student.over_training.points[-2]
+    last = way(student).points[-2]
     assert (last.split, last.epoch) == ("train", EPOCHS)
     assert last.mislabelled_right.value == pytest.approx(np.mean(right))
     assert last.mislabelled_given.value == pytest.approx(np.mean(given))
@@ -115,7 +120,7 @@ def test_the_way_ends_where_the_audit_is(audited: dict) -> None:
         for split in student.audit.splits:
             (last,) = (
                 point
-                for point in student.over_training.points
+                for point in way(student).points
                 if (point.split, point.epoch) == (split.split, EPOCHS)
             )
             slope = split.exaggeration.slope_all.ordinary.value
@@ -125,7 +130,7 @@ def test_the_way_ends_where_the_audit_is(audited: dict) -> None:
 
 
 def test_a_switched_student_is_the_first_one_until_the_switch(audited: dict) -> None:
-    switched, labels = audited["switched"].over_training, audited["no KD"].over_training
+    switched, labels = way(audited["switched"]), way(audited["no KD"])
     assert switched.switch == Switch("no KD", "offline τ=4", 2.0, 2.0)
     assert labels.switch is None
     assert labels.changes == ()
@@ -186,7 +191,7 @@ def test_a_student_that_is_its_teacher_obeys(copied: Path) -> None:
         assert split.ledger.departures == 0
         assert split.fidelity.identical
     assert found.over_training is not None
-    for point in found.over_training.points[-2:]:
+    for point in way(found).points[-2:]:
         assert point.slope_all.value == pytest.approx(1, abs=1e-4)
         assert point.agreement.value == 1
     own, labels = found.kernels
@@ -232,7 +237,7 @@ def test_squared_error_and_two_classes(tmp_path: Path) -> None:
         ("teacher", "logits"), ("student", "probabilities"),
     ]  # fmt: skip
     assert any("squared error" in note for note in student.notes)
-    assert all(np.isfinite(point.slope_all.value) for point in student.over_training.points)
+    assert all(np.isfinite(point.slope_all.value) for point in way(student).points)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +296,7 @@ def test_a_missing_checkpoint_on_the_way_is_noted(copied: Path) -> None:
         copied, student="offline τ=4", over_training=50, kernel_examples=0, resamples=100
     )
     (student,) = audit.students
-    assert {point.epoch for point in student.over_training.points} == {0, 1, 3, 4}
+    assert {point.epoch for point in way(student).points} == {0, 1, 3, 4}
     assert any("epochs 2 are missing" in note for note in student.notes)
 
 
@@ -311,7 +316,7 @@ def test_the_command_prints_and_writes(
     assert command(*words, "--kernel-examples", 4, "--json", "--out", tmp_path) == 0
     found = from_json(RunAudit, capsys.readouterr().out, "standard output")
     assert from_json(RunAudit, (tmp_path / "audit.json").read_text(), "file") == found
-    assert found.students[0].over_training.examples == {"train": 60, "test": 60}
+    assert way(found.students[0]).examples == {"train": 60, "test": 60}
     page = (tmp_path / "audit.html").read_text(encoding="utf-8")
     assert "Switch: no KD → offline τ=4, epoch 2.00." in page
     assert 'id="way-0-mislabelled"' in page
@@ -356,6 +361,7 @@ def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFix
         assert split.slope_low.value == pytest.approx(np.mean(slopes))
         assert split.net_gain.value == pytest.approx(np.mean([g.net_gain.value for g in gains]))
         assert split.p_value == max(gain.p_value for gain in gains)
+        assert split.underfit.interval is not None
         assert split.underfit.interval.high <= 1
     rows = {row.name: row for row in read_result(Run(finished)).rows}
     assert one.accuracy == rows["offline τ=4"].accuracy
