@@ -281,14 +281,16 @@ def test_the_kind_is_stated_or_detected_and_said():
 def test_phi_does_not_saturate_in_float32():
     teacher = np.array([[900.0, 100, 0], [0, 300, -300]] * 2, dtype=np.float32)
     labels = [0, 1, 0, 1]
-    _, points = audit_with_points(teacher, 2 * teacher, labels, resamples=100)
+    roles = {"teacher": teacher, "student": 2 * teacher, "labels": labels}
+    _, points = audit_with_points(roles, resamples=100)
     np.testing.assert_allclose(points["all"].x_N, [800, 300] * 2, rtol=1e-6)
     np.testing.assert_allclose(points["all"].y_N, [1600, 600] * 2, rtol=1e-6)
 
 
 def test_points_are_those_of_the_deviation_plot():
     teacher, student, labels = made()
-    _, points = audit_with_points(teacher, student, labels, resamples=100)
+    roles = {"teacher": teacher, "student": student, "labels": labels}
+    _, points = audit_with_points(roles, resamples=100)
     _, wanted = dl.deviation(teacher, student, labels, student="s", seed=0, split="test")
     np.testing.assert_allclose(points["all"].x_N, wanted.x_N, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(points["all"].y_N, wanted.y_N, rtol=2e-5, atol=2e-5)

@@ -98,7 +98,15 @@ def test_words_and_files(arrays, tmp_path, capsys):
     found = from_json(Audit, (tmp_path / "out/audit.json").read_text(), "audit.json")
     assert found.splits[0].examples == N
     with np.load(tmp_path / "out/points-all.npz") as points:
-        assert {key: len(points[key]) for key in points.files} == {"x": N, "y": N, "who": N}
+        assert {key: len(points[key]) for key in points.files} == dict.fromkeys(
+            ("x", "y", "who", "mislabelled"), N
+        )
+        assert points["mislabelled"].sum() == 9
+    page = (tmp_path / "out/audit.html").read_text(encoding="utf-8")
+    assert "all, by mislabelled or not" in page
+    assert "The way there" not in page
+    assert (tmp_path / "out/confidence.svg").is_file()
+    assert not (tmp_path / "out/over-training.svg").exists()
 
 
 def test_several_splits(arrays, tmp_path, capsys):

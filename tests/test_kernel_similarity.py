@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distillens.errors import KernelError
-from distillens.kernel import ntk_similarity, oracle_gram
+from distillens.kernel import centred_ntk_alignment, ntk_similarity, oracle_gram
 
 
 def network(seed: int, outputs: int = 3) -> nn.Module:
@@ -67,3 +67,29 @@ def test_bad_input_is_one_line(
 ) -> None:
     with pytest.raises(KernelError, match=words):
         ntk_similarity(network(1), other, inputs, probes=probes)
+
+
+def centred(gram: torch.Tensor) -> torch.Tensor:
+    """Centre each of 3 outputs over 7 examples, on both sides of a full Gram."""
+    h = torch.eye(7, dtype=torch.float64) - 1 / 7
+    both = torch.kron(h, torch.eye(3, dtype=torch.float64))
+    return both @ gram.double() @ both
+
+
+def test_centred_alignment_is_that_of_full_grams(inputs: torch.Tensor) -> None:
+    one, two = network(1), network(2)
+    found = centred_ntk_alignment(one, two, inputs, probes=120, dtype=torch.float64)
+    a, b = (centred(oracle_gram(each, inputs, outputs="full")) for each in (one, two))
+    wanted = float((a * b).sum() / a.norm() / b.norm())
+    assert found.standard_error is not None
+    assert 0 < found.standard_error < 0.1
+    assert abs(found.value - wanted) < 4 * found.standard_error
+    assert centred_ntk_alignment(one, one, inputs, probes=2).value == pytest.approx(1, abs=1e-6)
+
+
+def test_centred_alignment_forgets_a_constant(inputs: torch.Tensor) -> None:
+    # A bias on the outputs adds one to every entry of their kernels, which centring takes out.
+    free = nn.Sequential(nn.Linear(5, 3, bias=False)).double().eval()
+    shifted = nn.Sequential(nn.Linear(5, 3)).double().eval()
+    assert centred_ntk_alignment(free, shifted, inputs).value == pytest.approx(1, abs=1e-6)
+    assert ntk_similarity(free, shifted, inputs).value < 0.99

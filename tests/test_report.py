@@ -15,7 +15,7 @@ from distillens.errors import RunError
 from distillens.report import accuracy_table, markdown_table, render
 from distillens.report.accuracy_summary import accuracy_summary
 from distillens.report.complexity_summary import complexity_summary
-from distillens.report.deviation_figure import deviation_figure
+from distillens.report.deviation_figure import Lines, deviation_figure
 from distillens.report.deviation_summary import deviation_summary
 from distillens.report.html import data_block
 from distillens.report.points import PANEL_LIMIT, sample
@@ -576,7 +576,12 @@ class TestPoints:
             deviation_of("no KD", "test"), slope_low=Estimate(1.5), slope_high=Estimate(0.5)
         )
         drawn = sample({"x": x, "y": y, "who": np.zeros(501, int)}, "p.npz", deviation.threshold)
-        figure = deviation_figure(deviation, drawn, "#000000", (-3.0, 9.0)).to_dict()
+        figure = deviation_figure(
+            Lines(deviation.slope_low, deviation.slope_high, deviation.threshold),
+            drawn,
+            "#000000",
+            (-3.0, 9.0),
+        ).to_dict()
         low, high = figure["data"][-2:]
         assert (list(low["x"]), list(high["x"])) == ([-2.0, 3.0], [3.0, 8.0])
         assert list(low["y"]) == pytest.approx([-2.0, 5.5])

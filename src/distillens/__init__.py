@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from distillens.report import write_report as write_report
     from distillens.study import read_recipe as read_recipe
     from distillens.study import run as run
+    from distillens.study.audit_run import audit_run as audit_run
+    from distillens.study.settings import measure_settings as measure_settings
     from distillens.supervision import Distillation as Distillation
     from distillens.supervision import FixedTeacher as FixedTeacher
     from distillens.supervision import Mixed as Mixed
@@ -45,6 +47,8 @@ _HOME = {
     "measures": ("audit", "deviation", "supervision_complexity"),
     "report": ("write_report",),
     "study": ("read_recipe", "run"),
+    "study.audit_run": ("audit_run",),
+    "study.settings": ("measure_settings",),
     "supervision": (
         "Distillation",
         "FixedTeacher",

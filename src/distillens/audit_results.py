@@ -212,6 +212,20 @@ class Ledger(_Result):
 
 
 @dataclass(frozen=True)
+class DissectedPart(_Result):
+    """Some of the points of the confidence plot: by who is right, and by mislabelled or not."""
+
+    who: Literal["both right", "only the student", "only the teacher", "neither"]
+    mislabelled: bool | None
+    """None where that is not known."""
+    examples: int
+    low_confidence_share: Estimate
+    """Share of these points in the low part; one half of all points are."""
+    underfit_share: Estimate
+    """Share of these points with y < x, at any confidence."""
+
+
+@dataclass(frozen=True)
 class SplitAudit(_Result):
     """The audit of one split."""
 
@@ -222,6 +236,8 @@ class SplitAudit(_Result):
     calibration: tuple[Calibration, ...]
     """The teacher's and the student's."""
     ledger: Ledger
+    dissection: tuple[DissectedPart, ...] = ()
+    """The confidence plot taken apart; parts without examples are left out."""
     notes: tuple[str, ...] = ()
 
 
@@ -237,3 +253,161 @@ class Audit(_Result):
     bootstrap_seed: int
     version: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class TrajectoryPoint(_Result):
+    """A student at one of its checkpoints against the *final* teacher, on some examples of a split.
+
+    Slopes are ordinary, of y on x = φ(p_teacher[k]) with k the final teacher's top class, and the low
+    part lies below the median of x: x and the parts are the same at every checkpoint.
+    """
+
+    epoch: int
+    split: str
+    slope_all: Estimate
+    slope_low: Estimate
+    slope_high: Estimate
+    underfit: Estimate
+    """Share of the low part at which the student is less sure than the teacher."""
+    agreement: Estimate
+    accuracy: Estimate
+    net_gain: Estimate
+    """As `LedgerEntry.net_gain`."""
+    mislabelled_right: Estimate | None
+    """Share of the mislabelled at which the student says the true class; None where none is known."""
+    mislabelled_given: Estimate | None
+    """Share of the mislabelled at which it says the wrong class that it was given."""
+
+
+@dataclass(frozen=True)
+class Switch(_Result):
+    """When one supervision gave way to another. Both are equal where the change was at once."""
+
+    before: str
+    after: str
+    begins: float
+    """In epochs of the student; 2.5 is the middle of the third."""
+    ends: float
+
+
+@dataclass(frozen=True)
+class SwitchChange(_Result):
+    """What a quantity of `TrajectoryPoint` did at a switch; differences are paired by example."""
+
+    split: str
+    quantity: str
+    before: float
+    """At the last checkpoint that the switch had not reached."""
+    soon: Estimate
+    """Its change up to the first checkpoint after the switch."""
+    last: Estimate
+    """Its change up to the last checkpoint."""
+    direction: Literal["rose", "fell", "no sure change"]
+    """Of ``last``."""
+
+
+@dataclass(frozen=True)
+class OverTraining(_Result):
+    """A student's way to where it ended, x always the final teacher's."""
+
+    examples: dict[str, int]
+    """By split, drawn at random where the split has more."""
+    points: tuple[TrajectoryPoint, ...]
+    switch: Switch | None
+    changes: tuple[SwitchChange, ...]
+    """Empty without a switch."""
+
+
+@dataclass(frozen=True)
+class KernelLikeness(_Result):
+    """How alike the tangent kernels of a student and its teacher are, at their last epochs."""
+
+    who: Literal["student", "one-hot student"]
+    split: str
+    examples: int
+    ntk_similarity: Estimate
+    """Mean cosine of the kernels' products with random vectors, interval over ``probes``."""
+    centred_alignment: Estimate
+    """Of the full kernels; for few examples it lies well above 0 even for unrelated networks."""
+    probes: int
+
+
+@dataclass(frozen=True)
+class StudentAudit(_Result):
+    """The audit of one student of a run."""
+
+    student: str
+    """The supervision's name in the recipe."""
+    kind: str
+    seed: int | None
+    """None for an audit of arrays."""
+    audit: Audit
+    over_training: OverTraining | None
+    """None where it was not asked for."""
+    kernels: tuple[KernelLikeness, ...]
+    """Empty where it was not asked for, or the teacher is known by its logits alone."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunAudit(_Result):
+    """The audit of the students of a run."""
+
+    schema_version: int
+    run: str
+    """The recipe's name."""
+    data_fingerprint: str
+    teacher_digest: str
+    other_teacher: str | None
+    """The name of the run whose teacher of another seed served as a reference."""
+    students: tuple[StudentAudit, ...]
+    version: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SettingSplit(_Result):
+    """A setting on one split. Each number is a mean over the student's seeds.
+
+    Its interval joins, in quadrature, the mean interval over examples and, from two seeds on,
+    Student's t over seeds.
+    """
+
+    split: str
+    slope_all: Estimate
+    slope_low: Estimate
+    underfit: Estimate
+    net_gain: Estimate
+    """Accuracy points of the student over the teacher."""
+    p_value: float
+    """The largest of the seeds' McNemar p: small only where every seed speaks against no gain."""
+    verdicts: tuple[Verdict, ...]
+    """Of each seed."""
+
+
+@dataclass(frozen=True)
+class Setting(_Result):
+    """A line of the settings table: a run and a supervision. Accuracies are of the last epoch."""
+
+    run: str
+    data: str
+    teacher: str
+    student: str
+    supervision: str
+    temperature: float | None
+    seeds: tuple[int, ...]
+    teacher_accuracy: Estimate
+    one_hot_accuracy: Estimate | None
+    accuracy: Estimate
+    references: tuple[str, ...]
+    splits: tuple[SettingSplit, ...]
+
+
+@dataclass(frozen=True)
+class Settings(_Result):
+    """The settings table."""
+
+    schema_version: int
+    settings: tuple[Setting, ...]
+    notes: tuple[str, ...] = ()

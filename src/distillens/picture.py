@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Scale = Literal["linear", "log"]
-Style = Literal["solid", "dashed", "dotted", "points"]
+Style = Literal["solid", "dashed", "dotted", "points", "dots"]
+"""Points are small and faint, for many; dots are for the few among them that matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,17 @@ class Curve:
     label: str = ""
     colour: int = 0
     style: Style = "solid"
+    band: tuple[Array, Array] | None = None
+    """Lower and upper ends of an interval at each x."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment on the x axis, drawn as a vertical line, or as a band where it takes a while."""
+
+    begins: float
+    ends: float
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,7 @@ class Panel:
     y_scale: Scale = "linear"
     x_ticks: tuple[float, ...] = ()
     """The values marked on the axis; by default chosen when it is drawn."""
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +80,8 @@ class Picture:
     title: str
     panels: tuple[Panel, ...]
     caption: str = ""
+    columns: int | None = None
+    """Panels of a row; None for all."""
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,23 @@ def read_result(run: Run) -> StudyResult:
     return from_json(StudyResult, run.results.read_bytes(), str(run.results))
 
 
+def read_finished(run: Run) -> StudyResult:
+    """Read the results of a run whose networks are all trained.
+
+    Raises
+    ------
+    RunError
+        Networks are open, or as `read_result`.
+    """
+    result = read_result(run)
+    if result.open_cells:
+        raise RunError(
+            f"{run.folder} is not finished: {len(result.open_cells)} network(s) are open, first "
+            f"{result.open_cells[0]}; run its recipe again to go on"
+        )
+    return result
+
+
 def read_arrays(path: Path, advice: str = "run the recipe again") -> dict[str, np.ndarray]:
     """Read an npz of plain arrays; ``advice`` tells how to get it back.
 

@@ -4,12 +4,18 @@ E_v ⟨K_f v, K_g v⟩ / (‖K_f v‖ ‖K_g v‖) over v ∼ N(0, I): one gradi
 of each network a probe (Harutyunyan et al., ICLR 2023, arXiv 2301.12245, eq. 12). K is the full
 kernel, (NO, NO) for O outputs.
 
+Their centred alignment (Cortes, Mohri, Rostamizadeh, JMLR 2012, Def. 4) comes from the same products,
+since ⟨A, B⟩ = E_v ⟨Av, Bv⟩ in the Frobenius product: with A = HK_fH and B = HK_gH it is
+⟨A, B⟩/(‖A‖ ‖B‖), each estimated over probes.
+
 Shapes: N examples, O outputs.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +36,20 @@ class NTKSimilarity:
     """Of the mean; None for one probe."""
     cosines: tuple[float, ...]
     """One a probe."""
+    examples: int
+
+
+@dataclass(frozen=True)
+class CentredNTKAlignment:
+    """A ratio of means over probes; 1 for kernels that differ by a factor and a constant.
+
+    Like every centred alignment it is well above 0 for few examples, even of unrelated networks.
+    """
+
+    value: float
+    standard_error: float | None
+    """By the jackknife over probes; None for one probe."""
+    probes: int
     examples: int
 
 
@@ -69,6 +89,69 @@ def ntk_similarity(
         The networks have different outputs, an input or weight is not finite, BatchNorm is in
         training mode, or a kernel is zero on these examples.
     """
+    cosines = [
+        float((first * second).sum()) / float(first.norm() * second.norm())
+        for first, second in _moved(
+            model, other, inputs, "NTK similarity", probes, seed, dtype, batch, False, progress
+        )
+    ]
+    error = statistics.stdev(cosines) / probes**0.5 if probes > 1 else None
+    return NTKSimilarity(statistics.fmean(cosines), error, tuple(cosines), len(inputs))
+
+
+def centred_ntk_alignment(
+    model: nn.Module,
+    other: nn.Module,
+    inputs: Tensor,
+    *,
+    probes: int = 16,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 128,
+    progress: Progress = silent,
+) -> CentredNTKAlignment:
+    """Estimate the centred alignment of the kernels of two networks on N examples.
+
+    Each output is centred over the examples: H = (I − 11ᵀ/N) ⊗ I for O outputs. Parameters and
+    errors are those of `ntk_similarity`.
+    """
+    products, first_squares, second_squares = [], [], []
+    for first, second in _moved(
+        model, other, inputs, "centred alignment", probes, seed, dtype, batch, True, progress
+    ):
+        products.append(float((first * second).sum()))
+        first_squares.append(float((first * first).sum()))
+        second_squares.append(float((second * second).sum()))
+    value = _alignment(products, first_squares, second_squares)
+    error = None
+    if probes > 1:
+        without = [
+            _alignment(
+                *(row[:k] + row[k + 1 :] for row in (products, first_squares, second_squares))
+            )
+            for k in range(probes)
+        ]
+        error = math.sqrt((probes - 1) * statistics.pvariance(without))
+    return CentredNTKAlignment(value, error, probes, len(inputs))
+
+
+def _alignment(products: list[float], first: list[float], second: list[float]) -> float:
+    return math.fsum(products) / math.sqrt(math.fsum(first) * math.fsum(second))
+
+
+def _moved(
+    model: nn.Module,
+    other: nn.Module,
+    inputs: Tensor,
+    title: str,
+    probes: int,
+    seed: int,
+    dtype: torch.dtype,
+    batch: int,
+    centred: bool,
+    progress: Progress,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each probe times both kernels, (N, O), on both sides centred where asked."""
     if probes < 1:
         raise KernelError(f"{probes} probes; give at least 1")
     prepared = [prepare(each, None, dtype) for each in (model, other)]
@@ -81,22 +164,23 @@ def ntk_similarity(
         )
     products = [PlainProducts(each.network, each.parameters, batch) for each in prepared]
     generator = torch.Generator().manual_seed(seed)
-    cosines = []
-    with progress("NTK similarity", probes) as advance:
+    with progress(title, probes) as advance:
         for _ in range(probes):
             probe = torch.randn(len(inputs), counts[0], generator=generator, dtype=torch.float64)
+            if centred:
+                probe = probe - probe.mean(dim=0)
             moved = []
             for product, x in zip(products, examples, strict=True):
                 one = torch.eye(counts[0], dtype=dtype, device=x.device)
                 found = product.product(x, x, one, probe.to(one)).double().cpu()
+                if centred:
+                    found = found - found.mean(dim=0)
                 size = float(found.norm())
-                if size == 0 or not torch.isfinite(found).all():
+                if size == 0 or not math.isfinite(size):
                     raise KernelError(
                         f"a kernel's product with a probe has the norm {size:g}; look for dead or "
                         "non-finite outputs"
                     )
-                moved.append(found / size)
-            cosines.append(float((moved[0] * moved[1]).sum()))
+                moved.append(found)
+            yield moved[0], moved[1]
             advance(1)
-    error = statistics.stdev(cosines) / probes**0.5 if probes > 1 else None
-    return NTKSimilarity(statistics.fmean(cosines), error, tuple(cosines), len(inputs))

@@ -37,6 +37,15 @@ class Points:
     x_N: Array
     y_N: Array
     who_N: NDArray[np.uint8]
+    mislabelled_N: NDArray[np.bool_] | None = None
+    """Where the label is wrong; None where that is not known."""
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Return the arrays x, y, who, and mislabelled where it is known, as files hold them."""
+        found: dict[str, NDArray] = {"x": self.x_N, "y": self.y_N, "who": self.who_N}
+        if self.mislabelled_N is not None:
+            found["mislabelled"] = self.mislabelled_N
+        return found
 
 
 @dataclass(frozen=True, eq=False)

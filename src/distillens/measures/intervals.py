@@ -110,6 +110,40 @@ def paired_gain(
     return Estimate(estimate.value, Interval(low, high, level, method))
 
 
+def mean_of_estimates(
+    estimates_S: Sequence[Estimate],
+    within: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
+) -> Estimate:
+    """Return the mean over seeds of numbers that each have an interval over examples.
+
+    On each side the mean distance to those intervals (other examples; all seeds share them, so it
+    does not shrink with more seeds) and the half-width of the Student-t interval (other seeds) are
+    combined as the root of the sum of their squares, and cut off where the number cannot be
+    (``within``). One seed keeps its interval. There is none where one of the numbers has none.
+
+    Raises
+    ------
+    MeasureError
+        There is no estimate.
+    """
+    if not estimates_S:
+        raise MeasureError("there are no estimates to take the mean of; give one a seed")
+    if len(estimates_S) == 1:
+        return estimates_S[0]
+    values = np.array([one.value for one in estimates_S])
+    mean = float(values.mean())
+    known = [one.interval for one in estimates_S if one.interval is not None]
+    if len(known) < len(values) or not np.isfinite(mean):
+        return Estimate(mean)
+    half = _t_half_width(values, level)
+    below = np.mean([one.value - one.interval.low for one in estimates_S if one.interval])
+    above = np.mean([one.interval.high - one.value for one in estimates_S if one.interval])
+    method = f"Student t over {len(values)} seeds, in quadrature with: {known[0].method}"
+    low, high = mean - math.hypot(float(below), half), mean + math.hypot(float(above), half)
+    return Estimate(mean, Interval(max(low, within[0]), min(high, within[1]), level, method))
+
+
 def wilson_interval(share: float, count: int, level: float = LEVEL) -> Interval:
     """Return Wilson's score interval of a share seen in ``count`` independent examples.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from distillens.report.audit_text import audit_text
+from distillens.report.audit_text import audit_text, run_audit_text
 from distillens.report.complexity_table import certified_table, curves_table, temperature_table
 from distillens.report.costs import cost_table
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.profile_table import profile_table, teacher_kernel_line
+from distillens.report.settings_table import settings_markdown, settings_table
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
-from distillens.report.write_audit import write_audit
+from distillens.report.write_audit import write_audit, write_run_audit
 from distillens.report.write_figures import write_figures
 
 __all__ = [
@@ -24,10 +25,14 @@ __all__ = [
     "markdown_table",
     "profile_table",
     "render",
+    "run_audit_text",
+    "settings_markdown",
+    "settings_table",
     "teacher_kernel_line",
     "temperature_table",
     "write_audit",
     "write_figures",
     "write_lab",
     "write_report",
+    "write_run_audit",
 ]

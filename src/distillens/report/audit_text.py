@@ -9,11 +9,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distillens.audit_results import Audit, Exaggeration, LedgerEntry, SplitAudit, Verdict
+from distillens.audit_results import (
+    Audit,
+    Exaggeration,
+    LedgerEntry,
+    OverTraining,
+    RunAudit,
+    SplitAudit,
+    Verdict,
+)
+from distillens.report.audit_curves import moment
 from distillens.report.text import estimate, fixed, number, percent, plural, printable, slope
 from distillens.results import Interval
 
 _SHOWN = 5
+_EPOCHS_SHOWN = 6
 
 
 def audit_text(audit: Audit) -> Group:
@@ -26,6 +36,65 @@ def audit_text(audit: Audit) -> Group:
     for split in audit.splits:
         parts += _split(split)
     return Group(*parts)
+
+
+def run_audit_text(audit: RunAudit) -> Group:
+    """Return the audit of a run's students for the terminal, with the way there and the kernels."""
+    parts: list[RenderableType] = []
+    if audit.other_teacher is not None:
+        parts.append(Text(f"other teacher: that of the run {printable(audit.other_teacher)}"))
+    for student in audit.students:
+        title = f"\n{printable(student.student)}, seed {student.seed}"
+        parts += [Text(title, style="bold underline"), audit_text(student.audit)]
+        if student.over_training is not None:
+            parts += _way(student.over_training)
+        parts += [
+            Text(
+                f"Kernels of {one.who} and teacher on {one.examples:,} {one.split} examples: NTK "
+                f"similarity {estimate(one.ntk_similarity, 3)}, centred alignment "
+                f"{estimate(one.centred_alignment, 3)}."
+            )
+            for one in student.kernels
+        ]
+        parts += [Text(f"note: {printable(note)}") for note in student.notes]
+    return Group(*parts)
+
+
+def _way(over: OverTraining) -> list[RenderableType]:
+    epochs = sorted({point.epoch for point in over.points})
+    step = max(1, -(-len(epochs) // _EPOCHS_SHOWN))
+    shown = {*epochs[::step], epochs[-1]}
+    heads = ["over training", "slope low", "slope all", "low, underfit %", "same class %"]
+    table = _table([*heads, "net gain, points", "mislabelled right %"])
+    for point in sorted(over.points, key=lambda point: (point.split, point.epoch)):
+        if point.epoch in shown:
+            cells = (
+                f"{point.split}, epoch {point.epoch}",
+                slope(point.slope_low),
+                slope(point.slope_all),
+                estimate(point.underfit, 1, 100),
+                estimate(point.agreement, 1, 100),
+                estimate(point.net_gain, 2, signed=True),
+                estimate(point.mislabelled_right, 1, 100),
+            )
+            table.add_row(*(Text(cell) for cell in cells))
+    counts = ", ".join(f"{count:,} {split}" for split, count in over.examples.items())
+    parts: list[RenderableType] = [
+        table,
+        Text(f"Over training: {counts} examples, against the final teacher."),
+    ]
+    if over.switch is not None:
+        parts.append(Text(f"Switch: {printable(moment(over.switch))}."))
+    for change in over.changes:
+        if change.quantity == "underfit":
+            parts.append(
+                Text(
+                    f"{change.split}: {percent(change.before, 1)} % of the low part underfit before the "
+                    f"switch; {estimate(change.soon, 1, 100, signed=True)} points soon after, "
+                    f"{estimate(change.last, 1, 100, signed=True)} at the end ({change.direction})."
+                )
+            )
+    return parts
 
 
 def _split(split: SplitAudit) -> list[RenderableType]:

@@ -4,20 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
 from distillens.report import colours
 from distillens.report.points import Sample
-from distillens.results import Deviation
+from distillens.results import Estimate
 
 WHO = ("both right", "only the student", "only the teacher", "neither")
 SYMBOLS = ("circle", "triangle-up", "triangle-down", "x")
 
+MISLABELLED = ("not mislabelled", "mislabelled")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that are drawn alike: those of a number in ``who``, switched by a check box ``key``."""
+
+    key: str
+    name: str
+    colour: str
+    symbol: str
+    size: int
+    opacity: float
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Slopes of the points below and from ``threshold`` on."""
+
+    low: Estimate
+    high: Estimate
+    threshold: float
+
+
 # Many points are right in both; they lie below and faint so that the few others are seen.
-_OPACITY = (0.42, 0.85, 0.85, 0.75)
-_SIZE = (4, 7, 7, 5)
+BY_WHO = tuple(
+    Group(f"w{place}", *parts)
+    for place, parts in enumerate(
+        zip(WHO, colours.WHO, SYMBOLS, (4, 7, 7, 5), (0.42, 0.85, 0.85, 0.75), strict=True)
+    )
+)
+BY_MISLABELLED = (
+    Group("m0", MISLABELLED[0], colours.GREY, "circle", 4, 0.42),
+    Group("m1", MISLABELLED[1], "#c2344d", "x", 6, 0.85),
+)
 
 
 def shared_range(samples: Sequence[Sample]) -> tuple[float, float]:
@@ -42,12 +75,16 @@ def outside(sample: Sample, limits: tuple[float, float]) -> int:
 
 
 def deviation_figure(
-    deviation: Deviation, sample: Sample, colour: str, limits: tuple[float, float]
+    lines: Lines,
+    sample: Sample,
+    colour: str,
+    limits: tuple[float, float],
+    groups: Sequence[Group] = BY_WHO,
 ) -> go.Figure:
-    """Return one panel: points by who is right, the diagonal, and the two fitted lines.
+    """Return one panel: points by group, the diagonal, and the two fitted lines.
 
     A fitted line has the slope of the result and passes through the mean of its part's points, as a
-    least-squares line does. Traces ``w0`` … ``w3`` are switched by the page's check boxes.
+    least-squares line does. Groups are switched by the page's check boxes.
     """
     figure = go.Figure()
     low, high = limits
@@ -58,23 +95,23 @@ def deviation_figure(
         line={"color": colours.GREY, "dash": "dot", "width": 1.5},
         hoverinfo="skip",
     )
-    for index, name in enumerate(WHO):
+    for index, group in enumerate(groups):
         chosen = sample.who == index
         figure.add_scatter(
             x=sample.x[chosen].astype(np.float32),
             y=sample.y[chosen].astype(np.float32),
-            name=name,
-            legendgroup=f"w{index}",
+            name=group.name,
+            legendgroup=group.key,
             mode="markers",
             marker={
-                "color": colours.WHO[index],
-                "symbol": SYMBOLS[index],
-                "size": _SIZE[index],
-                "opacity": _OPACITY[index],
+                "color": group.colour,
+                "symbol": group.symbol,
+                "size": group.size,
+                "opacity": group.opacity,
             },
             hovertemplate="teacher %{x:.2f}, student %{y:.2f}<extra>%{fullData.name}</extra>",
         )
-    for part in _lines(deviation, sample):
+    for part in _lines(lines, sample):
         figure.add_scatter(
             x=part[0],
             y=part[1],
@@ -96,13 +133,13 @@ def deviation_figure(
     return figure
 
 
-def _lines(deviation: Deviation, sample: Sample) -> list[tuple[list[float], list[float]]]:
+def _lines(fit: Lines, sample: Sample) -> list[tuple[list[float], list[float]]]:
     """Return the ends of the low and the high line, left out where no slope is defined."""
-    if not len(sample.x) or not math.isfinite(deviation.threshold):
+    if not len(sample.x) or not math.isfinite(fit.threshold):
         return []
     parts = (
-        (deviation.slope_low.value, sample.low, float(sample.x.min()), deviation.threshold),
-        (deviation.slope_high.value, sample.high, deviation.threshold, float(sample.x.max())),
+        (fit.low.value, sample.low, float(sample.x.min()), fit.threshold),
+        (fit.high.value, sample.high, fit.threshold, float(sample.x.max())),
     )
     lines = []
     for slope, centre, start, end in parts:

@@ -10,7 +10,13 @@ from distillens.report import colours as palette
 from distillens.report import ranking
 from distillens.report.accuracy_part import swatch
 from distillens.report.complexity_part import chooser, legend_item, plot
-from distillens.report.deviation_figure import WHO, deviation_figure, outside, shared_range
+from distillens.report.deviation_figure import (
+    WHO,
+    Lines,
+    deviation_figure,
+    outside,
+    shared_range,
+)
 from distillens.report.html import Safe, data_block, element
 from distillens.report.points import Points, Sample, panel_limit, sample
 from distillens.report.slope_table import names, slope_table, splits
@@ -91,7 +97,9 @@ def _pictures(
     blocks = {
         key: data_block(
             _identity(key, panels),
-            to_json(deviation_figure(deviation, drawn, colours[key[0]], limits), validate=False)
+            to_json(
+                deviation_figure(_fit(deviation), drawn, colours[key[0]], limits), validate=False
+            )
             or "{}",
         )
         for key, (deviation, drawn) in panels.items()
@@ -124,6 +132,10 @@ def _pictures(
         words.append(element("p", text, class_="missing"))
     keys = [f"d{index}" for index in range(len(others))]
     return [*words, chooser("Student", others, keys, first), _legend(), *choices, *blocks.values()]
+
+
+def _fit(deviation: Deviation) -> Lines:
+    return Lines(deviation.slope_low, deviation.slope_high, deviation.threshold)
 
 
 def _identity(key: tuple[str, str], panels: Mapping[tuple[str, str], object]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from distillens.picture import Curve, Panel, Picture, Surface
+from distillens.picture import Curve, Mark, Panel, Picture, Surface
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -28,16 +28,20 @@ _STABLE: dict[RcKeyType, Any] = {"svg.hashsalt": "distillens", "svg.fonttype": "
 
 
 def draw(picture: Picture) -> Figure:
-    """Return the picture as a matplotlib figure, one column a panel; no global state is touched."""
-    figure = Figure(figsize=(_WIDTH * len(picture.panels), _HEIGHT), layout="constrained")
+    """Return the picture as a matplotlib figure, axes for each panel; no global state is touched."""
+    columns = min(picture.columns or len(picture.panels), len(picture.panels))
+    rows = -(-len(picture.panels) // columns)
+    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(picture.title, fontsize=11)
     if picture.caption:
         # A caption may hold names of a recipe, in which dollars mean no formula.
         figure.supxlabel(picture.caption, fontsize=7.5, color="#555555", parse_math=False)
-    grid = figure.subplots(1, len(picture.panels), squeeze=False)
-    for axes, panel in zip(grid[0], picture.panels, strict=True):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(grid, picture.panels, strict=False):
         _draw_panel(figure, axes, panel)
+    for axes in grid[len(picture.panels) :]:
+        axes.set_visible(False)
     return figure
 
 
@@ -70,19 +74,38 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     if panel.surface is not None:
         _draw_surface(figure, axes, panel.surface)
+    for mark in panel.marks:
+        _draw_mark(axes, mark)
     for curve in panel.curves:
         _draw_curve(axes, curve)
-    if any(curve.label for curve in panel.curves):
+    if any(part.label for part in (*panel.curves, *panel.marks)):
         axes.legend(fontsize=6.5, frameon=False)
+
+
+def _draw_mark(axes: Axes, mark: Mark) -> None:
+    if mark.ends > mark.begins:
+        axes.axvspan(mark.begins, mark.ends, color="#8a8f98", alpha=0.25, label=mark.label)
+    else:
+        axes.axvline(mark.begins, color="#1c2430", lw=1, ls=(0, (4, 3)), label=mark.label)
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     colour = _COLOURS[curve.colour % len(_COLOURS)]
-    if curve.style == "points":
+    if curve.band is not None:
+        axes.fill_between(curve.x_M, *curve.band, color=colour, alpha=0.18, lw=0)
+    if curve.style in ("points", "dots"):
+        size, opacity = (2, 0.4) if curve.style == "points" else (4, 0.8)
         # A cloud as vectors would make a file of megabytes.
         axes.plot(
-            curve.x_M, curve.y_M, ".", ms=2, alpha=0.4, color=colour, label=curve.label, rasterized=True
-        )  # fmt: skip
+            curve.x_M,
+            curve.y_M,
+            ".",
+            ms=size,
+            alpha=opacity,
+            color=colour,
+            label=curve.label,
+            rasterized=True,
+        )
     else:
         axes.plot(
             curve.x_M, curve.y_M, _STYLES[curve.style], color=colour, lw=1.4, label=curve.label

@@ -1,13 +1,8 @@
-"""The report: one HTML file that opens anywhere and asks the network for nothing."""
+"""The report of a run."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
-from importlib import resources
-
-from plotly.offline import get_plotlyjs
 
 from distillens.report import colours as palette
 from distillens.report.accuracy_part import accuracy_part
@@ -16,6 +11,7 @@ from distillens.report.complexity_part import complexity_part
 from distillens.report.complexity_summary import complexity_summary
 from distillens.report.deviation_part import deviation_part
 from distillens.report.deviation_summary import deviation_summary
+from distillens.report.frame import framed
 from distillens.report.html import Safe, element, join
 from distillens.report.points import Points
 from distillens.report.table import splits
@@ -52,46 +48,14 @@ def render(result: StudyResult, points: Mapping[str, Points]) -> str:
         The arrays of a deviation are damaged.
     """
     colours = palette.by_name(result)
-    body = element(
-        "main",
+    return framed(
+        result.name,
         _header(result),
         _says(result),
         accuracy_part(result, colours),
         complexity_part(result),
         deviation_part(result, points, colours),
         _provenance(result),
-    )
-    scripts = [get_plotlyjs(), _own("page.js")]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{result.name} – distillens"),
-        element("style", Safe(_own("page.css"))),
-    )
-    loaded = [element("script", Safe(script)) for script in scripts]
-    page = element("html", head, element("body", body, *loaded), lang="en")
-    return f"<!doctype html>\n{page}\n"
-
-
-def _own(name: str) -> str:
-    return resources.files("distillens.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _policy(scripts: list[str]) -> str:
-    """Return a policy under which only these scripts run and nothing is fetched.
-
-    Escaping keeps a run's strings out of the markup; this holds even where that failed.
-    """
-    digests = [
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
-    ]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 

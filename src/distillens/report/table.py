@@ -72,18 +72,18 @@ def markdown_table(result: StudyResult) -> str:
     str
         A pipe table that ends with a line break.
     """
-    lines = [_markdown_line(headings(result))]
-    lines.append(_markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
+    lines = [markdown_line(headings(result))]
+    lines.append(markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
     best = ranking.best(result)
     for row in ranking.ordered(result):
         name, *cells = cells_of(row, ranking.accuracy_digits(result))
-        cells.insert(0, _markdown_text(name))
-        lines.append(_markdown_line([f"**{cell}**" for cell in cells] if row in best else cells))
-    lines += ["", _markdown_text(caption(result)), ""]
+        cells.insert(0, markdown_text(name))
+        lines.append(markdown_line([f"**{cell}**" for cell in cells] if row in best else cells))
+    lines += ["", markdown_text(caption(result)), ""]
     if result.costs:
-        lines += [_markdown_line(list(HEADINGS)), _markdown_line(["---"] * len(HEADINGS))]
-        lines += [_markdown_line(cost_cells(row)) for row in result.costs]
-        lines += ["", _markdown_text(cost_caption(result)), ""]
+        lines += [markdown_line(list(HEADINGS)), markdown_line(["---"] * len(HEADINGS))]
+        lines += [markdown_line(cost_cells(row)) for row in result.costs]
+        lines += ["", markdown_text(cost_caption(result)), ""]
     return "\n".join(lines)
 
 
@@ -160,11 +160,13 @@ def _stacked(cells: list[str]) -> list[str]:
     ]
 
 
-def _markdown_line(cells: list[str]) -> str:
+def markdown_line(cells: list[str]) -> str:
+    """Return a row of a pipe table from cells that are Markdown already."""
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return text as Markdown that shows it as it is."""
     escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for letter in "\\`*_[]|":
         escaped = escaped.replace(letter, f"\\{letter}")

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distillens.errors import DataError, MeasureError, RecipeError, RunError
+from distillens.errors import DataError, MeasureError, RecipeError
 from distillens.kernel import EmpiricalNTK, Plan
 from distillens.kernel.network import directions
 from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent
 from distillens.results import KernelComplexity, StudyResult
-from distillens.runs import find_run, read_result
+from distillens.runs import find_run, read_finished
 from distillens.study.carry_out import run
 from distillens.study.complexity import complexity_kernel
 from distillens.study.kernel_complexity import kernel_complexity
@@ -74,11 +74,7 @@ def plan_run(
 
 def _recipe_of(folder: Path, overrides: Sequence[str], trust_code: bool) -> Recipe:
     found = find_run(folder)
-    if open_cells := read_result(found).open_cells:
-        raise RunError(
-            f"{folder} is not finished: {len(open_cells)} network(s) are open, first "
-            f"{open_cells[0]}; run its recipe again to go on"
-        )
+    read_finished(found)
     recipe = read_recipe(
         found.recipe, [f"complexity.{each}" for each in overrides], trust_code=trust_code
     )

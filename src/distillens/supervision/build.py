@@ -80,7 +80,7 @@ def build_supervision(entry: Any, setting: Setting, teachers: Teachers) -> Super
     if isinstance(entry, SwitchedRecipe):
         first = build_supervision(entry.first, setting, teachers)
         then = build_supervision(entry.then, setting, teachers)
-        return Switched(first, then, math.ceil(round(entry.at * setting.steps, 6)), entry.window)
+        return Switched(first, then, entry.step(setting.steps), entry.window)
     if isinstance(entry, OneHotRecipe):
         return OneHot(setting.loss, entry.smoothing)
     taught = Distillation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -181,6 +182,10 @@ class SwitchedRecipe(_Entry):
     then: SimpleRecipe
     at: float = Field(gt=0, lt=1)
     window: int = Field(default=0, ge=0)
+
+    def step(self, steps: int) -> int:
+        """Return the step of a training of so many at which the change begins."""
+        return math.ceil(round(self.at * steps, 6))
 
     def _described(self) -> str:
         return f"{self.first.title} → {self.then.title} at {self.at:g}"

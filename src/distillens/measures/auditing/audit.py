@@ -14,6 +14,7 @@ import numpy as np
 from distillens.audit_results import Audit, Fidelity, KindRead, SplitAudit
 from distillens.errors import MeasureError, nearest
 from distillens.measures.auditing.calibration import measure_calibration
+from distillens.measures.auditing.dissection import dissect
 from distillens.measures.auditing.exaggeration import measure_exaggeration
 from distillens.measures.auditing.given import OUTPUT_ROLES, Given, Split, by_split, check_split
 from distillens.measures.auditing.ledger import keep_ledger
@@ -78,42 +79,30 @@ def audit(
         Arrays do not fit each other, a value is NaN or infinite, rows of probabilities do not sum
         to one, labels are out of range or all the same, a split is empty.
     """
+    given = {
+        "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
+        "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
+    }  # fmt: skip
     return audit_with_points(
-        teacher,
-        student,
-        labels,
-        inputs=inputs,
-        mislabelled=mislabelled,
-        reference=reference,
-        other_teacher=other_teacher,
-        kind=kind,
-        resamples=resamples,
-        bootstrap_seed=bootstrap_seed,
-        telling=telling,
+        given, kind=kind, resamples=resamples, bootstrap_seed=bootstrap_seed, telling=telling
     )[0]
 
 
 def audit_with_points(
-    teacher: Given,
-    student: Given,
-    labels: Given,
+    given: Mapping[str, Given | None],
     *,
-    inputs: Given | None = None,
-    mislabelled: Given | None = None,
-    reference: Given | None = None,
-    other_teacher: Given | None = None,
     kind: str | Mapping[str, str] | None = None,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
     telling: int = 10,
 ) -> tuple[Audit, dict[str, Points]]:
-    """Return `audit`'s result, and the points of the confidence plot by split."""
+    """Return `audit`'s result, and the points of the confidence plot by split.
+
+    ``given`` holds `audit`'s arrays by role: those of `OUTPUT_ROLES`, "labels", "inputs" and
+    "mislabelled"; None for what is not there.
+    """
     started = time.perf_counter()
     kinds = _stated(kind)
-    given = {
-        "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
-        "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
-    }  # fmt: skip
     splits: dict[str, Split] = {}
     for name, roles in by_split(given).items():
         try:
@@ -133,7 +122,7 @@ def audit_with_points(
         except MeasureError as error:
             raise _about(name, error) from None
         audits.append(_audit_split(name, split, found, resampler, bootstrap_seed, telling))
-        points[name] = _points(found)
+        points[name] = _points(found, split)
     result = Audit(
         schema_version=SCHEMA,
         classes=next(iter(splits.values())).classes,
@@ -177,6 +166,7 @@ def _audit_split(
         fidelity=_fidelity(found, resampler),
         calibration=calibration,
         ledger=ledger,
+        dissection=dissect(_points(found, split)),
         notes=tuple(notes + more),
     )
 
@@ -193,11 +183,11 @@ def _fidelity(found: PerExample, resampler: Resampler) -> Fidelity:
     )
 
 
-def _points(found: PerExample) -> Points:
+def _points(found: PerExample, split: Split) -> Points:
     wrong_teacher = found.teacher.top_N != found.labels_N
     wrong_student = found.student.top_N != found.labels_N
     who_N = (2 * wrong_student + wrong_teacher).astype(np.uint8)
-    return Points(found.x_N, found.y_N, who_N)
+    return Points(found.x_N, found.y_N, who_N, split.mislabelled_N)
 
 
 def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:

@@ -7,7 +7,6 @@ references on the same resamples and the verdicts are ours. Shapes: N examples, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +19,15 @@ from distillens.audit_results import (
     ReferenceSlope,
     Underfit,
 )
+from distillens.measures.auditing.drawn import Drawn, drawn_share, sure_share
 from distillens.measures.auditing.verdicts import (
     NEGLIGIBLE_SHARE,
     NEGLIGIBLE_SLOPE,
     judge,
     together,
 )
-from distillens.measures.bootstrap import Resampler, ratio
+from distillens.measures.bootstrap import Resampler
 from distillens.measures.deviation import FEWEST
-from distillens.measures.intervals import wilson_interval
 from distillens.measures.slopes import (
     huber_columns,
     huber_line,
@@ -43,20 +42,6 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _NOTHING = float("nan")
-
-
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    """A number and its resamples."""
-
-    value: float
-    drawn_R: Array
-
-    def estimate(self, resampler: Resampler) -> Estimate:
-        return resampler.estimate(self.value, self.drawn_R)
-
-    def minus(self, other: _Drawn, resampler: Resampler) -> Estimate:
-        return resampler.estimate(self.value - other.value, self.drawn_R - other.drawn_R)
 
 
 def measure_exaggeration(
@@ -155,7 +140,7 @@ def _part(
 
 def _both(
     x: Array, y_N: Array, mask_N: Mask, resampler: Resampler, what: str, notes: list[str]
-) -> tuple[_Drawn, _Drawn]:
+) -> tuple[Drawn, Drawn]:
     """Return the ordinary and the robust slope."""
     inside_x, inside_y = x[mask_N], y_N[mask_N]
     y = y_N - inside_y.mean()
@@ -164,10 +149,8 @@ def _both(
         notes.append(f"the robust fit had not settled when it was stopped ({what})")
     columns = [*least_squares_columns(x, y, mask_N), *huber_columns(line, x, y, mask_N)]
     sums_R10 = resampler.sums(columns)
-    ordinary = _Drawn(
-        least_squares_slope(inside_x, inside_y), least_squares_slopes(sums_R10[:, :5])
-    )
-    return ordinary, _Drawn(line.slope, huber_slopes(line, sums_R10[:, 5:]))
+    ordinary = Drawn(least_squares_slope(inside_x, inside_y), least_squares_slopes(sums_R10[:, :5]))
+    return ordinary, Drawn(line.slope, huber_slopes(line, sums_R10[:, 5:]))
 
 
 def _underfit(
@@ -176,28 +159,16 @@ def _underfit(
     points = int(np.count_nonzero(low_N))
     if points == 0:
         return Underfit(0, Estimate(_NOTHING), (), "too few examples")
-    own = _share(low_N, y_N < x_N, resampler)
+    own = drawn_share(low_N, y_N < x_N, resampler)
     found = []
     for name, reference_N in references.items():
-        one = _share(low_N, reference_N < x_N, resampler)
-        found.append(ReferenceShare(name, _sure(one, points, resampler), own.minus(one, resampler)))
-    share = _sure(own, points, resampler)
+        one = drawn_share(low_N, reference_N < x_N, resampler)
+        found.append(
+            ReferenceShare(name, sure_share(one, points, resampler), own.minus(one, resampler))
+        )
+    share = sure_share(own, points, resampler)
     verdict = judge(points, (share,), [one.larger for one in found], 0.5, NEGLIGIBLE_SHARE)
     return Underfit(points, share, tuple(found), verdict)
-
-
-def _share(of_N: Mask, which_N: Mask, resampler: Resampler) -> _Drawn:
-    hits_N = of_N & which_N
-    sums_R2 = resampler.sums([of_N, hits_N])
-    value = np.count_nonzero(hits_N) / np.count_nonzero(of_N)
-    return _Drawn(float(value), ratio(sums_R2[:, 1], sums_R2[:, 0]))
-
-
-def _sure(share: _Drawn, points: int, resampler: Resampler) -> Estimate:
-    """Return a share with its interval; where all points agree resamples do so too, so Wilson's."""
-    if share.value in (0.0, 1.0):
-        return Estimate(share.value, wilson_interval(share.value, points))
-    return share.estimate(resampler)
 
 
 def _place(
@@ -206,13 +177,16 @@ def _place(
     under_N = y_N < x_N
     count = int(np.count_nonzero(mislabelled_N))
     rest = len(x_N) - count
-    low, own = _share(mislabelled_N, low_N, resampler), _share(mislabelled_N, under_N, resampler)
+    low, own = (
+        drawn_share(mislabelled_N, low_N, resampler),
+        drawn_share(mislabelled_N, under_N, resampler),
+    )
     nothing = Estimate(_NOTHING)
-    others = _share(~mislabelled_N, under_N, resampler) if rest else None
+    others = drawn_share(~mislabelled_N, under_N, resampler) if rest else None
     return MislabelledPlace(
         count,
-        _sure(low, count, resampler),
-        _sure(own, count, resampler),
-        nothing if others is None else _sure(others, rest, resampler),
+        sure_share(low, count, resampler),
+        sure_share(own, count, resampler),
+        nothing if others is None else sure_share(others, rest, resampler),
         nothing if others is None else own.minus(others, resampler),
     )

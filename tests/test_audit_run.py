@@ -1,0 +1,376 @@
+"""The audit of a run against what is known of it, over training, at a switch, and by kernels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import command, refused
+
+import distillens
+from distillens.audit_results import OverTraining, RunAudit, Settings, StudentAudit, Switch
+from distillens.errors import CheckpointError, RecipeError, RunError
+from distillens.measures.auditing import Watch
+from distillens.results import from_json
+from distillens.runs import Run, read_data, read_result
+from distillens.study.audit_run import audit_run
+from distillens.study.settings import measure_settings
+
+EPOCHS = 4
+TRAINING = {"epochs": EPOCHS, "batch_size": 32, "learning_rate": 0.05}
+
+
+def recipe(**more: Any) -> dict[str, Any]:
+    return {
+        "name": "audited",
+        "data": {"source": "digits", "train_size": 250, "test_size": 150, "label_noise": 0.2},
+        "teacher": {"model": {"name": "mlp", "hidden": [16]}, "training": TRAINING},
+        "student": {"model": {"name": "mlp", "hidden": [16]}, "training": TRAINING},
+        "supervisions": [
+            {"kind": "one-hot"},
+            {"kind": "offline", "temperature": 4},
+            {
+                "kind": "switched", "name": "switched", "at": 0.5,
+                "first": {"kind": "one-hot"}, "then": {"kind": "offline", "temperature": 4},
+            },
+        ],
+        "complexity": None,
+        **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit") / "run"
+    distillens.run(recipe(seeds=[0, 1]), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audited(finished: Path) -> dict[str, StudentAudit]:
+    audit, _ = audit_run(finished, over_training=250, kernel_examples=0, resamples=100)
+    return {student.student: student for student in audit.students}
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """Return a run that a test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def way(student: StudentAudit) -> OverTraining:
+    assert student.over_training is not None
+    return student.over_training
+
+
+def student_folder(run: Path, place: str = "01-offline-t4", seed: int = 0) -> Path:
+    return run / "students" / place / f"seed-{seed}"
+
+
+def test_the_end_agrees_with_what_the_run_measured(finished: Path, audited: dict) -> None:
+    assert list(audited) == ["no KD", "offline τ=4", "switched"]
+    known = {(d.student, d.seed, d.split): d for d in read_result(Run(finished)).deviations}
+    for name, student in audited.items():
+        assert student.seed == 0
+        for split in student.audit.splits:
+            wanted = known[name, 0, split.split]
+            found = split.exaggeration.slope_low.ordinary.value
+            assert found == pytest.approx(wanted.slope_low.value, abs=1e-4)
+            assert split.fidelity.agreement.value == wanted.top_agreement
+
+
+def test_references_are_those_of_the_run(audited: dict) -> None:
+    def names(student: StudentAudit) -> list[str]:
+        return [one.name for one in student.audit.splits[0].exaggeration.slope_all.references]
+
+    assert names(audited["no KD"]) == []
+    assert names(audited["switched"]) == ["one-hot student"]
+
+
+def test_who_is_right_is_judged_by_true_labels(finished: Path, audited: dict) -> None:
+    student = audited["offline τ=4"]
+    train, test = student.audit.splits
+    changed = {one["index"]: one for one in read_data(Run(finished))["changed_labels"]}
+    assert train.exaggeration.mislabelled is not None
+    assert train.exaggeration.mislabelled.examples == len(changed) == 50
+    assert test.exaggeration.mislabelled is None
+    with np.load(student_folder(finished) / "logits.npz") as stored:
+        says_N = stored["train"].argmax(axis=1)
+    splits = distillens.study.read_recipe(finished / "recipe.yaml").data
+    from distillens.data import load_splits
+
+    index = load_splits(splits).train.indices.tolist()
+    right = [says_N[row] == changed[i]["before"] for row, i in enumerate(index) if i in changed]
+    given = [says_N[row] == changed[i]["after"] for row, i in enumerate(index) if i in changed]
+    last = way(student).points[-2]
+    assert (last.split, last.epoch) == ("train", EPOCHS)
+    assert last.mislabelled_right is not None
+    assert last.mislabelled_given is not None
+    assert last.mislabelled_right.value == pytest.approx(np.mean(right))
+    assert last.mislabelled_given.value == pytest.approx(np.mean(given))
+    parts = [part for part in train.dissection if part.mislabelled]
+    assert sum(part.examples for part in parts) == 50
+    assert any("judged by the labels before" in note for note in student.notes)
+
+
+def test_the_way_ends_where_the_audit_is(audited: dict) -> None:
+    for student in audited.values():
+        for split in student.audit.splits:
+            (last,) = (
+                point
+                for point in way(student).points
+                if (point.split, point.epoch) == (split.split, EPOCHS)
+            )
+            slope = split.exaggeration.slope_all.ordinary.value
+            assert last.slope_all.value == pytest.approx(slope, abs=1e-4)
+            assert last.underfit.value == pytest.approx(split.exaggeration.underfit.share.value)
+            assert last.net_gain.value == pytest.approx(split.ledger.all.net_gain.value)
+
+
+def test_a_switched_student_is_the_first_one_until_the_switch(audited: dict) -> None:
+    switched, labels = way(audited["switched"]), way(audited["no KD"])
+    assert switched.switch == Switch("no KD", "offline τ=4", 2.0, 2.0)
+    assert labels.switch is None
+    assert labels.changes == ()
+    for one, other in zip(switched.points, labels.points, strict=True):
+        assert (one == other) == (one.epoch <= 2)
+    # What is called a change is the difference of two points of the curve.
+    curve = {(p.split, p.epoch): p for p in switched.points}
+    for change in switched.changes:
+        at, soon, last = (
+            getattr(curve[change.split, epoch], change.quantity).value for epoch in (2, 3, 4)
+        )
+        assert change.before == pytest.approx(at)
+        assert change.soon.value == pytest.approx(soon - at, abs=1e-12)
+        assert change.last.value == pytest.approx(last - at, abs=1e-12)
+    assert {change.quantity for change in switched.changes} >= {"underfit", "mislabelled_right"}
+
+
+def planted(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    teacher = rng.normal(size=(400, 2)) * 2
+    return teacher, rng.integers(2, size=400)
+
+
+def test_a_planted_switch_has_the_planted_change() -> None:
+    teacher, labels = planted(np.random.default_rng(0))
+    watch = Watch("test", teacher, labels, resamples=100)
+    for epoch, factor in enumerate((1.0, 1.0, 3.0, 2.0)):
+        point = watch.look(epoch, factor * teacher)
+        # Two classes: φ is the difference of the logits, so the slope is the factor.
+        assert point.slope_all.value == pytest.approx(factor)
+        assert point.slope_low.value == pytest.approx(factor)
+        assert point.agreement.value == 1
+        assert point.net_gain.value == 0
+    changes = {c.quantity: c for c in watch.changes(Switch("a", "b", 1.5, 1.5))}
+    assert changes["slope_low"].before == pytest.approx(1)
+    assert changes["slope_low"].soon.value == pytest.approx(2)
+    assert changes["slope_low"].last.value == pytest.approx(1)
+    assert changes["slope_low"].direction == "rose"
+    assert changes["accuracy"].direction == "no sure change"
+    # A window counts as passed at its end; without a checkpoint on each side there is no change.
+    assert watch.changes(Switch("a", "b", 1.5, 2.5))[1].soon.value == pytest.approx(1)
+    assert watch.changes(Switch("a", "b", 2.5, 3.5)) == ()
+
+
+def test_a_student_that_is_its_teacher_obeys(copied: Path) -> None:
+    teacher, student = copied / "teacher", student_folder(copied)
+    for path in teacher.glob("epoch-*.safetensors"):
+        shutil.copy(path, student)
+    shutil.copy(teacher / "logits.npz", student)
+    cell = json.loads((student / "cell.json").read_text())
+    cell["weights_digest"] = json.loads((teacher / "cell.json").read_text())["weights_digest"]
+    (student / "cell.json").write_text(json.dumps(cell))
+    audit, _ = audit_run(
+        copied, student="offline-t4", over_training=100, kernel_examples=8, resamples=100
+    )
+    (found,) = audit.students
+    for split in found.audit.splits:
+        assert split.exaggeration.slope_all.ordinary.value == pytest.approx(1)
+        assert split.ledger.departures == 0
+        assert split.fidelity.identical
+    assert found.over_training is not None
+    for point in way(found).points[-2:]:
+        assert point.slope_all.value == pytest.approx(1, abs=1e-4)
+        assert point.agreement.value == 1
+    own, labels = found.kernels
+    assert (own.who, labels.who) == ("student", "one-hot student")
+    assert own.ntk_similarity.value == pytest.approx(1, abs=1e-5)
+    assert own.centred_alignment.value == pytest.approx(1, abs=1e-5)
+    assert labels.ntk_similarity.value < 0.99
+
+
+def test_another_teacher_is_a_reference(finished: Path, tmp_path: Path) -> None:
+    only = [{"kind": "one-hot"}]
+    teacher = {**recipe()["teacher"], "seed": 7}
+    other = tmp_path / "other"
+    distillens.run(recipe(name="other", teacher=teacher, supervisions=only), other)
+    audit, _ = audit_run(
+        finished, student="offline τ=4", seed=1, other_teacher_run=other, over_training=0,
+        kernel_examples=0, resamples=100,
+    )  # fmt: skip
+    (student,) = audit.students
+    assert (student.seed, student.over_training, student.kernels) == (1, None, ())
+    references = student.audit.splits[1].exaggeration.slope_all.references
+    assert [one.name for one in references] == ["one-hot student", "other teacher"]
+    assert audit.other_teacher == "other"
+    with pytest.raises(RunError, match="this run's own teacher"):
+        audit_run(finished, other_teacher_run=finished, over_training=0, kernel_examples=0)
+    smaller = {**recipe()["data"], "train_size": 200}
+    distillens.run(recipe(data=smaller, supervisions=only), tmp_path / "smaller")
+    with pytest.raises(RunError, match="saw other data"):
+        audit_run(finished, other_teacher_run=tmp_path / "smaller")
+    with pytest.raises(RunError, match="one-hot students only"):
+        measure_settings([other])
+
+
+def test_squared_error_and_two_classes(tmp_path: Path) -> None:
+    groups = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    data = {"source": "digits", "train_size": 150, "test_size": 100, "groups": groups}
+    distillens.run(recipe(data=data, loss="squared-error"), tmp_path / "run")
+    audit, _ = audit_run(
+        tmp_path / "run", student="switched", over_training=50, kernel_examples=4, resamples=100
+    )
+    (student,) = audit.students
+    assert [(one.role, one.kind) for one in student.audit.kinds[:2]] == [
+        ("teacher", "logits"), ("student", "probabilities"),
+    ]  # fmt: skip
+    assert any("squared error" in note for note in student.notes)
+    assert all(np.isfinite(point.slope_all.value) for point in way(student).points)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda run: (run / "results.json").unlink(), RunError, "is not finished"),
+        (
+            lambda run: [path.unlink() for path in student_folder(run).glob("epoch-*")],
+            RunError,
+            "no checkpoint of epoch 4",
+        ),
+        (
+            lambda run: shutil.copy(
+                student_folder(run) / "epoch-0001.safetensors",
+                student_folder(run) / "epoch-0004.safetensors",
+            ),
+            CheckpointError,
+            "not what cell.json beside it describes",
+        ),
+        (
+            lambda run: shutil.copy(
+                student_folder(run, seed=1) / "logits.npz", student_folder(run) / "logits.npz"
+            ),
+            CheckpointError,
+            "gives other outputs than the run stored",
+        ),
+        (
+            lambda run: (run / "data.json").write_text(
+                (run / "data.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
+            ),
+            RunError,
+            "are not those of",
+        ),
+    ],
+)
+def test_a_run_that_was_spoilt_is_refused(
+    spoil: Any, error: type[Exception], words: str, copied: Path
+) -> None:
+    spoil(copied)
+    with pytest.raises(error, match=words):
+        audit_run(copied, student="offline τ=4", over_training=50, kernel_examples=0)
+
+
+def test_open_networks_are_refused(copied: Path) -> None:
+    result = json.loads((copied / "results.json").read_text())
+    result["open_cells"] = ["offline τ=4, seed 0"]
+    (copied / "results.json").write_text(json.dumps(result))
+    for measure in (lambda: audit_run(copied), lambda: measure_settings([copied])):
+        with pytest.raises(RunError, match=r"1 network.* open, first offline"):
+            measure()
+
+
+def test_a_missing_checkpoint_on_the_way_is_noted(copied: Path) -> None:
+    (student_folder(copied) / "epoch-0002.safetensors").unlink()
+    audit, _ = audit_run(
+        copied, student="offline τ=4", over_training=50, kernel_examples=0, resamples=100
+    )
+    (student,) = audit.students
+    assert {point.epoch for point in way(student).points} == {0, 1, 3, 4}
+    assert any("epochs 2 are missing" in note for note in student.notes)
+
+
+def test_unknown_students_and_seeds_are_refused(finished: Path) -> None:
+    with pytest.raises(RecipeError, match="no student 'switch'; did you mean 'switched'"):
+        audit_run(finished, student="switch")
+    with pytest.raises(RecipeError, match="of seed 5; there are 0, 1"):
+        audit_run(finished, seed=5)
+    with pytest.raises(RecipeError, match="over_training is -1"):
+        audit_run(finished, over_training=-1)
+
+
+def test_the_command_prints_and_writes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["audit", finished, "--student", "switched", "--over-training", 60, "--resamples", 100]
+    assert command(*words, "--kernel-examples", 4, "--json", "--out", tmp_path) == 0
+    found = from_json(RunAudit, capsys.readouterr().out, "standard output")
+    assert from_json(RunAudit, (tmp_path / "audit.json").read_text(), "file") == found
+    assert way(found.students[0]).examples == {"train": 60, "test": 60}
+    page = (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert "Switch: no KD → offline τ=4, epoch 2.00." in page
+    assert 'id="way-0-mislabelled"' in page
+    assert "train, by mislabelled or not" in page
+    svg = (tmp_path / "over-training-switched-seed-0.svg").read_text(encoding="utf-8")
+    assert "no KD → offline τ=4, epoch 2.00" in svg
+    assert (tmp_path / "confidence-switched-seed-0.png").stat().st_size > 10_000
+    with np.load(tmp_path / "points-switched-seed-0-train.npz") as points:
+        assert points["mislabelled"].sum() == 50
+        assert len(points["x"]) == 250
+    assert command(*words, "--kernel-examples", 0) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Switch: no KD → offline τ=4, epoch 2.00." in text
+
+
+def test_arrays_and_runs_do_not_mix(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--teacher is for the audit of arrays" in refused(
+        capsys, "audit", finished, "--teacher", "t.npy"
+    )
+    assert "--seed is for the audit of a run" in refused(capsys, "audit", "--seed", 1)
+    assert "give a run, or --teacher" in refused(capsys, "audit", "--teacher", "t.npy")
+    assert "no run folder" in refused(capsys, "audit", finished.parent)
+
+
+def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("settings", finished, "--json", "--resamples", 100) == 0
+    found = from_json(Settings, capsys.readouterr().out, "standard output")
+    assert [one.supervision for one in found.settings] == ["offline τ=4", "switched"]
+    one = found.settings[0]
+    assert one.data == "digits, 250 train, 20 % labels wrong"
+    assert (one.teacher, one.seeds, one.temperature) == ("mlp (hidden [16])", (0, 1), 4.0)
+    audits = [
+        audit_run(
+            finished, student="offline τ=4", seed=seed, over_training=0, kernel_examples=0,
+            resamples=100,
+        )[0].students[0].audit.splits
+        for seed in (0, 1)
+    ]  # fmt: skip
+    for place, split in enumerate(one.splits):
+        slopes = [splits[place].exaggeration.slope_low.ordinary.value for splits in audits]
+        gains = [splits[place].ledger.all for splits in audits]
+        assert split.slope_low.value == pytest.approx(np.mean(slopes))
+        assert split.net_gain.value == pytest.approx(np.mean([g.net_gain.value for g in gains]))
+        assert split.p_value == max(gain.p_value for gain in gains)
+        assert split.underfit.interval is not None
+        assert split.underfit.interval.high <= 1
+    rows = {row.name: row for row in read_result(Run(finished)).rows}
+    assert one.accuracy == rows["offline τ=4"].accuracy
+    assert one.one_hot_accuracy == rows["no KD"].accuracy
+    assert command("settings", finished, finished, "--markdown", "--resamples", 100) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| digits") for line in lines) == 8
+    assert "give --markdown or --json" in refused(
+        capsys, "settings", finished, "--markdown", "--json"
+    )
