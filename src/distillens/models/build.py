@@ -26,7 +26,8 @@ class ModelRecipe(BaseModel):
     """Which network: a name, and the arguments of its builder beside it.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
-    ``{name: random-features, width: 5000, features_seed: 0}``, or ``{name: "package.module:function", …}``, called with ``input_shape`` and ``outputs``;
+    ``{name: random-features, width: 5000, features_seed: 0}``, or
+    ``{name: "package.module:function", …}``, called with ``input_shape`` and ``outputs``;
     ``{name: "timm:mobilenetv3_small_100"}`` and ``{name: "transformers:NAME_OR_FOLDER"}`` are those
     libraries' (see :func:`distillens.models.external.external_builder` for their arguments).
     """

@@ -5,11 +5,13 @@ from __future__ import annotations
 from distillens.report.audit_text import audit_text
 from distillens.report.complexity_table import certified_table, curves_table
 from distillens.report.costs import cost_table
+from distillens.report.eigenspace_table import eigenspace_table
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
 from distillens.report.write_audit import write_audit
+from distillens.report.write_eigenspace import write_eigenspace
 
 __all__ = [
     "accuracy_table",
@@ -17,11 +19,13 @@ __all__ = [
     "certified_table",
     "cost_table",
     "curves_table",
+    "eigenspace_table",
     "lab_json",
     "lab_table",
     "markdown_table",
     "render",
     "write_audit",
+    "write_eigenspace",
     "write_lab",
     "write_report",
 ]

@@ -7,6 +7,7 @@ from distillens.measures.eigenspace.courses import (
 )
 from distillens.measures.eigenspace.directions import (
     Directions,
+    example_directions,
     gram_directions,
     input_directions,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "PredictionCourse",
     "compare_pairs",
     "draw_pairs",
+    "example_directions",
     "gram_directions",
     "input_directions",
     "project_predictions",

@@ -18,9 +18,7 @@ from distillens.measures.eigenspace.directions import Directions
 Array = NDArray[np.float64]
 
 
-def project_weights(
-    trajectory: Iterable[ArrayLike], vectors_DK: ArrayLike
-) -> tuple[Array, Array]:
+def project_weights(trajectory: Iterable[ArrayLike], vectors_DK: ArrayLike) -> tuple[Array, Array]:
     """Return ‖Wᵀv_k‖₂ and ‖(W − W₀)ᵀv_k‖₂ at every checkpoint, (E, K) each.
 
     Parameters
@@ -54,7 +52,9 @@ def project_weights(
         if start is None:
             start = components_HK
         if components_HK.shape != start.shape:
-            raise MeasureError(f"checkpoint {number} has {w.shape[1]} units, the first {len(start)}")
+            raise MeasureError(
+                f"checkpoint {number} has {w.shape[1]} units, the first {len(start)}"
+            )
         whole.append(np.linalg.norm(components_HK, axis=0))
         change.append(np.linalg.norm(components_HK - start, axis=0))
     if not whole:

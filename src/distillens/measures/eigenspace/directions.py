@@ -7,6 +7,7 @@ Review 2011. Shapes: N examples (or rows), D values an input, K directions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,14 +73,33 @@ def input_directions(
         _, singular, rows = np.linalg.svd(x, full_matrices=False)
         decomposition: Decomposition = "exact SVD"
     else:
+        # Its signature says str for the number of iterations, which it documents as either.
+        iterations: Any = _ITERATIONS
         _, singular, rows = randomized_svd(
-            x, count, n_oversamples=_OVERSAMPLES, n_iter=_ITERATIONS, random_state=seed
+            x, count, n_oversamples=_OVERSAMPLES, n_iter=iterations, random_state=seed
         )
         decomposition = "randomised SVD"
     _check_rank(singular[:count] ** 2, max(x.shape), "inputs")
     values_K, vectors_DK = singular[:count] ** 2, np.ascontiguousarray(rows[:count].T)
     residual = _residual(x.T @ (x @ vectors_DK), vectors_DK, values_K)
     return Directions(values_K, vectors_DK, decomposition, residual)
+
+
+def example_directions(inputs_ND: ArrayLike, directions: Directions) -> Directions:
+    """Return the eigenvectors of the data kernel XXᵀ, Xv_k/√λ_k, from those of XᵀX.
+
+    Raises
+    ------
+    MeasureError
+        The eigenvectors are of other inputs, by their shape.
+    """
+    x, vectors_DK = np.asarray(inputs_ND, dtype=np.float64), directions.vectors
+    if x.ndim != 2 or x.shape[1] != len(vectors_DK):
+        raise MeasureError(f"inputs of shape {x.shape} do not fit vectors {vectors_DK.shape}")
+    values_K = directions.eigenvalues_K
+    vectors_NK = (x @ vectors_DK) / np.sqrt(values_K)
+    residual = _residual(x @ (x.T @ vectors_NK), vectors_NK, values_K)
+    return Directions(values_K, vectors_NK, directions.decomposition, residual)
 
 
 def gram_directions(gram_NN: ArrayLike, count: int) -> Directions:
@@ -95,7 +115,10 @@ def gram_directions(gram_NN: ArrayLike, count: int) -> Directions:
     gram = np.asarray(gram_NN, dtype=np.float64)
     _check_count(count, len(gram), f"a Gram of shape {gram.shape}")
     ascending, vectors = eigenpairs(gram)
-    values_K, vectors_NK = ascending[::-1][:count], np.ascontiguousarray(vectors[:, ::-1][:, :count])
+    values_K, vectors_NK = (
+        ascending[::-1][:count],
+        np.ascontiguousarray(vectors[:, ::-1][:, :count]),
+    )
     _check_rank(values_K, len(gram), "Gram")
     residual = _residual(gram @ vectors_NK, vectors_NK, values_K)
     return Directions(values_K, vectors_NK, "exact eigenvectors", residual)
@@ -109,7 +132,7 @@ def _check_count(count: int, most: int, what: str) -> None:
     if not 1 <= count <= most:
         raise MeasureError(
             f"{count} eigenvectors were asked for, {what} have at most {most}; "
-            "give more examples, another layer or smaller indices"
+            "give more examples, another layer or pairs of lower indices"
         )
 
 

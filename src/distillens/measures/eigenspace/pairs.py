@@ -19,6 +19,7 @@ Shapes: E checkpoints, K directions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,30 +31,38 @@ Array = NDArray[np.float64]
 Pair = tuple[int, int]
 
 TOP = 15
-"""Top indices are drawn among the first so many."""
+"""The paper draws top indices among the first so many."""
 BOTTOM = (20, 60)
-"""Bottom indices are drawn from here, ends included."""
+"""And bottom indices from here, ends included."""
 LEAST_OVERLAP = 0.1
 
 _POINTS = 256
 _ROUNDING = 1e-10
 
 
-def draw_pairs(count: int, seed: int) -> tuple[Pair, ...]:
-    """Draw different pairs (top, bottom), top in 1 to 15 and bottom in 20 to 60, counted from 1.
+def draw_pairs(
+    count: int, seed: int, *, top: int = TOP, bottom: tuple[int, int] = BOTTOM
+) -> tuple[Pair, ...]:
+    """Draw different pairs of eigenvectors, counted from 1: the top one in 1 to ``top``.
 
     Raises
     ------
     MeasureError
-        There are not so many pairs, or the seed is negative.
+        The ranges are empty or meet, there are not so many pairs, or the seed is negative.
     """
-    bottoms = BOTTOM[1] - BOTTOM[0] + 1
-    if not 1 <= count <= TOP * bottoms:
-        raise MeasureError(f"{count} pairs were asked for; give 1 to {TOP * bottoms}")
+    low, high = bottom
+    if not 1 <= top < low <= high:
+        raise MeasureError(
+            f"tops in 1 to {top} and bottoms in {low} to {high} make no pairs; "
+            "give 1 ≤ top < lowest bottom ≤ highest bottom"
+        )
+    bottoms = high - low + 1
+    if not 1 <= count <= top * bottoms:
+        raise MeasureError(f"{count} pairs were asked for; give 1 to {top * bottoms}")
     if seed < 0:
         raise MeasureError(f"the seed of the pairs is {seed}; give 0 or more")
-    drawn = np.random.default_rng(seed).choice(TOP * bottoms, count, replace=False)
-    return tuple((int(n) // bottoms + 1, int(n) % bottoms + BOTTOM[0]) for n in drawn)
+    drawn = np.random.default_rng(seed).choice(top * bottoms, count, replace=False)
+    return tuple((int(n) // bottoms + 1, int(n) % bottoms + low) for n in drawn)
 
 
 def compare_pairs(
@@ -132,7 +141,7 @@ def _compare(teacher_E2: Array, student_E2: Array, pair: Pair, projected: Projec
 def _first_passage(path_E2: Array) -> tuple[Array, Array]:
     """Return y when x first reaches each value, as a line through points (x, y) with x rising."""
     xs, ys = [float(path_E2[0, 0])], [float(path_E2[0, 1])]
-    for (x0, y0), (x1, y1) in zip(path_E2[:-1], path_E2[1:], strict=True):
+    for (x0, y0), (x1, y1) in pairwise(path_E2):
         reached = xs[-1]
         if x1 <= reached:
             continue

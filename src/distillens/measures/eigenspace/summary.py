@@ -64,9 +64,7 @@ def summarise_bias(
     )
 
 
-def _shares(
-    verdicts: Sequence[tuple[str, Sequence[bool | None]]], teachers: int
-) -> list[float]:
+def _shares(verdicts: Sequence[tuple[str, Sequence[bool | None]]], teachers: int) -> list[float]:
     """Return one share a teacher, or a student where there is one teacher; none without verdicts."""
     each = [
         (name, float(np.mean(decided)))
