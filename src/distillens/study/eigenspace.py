@@ -249,7 +249,7 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
     examples = _examples(scene, task)
     students, notes = _students(scene, task)
     sides: dict[Path, _Side] = {}
-    count = max(bottom for _, bottom in pairs)
+    count = task.bottom[1]
 
     def side(files: NetworkFiles, model: ModelRecipe, epochs: int, who: str) -> _Side:
         if files.folder not in sides:
