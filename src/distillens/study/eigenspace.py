@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
@@ -25,8 +23,6 @@ from distillens.kernel import EmpiricalNTK
 from distillens.measures import (
     coding_of,
     label_targets,
-    prediction_targets,
-    teacher_targets,
 )
 from distillens.measures.eigenspace import (
     Directions,
@@ -36,22 +32,22 @@ from distillens.measures.eigenspace import (
     gram_directions,
     input_directions,
     project_predictions,
-    project_weights,
     summarise_bias,
 )
 from distillens.measures.eigenspace.pairs import BOTTOM, TOP, Pair
-from distillens.models import ModelRecipe, load_state, load_weights
+from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
 from distillens.results import SCHEMA
 from distillens.runs import NetworkFiles, find_run, read_data, read_result
 from distillens.study.comparable import check_comparable
-from distillens.study.layers import LayerInputs, find_layer, layer_inputs, weight_matrix
+from distillens.study.layers import find_layer
+from distillens.study.network_course import NetworkCourse, alike, check_checkpoints
 from distillens.study.networks import Scene, read_cell, weights_digest
 from distillens.study.provenance import own_version
 from distillens.study.reading import read_recipe
 from distillens.study.students import Student
 from distillens.study.teacher import StudyTeacher, prepare_teacher
-from distillens.training import accelerator_for, predict
+from distillens.training import accelerator_for
 
 Arrays = dict[str, NDArray[np.float64]]
 Kernel = Literal["data", "ntk"]
@@ -160,67 +156,6 @@ class _Measured:
     notes: tuple[str, ...]
 
 
-@dataclass(eq=False)
-class _Side:
-    """A network with its checkpoints: what the layer is given, and its course."""
-
-    scene: Scene
-    files: NetworkFiles
-    model: ModelRecipe
-    epochs: int
-    layer: str
-    examples: Examples
-    count: int
-    digest: str
-    squared: bool
-    """Whether it was trained with squared error, and gives probabilities and no logits."""
-    inputs: LayerInputs = field(init=False)
-    moved: bool = field(init=False)
-    """Whether training changes what the layer is given."""
-
-    def __post_init__(self) -> None:
-        first, last = self._inputs(0), self._inputs(self.epochs)
-        self.inputs, self.moved = last, not _alike(first.rows_MD, last.rows_MD)
-
-    def _inputs(self, epoch: int) -> LayerInputs:
-        scene = self.scene
-        network, device = self.network(epoch), self.scene.accelerator.device
-        return layer_inputs(network, self.layer, self.examples, scene.normalisation, device)
-
-    @cached_property
-    def _built(self) -> nn.Module:
-        return self.scene.build(self.model, 0).to(self.scene.accelerator.device).eval()
-
-    def network(self, epoch: int) -> nn.Module:
-        """Return the network after an epoch: one for all epochs, good until the next call."""
-        load_weights(self.files.weights(epoch), self._built)
-        return self._built
-
-    def directions(self) -> Directions:
-        return input_directions(self.inputs.rows_MD, self.count)
-
-    def course(self, directions: Directions) -> dict[Projected, NDArray[np.float64]]:
-        key = f"{self.layer}.weight"
-        states = (load_state(self.files.weights(epoch)) for epoch in range(self.epochs + 1))
-        weights, change = project_weights(
-            (weight_matrix(state[key]) for state in states), directions.vectors
-        )
-        return {"weights": weights, "change": change}
-
-    @cached_property
-    def predictions(self) -> NDArray[np.float64]:
-        """What it says at every checkpoint, in the coding of its targets."""
-        scene = self.scene
-        code = prediction_targets if self.squared else teacher_targets
-        device = scene.accelerator.device
-        return np.stack(
-            [
-                code(predict(self.network(e), self.examples, scene.normalisation, device=device))
-                for e in range(self.epochs + 1)
-            ]
-        )
-
-
 def _scene(folder: Path, trust_code: bool) -> Scene:
     run = find_run(folder)
     if open_cells := read_result(run).open_cells:
@@ -248,17 +183,17 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
         )
     examples = _examples(scene, task)
     students, notes = _students(scene, task)
-    sides: dict[Path, _Side] = {}
+    sides: dict[Path, NetworkCourse] = {}
     count = task.bottom[1]
 
-    def side(files: NetworkFiles, model: ModelRecipe, epochs: int, who: str) -> _Side:
+    def side(files: NetworkFiles, model: ModelRecipe, epochs: int, who: str) -> NetworkCourse:
         if files.folder not in sides:
-            _check_checkpoints(files, epochs)
+            check_checkpoints(files, epochs)
             digest = weights_digest(files, epochs, read_cell(files).weights_digest)
             layer = find_layer(scene.build(model, 0), task.layer, who)
             # The run's teacher is trained with cross-entropy, whatever the students' loss.
             squared = scene.recipe.loss == "squared-error" and files.folder != teacher.files.folder
-            sides[files.folder] = _Side(
+            sides[files.folder] = NetworkCourse(
                 scene, files, model, epochs, layer, examples, count, digest, squared
             )
         return sides[files.folder]
@@ -280,19 +215,19 @@ def _compare(
     task: EigenspaceTask,
     pairs: tuple[Pair, ...],
     student: Student,
-    theirs: _Side,
-    mine: _Side,
+    theirs: NetworkCourse,
+    mine: NetworkCourse,
     axes: dict[Path, Directions],
     notes: tuple[str, ...],
 ) -> _Measured:
-    shared = not theirs.moved and _alike(theirs.inputs.rows_MD, mine.inputs.rows_MD)
+    shared = not theirs.moved and alike(theirs.inputs.rows_MD, mine.inputs.rows_MD)
     if not (shared or theirs.moved or mine.moved):
         raise ModelError(
             f"layer {theirs.layer!r} of the teacher and {mine.layer!r} of the student are given "
             "other inputs, which do not move; their eigenvectors cannot be compared"
         )
 
-    def directions(one: _Side) -> Directions:
+    def directions(one: NetworkCourse) -> Directions:
         if one.files.folder not in axes:
             axes[one.files.folder] = one.directions()
         return axes[one.files.folder]
@@ -328,7 +263,11 @@ def _compare(
 
 
 def _prediction_arrays(
-    scene: Scene, task: EigenspaceTask, theirs: _Side, mine: _Side, of_inputs: Directions
+    scene: Scene,
+    task: EigenspaceTask,
+    theirs: NetworkCourse,
+    mine: NetworkCourse,
+    of_inputs: Directions,
 ) -> Arrays:
     examples, outputs = theirs.examples, scene.outputs
     if task.kernel == "ntk":
@@ -400,19 +339,6 @@ def _teacher_of(
     generations = list(student.networks(scene).values())
     before = generations[-2] if len(generations) > 1 else origin.files(scene)
     return before, recipe.student.model, recipe.student.training.epochs
-
-
-def _check_checkpoints(files: NetworkFiles, epochs: int) -> None:
-    missing = sorted(set(range(epochs + 1)) - set(files.epochs()))
-    if missing:
-        raise RunError(
-            f"{files.folder} lacks {len(missing)} checkpoint(s), first "
-            f"{files.weights(missing[0]).name}; run its recipe again in another folder"
-        )
-
-
-def _alike(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
-    return first.shape == second.shape and np.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def _summaries(found: list[_Measured]) -> list[BiasSummary]:
