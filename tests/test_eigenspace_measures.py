@@ -76,7 +76,7 @@ def test_predictions_learn_each_direction_at_its_own_rate():
     assert np.isnan(course.share_EK[0]).all()
 
 
-def trajectories(teacher_time: float = 3.0, points: int = 4001):
+def trajectories(teacher_time: float = 3.0, points: int = 1001):
     """Return the components of a teacher and of its student in gradient flow from zero."""
     inputs, targets = problem()
     flow = linear_flow(inputs, targets)
@@ -270,6 +270,7 @@ def test_where_all_teachers_agree_the_majority_keeps_a_width():
     assert found.share.interval.low == found.share.interval.high == 1
     assert found.majority.interval is not None
     assert found.majority.interval.low == pytest.approx(0.839, abs=1e-3)
+    assert found.majority.interval.method == "Wilson over 20 teachers"
 
 
 def test_one_teacher_gives_an_interval_over_its_students():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from distillens.errors import RunError
@@ -13,14 +13,13 @@ SEEDS = ("seed", "seeds", "features_seed")
 """Keys, wherever they stand, in which repetitions may differ."""
 
 BESIDE = (
-    "name", "description", "data.path", "teacher.run", "complexity", "deviation", "trackers",
-    "cache_gigabytes",
+    "name", "description", "data.path", "complexity", "deviation", "trackers", "cache_gigabytes",
 )  # fmt: skip
-"""Keys that change no network, or name another repetition's."""
+"""Keys that change no network."""
 
 
-def check_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """Refuse runs that differ in more than seeds; keys are the names of the runs.
+def check_comparable(recipes: Sequence[tuple[str, Recipe]]) -> None:
+    """Refuse runs, given by name and recipe, that differ in more than seeds.
 
     Raises
     ------
@@ -29,11 +28,12 @@ def check_comparable(recipes: Mapping[str, Recipe]) -> None:
     """
     if not recipes:
         raise RunError("no run was given; name at least one run folder")
-    flat = {name: _leaves(recipe.model_dump(mode="json")) for name, recipe in recipes.items()}
-    first, *others = flat
-    for other in others:
-        for key in sorted({*flat[first], *flat[other]}):
-            here, there = flat[first].get(key), flat[other].get(key)
+    (first, at_first), *others = (
+        (name, _leaves(recipe.model_dump(mode="json"))) for name, recipe in recipes
+    )
+    for other, at_other in others:
+        for key in sorted({*at_first, *at_other}):
+            here, there = at_first.get(key), at_other.get(key)
             if here != there:
                 raise RunError(
                     f"{first} and {other} are of different recipes: {key} is {here} and {there}; "

@@ -45,6 +45,7 @@ from distillens.study.network_course import NetworkCourse, alike, check_checkpoi
 from distillens.study.networks import Scene, read_cell, weights_digest
 from distillens.study.provenance import own_version
 from distillens.study.reading import read_recipe
+from distillens.study.recipe import Recipe
 from distillens.study.students import Student
 from distillens.study.teacher import StudyTeacher, prepare_teacher
 from distillens.training import accelerator_for
@@ -110,19 +111,13 @@ def measure_eigenspace(
     asked = task or EigenspaceTask()
     pairs = asked.drawn()
     scenes = [_scene(folder, trust_code) for folder in folders]
-    check_comparable({str(scene.run.folder): scene.recipe for scene in scenes})
+    check_comparable([(str(scene.run.folder), _with_its_teacher(scene)) for scene in scenes])
     found: list[_Measured] = []
     with progress("eigenspace", len(scenes)) as advance:
         for scene in scenes:
             found += _of_run(scene, asked, pairs)
             advance(1)
-    twice = [one for one in found if sum(one.digest == other.digest for other in found) > 1]
-    if twice:
-        runs = " and ".join(dict.fromkeys(one.bias.run for one in twice))
-        raise RunError(
-            f"student {twice[0].bias.student!r}, seed {twice[0].bias.seed}, was given twice "
-            f"({runs}); the same network is no second seed"
-        )
+    _refuse_repeated(found)
     result = Eigenspace(
         schema_version=SCHEMA,
         layer=found[0].layer,
@@ -172,6 +167,29 @@ def _scene(folder: Path, trust_code: bool) -> Scene:
             f"{here[:12]} here; give it the data it was made from"
         )
     return scene
+
+
+def _with_its_teacher(scene: Scene) -> Recipe:
+    """Return the recipe with the teacher as it was trained, also where another run did that."""
+    recipe = scene.recipe
+    if recipe.teacher.run is None:
+        return recipe
+    other = find_run(Path(recipe.teacher.run))
+    teacher = read_recipe(other.recipe, trust_code=scene.trust_code).teacher
+    return recipe.model_copy(update={"teacher": teacher})
+
+
+def _refuse_repeated(found: list[_Measured]) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for one in found:
+        # Two supervisions of a run may end with the same weights; one supervision's seeds may not.
+        key = (one.bias.student, one.digest)
+        if key in seen:
+            raise RunError(
+                f"student {one.bias.student!r}, seed {one.bias.seed}, was given twice "
+                f"({seen[key]} and {one.bias.run}); the same network is no second seed"
+            )
+        seen[key] = one.bias.run
 
 
 def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list[_Measured]:

@@ -60,7 +60,7 @@ def summarise_bias(
         undecided=flat.count(None),
         share=_estimate(values, teachers),
         share_at_end=_estimate(_shares(ends, teachers), teachers),
-        majority=_majority(values),
+        majority=_majority(values, teachers),
     )
 
 
@@ -83,18 +83,22 @@ def _estimate(values: list[float], teachers: int) -> Estimate:
     found = mean_over_seeds(values)
     if found.interval is None:
         return found
-    unit = "students of one teacher" if teachers == 1 else "teachers"
     interval = replace(
         found.interval,
         low=max(0.0, found.interval.low),
         high=min(1.0, found.interval.high),
-        method=f"Student t over {len(values)} {unit}, cut to [0, 1]",
+        method=f"Student t over {len(values)} {_unit(teachers)}, cut to [0, 1]",
     )
     return Estimate(found.value, interval)
 
 
-def _majority(values: list[float]) -> Estimate:
+def _unit(teachers: int) -> str:
+    return "students of one teacher" if teachers == 1 else "teachers"
+
+
+def _majority(values: list[float], teachers: int) -> Estimate:
     if not values:
         return Estimate(float("nan"))
     share = float(np.mean([value > 0.5 for value in values]))
-    return Estimate(share, wilson_interval(share, len(values)))
+    found = wilson_interval(share, len(values))
+    return Estimate(share, replace(found, method=f"Wilson over {len(values)} {_unit(teachers)}"))
