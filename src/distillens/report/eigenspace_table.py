@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -41,7 +43,7 @@ def eigenspace_table(result: Eigenspace) -> Table:
         f"top one. Of {plural(first.pairs, 'pair')} a student (pair seed {result.pair_seed}), mean "
         f"over {plural(first.students, 'student')} of {plural(first.teachers, 'teacher')}; open: "
         "undecided.",
-        *_methods(first),
+        *_methods(result.summaries),
         *map(printable, result.notes),
     ]
     table.caption = Text("\n".join(words))
@@ -52,9 +54,14 @@ def _mean(summary: BiasSummary, total: int) -> str:
     return fixed(total / summary.students, 1)
 
 
-def _methods(summary: BiasSummary) -> list[str]:
-    intervals = {
-        "Share": summary.share.interval,
-        "Majority (more than half of the pairs)": summary.majority.interval,
-    }
-    return [f"{name}: {found.method}." for name, found in intervals.items() if found is not None]
+def _methods(summaries: Sequence[BiasSummary]) -> list[str]:
+    """Return how intervals were made; students without a decided pair have none."""
+    found: list[str] = []
+    for summary in summaries:
+        for name, interval in (
+            ("Share", summary.share.interval),
+            ("Majority (more than half of the pairs)", summary.majority.interval),
+        ):
+            if interval is not None:
+                found.append(f"{name}: {interval.method}.")
+    return list(dict.fromkeys(found))
