@@ -53,6 +53,12 @@ def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("complexity.epochs", [9], "complexity.epochs names 9"),
         ("student.model.name", "os:system", "pass --trust-code"),
         ("loss", "squared", "loss: .*got 'squared'"),
+        ("student.training.optimizer", "lion", "student.training.optimizer: .*got 'lion'"),
+        (
+            "student.training",
+            {"epochs": 1, "learning_rate": 0.1, "optimizer": "adam", "momentum": 0.5},
+            "momentum 0.5 is of optimizer sgd",
+        ),
         ("student.training.schedule.milestones", [0.5, 0.2], "milestones must increase"),
     ],
 )

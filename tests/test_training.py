@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -80,16 +80,33 @@ def test_one_step_is_the_textbook_update() -> None:
         torch.testing.assert_close(ours, start - 0.1 * 1.9 * gradient)
 
 
+def test_the_first_step_of_adam_is_the_textbook_one() -> None:
+    recipe = TrainingRecipe(epochs=1, batch_size=48, learning_rate=0.1, optimizer="adam")
+    model, other = network(), network()
+    batches = Batches(blobs(), 48, seed=None)
+    fit(model, OneHot(), batches, recipe)
+    batch = next(batches.epoch(0))
+    nn.functional.cross_entropy(other(batch.inputs), batch.labels).backward()
+    for ours, start in zip(model.parameters(), other.parameters(), strict=True):
+        assert start.grad is not None
+        # Corrected for their start, both moments are those of this one gradient.
+        step = start.grad / (start.grad.abs() + 1e-8)
+        torch.testing.assert_close(ours, start - 0.1 * step)
+
+
 class KilledError(Exception):
     """Stands in for a kill between two epochs."""
 
 
-@pytest.mark.parametrize("dropout", [False, True])
-def test_a_run_killed_after_an_epoch_ends_with_the_same_bits(tmp_path: Path, dropout: bool) -> None:
+@pytest.mark.parametrize(("dropout", "optimizer"), [(False, "sgd"), (True, "sgd"), (False, "adam")])
+def test_a_run_killed_after_an_epoch_ends_with_the_same_bits(
+    tmp_path: Path, dropout: bool, optimizer: Literal["sgd", "adam"]
+) -> None:
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer})
     batches = Batches(blobs(), 16, seed=2)
     whole = network(dropout=dropout)
     torch.manual_seed(7)
-    expected = fit(whole, OneHot(), batches, RECIPE, store=NetworkFiles(tmp_path / "whole"))
+    expected = fit(whole, OneHot(), batches, recipe, store=NetworkFiles(tmp_path / "whole"))
 
     def stop(record: EpochRecord, model: nn.Module) -> None:
         if record.epoch == 2:
@@ -99,10 +116,10 @@ def test_a_run_killed_after_an_epoch_ends_with_the_same_bits(tmp_path: Path, dro
     killed = network(dropout=dropout)
     torch.manual_seed(7)
     with pytest.raises(KilledError):
-        fit(killed, OneHot(), batches, RECIPE, store=files, hooks=[stop])
+        fit(killed, OneHot(), batches, recipe, store=files, hooks=[stop])
     torch.manual_seed(12345)
     resumed = network(seed=3, dropout=dropout)
-    history = fit(resumed, OneHot(), batches, RECIPE, store=files)
+    history = fit(resumed, OneHot(), batches, recipe, store=files)
     assert history.digest == expected.digest
     assert torch.equal(weights(resumed), weights(whole))
     assert len(history.records) == len(read_history(files.history, 4)) == 4

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distillens import __version__
+from distillens.commands.eigenspace import eigenspace_command
 from distillens.errors import DistillensError, RecipeError
 
 if TYPE_CHECKING:
@@ -500,6 +501,9 @@ def theory_command(
     console.print(lab_table(shown))
     for path in paths:
         console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+
+
+app.command("eigenspace")(eigenspace_command)
 
 
 @app.callback(invoke_without_command=True)

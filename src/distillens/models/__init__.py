@@ -11,6 +11,7 @@ from distillens.models.build import (
 from distillens.models.cost import measure_cost
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
+from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
 from distillens.models.vgg import VGG16
 from distillens.models.weights import (
@@ -28,6 +29,7 @@ __all__ = [
     "CifarResNet",
     "LeNet5",
     "ModelRecipe",
+    "RandomFeatures",
     "build_model",
     "check_model",
     "check_outputs",

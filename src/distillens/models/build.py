@@ -15,6 +15,7 @@ from distillens.errors import ModelError, RecipeError, nearest
 from distillens.models.external import external_builder, is_external
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
+from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
 from distillens.models.vgg import VGG16
 
@@ -24,7 +25,8 @@ RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 class ModelRecipe(BaseModel):
     """Which network: a name, and the arguments of its builder beside it.
 
-    ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``, or
+    ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
+    ``{name: random-features, width: 5000, features_seed: 0}``, or
     ``{name: "package.module:function", …}``, called with ``input_shape`` and ``outputs``;
     ``{name: "timm:mobilenetv3_small_100"}`` and ``{name: "transformers:NAME_OR_FOLDER"}`` are those
     libraries' (see :func:`distillens.models.external.external_builder` for their arguments).
@@ -50,6 +52,17 @@ def _mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (
     return MLP(input_shape, outputs, hidden)
 
 
+def _random_features(
+    input_shape: tuple[int, ...], outputs: int, width: int = 5000, features_seed: int = 0
+) -> Any:
+    if width < 1 or features_seed < 0:
+        raise ModelError(
+            f"random-features: width is {width} and features_seed {features_seed}; "
+            "give a width of at least 1 and a seed of at least 0"
+        )
+    return RandomFeatures(input_shape, outputs, width, features_seed)
+
+
 def _resnet(depth: int) -> Callable[..., Any]:
     def build(input_shape: tuple[int, ...], outputs: int) -> Any:
         return CifarResNet(input_shape, outputs, depth)
@@ -64,6 +77,7 @@ def _vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> 
 BUILDERS: dict[str, Callable[..., Any]] = {
     "lenet5": _lenet5,
     "mlp": _mlp,
+    "random-features": _random_features,
     "vgg16": _vgg16,
     **{f"resnet{depth}": _resnet(depth) for depth in RESNET_DEPTHS},
 }

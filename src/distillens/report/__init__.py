@@ -5,6 +5,7 @@ from __future__ import annotations
 from distillens.report.audit_text import audit_text, run_audit_text
 from distillens.report.complexity_table import certified_table, curves_table, temperature_table
 from distillens.report.costs import cost_table
+from distillens.report.eigenspace_table import eigenspace_table
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.profile_table import profile_table, teacher_kernel_line
@@ -12,6 +13,7 @@ from distillens.report.settings_table import settings_markdown, settings_table
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
 from distillens.report.write_audit import write_audit, write_run_audit
+from distillens.report.write_eigenspace import write_eigenspace
 from distillens.report.write_figures import write_figures
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "certified_table",
     "cost_table",
     "curves_table",
+    "eigenspace_table",
     "lab_json",
     "lab_table",
     "markdown_table",
@@ -31,6 +34,7 @@ __all__ = [
     "teacher_kernel_line",
     "temperature_table",
     "write_audit",
+    "write_eigenspace",
     "write_figures",
     "write_lab",
     "write_report",

@@ -33,6 +33,11 @@ def provenance(began: datetime, seconds: float, fingerprint: str, teacher: str) 
     )
 
 
+def own_version() -> str:
+    """Return the version of distillens that is installed."""
+    return _versions()["distillens"]
+
+
 @cache
 def _versions() -> dict[str, str]:
     found = {}

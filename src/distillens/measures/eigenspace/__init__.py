@@ -1,0 +1,28 @@
+"""Eigenspace dynamics: what a training learns along each eigenvector, and in which order."""
+
+from distillens.measures.eigenspace.courses import (
+    PredictionCourse,
+    project_predictions,
+    project_weights,
+)
+from distillens.measures.eigenspace.directions import (
+    Directions,
+    example_directions,
+    gram_directions,
+    input_directions,
+)
+from distillens.measures.eigenspace.pairs import compare_pairs, draw_pairs
+from distillens.measures.eigenspace.summary import summarise_bias
+
+__all__ = [
+    "Directions",
+    "PredictionCourse",
+    "compare_pairs",
+    "draw_pairs",
+    "example_directions",
+    "gram_directions",
+    "input_directions",
+    "project_predictions",
+    "project_weights",
+    "summarise_bias",
+]

@@ -1,0 +1,40 @@
+"""Fixed random ReLU features and a trained linear layer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class RandomFeatures(nn.Module):
+    """φ(x) = max(0, Ax) with a fixed random A, then a linear layer: a linear model of the features.
+
+    The entries of A are N(0, 2/D), the usual start of a ReLU layer of D inputs. A is a function of
+    ``features_seed`` and its shape, not of the seed of the weights, so that networks that are to be
+    compared share their features. It is no weight: it is not trained, and no checkpoint holds it.
+
+    Source of the experiment: Nagarajan et al. 2023, arXiv 2301.12923; it gives no law of A.
+    """
+
+    features_WD: Tensor
+
+    def __init__(
+        self, input_shape: tuple[int, ...], outputs: int, width: int, features_seed: int
+    ) -> None:
+        super().__init__()
+        inputs = math.prod(input_shape)
+        # Of NumPy, whose streams stay the same over versions and devices.
+        drawn = np.random.default_rng(features_seed).standard_normal((width, inputs))
+        scaled = torch.from_numpy((drawn * math.sqrt(2 / inputs)).astype(np.float32))
+        self.register_buffer("features_WD", scaled, persistent=False)
+        self.output = nn.Linear(width, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return φ(x), (N, width)."""
+        return torch.relu(x.flatten(1) @ self.features_WD.T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.features(x))
