@@ -36,7 +36,7 @@ from distillens.supervision import (
     dist,
     pace_of,
 )
-from distillens.training import TrainingRecipe, fit, sgd
+from distillens.training import TrainingRecipe, fit, optimizer_of
 
 F = torch.tensor([[1.0, 2.0, -1.0], [0.5, -0.25, 0.0]], dtype=torch.float64)
 G = torch.tensor([[3.0, 0.0, -2.0], [-1.0, 1.0, 0.5]], dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_a_cotrained_teacher_ends_where_it_would_have_ended_alone() -> None:
     total = 2 * len(batches)
     teacher = CotrainedTeacher(
         beside,
-        sgd(beside, recipe),
+        optimizer_of(beside, recipe),
         OneHot(),
         lambda step: 0.05 * recipe.schedule.factor_at(step, len(batches), total),
     )

@@ -22,7 +22,7 @@ from distillens.supervision import (
     TeacherCheckpoint,
     build_supervision,
 )
-from distillens.training import sgd
+from distillens.training import optimizer_of
 
 APART = 10_000
 """Between the seeds of two generations, which must not start from the same weights."""
@@ -61,7 +61,7 @@ class StudentTeachers:
         total = recipe.student.training.epochs * steps
         return CotrainedTeacher(
             module,
-            sgd(module, training),
+            optimizer_of(module, training),
             OneHot(),
             lambda step: training.learning_rate * training.schedule.factor_at(step, steps, total),
             bfloat16=recipe.precision == "bfloat16",

@@ -1,6 +1,6 @@
 """The one training loop, its recipe and its checkpoints."""
 
-from distillens.training.loop import History, Hook, fit, sgd
+from distillens.training.loop import History, Hook, fit, optimizer_of
 from distillens.training.predict import accuracy, predict
 from distillens.training.processes import (
     Precision,
@@ -28,9 +28,9 @@ __all__ = [
     "fit",
     "is_sharded",
     "log_epoch",
+    "optimizer_of",
     "predict",
     "read_history",
-    "sgd",
     "start_trackers",
     "tracking",
 ]

@@ -101,7 +101,7 @@ def fit(
     accelerator = accelerator or accelerator_for("float32")
     check_accelerator(accelerator, compiled=recipe.compile)
     sharded = is_sharded(accelerator)
-    optimizer = sgd(model, recipe, fused=not sharded)
+    optimizer = optimizer_of(model, recipe, fused=not sharded)
     # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
     if not sharded:
         model.to(accelerator.device)
@@ -135,11 +135,21 @@ def fit(
     return History(tuple(records), digest)
 
 
-def sgd(model: nn.Module, recipe: TrainingRecipe, *, fused: bool = True) -> torch.optim.SGD:
-    """Return stochastic gradient descent as a recipe asks for it.
+def optimizer_of(
+    model: nn.Module, recipe: TrainingRecipe, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """Return the optimizer that a recipe asks for.
 
     ``fused`` takes one pass over the weights instead of one an operation; shards have no such step.
     """
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            betas=(recipe.momentum, 0.999),
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
     return torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,

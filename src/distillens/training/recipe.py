@@ -46,12 +46,16 @@ class Schedule(BaseModel):
 
 
 class TrainingRecipe(BaseModel):
-    """How a network is trained: stochastic gradient descent with Nesterov momentum."""
+    """How a network is trained: stochastic gradient descent with Nesterov momentum, or AdamW.
+
+    For AdamW, which transformers need, ``momentum`` is β₁; β₂ is 0.999 and ε 1e-8.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
