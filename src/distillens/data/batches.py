@@ -23,7 +23,8 @@ class Batch:
     Attributes
     ----------
     inputs : Tensor
-        (B, …) float32, augmented and normalised.
+        (B, …) float32, augmented and normalised; (B, T) or (B, K, T) int64 tokens of text, -1 behind
+        the last one.
     labels : Tensor
         (B,) or (B, T) int64.
     indices : Tensor
@@ -98,9 +99,14 @@ class Normalisation:
     deviation: Tensor
 
     @classmethod
-    def of(cls, examples: Examples) -> Normalisation:
-        """Measure on examples (those of training). Constant channels keep a deviation of 1."""
+    def of(cls, examples: Examples) -> Normalisation | None:
+        """Measure on examples (those of training). Constant channels keep a deviation of 1.
+
+        None for tokens, which are names and not amounts.
+        """
         inputs = examples.inputs
+        if inputs.dtype == torch.int64:
+            return None
         sums, squares, count = 0.0, 0.0, 0
         axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
         for start in range(0, len(inputs), 4096):
