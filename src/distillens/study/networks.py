@@ -47,7 +47,8 @@ class Scene:
     recipe: Recipe
     run: Run
     splits: Splits
-    normalisation: Normalisation
+    normalisation: Normalisation | None
+    """None for text."""
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
@@ -87,8 +88,15 @@ class Scene:
 
     def build(self, model: ModelRecipe, seed: int) -> nn.Module:
         """Build a freshly initialised network for these examples."""
-        shape = self.splits.train.input_shape
-        return build_model(model, shape, self.outputs, seed=seed, trust_code=self.trust_code)
+        train = self.splits.train
+        return build_model(
+            model,
+            train.input_shape,
+            self.outputs,
+            seed=seed,
+            vocabularies=train.vocabularies,
+            trust_code=self.trust_code,
+        )
 
     def load(self, model: ModelRecipe, files: NetworkFiles, epoch: int) -> nn.Module:
         """Build a network with the weights that it had after an epoch."""
