@@ -201,8 +201,8 @@ def test_parquet_with_named_labels_is_text_too(tmp_path: Path) -> None:
         load_splits(recipe_of(tmp_path))
 
 
-def tsv(*lines: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "train.tsv").write_text("\n".join(lines)) and None
+def tsv(*lines: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "train.tsv").write_text("\n".join(lines))
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -132,6 +132,11 @@ class Run:
         return self.folder / "results.json"
 
     @property
+    def language(self) -> Path:
+        """All that a study of language models found out."""
+        return self.folder / "language.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.folder / "report.html"

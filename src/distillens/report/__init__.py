@@ -6,6 +6,7 @@ from distillens.report.audit_text import audit_text
 from distillens.report.complexity_table import certified_table, curves_table
 from distillens.report.costs import cost_table
 from distillens.report.lab import lab_json, lab_table, write_lab
+from distillens.report.language_table import language_table
 from distillens.report.page import render
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
@@ -19,6 +20,7 @@ __all__ = [
     "curves_table",
     "lab_json",
     "lab_table",
+    "language_table",
     "markdown_table",
     "render",
     "write_audit",
