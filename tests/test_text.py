@@ -16,11 +16,12 @@ import torch
 from pydantic import ValidationError
 
 from distillens.data import Batches, DataRecipe, Normalisation, load_splits
-from distillens.errors import DataError, ModelError, RecipeError
+from distillens.errors import DataError, ModelError, RecipeError, RunError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
 from distillens.runs import Run, read_arrays
 from distillens.study import read_recipe, run
+from distillens.study.export import export_run
 from distillens.study.remeasure import measure_run
 
 pytest.importorskip("tokenizers")
@@ -390,6 +391,8 @@ def test_a_study_of_text_is_a_study(study: dict[str, Any], tmp_path: Path) -> No
         if json.loads(path.with_suffix(".json").read_text())["checkpoint"] == digest
     }
     torch.testing.assert_close(torch.from_numpy(np.load(block)), logits)
+    with pytest.raises(RunError, match="is a run of text, of which export makes no programs"):
+        export_run(out, student="no KD")
     # The complexity command goes over the run again.
     again = measure_run(out, ["examples=10", "epochs=[4]"])
     assert again.complexity[0].examples == 10
