@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distillens.data.next_tokens import NextTokens
 from distillens.errors import DataError, RecipeError
 from distillens.language_results import LanguageStudy
 from distillens.models import LanguageModel
+from distillens.progress import Progress
 from distillens.results import from_json
 from distillens.study.language import (
     LanguageRecipe,
@@ -201,16 +203,37 @@ def test_a_study_of_language_models(
     assert "other data" in refused(capsys, "language", file, "--out", out)
 
 
+class CutError(Exception):
+    """The process ends here."""
+
+
+def cutting(steps: int) -> Progress:
+    """Return a progress that raises once so many steps are done."""
+    left = [steps]
+
+    @contextmanager
+    def progress(title: str, total: int, done: int = 0) -> Iterator[Any]:
+        def advance(count: int) -> None:
+            left[0] -= count
+            if left[0] < 0:
+                raise CutError
+
+        yield advance
+
+    return progress
+
+
+@pytest.mark.parametrize("steps", [7, 22])
 def test_an_interrupted_study_ends_with_the_same_weights(
-    recipe: dict[str, Any], tmp_path: Path
+    recipe: dict[str, Any], tmp_path: Path, steps: int
 ) -> None:
+    # Epochs of five steps: the cut is in the second epoch of the teacher, or of the student.
     recipe["supervisions"] = recipe["supervisions"][2:3]
-    whole = run_language(LanguageRecipe.model_validate(recipe), tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    (tmp_path / "cut" / "language.json").unlink()
-    for cell in (tmp_path / "cut").rglob("cell.json"):
-        cell.unlink()
-    again = run_language(LanguageRecipe.model_validate(recipe), tmp_path / "cut")
+    read = LanguageRecipe.model_validate(recipe)
+    whole = run_language(read, tmp_path / "whole")
+    with pytest.raises(CutError):
+        run_language(read, tmp_path / "cut", progress=cutting(steps))
+    again = run_language(read, tmp_path / "cut")
     assert [row.weights_digest for row in again.models] == [
         row.weights_digest for row in whole.models
     ]

@@ -230,6 +230,12 @@ def test_damaged_tables_are_one_line(tmp_path: Path, how: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_of_other_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("sentences")
+    with pytest.raises(DataError, match=r"holds no train\.tsv or train\.csv"):
+        load_splits(recipe_of(tmp_path))
+
+
 def test_tokenizers_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     folder = write_tsv(tmp_path)
     with pytest.raises(DataError, match=r"no tokenizer .*; give a folder with a tokenizer.json"):

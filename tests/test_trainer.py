@@ -70,7 +70,8 @@ def dataset(*, tokens_as_labels: bool = False, index: bool = True) -> Any:
         padded = [*ids, *[0] * (8 - length)]
         rows["input_ids"].append(padded)
         rows["attention_mask"].append([1] * length + [0] * (8 - length))
-        named = [*ids, *[-100] * (8 - length)]
+        # The first token is nobody's next one; where it is named, the Trainer counts it too.
+        named = [-100, *ids[1:], *[-100] * (8 - length)]
         rows["labels"].append(named if tokens_as_labels else row % 3)
         rows["note"].append("a column that no model takes")
     if index:

@@ -59,6 +59,10 @@ def read_text(path: str, text_column: str | None = None, label_column: str | Non
         Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
     """
     files = _files(Path(path))
+    if not files and Path(path).is_dir() and not any(Path(path).rglob("train*.parquet")):
+        raise DataError(
+            f"{path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
+        )
     if files:
         tables = {split: _read_table(file) for split, file in files.items()}
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from distillens.array_files import Rows
 from distillens.atomic import write_atomically
-from distillens.data import Batches, DataRecipe, Examples, Splits, load_splits
+from distillens.data import Batch, Batches, DataRecipe, Examples, Splits, load_splits
 from distillens.data.next_tokens import NextTokens, next_tokens
 from distillens.errors import DataError, RecipeError, RunError
 from distillens.language_results import LanguageModelResult, LanguageStudy, TokenAudit
@@ -156,6 +156,10 @@ def run_language(
     DistillensError
         One of its kinds: the data or the folder cannot be used as given, or a training diverged.
     """
+    if (processes := accelerator_for("float32").num_processes) > 1:
+        raise RecipeError(
+            f"a launcher has started {processes} processes; language models are trained by one"
+        )
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
     run = open_run(folder, recipe.model_dump(mode="json"))
     with locked(run):
@@ -347,13 +351,14 @@ def token_logits(
     model.eval()
     logits, labels, index = [], [], []
     width = examples.input_shape[0]
-    for batch in Batches(examples, BATCH, seed=None).epoch(0):
+    for batch in _in_order(model, examples):
         each = next_tokens(batch)
         assert each.mask is not None
-        logits.append(model(each.inputs)[each.mask].float())
-        labels.append(each.labels[each.mask])
-        places = torch.arange(1, width).expand_as(each.mask)
-        index.append((batch.indices[:, None] * width + places)[each.mask])
+        mask = each.mask.cpu()
+        logits.append(model(each.inputs).float().cpu()[mask])
+        labels.append(each.labels.cpu()[mask])
+        places = torch.arange(1, width).expand_as(mask)
+        index.append((batch.indices[:, None] * width + places)[mask])
     return (
         torch.cat(logits).numpy(),
         torch.cat(labels).numpy(),
@@ -366,7 +371,7 @@ def _evaluate(model: torch.nn.Module, examples: Examples) -> tuple[Estimate, Est
     """Return the loss and the accuracy of a token."""
     model.eval()
     losses, right, counts = [], [], []
-    for batch in Batches(examples, BATCH, seed=None).epoch(0):
+    for batch in _in_order(model, examples):
         each = next_tokens(batch)
         assert each.mask is not None
         logits = model(each.inputs)
@@ -374,11 +379,15 @@ def _evaluate(model: torch.nn.Module, examples: Examples) -> tuple[Estimate, Est
         losses.append((-said * each.mask).sum(1))
         right.append(((logits.argmax(-1) == each.labels) & each.mask).sum(1))
         counts.append(each.mask.sum(1))
-    counts_N = torch.cat(counts).double().numpy()
-    return tuple(  # type: ignore[return-value]
-        mean_over_sentences(torch.cat(parts).double().numpy(), counts_N)
-        for parts in (losses, right)
+    losses_N, right_N, counts_N = (
+        torch.cat(parts).double().cpu().numpy() for parts in (losses, right, counts)
     )
+    return mean_over_sentences(losses_N, counts_N), mean_over_sentences(right_N, counts_N)
+
+
+def _in_order(model: torch.nn.Module, examples: Examples) -> Iterator[Batch]:
+    device = next(model.parameters()).device
+    return Batches(examples, BATCH, seed=None, device=device).epoch(0)
 
 
 def mean_over_sentences(sums_N: np.ndarray, counts_N: np.ndarray) -> Estimate:
