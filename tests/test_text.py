@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from distillens.data import Batches, DataRecipe, Normalisation, load_splits
+from distillens.data import Batches, DataRecipe, load_splits
 from distillens.errors import DataError, ModelError, RecipeError, RunError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
@@ -80,7 +80,6 @@ def test_tokens_say_the_sentence_and_keep_its_index(tmp_path: Path) -> None:
             # What is padded is the end, and only that.
             assert tokens[len(kept) :].eq(-1).all()
             assert kept == reader.encode(sentence).ids
-    assert Normalisation.of(splits.train) is None
     batch = next(Batches(splits.train, 7).epoch(0))
     assert batch.inputs.dtype == torch.int64
     where = torch.searchsorted(splits.train.indices, batch.indices)

@@ -99,14 +99,9 @@ class Normalisation:
     deviation: Tensor
 
     @classmethod
-    def of(cls, examples: Examples) -> Normalisation | None:
-        """Measure on examples (those of training). Constant channels keep a deviation of 1.
-
-        None for tokens, which are names and not amounts.
-        """
+    def of(cls, examples: Examples) -> Normalisation:
+        """Measure on examples (those of training). Constant channels keep a deviation of 1."""
         inputs = examples.inputs
-        if inputs.dtype == torch.int64:
-            return None
         sums, squares, count = 0.0, 0.0, 0
         axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
         for start in range(0, len(inputs), 4096):

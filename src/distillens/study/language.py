@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from distillens.array_files import Rows
 from distillens.atomic import write_atomically
+from distillens.audit_results import Audit
 from distillens.data import Batch, Batches, DataRecipe, Examples, Splits, load_splits
 from distillens.data.next_tokens import NextTokens, next_tokens
 from distillens.errors import DataError, RecipeError, RunError
@@ -29,7 +30,7 @@ from distillens.measures import audit
 from distillens.models import LanguageModel, count_parameters, load_weights
 from distillens.progress import Progress, silent
 from distillens.results import SCHEMA, Estimate, Interval, from_json, to_json
-from distillens.runs import NetworkFiles, Run, locked, open_run, slug
+from distillens.runs import NetworkFiles, Run, locked, open_run, read_json, slug
 from distillens.study.reading import load_recipe, override_key
 from distillens.supervision import (
     FixedTeacher,
@@ -267,7 +268,12 @@ class _Study:
         return -(-len(self.splits.train) // training.batch_size)
 
     def _train(
-        self, name: str, files: NetworkFiles, part: LanguagePart, seed: int, build: Any
+        self,
+        name: str,
+        files: NetworkFiles,
+        part: LanguagePart,
+        seed: int,
+        build: Callable[[], Supervision],
     ) -> LanguageModelResult:
         if files.cell.is_file():
             return from_json(LanguageModelResult, files.cell.read_bytes(), str(files.cell))
@@ -299,7 +305,7 @@ class _Study:
         write_atomically(files.cell, to_json(result))
         return result
 
-    def _audit(self, student: NetworkFiles, lone: NetworkFiles | None) -> Any:
+    def _audit(self, student: NetworkFiles, lone: NetworkFiles | None) -> Audit:
         recipe, most = self.recipe, self.recipe.audited_tokens
         networks = {
             "teacher": self.load(recipe.teacher, self.run.teacher, recipe.teacher.training.epochs),
@@ -314,12 +320,19 @@ class _Study:
                 logits_MC, labels_M, index_M = token_logits(model, examples)
                 given[name][split] = Rows(logits_MC, index_M)
                 given["labels"][split] = Rows(labels_M, index_M)
-        return audit(**given, kind="logits", telling=0)
+        return audit(
+            given["teacher"],
+            given["student"],
+            given["labels"],
+            reference=given.get("reference"),
+            kind="logits",
+            telling=0,
+        )
 
     def _bind_data(self) -> None:
         path, found = self.run.data, {"fingerprint": self.splits.fingerprint}
         if path.is_file():
-            if json.loads(path.read_text()) != found:
+            if read_json(path) != found:
                 raise RunError(f"{self.run.folder} was made from other data; choose another --out")
             return
         write_atomically(self.run.tokenizer(0), self.splits.tokenizers[0])

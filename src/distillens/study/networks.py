@@ -66,7 +66,9 @@ class Scene:
     ) -> Scene:
         """Load the data of a recipe, for the run that it makes."""
         splits = load_splits(recipe.data)
-        normalisation = Normalisation.of(splits.train)
+        # Tokens are names, not amounts.
+        text = bool(splits.train.vocabularies)
+        normalisation = None if text else Normalisation.of(splits.train)
         return cls(recipe, run, splits, normalisation, accelerator, progress, trust_code)
 
     @property
