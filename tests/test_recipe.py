@@ -10,6 +10,7 @@ import yaml
 
 from distillens.errors import RecipeError
 from distillens.study import parse_recipe, read_recipe, shipped_recipes
+from distillens.study.language import LanguageRecipe, read_language_recipe
 
 
 def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -133,7 +134,18 @@ def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
         read_recipe("digts")
 
 
-@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+LANGUAGE = {"budget/sst2-language"}
+"""Recipes of kind "language", which have a command of their own."""
+
+
+@pytest.mark.parametrize("name", sorted(LANGUAGE))
+def test_shipped_recipes_of_language_models_are_valid(name: str) -> None:
+    recipe = read_language_recipe(name)
+    assert recipe.description
+    assert LanguageRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - LANGUAGE))
 def test_shipped_recipes_are_valid_and_resolve_to_themselves(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.description

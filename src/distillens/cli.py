@@ -466,6 +466,36 @@ def settings_command(
         console.print(settings_table(result))
 
 
+@app.command("language")
+def language_command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file of kind language, or a name.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; by default runs/<name of the recipe>.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Distil language models: next tokens of sentences, audited token by token."""
+    from distillens.progress import terminal
+    from distillens.report import language_table
+    from distillens.results import to_json
+    from distillens.study.language import read_language_recipe, run_language
+
+    parsed = read_language_recipe(recipe, overrides or [])
+    folder = out if out is not None else _default_folder(parsed.name)
+    progress = terminal(Console(stderr=True)) if as_json else terminal(console)
+    result = run_language(parsed, folder, progress=progress)
+    if as_json:
+        typer.echo(to_json(result), nl=False)
+    else:
+        console.print(language_table(result))
+
+
 @app.command("recipes")
 def recipes_command() -> None:
     """List the recipes that come with distillens."""

@@ -104,6 +104,10 @@ class Run:
         """What the data were."""
         return self.folder / "data.json"
 
+    def tokenizer(self, place: int) -> Path:
+        """What made tokens of the sentences; its folder is one of Hugging Face's kind."""
+        return self.folder / "tokenizers" / str(place) / "tokenizer.json"
+
     @property
     def cache(self) -> Path:
         """Teacher logits."""
@@ -126,6 +130,11 @@ class Run:
     def results(self) -> Path:
         """All that was found out."""
         return self.folder / "results.json"
+
+    @property
+    def language(self) -> Path:
+        """All that a study of language models found out."""
+        return self.folder / "language.json"
 
     @property
     def report(self) -> Path:
@@ -325,13 +334,14 @@ class _Scale(BaseModel):
 
 
 class _Data(BaseModel):
-    """What data.json holds. Earlier versions wrote no input_type and no normalisation."""
+    """What data.json holds. Earlier versions wrote no input_type, normalisation and vocabularies."""
 
     fingerprint: str
     classes: list[str] = Field(min_length=2)
     input_shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     input_type: str | None = None
     normalisation: _Scale | None = None
+    vocabularies: list[Annotated[int, Field(ge=1)]] = []
 
     @model_validator(mode="after")
     def _a_number_a_channel(self) -> _Data:

@@ -4,8 +4,10 @@ from distillens.data.augment import Augmentation
 from distillens.data.batches import Batch, Batches, EpochSource, LoaderBatches, Normalisation
 from distillens.data.examples import Examples, LabelChange, Splits, examples_from_arrays
 from distillens.data.recipe import DataRecipe, load_splits
+from distillens.data.tokens import PADDING, TokenizerRecipe
 
 __all__ = [
+    "PADDING",
     "Augmentation",
     "Batch",
     "Batches",
@@ -16,6 +18,7 @@ __all__ = [
     "LoaderBatches",
     "Normalisation",
     "Splits",
+    "TokenizerRecipe",
     "examples_from_arrays",
     "load_splits",
 ]

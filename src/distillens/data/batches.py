@@ -23,7 +23,8 @@ class Batch:
     Attributes
     ----------
     inputs : Tensor
-        (B, …) float32, augmented and normalised.
+        (B, …) float32, augmented and normalised; (B, T) or (B, K, T) int64 tokens of text, -1 behind
+        the last one.
     labels : Tensor
         (B,) or (B, T) int64.
     indices : Tensor

@@ -24,19 +24,23 @@ class Examples:
     Attributes
     ----------
     inputs : Tensor
-        (N, channels, height, width) images, or (N, features); uint8 as stored, or float32.
+        (N, channels, height, width) images, or (N, features); uint8 as stored, or float32. Text: (N, T)
+        or (N, K, T) int64 tokens of K tokenizers, -1 behind the last one.
     labels : Tensor
         (N,) int64 in [0, number of classes).
     indices : Tensor
         (N,) int64: the example's place in its source, which no subset or shuffle changes.
     classes : tuple of str
         Names of the classes, in the order of their labels.
+    vocabularies : tuple of int
+        Of text, how many tokens each of its tokenizers knows; else empty.
     """
 
     inputs: Tensor
     labels: Tensor
     indices: Tensor
     classes: tuple[str, ...]
+    vocabularies: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,12 +80,17 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a study works on. ``changed`` lists the training labels that noise replaced."""
+    """What a study works on.
+
+    ``changed`` lists the training labels that noise replaced, ``tokenizers`` what made tokens of the
+    sentences, each as the text of its ``tokenizer.json``.
+    """
 
     train: Examples
     validation: Examples | None
     test: Examples
     changed: tuple[LabelChange, ...] = ()
+    tokenizers: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:

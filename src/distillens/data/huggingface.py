@@ -32,7 +32,7 @@ def read_huggingface(
     DataError
         Nothing is there, a file is damaged, a column is missing or ambiguous, images differ in size.
     """
-    tables = _load(path)
+    tables = load_tables(path)
     test = next((name for name in ("test", "validation", "valid") if name in tables), None)
     if "train" not in tables:
         raise DataError(f"{path} has the splits {sorted(tables)}; a split named 'train' is needed")
@@ -45,7 +45,14 @@ def read_huggingface(
     return source
 
 
-def _load(path: str) -> dict[str, Any]:
+def load_tables(path: str) -> dict[str, Any]:
+    """Return the tables of a data set by the names of their splits.
+
+    Raises
+    ------
+    DataError
+        As :func:`read_huggingface`.
+    """
     import datasets
 
     folder = Path(path)
@@ -96,13 +103,13 @@ def _examples(
 
     features = table.features
     images = [name for name, kind in features.items() if _is_image(kind)]
-    image_name = _choose(image, images, list(features), "image_column", where)
+    image_name = choose_column(image, images, list(features), "image_column", where)
     integers = [
         name
         for name, kind in features.items()
         if isinstance(kind, datasets.ClassLabel) or getattr(kind, "dtype", "").startswith("int")
     ]
-    label_name = _choose(label, integers, list(features), "label_column", where)
+    label_name = choose_column(label, integers, list(features), "label_column", where)
     # A copy: torch warns of arrays that may not be written to.
     labels = np.array(table.data.column(label_name).to_numpy())
     kind = features[label_name]
@@ -126,7 +133,9 @@ def _is_image(kind: object) -> bool:
     return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
 
 
-def _choose(asked: str | None, fitting: list[str], known: list[str], key: str, where: str) -> str:
+def choose_column(
+    asked: str | None, fitting: list[str], known: list[str], key: str, where: str
+) -> str:
     if asked is not None:
         if asked not in known:
             raise DataError(f"{where}: no column {asked!r}; data.{key} must be one of {known}")

@@ -13,6 +13,8 @@ from distillens.data.folders import read_folder
 from distillens.data.huggingface import read_huggingface
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.sources import Source, read_digits, read_idx, read_npz
+from distillens.data.text import Texts, read_text
+from distillens.data.tokens import TokenizerRecipe, tokenise
 from distillens.errors import DataError
 
 
@@ -24,13 +26,16 @@ class DataRecipe(BaseModel):
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
     the share of training labels replaced by a wrong one. ``image_size`` is the side to which the
     pictures of a folder are cropped and resized; without it they must all have one size.
+    ``tokenizers`` belong to text: models see the tokens of the first, or of the one whose number
+    their ``tokenizer`` names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["digits", "idx", "huggingface", "npz", "folder"] = "digits"
+    source: Literal["digits", "idx", "huggingface", "npz", "folder", "text"] = "digits"
     path: str | None = None
     image_column: str | None = None
+    text_column: str | None = None
     label_column: str | None = None
     image_size: int | None = Field(default=None, ge=1)
     train_size: int | None = Field(default=None, ge=1)
@@ -40,6 +45,7 @@ class DataRecipe(BaseModel):
     label_noise: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
     augmentation: Augmentation = Augmentation()
+    tokenizers: tuple[TokenizerRecipe, ...] = ()
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> DataRecipe:
@@ -48,6 +54,11 @@ class DataRecipe(BaseModel):
         if self.image_size is not None and self.source != "folder":
             raise ValueError(
                 f"image_size resizes the pictures of source 'folder', not those of {self.source!r}"
+            )
+        if (self.source == "text") != bool(self.tokenizers):
+            raise ValueError(
+                "source 'text' needs data.tokenizers, one or more; others have none, "
+                f"got {len(self.tokenizers)} with source {self.source!r}"
             )
         return self
 
@@ -60,7 +71,8 @@ def load_splits(recipe: DataRecipe) -> Splits:
     DataError
         The source is missing or damaged, or holds fewer examples than are asked for.
     """
-    source = _read(recipe)
+    texts = _read_text(recipe) if recipe.source == "text" else None
+    source = texts.source if texts is not None else _read(recipe)
     if recipe.groups is not None:
         source = {name: regroup(part, recipe.groups) for name, part in source.items()}
     train, test = _train_and_test(source, recipe)
@@ -74,7 +86,13 @@ def load_splits(recipe: DataRecipe) -> Splits:
     if recipe.train_size is not None:
         train = subset(train, recipe.train_size, recipe.seed + 2, "data.train_size")
     noisy, changed = add_label_noise(train, recipe.label_noise, recipe.seed + 3)
-    return Splits(noisy, validation, test, changed)
+    splits = Splits(noisy, validation, test, changed)
+    return splits if texts is None else tokenise(splits, texts, recipe.tokenizers)
+
+
+def _read_text(recipe: DataRecipe) -> Texts:
+    assert recipe.path is not None  # the recipe refuses text without a path
+    return read_text(recipe.path, recipe.text_column, recipe.label_column)
 
 
 def _read(recipe: DataRecipe) -> Source:

@@ -9,10 +9,12 @@ from distillens.models.build import (
     count_parameters,
 )
 from distillens.models.cost import measure_cost
+from distillens.models.external import SequenceModel
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
+from distillens.models.transformer import Encoder, LanguageModel
 from distillens.models.vgg import VGG16
 from distillens.models.weights import (
     digest_file,
@@ -27,9 +29,12 @@ __all__ = [
     "MLP",
     "VGG16",
     "CifarResNet",
+    "Encoder",
+    "LanguageModel",
     "LeNet5",
     "ModelRecipe",
     "RandomFeatures",
+    "SequenceModel",
     "build_model",
     "check_model",
     "check_outputs",

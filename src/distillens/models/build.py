@@ -17,6 +17,7 @@ from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
+from distillens.models.transformer import Encoder, text_shape
 from distillens.models.vgg import VGG16
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -26,8 +27,9 @@ class ModelRecipe(BaseModel):
     """Which network: a name, and the arguments of its builder beside it.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
-    ``{name: random-features, width: 5000, features_seed: 0}``, or
-    ``{name: "package.module:function", …}``, called with ``input_shape`` and ``outputs``;
+    ``{name: random-features, width: 5000, features_seed: 0}``, for text
+    ``{name: encoder, layers: 2, width: 128}``, or ``{name: "package.module:function", …}``, called
+    with ``input_shape`` and ``outputs``, for text also ``vocabularies``;
     ``{name: "timm:mobilenetv3_small_100"}`` and ``{name: "transformers:NAME_OR_FOLDER"}`` are those
     libraries' (see :func:`distillens.models.external.external_builder` for their arguments).
     """
@@ -74,7 +76,34 @@ def _vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> 
     return VGG16(input_shape, outputs, dropout)
 
 
+def _encoder(
+    input_shape: tuple[int, ...],
+    outputs: int,
+    vocabularies: tuple[int, ...] = (),
+    layers: int = 2,
+    width: int = 128,
+    heads: int = 4,
+    dropout: float = 0.1,
+    tokenizer: int = 0,
+) -> Any:
+    length, vocabulary = text_shape("encoder", input_shape, vocabularies, tokenizer)
+    return Encoder(
+        vocabulary,
+        length,
+        outputs,
+        layers=layers,
+        width=width,
+        heads=heads,
+        dropout=dropout,
+        tokenizer=tokenizer,
+    )
+
+
+FROM_DATA = ("input_shape", "outputs", "vocabularies")
+"""Arguments of builders that no recipe sets."""
+
 BUILDERS: dict[str, Callable[..., Any]] = {
+    "encoder": _encoder,
     "lenet5": _lenet5,
     "mlp": _mlp,
     "random-features": _random_features,
@@ -98,7 +127,7 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     builder = _builder(recipe.name, trust_code)
     if recipe.name not in BUILDERS:
         return
-    known = list(inspect.signature(builder).parameters)[2:]
+    known = [key for key in inspect.signature(builder).parameters if key not in FROM_DATA]
     for key in recipe.arguments:
         if key not in known:
             hint = nearest(key, known) if known else "; it takes none"
@@ -111,11 +140,13 @@ def build_model(
     outputs: int,
     *,
     seed: int,
+    vocabularies: tuple[int, ...] = (),
     trust_code: bool = False,
 ) -> nn.Module:
     """Build a freshly initialised network; its weights are a function of the seed.
 
-    The global random state is left as it was.
+    The global random state is left as it was. ``vocabularies`` are those of text, whose inputs are
+    tokens (see `distillens.data.Examples`).
 
     Raises
     ------
@@ -126,12 +157,18 @@ def build_model(
     """
     check_model(recipe, trust_code=trust_code)
     builder = _builder(recipe.name, trust_code)
+    given = {"vocabularies": vocabularies} if vocabularies else {}
     if recipe.name in BUILDERS:
+        if given and "vocabularies" not in inspect.signature(builder).parameters:
+            raise ModelError(
+                f"{recipe.name} works on numbers, the inputs are tokens of text; "
+                "use encoder or transformers:NAME_OR_FOLDER"
+            )
         builder = validate_call(builder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = builder(input_shape=input_shape, outputs=outputs, **recipe.arguments)
+            model = builder(input_shape=input_shape, outputs=outputs, **given, **recipe.arguments)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -142,19 +179,25 @@ def build_model(
             raise RecipeError(f"model {recipe.name!r} cannot be built: {error}") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"{recipe.name} returned a {type(model).__name__}, not a torch Module")
-    check_outputs(model, input_shape, outputs, recipe.name)
+    check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
     return model
 
 
-def check_outputs(model: nn.Module, input_shape: tuple[int, ...], outputs: int, what: str) -> None:
-    """Run two zero inputs through a model and refuse it if it does not give (2, outputs)."""
+def check_outputs(
+    model: nn.Module, input_shape: tuple[int, ...], outputs: int, what: str, *, tokens: bool = False
+) -> None:
+    """Run two zero inputs through a model and refuse it if it does not give (2, outputs).
+
+    With ``tokens`` they are whole numbers, the first token of every vocabulary.
+    """
     was_training = model.training
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else "cpu"
     model.eval()
     try:
         with torch.no_grad():
-            outcome = model(torch.zeros(2, *input_shape, device=device))
+            dtype = torch.int64 if tokens else torch.float32
+            outcome = model(torch.zeros(2, *input_shape, device=device, dtype=dtype))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"{what} cannot take inputs of shape {input_shape}: {text}") from None

@@ -29,6 +29,7 @@ def measure_cost(
     device: torch.device | str,
     batch: int = 64,
     runs: int = 30,
+    vocabularies: tuple[int, ...] = (),
 ) -> Cost:
     """Count a model's multiply-adds and measure its latency, in evaluation mode and float32.
 
@@ -49,6 +50,8 @@ def measure_cost(
         Size of the larger batch; the smaller is always 1.
     runs
         Forward passes timed for each batch size.
+    vocabularies
+        Of text, how many tokens each tokenizer knows: it is measured on sentences of full length.
 
     Returns
     -------
@@ -71,7 +74,11 @@ def measure_cost(
         measured.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Noise, not zeros: some kernels are faster on zeros.
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(batch, *input_shape, generator=generator).to(place)
+        if vocabularies:
+            shape = (batch, *input_shape)
+            inputs = torch.randint(0, min(vocabularies), shape, generator=generator).to(place)
+        else:
+            inputs = torch.randn(batch, *input_shape, generator=generator).to(place)
     except (RuntimeError, AssertionError) as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"the model cannot be measured on {device}: {text}") from None

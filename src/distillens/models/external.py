@@ -11,12 +11,14 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
 from distillens.models.lenet import image_shape
+from distillens.models.transformer import text_shape, tokens_of
 
 EXTRAS = {"timm": "timm", "transformers": "text"}
 """The extra of distillens that each library comes with."""
@@ -40,7 +42,9 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
     ``pretrained: true``. ``transformers:NAME_OR_FOLDER`` takes ``pretrained`` (true unless said
     otherwise), ``revision`` and any key of the model's own configuration; with ``pretrained: false``
     a folder with a ``config.json`` is enough, and the channels and side of the pictures are filled
-    in where the configuration has such keys. The number of classes always comes from the data.
+    in where the configuration has such keys. On text it is a classifier of sequences, which sees the
+    tokens of the data's tokenizer number ``tokenizer`` (0 unless said otherwise), and a fresh one
+    gets that tokenizer's vocabulary. The number of classes always comes from the data.
 
     Raises
     ------
@@ -57,8 +61,13 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
     if library == "timm":
         _check_timm_name(module, inner)
 
-    def build(input_shape: tuple[int, ...], outputs: int, **arguments: Any) -> nn.Module:
-        channels, height, width = image_shape(name, input_shape)
+    def build(
+        input_shape: tuple[int, ...],
+        outputs: int,
+        vocabularies: tuple[int, ...] = (),
+        **arguments: Any,
+    ) -> nn.Module:
+        kind = _kind(name, library, input_shape, vocabularies, arguments)
         for key in arguments:
             if key in FROM_DATA[library]:
                 raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
@@ -68,7 +77,7 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
                 )
         try:
             with _tensors_only():
-                return make(module, inner, (channels, height, width), outputs, arguments)
+                return make(module, inner, kind, outputs, arguments)
         except (RecipeError, ModelError, TypeError):
             raise
         # Both libraries raise many kinds for a name, a hub out of reach or a bad file.
@@ -77,6 +86,65 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
             raise ModelError(f"model {name!r} cannot be built: {text}") from None
 
     return build
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Inputs of (channels, height, width)."""
+
+    shape: tuple[int, int, int]
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """What a fresh model's configuration takes from the data."""
+        channels, height, width = self.shape
+        side = height if height == width else (height, width)
+        return {"num_channels": channels, "image_size": side}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Inputs of T tokens out of a vocabulary, by one of the data's tokenizers."""
+
+    length: int
+    vocabulary: int
+    tokenizer: int
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """What a fresh model's configuration takes from the data."""
+        # Special tokens have other numbers here, and padding is never looked up.
+        none = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        return {"vocab_size": self.vocabulary, **none}
+
+
+def _kind(
+    name: str,
+    library: str,
+    input_shape: tuple[int, ...],
+    vocabularies: tuple[int, ...],
+    arguments: dict[str, Any],
+) -> Pictures | Text:
+    if vocabularies and library == "transformers":
+        tokenizer = arguments.pop("tokenizer", 0)
+        if not isinstance(tokenizer, int):
+            raise RecipeError(f"model {name!r}: tokenizer must be a number, got {tokenizer!r}")
+        return Text(*text_shape(name, input_shape, vocabularies, tokenizer), tokenizer)
+    return Pictures(image_shape(name, input_shape))
+
+
+class SequenceModel(nn.Module):
+    """A Hugging Face model of text that takes tokens, -1 behind the last, and returns its logits."""
+
+    def __init__(self, network: nn.Module, tokenizer: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens_BT = tokens_of(inputs, self.tokenizer)
+        there_BT = (tokens_BT >= 0).long()
+        return self.network(input_ids=tokens_BT.clamp_min(0), attention_mask=there_BT).logits
 
 
 class Classifier(nn.Module):
@@ -123,29 +191,37 @@ def _check_timm_name(timm: Any, name: str) -> None:
 
 
 def _timm(
-    timm: Any, name: str, shape: tuple[int, int, int], outputs: int, arguments: dict[str, Any]
+    timm: Any, name: str, kind: Pictures | Text, outputs: int, arguments: dict[str, Any]
 ) -> nn.Module:
-    return timm.create_model(name, num_classes=outputs, in_chans=shape[0], **arguments)
+    assert isinstance(kind, Pictures)
+    return timm.create_model(name, num_classes=outputs, in_chans=kind.shape[0], **arguments)
 
 
 def _transformers(
     transformers: Any,
     name: str,
-    shape: tuple[int, int, int],
+    kind: Pictures | Text,
     outputs: int,
     arguments: dict[str, Any],
 ) -> nn.Module:
     changes = dict(arguments)
     pretrained = changes.pop("pretrained", True)
     where = {"revision": changes.pop("revision")} if "revision" in changes else {}
+    text = isinstance(kind, Text)
+    full = f"transformers:{name}"
     with _quiet(transformers):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-        _configure(config, f"transformers:{name}", changes, {} if pretrained else _fitting(shape))
+        _configure(config, full, changes, {} if pretrained else kind.fitting)
         if config.num_labels != outputs:
             config.num_labels = outputs
-        family = transformers.AutoModelForImageClassification
+        if text:
+            _check_vocabulary(full, config, kind)
+            family = transformers.AutoModelForSequenceClassification
+        else:
+            family = transformers.AutoModelForImageClassification
         if not pretrained:
-            return Classifier(family.from_config(config, trust_remote_code=False).float())
+            fresh = family.from_config(config, trust_remote_code=False).float()
+            return SequenceModel(fresh, kind.tokenizer) if text else Classifier(fresh)
         network, loaded = family.from_pretrained(
             name,
             config=config,
@@ -155,13 +231,23 @@ def _transformers(
             output_loading_info=True,
             **where,
         )
-    _check_loaded(f"transformers:{name}", network, loaded, outputs)
-    return Classifier(network.float())
+    _check_loaded(full, network, loaded, outputs)
+    network = network.float()
+    return SequenceModel(network, kind.tokenizer) if text else Classifier(network)
 
 
-def _fitting(shape: tuple[int, int, int]) -> dict[str, Any]:
-    channels, height, width = shape
-    return {"num_channels": channels, "image_size": height if height == width else (height, width)}
+def _check_vocabulary(name: str, config: Any, text: Text) -> None:
+    known = {
+        "tokens": ("vocab_size", text.vocabulary),
+        "positions": ("max_position_embeddings", text.length),
+    }
+    for what, (key, wanted) in known.items():
+        has = getattr(config, key, None)
+        if has is not None and has < wanted:
+            raise ModelError(
+                f"model {name!r} knows {has} {what}, the data's tokenizer {text.tokenizer} makes "
+                f"{wanted}; name the model's own tokenizer, or a shorter length"
+            )
 
 
 def _configure(config: Any, name: str, changes: dict[str, Any], fitting: dict[str, Any]) -> None:

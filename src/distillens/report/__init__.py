@@ -7,6 +7,7 @@ from distillens.report.complexity_table import certified_table, curves_table, te
 from distillens.report.costs import cost_table
 from distillens.report.eigenspace_table import eigenspace_table
 from distillens.report.lab import lab_json, lab_table, write_lab
+from distillens.report.language_table import language_table
 from distillens.report.page import render
 from distillens.report.profile_table import profile_table, teacher_kernel_line
 from distillens.report.settings_table import settings_markdown, settings_table
@@ -25,6 +26,7 @@ __all__ = [
     "eigenspace_table",
     "lab_json",
     "lab_table",
+    "language_table",
     "markdown_table",
     "profile_table",
     "render",

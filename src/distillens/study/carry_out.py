@@ -134,7 +134,7 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
         return content
 
 
-def _bind_data(run: Run, splits: Splits, normalisation: Normalisation) -> None:
+def _bind_data(run: Run, splits: Splits, normalisation: Normalisation | None) -> None:
     described = {
         "fingerprint": splits.fingerprint,
         "train": len(splits.train),
@@ -143,7 +143,10 @@ def _bind_data(run: Run, splits: Splits, normalisation: Normalisation) -> None:
         "classes": list(splits.train.classes),
         "input_shape": list(splits.train.input_shape),
         "input_type": str(splits.train.inputs.dtype).removeprefix("torch."),
-        "normalisation": {
+        "vocabularies": list(splits.train.vocabularies),
+        "normalisation": None
+        if normalisation is None
+        else {
             "mean": normalisation.mean.flatten().tolist(),
             "deviation": normalisation.deviation.flatten().tolist(),
         },
@@ -160,6 +163,8 @@ def _bind_data(run: Run, splits: Splits, normalisation: Normalisation) -> None:
         # A run of an earlier version gets what it lacks: export needs the normalisation.
         if before.keys() >= described.keys():
             return
+    for place, tokenizer in enumerate(splits.tokenizers):
+        write_atomically(run.tokenizer(place), tokenizer)
     write_atomically(run.data, json.dumps(described, indent=1) + "\n")
 
 

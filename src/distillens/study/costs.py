@@ -20,7 +20,12 @@ def network_costs(scene: Scene, teacher: StudyTeacher) -> tuple[NetworkCost, ...
 def _cost(scene: Scene, network: str, model: ModelRecipe) -> NetworkCost:
     path = scene.run.cost(network)
     if not path.is_file():
-        shape = scene.splits.train.input_shape
-        cost = measure_cost(scene.build(model, 0), shape, device=scene.accelerator.device)
+        train = scene.splits.train
+        cost = measure_cost(
+            scene.build(model, 0),
+            train.input_shape,
+            device=scene.accelerator.device,
+            vocabularies=train.vocabularies,
+        )
         write_atomically(path, to_json(NetworkCost(network, model.name, cost)))
     return from_json(NetworkCost, path.read_bytes(), str(path))

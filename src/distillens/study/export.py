@@ -182,6 +182,11 @@ def default_folder(card: Export) -> Path:
 
 def _read_data(run: Run) -> dict[str, Any]:
     data = read_data(run)
+    if data.get("vocabularies"):
+        raise RunError(
+            f"{run.folder} is a run of text, of which export makes no programs; take the student's "
+            f"safetensors from its folder and the tokenizer from {run.tokenizer(0)}"
+        )
     if data.get("normalisation") is None or data.get("input_type") is None:
         raise RunError(
             f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "

@@ -47,7 +47,8 @@ class Scene:
     recipe: Recipe
     run: Run
     splits: Splits
-    normalisation: Normalisation
+    normalisation: Normalisation | None
+    """None for text."""
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
@@ -65,7 +66,9 @@ class Scene:
     ) -> Scene:
         """Load the data of a recipe, for the run that it makes."""
         splits = load_splits(recipe.data)
-        normalisation = Normalisation.of(splits.train)
+        # Tokens are names, not amounts.
+        text = bool(splits.train.vocabularies)
+        normalisation = None if text else Normalisation.of(splits.train)
         return cls(recipe, run, splits, normalisation, accelerator, progress, trust_code)
 
     @property
@@ -87,8 +90,15 @@ class Scene:
 
     def build(self, model: ModelRecipe, seed: int) -> nn.Module:
         """Build a freshly initialised network for these examples."""
-        shape = self.splits.train.input_shape
-        return build_model(model, shape, self.outputs, seed=seed, trust_code=self.trust_code)
+        train = self.splits.train
+        return build_model(
+            model,
+            train.input_shape,
+            self.outputs,
+            seed=seed,
+            vocabularies=train.vocabularies,
+            trust_code=self.trust_code,
+        )
 
     def load(self, model: ModelRecipe, files: NetworkFiles, epoch: int) -> nn.Module:
         """Build a network with the weights that it had after an epoch."""

@@ -48,7 +48,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def describe(path: Path) -> str:
     """Return what a recipe says of itself, on one line."""
-    return " ".join(str(_load(path).get("description", "")).split())
+    return " ".join(str(load_recipe(path).get("description", "")).split())
 
 
 def read_recipe(
@@ -61,9 +61,11 @@ def read_recipe(
     RecipeError
         The file is missing or no YAML, a key is unknown, a value has the wrong type or range.
     """
-    content = _load(where)
+    content = load_recipe(where)
+    if content.get("kind") == "language":
+        raise RecipeError(f"{where} is a recipe of language models; use `distillens language`")
     for override in overrides:
-        _override(content, override)
+        override_key(content, override)
     return parse_recipe(content, trust_code=trust_code)
 
 
@@ -88,7 +90,14 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
     return recipe
 
 
-def _load(where: str | Path) -> dict[str, Any]:
+def load_recipe(where: str | Path) -> dict[str, Any]:
+    """Return the plain values of a recipe file, or of a shipped recipe, unchecked.
+
+    Raises
+    ------
+    RecipeError
+        It is missing or no YAML of keys.
+    """
     path = Path(where)
     if not _is_file(path):
         shipped = shipped_recipes()
@@ -112,7 +121,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def override_key(content: dict[str, Any], override: str) -> None:
+    """Apply ``key=value``, with a dotted key, to the plain values of a recipe."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"override {override!r} is not of the form key=value")

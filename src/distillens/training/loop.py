@@ -142,8 +142,9 @@ def make_optimizer(
 
     ``fused`` takes one pass over the weights instead of one an operation; shards have no such step.
     """
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(
+    if recipe.optimizer != "sgd":
+        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        return kind(
             model.parameters(),
             lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,

@@ -48,9 +48,9 @@ class Schedule(BaseModel):
 class TrainingRecipe(BaseModel):
     """How a network is trained.
 
-    ``sgd`` is stochastic gradient descent with Nesterov momentum. ``adam`` is Adam with torch's
-    β₁ = 0.9, β₂ = 0.999 and ε = 1e-8; ``momentum`` does not concern it, and ``weight_decay`` is added
-    to the gradient in either.
+    ``sgd`` is stochastic gradient descent with Nesterov momentum. ``adam`` and ``adamw`` have torch's
+    β₁ = 0.9, β₂ = 0.999 and ε = 1e-8; ``momentum`` does not concern them. ``weight_decay`` is added to
+    the gradient, for ``adamw`` taken off the weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +58,7 @@ class TrainingRecipe(BaseModel):
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=1)
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Schedule = Schedule()
@@ -70,8 +70,9 @@ class TrainingRecipe(BaseModel):
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> TrainingRecipe:
         # A resolved recipe holds the default; only another value was meant for something.
-        if self.optimizer == "adam" and self.momentum != 0.9:
+        if self.optimizer != "sgd" and self.momentum != 0.9:
             raise ValueError(
-                f"momentum {self.momentum:g} is of optimizer sgd; adam has its own, leave it out"
+                f"momentum {self.momentum:g} is of optimizer sgd; {self.optimizer} has its own, "
+                "leave it out"
             )
         return self

@@ -1,0 +1,202 @@
+"""Sentences with labels: TSV and CSV files, and data sets of the Hugging Face kind."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distillens.data.examples import Examples, check_labels
+from distillens.data.huggingface import choose_column, load_tables
+from distillens.data.sources import Source, one_line
+from distillens.errors import DataError
+
+SPLITS = ("train", "test", "validation", "valid", "dev")
+"""Names of files and splits; the first one there after "train" is the test split."""
+ENDINGS = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The sentences of a source's splits, and examples that stand for them until they are tokenised."""
+
+    sentences: dict[str, list[str]]
+    source: Source
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns of words by name, and the classes' names where the table knows them."""
+
+    columns: dict[str, list[Any]]
+    classes: dict[str, Sequence[str]]
+
+
+def read_text(path: str, text_column: str | None = None, label_column: str | None = None) -> Texts:
+    """Read sentences and labels.
+
+    Parameters
+    ----------
+    path
+        A folder of ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or .csv,
+        gzipped or not, with a header; a folder of parquet files; or a name that
+        ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV.
+    text_column, label_column
+        Which columns to use; needed only where more than one would do. Labels are integers from 0, or
+        names, which become classes in alphabetical order.
+
+    Raises
+    ------
+    DataError
+        Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
+    """
+    files = _files(Path(path))
+    if not files and Path(path).is_dir() and not any(Path(path).rglob("train*.parquet")):
+        raise DataError(
+            f"{path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
+        )
+    if files:
+        tables = {split: _read_table(file) for split, file in files.items()}
+    else:
+        tables = {name: _of_dataset(table) for name, table in load_tables(path).items()}
+    if "train" not in tables:
+        raise DataError(f"{path} has the splits {sorted(tables)}; a split named 'train' is needed")
+    test = next((name for name in SPLITS[1:] if name in tables), None)
+    sentences: dict[str, list[str]] = {}
+    source: Source = {}
+    classes: Sequence[str] | None = None
+    for split, name in {"train": "train", "test": test}.items():
+        if name is not None:
+            where = f"{path} ({name})"
+            words, source[split] = _examples(
+                tables[name], text_column, label_column, classes, where
+            )
+            sentences[split], classes = words, source[split].classes
+    return Texts(sentences, source)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = {}
+    for split in SPLITS if folder.is_dir() else ():
+        there = [
+            folder / f"{split}{end}" for end in ENDINGS if (folder / f"{split}{end}").is_file()
+        ]
+        if len(there) > 1:
+            raise DataError(
+                f"{folder} holds {there[0].name} and {there[1].name}; keep one file a split"
+            )
+        if there:
+            found[split] = there[0]
+    return found
+
+
+def _read_table(path: Path) -> _Table:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: {one_line(error)}") from None
+    rows = list(_rows(text, tabs=".tsv" in path.suffixes, where=str(path)))
+    if not rows:
+        raise DataError(f"{path} is empty; its first line must name the columns")
+    header, *body = rows
+    if len(set(header)) < len(header):
+        raise DataError(f"{path} names a column twice: {header}")
+    for number, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise DataError(
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}: {header}"
+            )
+    columns = {name: [row[place] for row in body] for place, name in enumerate(header)}
+    return _Table(columns, {})
+
+
+def _rows(text: str, *, tabs: bool, where: str) -> Iterator[list[str]]:
+    if tabs:
+        # Not splitlines: a sentence may hold one of the many characters that it splits at.
+        for line in text.replace("\r\n", "\n").split("\n"):
+            if line:
+                yield line.split("\t")
+        return
+    try:
+        yield from (row for row in csv.reader(io.StringIO(text, newline="")) if row)
+    except csv.Error as error:
+        raise DataError(f"{where} is no readable CSV: {one_line(error)}") from None
+
+
+def _of_dataset(table: Any) -> _Table:
+    names = {name: kind.names for name, kind in table.features.items() if hasattr(kind, "names")}
+    columns = {name: table.data.column(name).to_pylist() for name in table.features}
+    return _Table(columns, names)
+
+
+def _examples(
+    table: _Table,
+    text: str | None,
+    label: str | None,
+    classes: Sequence[str] | None,
+    where: str,
+) -> tuple[list[str], Examples]:
+    known = list(table.columns)
+    numbers = [name for name in known if name in table.classes or _is_integer(table.columns[name])]
+    label_name = choose_column(label, numbers, known, "label_column", where)
+    words = [
+        name
+        for name in known
+        if name != label_name and all(isinstance(cell, str) for cell in table.columns[name])
+    ]
+    text_name = choose_column(text, words, known, "text_column", where)
+    sentences = table.columns[text_name]
+    for row, sentence in enumerate(sentences):
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise DataError(
+                f"{where}: example {row} has no text in column {text_name!r}, but {sentence!r}; "
+                "remove it"
+            )
+    if not sentences:
+        raise DataError(f"{where}: no examples; at least one is needed")
+    cells = table.columns[label_name]
+    names = classes or table.classes.get(label_name)
+    if _is_integer(cells):
+        labels = np.array([int(cell) for cell in cells])
+        names = names or tuple(str(number) for number in range(int(labels.max()) + 1))
+    else:
+        labels, names = _named(cells, names, where)
+    tensor = torch.from_numpy(labels.astype(np.int64))
+    check_labels(tensor, len(names), where)
+    # Stand-ins: tokens are made once it is known which examples are for training.
+    nothing = torch.zeros(len(labels), 1, dtype=torch.int64)
+    return sentences, Examples(nothing, tensor, torch.arange(len(labels)), tuple(names))
+
+
+def _is_integer(cells: list[Any]) -> bool:
+    return bool(cells) and all(
+        (isinstance(cell, int) and not isinstance(cell, bool))
+        or (isinstance(cell, str) and cell.strip().removeprefix("-").isdecimal())
+        for cell in cells
+    )
+
+
+def _named(
+    cells: list[Any], names: Sequence[str] | None, where: str
+) -> tuple[np.ndarray, Sequence[str]]:
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str) or not cell.strip():
+            raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
+    known = tuple(names) if names is not None else tuple(sorted(set(cells)))
+    place = {name: number for number, name in enumerate(known)}
+    for row, cell in enumerate(cells):
+        if cell not in place:
+            raise DataError(
+                f"{where}: example {row} has the label {cell!r}, which the training examples lack"
+            )
+    return np.array([place[cell] for cell in cells]), known

@@ -1,0 +1,274 @@
+"""Language models: next tokens are the examples, whatever the batches, the padding and the tool."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import command, refused
+from test_text import write_tsv
+
+from distillens.data import Batches, DataRecipe, Examples, load_splits
+from distillens.data.next_tokens import NextTokens
+from distillens.errors import DataError, RecipeError
+from distillens.language_results import LanguageStudy
+from distillens.models import LanguageModel
+from distillens.progress import Progress
+from distillens.results import from_json
+from distillens.study.language import (
+    LanguageRecipe,
+    first_tokens,
+    mean_over_sentences,
+    read_language_recipe,
+    run_language,
+    token_logits,
+)
+from distillens.supervision import Distillation, FixedTeacher, OneHot
+from distillens.training import TrainingRecipe, fit
+
+pytest.importorskip("tokenizers")
+
+
+def tokens(count: int = 20, length: int = 7, vocabulary: int = 11) -> Examples:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, vocabulary, (count, length), generator=generator)
+    for row in range(count):
+        inputs[row, 2 + row % (length - 1) :] = -1
+    indices = torch.arange(100, 100 + count)
+    return Examples(
+        inputs, torch.zeros(count, dtype=torch.int64), indices, ("a", "b"), (vocabulary,)
+    )
+
+
+def model_of(examples: Examples, seed: int = 0, **more: Any) -> LanguageModel:
+    torch.manual_seed(seed)
+    sizes = {"layers": 1, "width": 8, "heads": 2, "dropout": 0.0, **more}
+    return LanguageModel(examples.vocabularies[0], examples.input_shape[0], **sizes)
+
+
+def test_a_token_says_nothing_of_what_comes_after_it() -> None:
+    examples = tokens()
+    model = model_of(examples, layers=2).eval()
+    row = examples.inputs[4:5].clone()
+    before = model(row)
+    row[:, 3] = (row[:, 3] + 1) % 11
+    after = model(row)
+    torch.testing.assert_close(after[:, :3], before[:, :3])
+    assert not torch.allclose(after[:, 3], before[:, 3])
+
+
+def test_logits_by_token_are_those_of_each_sentence_alone() -> None:
+    examples = tokens()
+    model = model_of(examples).eval()
+    logits, labels, index = token_logits(model, examples)
+    row = 0
+    for sentence, stable in zip(examples.inputs, examples.indices, strict=True):
+        kept = sentence[sentence >= 0]
+        alone = model(kept[None, :-1])[0].detach().numpy()
+        stop = row + len(alone)
+        np.testing.assert_allclose(logits[row:stop], alone, rtol=1e-4, atol=1e-6)
+        assert labels[row:stop].tolist() == kept[1:].tolist()
+        assert index[row:stop].tolist() == [
+            int(stable) * 7 + place for place in range(1, len(kept))
+        ]
+        row = stop
+    assert row == len(logits)
+
+
+def losses_of(parts: int, processes: int) -> float:
+    """Return a batch's loss as micro-batches and processes add it up."""
+    examples = tokens()
+    model = model_of(examples).eval()
+    supervision = Distillation(FixedTeacher(model_of(examples, seed=1)), 2.0)
+    total = 0.0
+    for rank in range(processes):
+        source = Batches(examples, 20, seed=0, rank=rank, processes=processes)
+        (batch,) = NextTokens(source).epoch(0)
+        for part in batch.split(parts):
+            loss = supervision.loss(model(part.inputs), part, 0)
+            total += float(loss.detach()) * part.weight / processes
+    return total
+
+
+def test_shares_of_a_batch_add_up_to_its_mean_over_tokens() -> None:
+    whole = losses_of(1, 1)
+    for parts, processes in ((3, 1), (1, 3), (2, 2)):
+        assert losses_of(parts, processes) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_student_of_sure_logits_is_the_student_of_labels() -> None:
+    """A teacher whose logits are s · one-hot, s large, is the labels (design: invariances)."""
+    examples = tokens()
+
+    class Sure(torch.nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 60.0 * torch.nn.functional.one_hot(following[inputs.shape], 11).float()
+
+    batches = NextTokens(Batches(examples, 20, seed=None))
+    (batch,) = batches.epoch(0)
+    following = {batch.inputs.shape: batch.labels.clamp_min(0)}
+    recipe = TrainingRecipe(epochs=3, batch_size=20, learning_rate=0.1, accumulate=1)
+    found = []
+    for supervision in (OneHot(), Distillation(FixedTeacher(Sure()))):
+        model = model_of(examples)
+        fit(model, supervision, batches, recipe)
+        found.append(model.state_dict())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_intervals_take_whole_sentences() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        counts = generator.integers(1, 12, 150).astype(float)
+        # Tokens of a sentence are alike: intervals over tokens would be far too narrow.
+        sums = counts * generator.normal(2.0, 1.0, 150)
+        interval = mean_over_sentences(sums, counts).interval
+        assert interval is not None
+        covered += interval.low <= 2.0 <= interval.high
+    assert 0.91 < covered / 400 < 0.98
+    assert mean_over_sentences(np.ones(1), np.ones(1)).interval is None
+
+
+def test_first_tokens_keeps_whole_sentences() -> None:
+    examples = tokens()
+    counts = (examples.inputs[:, 1:] >= 0).sum(1)
+    kept = first_tokens(examples, int(counts[:3].sum()))
+    assert kept.indices.tolist() == [100, 101, 102]
+    with pytest.raises(DataError, match="first sentence has 1 tokens, more than the 0"):
+        first_tokens(examples, 0)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    folder = write_tsv(tmp_path / "data", train=80, test=40)
+    training = {"epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.02}
+    return {
+        "kind": "language",
+        "name": "tiny-language",
+        "data": {
+            "source": "text", "path": str(folder), "tokenizers": [{"vocabulary": 50, "length": 12}],
+        },
+        "teacher": {"model": {"layers": 1, "width": 16, "heads": 2}, "training": training},
+        "student": {"model": {"layers": 1, "width": 8, "heads": 2}, "training": training},
+        "supervisions": [
+            {"kind": "offline"},
+            {"kind": "one-hot"},
+            {"kind": "online", "temperature": 2},
+            {"kind": "switched", "first": {"kind": "one-hot"}, "then": {"kind": "offline"}, "at": 0.5},
+        ],
+        "audited_tokens": 150,
+    }  # fmt: skip
+
+
+def test_a_study_of_language_models(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "run"
+    assert command("language", file, "--out", out, "--json") == 0
+    printed = capsys.readouterr().out
+    result = from_json(LanguageStudy, printed, "the output")
+    assert [row.name for row in result.models] == [
+        "teacher", "no KD", "offline τ=1", "online τ=2", "no KD → offline τ=1 at 0.5",
+    ]  # fmt: skip
+    splits = load_splits(DataRecipe.model_validate(recipe["data"]))
+    assert result.test_tokens == int((splits.test.inputs[:, 1:] >= 0).sum())
+    # Sentences of one form are learnt: below the log of the vocabulary by far.
+    for row in result.models:
+        assert row.test_loss.value < 0.9 * np.log(result.vocabulary)
+    audit = result.audits[1].audit
+    assert [split.split for split in audit.splits] == ["train", "test"]
+    assert 100 < audit.splits[1].examples <= 150
+    assert audit.classes == result.vocabulary
+    # A distilled student's slope stands beside that of the lone student of its seed.
+    references = audit.splits[1].exaggeration.slope_all.references
+    assert [each.name for each in references] == ["one-hot student"]
+    # Taken up again it is the same, and other data are another run.
+    again = run_language(LanguageRecipe.model_validate(recipe), out)
+    assert [row.weights_digest for row in again.models] == [
+        row.weights_digest for row in result.models
+    ]
+    write_tsv(tmp_path / "data", train=82, test=40)
+    assert "other data" in refused(capsys, "language", file, "--out", out)
+
+
+class CutError(Exception):
+    """The process ends here."""
+
+
+def cutting(steps: int) -> Progress:
+    """Return a progress that raises once so many steps are done."""
+    left = [steps]
+
+    @contextmanager
+    def progress(title: str, total: int, done: int = 0) -> Iterator[Any]:
+        def advance(count: int) -> None:
+            left[0] -= count
+            if left[0] < 0:
+                raise CutError
+
+        yield advance
+
+    return progress
+
+
+@pytest.mark.parametrize("steps", [7, 22])
+def test_an_interrupted_study_ends_with_the_same_weights(
+    recipe: dict[str, Any], tmp_path: Path, steps: int
+) -> None:
+    # Epochs of five steps: the cut is in the second epoch of the teacher, or of the student.
+    recipe["supervisions"] = recipe["supervisions"][2:3]
+    read = LanguageRecipe.model_validate(recipe)
+    whole = run_language(read, tmp_path / "whole")
+    with pytest.raises(CutError):
+        run_language(read, tmp_path / "cut", progress=cutting(steps))
+    again = run_language(read, tmp_path / "cut")
+    assert [row.weights_digest for row in again.models] == [
+        row.weights_digest for row in whole.models
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"supervisions": [{"kind": "self-distillation"}]}, "is supervised by one-hot, offline"),
+        ({"supervisions": [{"kind": "offline", "loss": {"name": "dkd"}}]}, "leave loss out"),
+        ({"supervisions": [{"kind": "offline", "early_stop": "validation"}]}, "names an epoch"),
+        ({"data": {"source": "digits"}}, "one tokenizer"),
+        ({"sudent": 1}, "sudent"),
+    ],
+)
+def test_what_a_language_recipe_cannot_say(
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**copy.deepcopy(recipe), **change}))
+    assert message in refused(capsys, "language", file)
+
+
+def test_each_kind_of_recipe_has_its_command(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe))
+    assert "use `distillens language`" in refused(capsys, "run", file)
+    assert "use `distillens run`" in refused(capsys, "language", "digits")
+    with pytest.raises(DataError, match="one tokenizer"):
+        NextTokens(Batches(Examples(torch.zeros(3, 4), torch.zeros(3), torch.arange(3), ("a",)), 2))
+    with pytest.raises(RecipeError, match="no recipe"):
+        read_language_recipe("nowhere")

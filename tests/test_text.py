@@ -1,0 +1,403 @@
+"""Text: sentences become tokens in one way only, and recipes run on them as on pictures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from distillens.data import Batches, DataRecipe, load_splits
+from distillens.errors import DataError, ModelError, RecipeError, RunError
+from distillens.kernel import EmpiricalNTK, oracle_gram
+from distillens.models import Encoder, ModelRecipe, build_model, load_weights
+from distillens.runs import Run, read_arrays
+from distillens.study import read_recipe, run
+from distillens.study.export import export_run
+from distillens.study.remeasure import measure_run
+
+pytest.importorskip("tokenizers")
+
+GOOD, BAD = ("warm", "witty", "lovely", "fresh"), ("dull", "stale", "clumsy", "loud")
+FILM = ("film", "plot", "cast", "score", "ending")
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
+    """Judgements of films, of which one word tells the label."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for place in range(count):
+        label = place % 2
+        word = str(draw.choice(GOOD if label else BAD))
+        rest = [str(each) for each in draw.choice(FILM, draw.integers(1, 4))]
+        found.append((f"a {word} film with a {' and a '.join(rest)}", label))
+    return found
+
+
+def write_tsv(folder: Path, train: int = 60, test: int = 20) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, count in (("train", train), ("validation", test)):
+        lines = ["sentence\tlabel", *(f"{s}\t{y}" for s, y in sentences(count, len(name)))]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def recipe_of(folder: Path, **more: Any) -> DataRecipe:
+    tokenizers = more.pop("tokenizers", [{"vocabulary": 60, "length": 12}])
+    return DataRecipe.model_validate(
+        {"source": "text", "path": str(folder), "tokenizers": tokenizers, **more}
+    )
+
+
+def test_tokens_say_the_sentence_and_keep_its_index(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    folder = write_tsv(tmp_path)
+    splits = load_splits(recipe_of(folder, validation_size=10, train_size=30))
+    assert splits.validation is not None
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (30, 10, 20)
+    reader = Tokenizer.from_str(splits.tokenizers[0])
+    source = {"train": sentences(60, 5), "test": sentences(20, 10)}
+    for part, origin in (
+        (splits.train, "train"),
+        (splits.validation, "train"),
+        (splits.test, "test"),
+    ):
+        assert part.vocabularies == (reader.get_vocab_size(),)
+        assert part.inputs.shape == (len(part), 12)
+        for tokens, label, index in zip(part.inputs, part.labels, part.indices, strict=True):
+            sentence, expected = source[origin][int(index)]
+            assert int(label) == expected
+            kept = tokens[tokens >= 0].tolist()
+            # What is padded is the end, and only that.
+            assert tokens[len(kept) :].eq(-1).all()
+            assert kept == reader.encode(sentence).ids
+    batch = next(Batches(splits.train, 7).epoch(0))
+    assert batch.inputs.dtype == torch.int64
+    where = torch.searchsorted(splits.train.indices, batch.indices)
+    assert torch.equal(batch.inputs, splits.train.inputs[where])
+
+
+FINGERPRINT = """
+import sys
+from distillens.data import DataRecipe, load_splits
+print(load_splits(DataRecipe.model_validate_json(sys.argv[1])).fingerprint)
+"""
+
+
+def test_the_vocabulary_is_the_same_in_every_process(shared_data: Path) -> None:
+    recipe = recipe_of(
+        shared_data / "sst2",
+        train_size=2000,
+        test_size=50,
+        tokenizers=[{"vocabulary": 1000, "length": 16}],
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", FINGERPRINT, recipe.model_dump_json()],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    }
+    assert prints == {load_splits(recipe).fingerprint + "\n"}
+
+
+def test_only_training_sentences_make_the_vocabulary(tmp_path: Path) -> None:
+    folder = write_tsv(tmp_path)
+    before = load_splits(recipe_of(folder, validation_size=20))
+    (folder / "validation.tsv").write_text("sentence\tlabel\nzebras everywhere\t1\nnone\t0\n")
+    other = load_splits(recipe_of(folder, validation_size=20))
+    assert other.tokenizers == before.tokenizers
+    # Nor do sentences of the validation split.
+    assert before.validation is not None
+    out = set(before.validation.indices.tolist())
+    lines = (folder / "train.tsv").read_text().splitlines()
+    changed = [
+        f"zzz qqq\t{line[-1]}" if number - 1 in out else line for number, line in enumerate(lines)
+    ]
+    (folder / "train.tsv").write_text("\n".join(changed))
+    assert load_splits(recipe_of(folder, validation_size=20)).tokenizers == before.tokenizers
+
+
+def test_two_tokenizers_stand_side_by_side(tmp_path: Path) -> None:
+    folder = write_tsv(tmp_path / "data")
+    one = load_splits(recipe_of(folder))
+    saved = tmp_path / "teacher"
+    saved.mkdir()
+    (saved / "tokenizer.json").write_text(one.tokenizers[0])
+    own = {"vocabulary": 40, "length": 8}
+    both = load_splits(recipe_of(folder, tokenizers=[own, {"path": str(saved), "length": 12}]))
+    assert both.train.inputs.shape == (60, 2, 12)
+    assert torch.equal(both.train.inputs[:, 1], one.train.inputs)
+    assert both.train.inputs[:, 0, 8:].eq(-1).all()
+    assert both.train.vocabularies == (
+        load_splits(recipe_of(folder, tokenizers=[own])).train.vocabularies[0],
+        one.train.vocabularies[0],
+    )
+    shape, known = both.train.input_shape, both.train.vocabularies
+    teacher = build_model(
+        ModelRecipe.model_validate({"name": "encoder", "tokenizer": 1, "width": 8, "heads": 2}),
+        shape, 1, seed=0, vocabularies=known,
+    ).eval()  # fmt: skip
+    alone = build_model(
+        ModelRecipe.model_validate({"name": "encoder", "width": 8, "heads": 2}),
+        (12,), 1, seed=0, vocabularies=known[1:],
+    ).eval()  # fmt: skip
+    torch.testing.assert_close(teacher(both.train.inputs), alone(one.train.inputs))
+
+
+def test_padding_does_not_change_an_output() -> None:
+    torch.manual_seed(0)
+    model = Encoder(20, 9, 3, layers=2, width=8, heads=2).eval()
+    tokens = torch.randint(0, 20, (4, 5))
+    padded = torch.cat([tokens, torch.full((4, 4), -1)], 1)
+    torch.testing.assert_close(model(padded), model(tokens))
+    assert not torch.allclose(model(padded.clamp_min(0)), model(tokens))
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv.gz"])
+def test_other_tables_give_the_same_examples(tmp_path: Path, ending: str) -> None:
+    plain = load_splits(recipe_of(write_tsv(tmp_path / "plain")))
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("train", "validation"):
+        text = (tmp_path / "plain" / f"{name}.tsv").read_text()
+        if ending.startswith("csv"):
+            rows = [line.split("\t") for line in text.splitlines()]
+            text = "\r\n".join(f'"{a}",{b}' for a, b in rows)
+        content = text.encode()
+        zipped = gzip.compress(content) if ending.endswith("gz") else content
+        (other / f"{name}.{ending}").write_bytes(zipped)
+    assert load_splits(recipe_of(other)).fingerprint == plain.fingerprint
+
+
+def test_parquet_with_named_labels_is_text_too(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for name, rows in (("train", sentences(12)), ("test", sentences(6, 1))):
+        table = pa.table(
+            {
+                "id": [f"r{place}" for place in range(len(rows))],
+                "text": [sentence for sentence, _ in rows],
+                "verdict": [("no", "yes")[label] for _, label in rows],
+            }
+        )
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+    splits = load_splits(recipe_of(tmp_path, text_column="text", label_column="verdict"))
+    assert splits.train.classes == ("no", "yes")
+    assert splits.test.labels.tolist() == [label for _, label in sentences(6, 1)]
+    with pytest.raises(DataError, match=r"0 columns would do .* set data.label_column"):
+        load_splits(recipe_of(tmp_path))
+
+
+def tsv(*lines: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "train.tsv").write_text("\n".join(lines))
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "nothing": (lambda f: (f / "train.tsv").unlink(), "needed"),
+    "empty": (tsv(""), "is empty; its first line must name the columns"),
+    "header alone": (tsv("sentence\tlabel"), "columns would do"),
+    "cells": (tsv("sentence\tlabel", "a film"), "row 2 has 1 cells, the header 2"),
+    "no text": (tsv("sentence\tlabel", "good\t1", " \t0"), "example 1 has no text"),
+    "twice": (tsv("label\tlabel", "1\t1"), "names a column twice"),
+    "label": (tsv("sentence\tlabel", "a\t-1", "b\t0"), "label -1 of example 0 is out of range"),
+    "two": (lambda f: (f / "train.csv").write_text("a,b"), "keep one file a split"),
+    "bytes": (lambda f: (f / "train.tsv").write_bytes(b"\xff\xfe\x00"), "cannot be read as text"),
+    "one class": (tsv("sentence\tlabel", "a\t0", "b\t0"), "one class; at least two|out of range"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damaged_tables_are_one_line(tmp_path: Path, how: str) -> None:
+    damage, message = DAMAGED[how]
+    folder = write_tsv(tmp_path)
+    damage(folder)
+    with pytest.raises(DataError, match=message) as caught:
+        load_splits(recipe_of(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_other_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("sentences")
+    with pytest.raises(DataError, match=r"holds no train\.tsv or train\.csv"):
+        load_splits(recipe_of(tmp_path))
+
+
+def test_tokenizers_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+    folder = write_tsv(tmp_path)
+    with pytest.raises(DataError, match=r"no tokenizer .*; give a folder with a tokenizer.json"):
+        load_splits(recipe_of(folder, tokenizers=[{"path": str(tmp_path)}]))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="no readable tokenizer"):
+        load_splits(recipe_of(folder, tokenizers=[{"path": str(tmp_path)}]))
+    for wrong, message in (
+        ({"tokenizers": []}, "source 'text' needs data.tokenizers"),
+        ({"tokenizers": [{}]}, "either a path or the size"),
+        ({"source": "npz"}, "others have none"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            recipe_of(folder, **wrong)
+
+
+def test_models_of_other_inputs_are_refused() -> None:
+    def build(name: str, shape: tuple[int, ...], known: tuple[int, ...], **more: Any) -> Any:
+        recipe = ModelRecipe.model_validate({"name": name, **more})
+        return build_model(recipe, shape, 2, seed=0, vocabularies=known)
+
+    with pytest.raises(ModelError, match="mlp works on numbers, the inputs are tokens"):
+        build("mlp", (9,), (20,))
+    with pytest.raises(ModelError, match="encoder works on text"):
+        build("encoder", (9,), ())
+    with pytest.raises(ModelError, match="asks for tokenizer 1; the data have 1"):
+        build("encoder", (9,), (20,), tokenizer=1)
+    with pytest.raises(ModelError, match="3 heads"):
+        build("encoder", (9,), (20,), heads=3)
+    with pytest.raises(RecipeError, match="no argument 'vocabularies'"):
+        build("encoder", (9,), (20,), vocabularies=(3,))
+
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 64,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 16,
+}
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> str:
+    """The name of a tiny BERT with weights drawn at random, in a folder of its own."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "bert"
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**{k: v for k, v in BERT.items() if k != "model_type"})
+    transformers.BertModel(config).save_pretrained(folder)
+    return f"transformers:{folder}"
+
+
+def test_hugging_face_models_see_the_mask(bert: str) -> None:
+    recipe = ModelRecipe.model_validate({"name": bert, "tokenizer": 1})
+    model = build_model(recipe, (2, 9), 1, seed=0, vocabularies=(9, 60)).eval()
+    tokens = torch.randint(1, 60, (4, 2, 5))
+    padded = torch.cat([tokens, torch.full((4, 2, 4), -1)], 2)
+    torch.testing.assert_close(model(padded), model(tokens))
+    inner: Any = model.get_submodule("network")
+    expected = inner(input_ids=tokens[:, 1]).logits
+    torch.testing.assert_close(model(tokens), expected)
+    with pytest.raises(ModelError, match="knows 64 tokens, the data's tokenizer 0 makes 100"):
+        build_model(ModelRecipe(name=bert), (9,), 1, seed=0, vocabularies=(100,))
+    with pytest.raises(ModelError, match=r"knows 16 positions, .* makes 40"):
+        build_model(ModelRecipe(name=bert), (40,), 1, seed=0, vocabularies=(60,))
+    fresh = ModelRecipe.model_validate({"name": bert, "pretrained": False})
+    grown: Any = build_model(fresh, (9,), 3, seed=0, vocabularies=(100,))
+    assert grown.network.get_input_embeddings().weight.shape == (100, 8)
+
+
+def test_a_text_students_kernel_is_the_oracles() -> None:
+    torch.manual_seed(0)
+    model = Encoder(30, 7, 1, layers=2, width=8, heads=2).eval()
+    tokens = torch.randint(0, 30, (6, 7))
+    tokens[1, 4:], tokens[3, 2:] = -1, -1
+    kernel = EmpiricalNTK(model, outputs=0, dtype=torch.float64, alone=True)
+    found = kernel.gram(tokens)
+    expected = oracle_gram(model, tokens, outputs=0)
+    torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-12)
+    # Rules cover every layer: nothing was left to torch.func.
+    assert found.notes == ()
+
+
+def test_a_bert_classifiers_kernel_is_the_oracles(bert: str) -> None:
+    model = build_model(ModelRecipe(name=bert), (7,), 2, seed=0, vocabularies=(60,)).eval()
+    tokens = torch.randint(0, 60, (4, 7))
+    tokens[1, 4:] = -1
+    kernel = EmpiricalNTK(model, outputs=1, dtype=torch.float64, alone=True)
+    found = kernel.gram(tokens)
+    # What transformers does with a mask depends on its values, which vmap cannot follow.
+    expected = oracle_gram(model, tokens, outputs=1, vectorised=False)
+    torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-12)
+    assert found.notes == ()
+
+
+@pytest.fixture
+def study(tmp_path: Path, bert: str) -> dict[str, Any]:
+    """A pretrained teacher with a tokenizer of its own, and a student with another."""
+    folder = write_tsv(tmp_path / "data", train=80, test=30)
+    whole = load_splits(recipe_of(folder))
+    saved = Path(bert.partition(":")[2])
+    (saved / "tokenizer.json").write_text(whole.tokenizers[0])
+    training = {"optimizer": "adamw", "learning_rate": 0.01, "batch_size": 16}
+    return {
+        "name": "tiny-text",
+        "data": {
+            "source": "text",
+            "path": str(folder),
+            "tokenizers": [{"vocabulary": 50, "length": 12}, {"path": str(saved), "length": 14}],
+        },
+        "teacher": {"model": {"name": bert, "tokenizer": 1}, "training": {"epochs": 3, **training}},
+        "student": {
+            "model": {"name": "encoder", "layers": 1, "width": 8, "heads": 2},
+            "training": {"epochs": 4, **training},
+        },
+        "supervisions": [
+            {"kind": "one-hot"},
+            {"kind": "offline", "temperature": 2},
+            {"kind": "online"},
+            {"kind": "self-distillation"},
+            {"kind": "co-trained"},
+        ],
+        "complexity": {"examples": 12, "epochs": [0, 4], "random_draws": 2, "ridge": 1e-3},
+    }
+
+
+def test_a_study_of_text_is_a_study(study: dict[str, Any], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    out = tmp_path / "run"
+    result = run(study, out)
+    accuracies = {cell.supervision: cell.test_accuracy for cell in result.cells}
+    # A word gives the label away.
+    assert accuracies["no KD"] > 0.9
+    assert len(result.deviations) == 2 * 5
+    assert {point.epoch for curve in result.complexity for point in curve.points} == {0, 4}
+    # The teacher's cached logits are those of the network on its own tokens.
+    opened = Run(out)
+    splits = load_splits(read_recipe(opened.recipe).data)
+    stored = Tokenizer.from_file(str(opened.tokenizer(0)))
+    assert stored.to_str() == splits.tokenizers[0]
+    teacher = build_model(
+        ModelRecipe.model_validate(study["teacher"]["model"]), splits.train.input_shape, 1,
+        seed=0, vocabularies=splits.train.vocabularies,
+    )  # fmt: skip
+    load_weights(opened.teacher.weights(3), teacher)
+    with torch.no_grad():
+        logits = teacher.eval()(splits.train.inputs)
+    torch.testing.assert_close(
+        logits, torch.from_numpy(read_arrays(opened.teacher.logits, "")["train"])
+    )
+    digest = json.loads(opened.teacher.cell.read_text())["weights_digest"]
+    (block,) = {
+        path
+        for path in (out / "cache").glob("*.npy")
+        if json.loads(path.with_suffix(".json").read_text())["checkpoint"] == digest
+    }
+    torch.testing.assert_close(torch.from_numpy(np.load(block)), logits)
+    with pytest.raises(RunError, match="is a run of text, of which export makes no programs"):
+        export_run(out, student="no KD")
+    # The complexity command goes over the run again.
+    again = measure_run(out, ["examples=10", "epochs=[4]"])
+    assert again.complexity[0].examples == 10
