@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,7 +150,11 @@ def test_latency_is_measured_and_survives_json() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     model = nn.Linear(3, 2)
-    for arguments, message in (({"batch": 0}, "batch must be"), ({"runs": 0}, "runs must be")):
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"batch": 0}, "batch must be"),
+        ({"runs": 0}, "runs must be"),
+    )
+    for arguments, message in refused:
         with pytest.raises(MeasureError, match=f"{message} at least 1, got 0"):
             measure_cost(model, (3,), device="cpu", **arguments)
     with pytest.raises(ModelError, match=r"cannot take inputs of shape \(4,\)"):

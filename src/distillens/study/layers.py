@@ -67,7 +67,7 @@ def layer_inputs(
     network: nn.Module,
     name: str,
     examples: Examples,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     device: torch.device | str,
 ) -> LayerInputs:
     """Return what a layer is given for some examples, in evaluation mode and without augmentation.
