@@ -264,9 +264,13 @@ class EmpiricalNTK:
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
         directions_CO = self._directions(rows)
+        # One place for all: many small results, each above a pass's large scratch on the heap, would
+        # keep the allocator from using that again.
+        found = directions_CO.new_empty(len(rows), len(directions_CO))
         with torch.no_grad():
-            parts = [prepared.network(part) @ directions_CO.T for part in rows.split(_BATCH)]
-        return torch.cat(parts)
+            for part, into in zip(rows.split(_BATCH), found.split(_BATCH), strict=True):
+                into.copy_(prepared.network(part) @ directions_CO.T)
+        return found
 
     def product_error(self, product: KernelProduct, inputs: Tensor) -> float:
         """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
