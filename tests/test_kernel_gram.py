@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK, plan, store
+from distillens.kernel.check import Expected, expected_products
 from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
@@ -54,6 +56,15 @@ def least(kernel: EmpiricalNTK, *inputs: Tensor) -> int:
     with pytest.raises(KernelError, match="max_memory = 1 bytes is too small") as caught:
         kernel.plan(*inputs)
     return int(str(caught.value).split("give at least ")[1].split()[0])
+
+
+def forget_the_room_of_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plans leave out what the products to check against take."""
+
+    def expected(*given: Any) -> Expected:
+        return replace(expected_products(*given), bytes=0)
+
+    monkeypatch.setattr("distillens.kernel.ntk.expected_products", expected)
 
 
 def cut(kernel: EmpiricalNTK, inputs: Tensor, extra: float) -> tuple[Tensor, Any]:
@@ -94,7 +105,7 @@ def test_sizes_of_tiles_change_rounding_only(
     outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The set-up of so small a network takes more than its tiles do.
-    monkeypatch.setattr("distillens.kernel.ntk.check_bytes", lambda *_: 0)
+    forget_the_room_of_checks(monkeypatch)
     kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
     roomy = kernel.gram(inputs)
     kernel._setup_bytes = 0
@@ -247,7 +258,7 @@ def kill_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_gram_goes_on_with_the_same_bits(
     outputs: Outputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distillens.kernel.ntk.check_bytes", lambda *_: 0)
+    forget_the_room_of_checks(monkeypatch)
     monkeypatch.setattr(store, "_SECONDS", 0.0)
     inputs = examples()
     kernel = EmpiricalNTK(network(), outputs=outputs)
@@ -305,6 +316,7 @@ def test_a_killed_gram_does_not_start_anew(tmp_path: Path, monkeypatch: pytest.M
 _SLOW = """
 import sys, time
 from distillens.kernel import EmpiricalNTK, plan, store
+from distillens.kernel.check import Expected, expected_products
 from distillens.kernel.tiles import GramValues
 import test_kernel_gram as here
 

@@ -24,8 +24,9 @@ from distillens.kernel.ways import Choice, Speed, choose
 PAIR_NUMBERS = 2**25
 """Numbers of products of positions that exist at a time, where there is room."""
 
-PIECE = 2**15
+PIECE = 2**14
 """Parameters that are contracted at a time."""
+_MOST_PIECES, _PIECES_NUMBERS = 16, 2**20
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,46 @@ class Block:
         return sum(each.numel() * each.element_size() for each in tensors)
 
 
+def pieces_at_once(numbers: int) -> int:
+    """Return how many pieces of the parameters are contracted together, each to so many numbers.
+
+    A batch of products, each thread with pieces of its own, is faster than small ones in turn.
+    """
+    return max(1, min(_MOST_PIECES, _PIECES_NUMBERS // max(1, numbers)))
+
+
 def _written_tile(left_BCP: Tensor, right_DCP: Tensor, pairing: Pairing) -> Tensor:
-    """Contract written gradients, piece by piece of the parameters.
+    """Contract written gradients, piece by piece of the parameters."""
+    B, C, _ = left_BCP.shape
+    D = len(right_DCP)
+    if pairing == "full":
+        total = left_BCP.new_zeros(B * C, D * C, dtype=torch.float64)
+        _add_products(total, left_BCP.flatten(0, 1), right_DCP.flatten(0, 1))
+        return total.view(B, C, D, C)
+    total = left_BCP.new_zeros(C, B, D, dtype=torch.float64)
+    for c in range(C):
+        _add_products(total[c], left_BCP[:, c], right_DCP[:, c])
+    return total
+
+
+def _add_products(total_RS: Tensor, left_RP: Tensor, right_SP: Tensor) -> None:
+    """Add the products of all rows.
 
     The pieces are added up in float64: a sum over all parameters in float32 would lose digits.
     """
-    B, C, P = left_BCP.shape
-    D = len(right_DCP)
-    shape = (B, C, D, C) if pairing == "full" else (C, B, D)
-    total = left_BCP.new_zeros(shape, dtype=torch.float64)
-    for start in range(0, P, PIECE):
-        left, right = (each[:, :, start : start + PIECE] for each in (left_BCP, right_DCP))
-        if pairing == "full":
-            total += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(shape)
-            continue
-        for c in range(C):
-            total[c] += left[:, c] @ right[:, c].T
-    return total
+    P = left_RP.shape[1]
+    step = PIECE * pieces_at_once(total_RS.numel())
+    whole = P - P % PIECE
+    for start in range(0, whole, step):
+        stop = min(start + step, whole)
+        left, right = (
+            each[:, start:stop].unflatten(1, (-1, PIECE)).transpose(0, 1)
+            for each in (left_RP, right_SP)
+        )
+        for product in torch.bmm(left, right.mT):
+            total_RS += product
+    if whole < P:
+        total_RS += left_RP[:, whole:] @ right_SP[:, whole:].T
 
 
 def _numbers_of_pair(factor: Paired, pairing: Pairing) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.kernel.memory import peak_bytes
+from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
 from distillens.kernel.plain import PlainProducts
 
@@ -34,68 +34,71 @@ class GramCheck:
     """‖Kv − K̂v‖/‖Kv‖, of the worst product."""
 
 
-def check_bytes(
-    products: PlainProducts,
-    directions_CO: Tensor,
-    outputs: Outputs,
-    rows: Tensor,
-    columns: Tensor,
-) -> int:
-    """Return the bytes that the check takes, measured on as many examples."""
-    some_CO = directions_CO if outputs == "full" else directions_CO[:1]
-    R, S = rows[:_EXAMPLES], columns[:_EXAMPLES]
-    ones_SC = some_CO.new_ones(len(S), len(some_CO))
-    return peak_bytes(lambda: products.product(R, S, some_CO, ones_SC))
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Products with some of a Gram's rows and columns, by plain autograd."""
+
+    rows_R: Tensor
+    columns_S: Tensor
+    signs_SC: Tensor
+    classes: tuple[int, ...]
+    """The outputs of a class-diagonal Gram that are looked at."""
+    products: tuple[Tensor, ...]
+    """Kv: (R, C) for "full", else (R, 1), one for each class that is looked at."""
+    bytes: int
+    """What computing them took."""
 
 
-def check_gram(
-    products: PlainProducts,
-    directions_CO: Tensor,
-    outputs: Outputs,
-    values: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-) -> GramCheck:
-    """Compare a Gram with products by autograd on some of its rows and columns.
+def expected_products(
+    plain: PlainProducts, directions_CO: Tensor, outputs: Outputs, rows: Tensor, columns: Tensor
+) -> Expected:
+    """Return what some products with a Gram of rows and columns have to be."""
+    generator = torch.Generator().manual_seed(0)
+    R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
+    C = len(directions_CO)
+    signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
+    signs_SC = signs_SC.to(rows.device, directions_CO.dtype)
+    classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
+
+    def product(some_CO: Tensor) -> Tensor:
+        return plain.product(rows[R], columns[S], some_CO, signs_SC[:, : len(some_CO)])
+
+    with LiveBytes() as live:
+        if outputs == "full":
+            found = [product(directions_CO)]
+        elif outputs == "trace":
+            # Each logit's kernel on its own, since their mean is no single product.
+            each = [product(direction[None]) for direction in directions_CO]
+            found = [torch.stack(each).mean(dim=0)]
+        else:
+            found = [product(directions_CO[c][None]) for c in classes]
+    return Expected(R, S, signs_SC, tuple(classes), tuple(found), live.peak)
+
+
+def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramCheck:
+    """Compare a Gram with the products that it has to have.
 
     Raises
     ------
     KernelError
         They differ by more than rounding.
     """
-    generator = torch.Generator().manual_seed(0)
-    R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
-    C = len(directions_CO)
-    signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
-    signs_SC = signs_SC.to(rows.device, values.dtype)
+    signs_SC = expected.signs_SC.to(values)
     # Only these numbers are read: the Gram may be larger than memory.
-    at = R.to(values.device)[:, None], S.to(values.device)
-    worst = 0.0
-
-    def compare(found: Tensor, wanted: Tensor) -> None:
-        nonlocal worst
-        wanted = wanted.to(found)
-        size = float(wanted.norm())
-        off = float((found - wanted).norm())
-        worst = max(worst, off / size if size else off)
-
+    at = expected.rows_R.to(values.device)[:, None], expected.columns_S.to(values.device)
     if outputs == "full":
-        blocks_RSCC = values.view(len(rows), C, len(columns), C)[at[0], :, at[1]]
-        wanted = products.product(rows[R], columns[S], directions_CO, signs_SC)
-        compare(torch.einsum("rscd,sd->rc", blocks_RSCC, signs_SC.to(values)), wanted)
-    elif outputs == "trace":
-        # Each logit's kernel on its own, since their mean is no single product.
-        each = [
-            products.product(rows[R], columns[S], direction[None], signs_SC[:, :1])
-            for direction in directions_CO
-        ]
-        compare(values[at] @ signs_SC[:, :1].to(values), torch.stack(each).mean(dim=0))
+        C = signs_SC.shape[1]
+        blocks = values.view(values.shape[0] // C, C, values.shape[1] // C, C)[at[0], :, at[1]]
+        found = [torch.einsum("rscd,sd->rc", blocks, signs_SC)]
+    elif outputs == "class-diagonal":
+        found = [values[c][at] @ signs_SC[:, :1] for c in expected.classes]
     else:
-        grams = values if outputs == "class-diagonal" else values[None]
-        for c in torch.randperm(C, generator=generator)[:_CLASSES].tolist():
-            direction = directions_CO[c][None]
-            wanted = products.product(rows[R], columns[S], direction, signs_SC[:, :1])
-            compare(grams[c][at] @ signs_SC[:, :1].to(values), wanted)
+        found = [values[at] @ signs_SC[:, :1]]
+    worst = 0.0
+    for seen, wanted in zip(found, expected.products, strict=True):
+        size = float(wanted.norm())
+        off = float((seen - wanted.to(seen)).norm())
+        worst = max(worst, off / size if size else off)
     tolerance = _TOLERANCE[values.dtype]
     if not worst <= tolerance:
         raise KernelError(
@@ -103,4 +106,4 @@ def check_gram(
             f"of its size where {tolerance:g} is allowed; in float32 the network may be too "
             "ill-conditioned (take float64), or an output depends on chance or on other examples"
         )
-    return GramCheck(rows=len(R), residual=worst)
+    return GramCheck(rows=len(expected.rows_R), residual=worst)

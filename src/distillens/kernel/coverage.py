@@ -90,18 +90,16 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
     direction = direction.to(outputs_BO.device)
-    each_alone = [_alone(twin, weights, example, direction) for example in probe]
-    truth = {name: torch.stack([each[name] for each in each_alone]) for name in weights}
+    truth = _Truth([_alone(twin, weights, example, direction) for example in probe])
     if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
     repeated, outputs_BO, uses, fewer = _repeated(twin, weights, probe, outputs_BO, uses, fewer)
     gradients = output_gradients(outputs_BO, uses, direction[None])
-    largest = max((float(each.abs().max()) for each in truth.values() if each.numel()), default=0.0)
     choices = [
         _candidates(use, less, k in repeated)
         for k, (use, less) in enumerate(zip(uses, fewer, strict=True))
     ]
-    places = _settled(choices, uses, gradients, truth, _ROUNDING * largest)
+    places = _settled(choices, uses, gradients, truth)
     covered = []
     for name in weights:
         mine = [
@@ -111,7 +109,7 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
         ]
         if all(place is not None for place, _, _ in mine):
             parts = [(p, u, g) for p, u, g in mine if p is not None]
-            if _right(name, parts, truth[name], _ROUNDING * largest):
+            if _right(name, parts, truth):
                 covered.append(name)
     uncovered = tuple(name for name in weights if name not in covered)
     return Coverage(tuple(places), tuple(covered), uncovered)
@@ -158,8 +156,7 @@ def _settled(
     choices: list[list[Place]],
     uses: list[Use],
     gradients: list[list[Tensor]],
-    truth: Mapping[str, Tensor],
-    rounding: float,
+    truth: _Truth,
 ) -> list[Place | None]:
     """Choose among the layouts of each use the one whose gradients are right.
 
@@ -172,29 +169,51 @@ def _settled(
             continue
         for combined in itertools.islice(itertools.product(*(choices[k] for k in mine)), 64):
             parts = [(p, uses[k], gradients[k]) for p, k in zip(combined, mine, strict=True)]
-            if _right(name, parts, truth[name], rounding):
+            if _right(name, parts, truth):
                 for place, k in zip(combined, mine, strict=True):
                     places[k] = place
                 break
     return places
 
 
-def _right(
-    name: str, parts: list[tuple[Place, Use, list[Tensor]]], wanted_Bp: Tensor, rounding: float
-) -> bool:
+class _Truth:
+    """Each example's gradients by autograd, the example alone in its batch."""
+
+    def __init__(self, alone: list[dict[str, Tensor]]) -> None:
+        self._alone = alone
+        self._largest = {name: max(_largest(each[name]) for each in alone) for name in alone[0]}
+        self._rounding = _ROUNDING * max(self._largest.values(), default=0.0)
+
+    def agrees(self, name: str, found_Bp: Tensor) -> bool:
+        """Whether these are the examples' gradients by a parameter."""
+        wanted = [each[name] for each in self._alone]
+        if found_Bp.shape != (len(wanted), *wanted[0].shape):
+            return False
+        allowed = _TOLERANCE * self._largest[name] + self._rounding
+        # One example at a time, so that less room is taken.
+        pairs = zip(found_Bp, wanted, strict=True)
+        return all(_largest(found_p - wanted_p) <= allowed for found_p, wanted_p in pairs)
+
+    def vanish(self, name: str) -> bool:
+        """Whether the outputs do not depend on a parameter."""
+        return self._largest[name] <= self._rounding
+
+
+def _right(name: str, parts: list[tuple[Place, Use, list[Tensor]]], truth: _Truth) -> bool:
     """Whether what the rules say of a parameter's gradients, added up, is what autograd says."""
-    total = torch.zeros_like(wanted_Bp)
+    total: Tensor | None = None
     for place, use, gradient in parts:
         for role, called in use.names.items():
             if called != name:
                 continue
             try:
-                total += place.factor(use, gradient, (role,)).gradient(role)[:, 0]
+                found_Bp = place.factor(use, gradient, (role,)).gradient(role)[:, 0]
+                total = found_Bp if total is None else total + found_Bp
             except (RuntimeError, ValueError, IndexError) as error:
                 if ran_out_of_memory(error):
                     raise
                 return False  # shapes that the rule does not know: this is not how it is used
-    return _near(total, wanted_Bp, rounding)
+    return truth.vanish(name) if total is None else truth.agrees(name, total)
 
 
 def _candidates(use: Use, fewer: Use, repeated: bool) -> list[Place]:
@@ -250,9 +269,13 @@ def _probe(inputs: Tensor) -> Tensor:
     return chosen.double() + 1e-2 * noise.to(chosen.device) * (chosen.double().std() + 1e-3)
 
 
-def _near(found: Tensor, wanted: Tensor, rounding: float = 0.0) -> bool:
-    if not wanted.numel():
-        return True
-    found, wanted = found.detach(), wanted.detach()
-    allowed = _TOLERANCE * float(wanted.abs().max()) + rounding
-    return bool((found - wanted).abs().max() <= allowed)
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    return _largest(found - wanted) <= _TOLERANCE * _largest(wanted)
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest absolute value, NaN where one is."""
+    if not tensor.numel():
+        return 0.0
+    least, most = tensor.detach().aminmax()
+    return max(-float(least), float(most))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
@@ -25,6 +24,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
+        self._views: dict[Any, bool] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -35,26 +35,31 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Carry out an operation and count the storages that it made."""
-        kwargs = kwargs or {}
-        for tensor in tree_iter((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._note(tensor, made_here=False)
-        result = func(*args, **kwargs)
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor, made_here=True)
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self._note(result, func)
+        elif isinstance(result, (list, tuple)):
+            for each in result:
+                if isinstance(each, Tensor):
+                    self._note(each, func)
         return result
 
-    def _note(self, tensor: Tensor, made_here: bool) -> None:
+    def _note(self, tensor: Tensor, func: Any) -> None:
         storage = tensor.untyped_storage()
         place = storage._cdata
         if place in self._known:
             return
-        # What was there before the first operation on it, such as a weight, counts nothing.
-        size = storage.nbytes() if made_here else 0
+        # A view of what was there before, such as a weight, counts nothing.
+        size = 0 if self._returns_views(func) else storage.nbytes()
         self._known[place] = weakref.ref(storage, partial(self._forget, place, size))
         self.now += size
         self.peak = max(self.peak, self.now)
+
+    def _returns_views(self, func: Any) -> bool:
+        """Whether an operation returns its arguments or views of them, by its schema."""
+        if func not in self._views:
+            self._views[func] = any(each.alias_info for each in func._schema.returns)
+        return self._views[func]
 
     def _forget(self, place: int, size: int, _: object) -> None:
         self._known.pop(place, None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import BlockMaker
-from distillens.kernel.check import GramCheck, check_bytes, check_gram
+from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products
 from distillens.kernel.coverage import Coverage, find_coverage
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import (
@@ -152,26 +152,19 @@ class EmpiricalNTK:
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
             maker, directions_CO = self._maker(rows, len(columns) / 2, speed=speed)
+            expected = self._expected(directions_CO, rows, columns)
             sizes = Sizes(**kept["sizes"]) if kept else None
-            stored = opened is not None
-            shares = ranks.count
-            plan = self._plan(
-                maker, directions_CO, rows, across, stored, budget, shares, speed, sizes
+            job = self._job(
+                directions_CO, rows, across, opened is not None, budget, ranks.count, expected
             )
+            plan = make_plan(maker, rows[:_SAMPLE], job, speed, sizes)
         plan = ranks.agreed(plan)
         keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
             maker, plan, self.outputs, rows, across, self._progress, ranks, opened, keep
         )
         with ranks.together():
-            check = check_gram(
-                PlainProducts(self._prepared.network, self._prepared.parameters),
-                directions_CO,
-                self.outputs,
-                values,
-                rows,
-                columns,
-            )
+            check = check_gram(expected, self.outputs, values)
         return NTKGram(
             values=values,
             outputs=self.outputs,
@@ -191,8 +184,12 @@ class EmpiricalNTK:
         speed = measured_speed(self._prepared.dtype, self._prepared.device)
         maker, directions_CO = self._maker(rows, len(columns) / 2)
         ranks = Ranks.here(self._alone)
+        # One product takes as much room as all.
+        some_CO = directions_CO if self.outputs == "full" else directions_CO[:1]
+        expected = self._expected(some_CO, rows, columns)
         budget = self._budget(ranks)
-        return self._plan(maker, directions_CO, rows, across, on_disk, budget, ranks.count, speed)
+        job = self._job(directions_CO, rows, across, on_disk, budget, ranks.count, expected)
+        return make_plan(maker, rows[:_SAMPLE], job, speed, timed=True)
 
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
@@ -405,29 +402,28 @@ class EmpiricalNTK:
         wanted = self.outputs if logit is None else logit
         return directions(wanted, count, prepared.dtype, prepared.device)
 
-    def _plan(
+    def _expected(self, directions_CO: Tensor, rows: Tensor, columns: Tensor) -> Expected:
+        plain = PlainProducts(self._prepared.network, self._prepared.parameters)
+        return expected_products(plain, directions_CO, self.outputs, rows, columns)
+
+    def _job(
         self,
-        maker: BlockMaker,
         directions_CO: Tensor,
         rows: Tensor,
         columns: Tensor | None,
         stored: bool,
         budget: int,
         shares: int,
-        speed: Speed,
-        kept: Sizes | None = None,
-    ) -> Plan:
-        across = rows if columns is None else columns
-        shape = gram_shape(self.outputs, len(directions_CO), len(rows), len(across))
-        products = PlainProducts(self._prepared.network, self._prepared.parameters)
-        job = Job(
+        expected: Expected,
+    ) -> Job:
+        across = len(rows if columns is None else columns)
+        shape = gram_shape(self.outputs, len(directions_CO), len(rows), across)
+        return Job(
             rows=len(rows),
-            columns=None if columns is None else len(columns),
-            gram_bytes=0 if stored else math.prod(shape) * maker.item_size,
+            columns=None if columns is None else across,
+            gram_bytes=0 if stored else math.prod(shape) * directions_CO.element_size(),
             budget=budget,
-            setup_bytes=self._setup_bytes,
-            check_bytes=check_bytes(products, directions_CO, self.outputs, rows, across),
+            setup_bytes=max(self._setup_bytes, expected.bytes),
             separable=self.outputs in ("class-diagonal", "trace"),
             shares=shares,
         )
-        return make_plan(maker, rows[:_SAMPLE], job, speed, kept)

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillens.kernel.failures import ran_out_of_memory
 
@@ -47,17 +49,20 @@ class PlainProducts:
         except (RuntimeError, NotImplementedError) as error:
             if ran_out_of_memory(error):
                 raise
-            # Some operations, such as fused attention, have no forward derivative.
+            # Some operations have no forward derivative.
             return torch.cat([self._backward(part, directions_CO, along) for part in parts])
 
     def _forward(self, rows: Tensor, directions_CO: Tensor, along: dict[str, Tensor]) -> Tensor:
-        def outputs(weights: dict[str, Tensor]) -> Tensor:
-            return functional_call(self._network, weights, (rows,)) @ directions_CO.T
-
-        weights = {name: weight.detach() for name, weight in self._parameters.items()}
-        moved = jvp(outputs, (weights,), (along,))[1]
-        assert isinstance(moved, Tensor)
-        return moved.detach()
+        # Fused attention has no forward derivative, the plain one has. torch's encoder layers run
+        # fused too unless a gradient may be asked for.
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            weights = {
+                name: forward_ad.make_dual(weight, along[name])
+                for name, weight in self._parameters.items()
+            }
+            moved = functional_call(self._network, weights, (rows,)) @ directions_CO.T
+            tangent = forward_ad.unpack_dual(moved).tangent
+        return torch.zeros_like(moved).detach() if tangent is None else tangent.detach()
 
     def _backward(self, rows: Tensor, directions_CO: Tensor, along: dict[str, Tensor]) -> Tensor:
         weights = list(self._parameters.values())

@@ -8,13 +8,13 @@ outputs.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.kernel.blocks import PAIR_NUMBERS, PIECE, BlockMaker
+from distillens.kernel.blocks import PAIR_NUMBERS, PIECE, BlockMaker, pieces_at_once
 from distillens.kernel.passes import Passes
 from distillens.kernel.ways import Speed
 
@@ -66,9 +66,7 @@ class Job:
     budget: int
     """Bytes to stay inside."""
     setup_bytes: int
-    """What finding out where parameters are used takes, before anything else."""
-    check_bytes: int
-    """What the check takes, after everything else."""
+    """What comes before anything else takes: where parameters are used, what to check against."""
     separable: bool
     """Outputs can be taken some after others."""
     shares: int = 1
@@ -100,8 +98,9 @@ class Plan:
     """Of the Gram; 0 where it is kept on disk."""
     budget: int
     """Bytes that it may take."""
-    seconds: float
-    """A rough time, from the speed of this machine as it was just now."""
+    seconds: float | None
+    """A rough time, from the speed of this machine as it was just now; None where it was not asked
+    for and nothing hung on it."""
     layers: tuple[Layer, ...]
 
     def panel_cost(self, panel: int) -> float:
@@ -122,7 +121,7 @@ class Plan:
         )
         lines = [
             f"Gram    {self.rows} x {self.columns} examples{several}",
-            f"time    about {_duration(self.seconds)}",
+            *([] if self.seconds is None else [f"time    about {_duration(self.seconds)}"]),
             f"memory  {_room(self.memory)} of {_room(self.budget)}{each}, {where}",
             f"tiles   panels of {sizes.panel} rows, tiles of {sizes.tile} columns, "
             f"{sizes.forward} examples a pass",
@@ -143,7 +142,13 @@ def forward_size(passes: Passes, item_size: int, budget: int) -> int:
 
 
 def make_plan(
-    maker: BlockMaker, sample: Tensor, job: Job, speed: Speed, kept: Sizes | None = None
+    maker: BlockMaker,
+    sample: Tensor,
+    job: Job,
+    speed: Speed,
+    kept: Sizes | None = None,
+    *,
+    timed: bool = False,
 ) -> Plan:
     """Return the fastest plan of a Gram that fits a budget.
 
@@ -159,13 +164,15 @@ def make_plan(
         Of this machine.
     kept
         Sizes of a computation that goes on; they stay as they are.
+    timed
+        Time a pass even if there is no choice.
 
     Raises
     ------
     KernelError
         The budget is too small; the least that would do is named.
     """
-    best: Plan | None = None
+    plans: list[tuple[BlockMaker, Plan]] = []
     least = 0
     outputs = maker.outputs if kept is None else kept.outputs
     while True:
@@ -177,14 +184,14 @@ def make_plan(
         if sizes is not None:
             if kept is not None:
                 least = room.taken(kept)
-            plan = _described(maker, some, sample, job, sizes, room.taken(sizes), speed)
-            if plan.memory <= job.budget and (best is None or plan.seconds < best.seconds):
-                best = plan
+            memory = room.taken(sizes)
+            if memory <= job.budget:
+                plans.append((some, _described(maker, some, job, sizes, memory)))
         whole = sizes is not None and sizes.panel >= job.rows
         if kept is not None or whole or not job.separable or outputs == 1:
             break
         outputs = -(-outputs // 2)
-    if best is None:
+    if not plans:
         held = maker.some(0, outputs).held * maker.item_size
         what = "a computation that goes on with its tiles" if kept else "panels and tiles of one"
         raise KernelError(
@@ -192,7 +199,11 @@ def make_plan(
             f"gradients of {_room(held)} an example{_most(maker)} and {what}; "
             f"give at least {least} bytes ({_room(least)})"
         )
-    return best
+    if len(plans) == 1 and not timed:
+        return plans[0][1]
+    seconds = [_seconds(maker, some, sample, job, plan.sizes, speed) for some, plan in plans]
+    best = min(range(len(plans)), key=seconds.__getitem__)
+    return replace(plans[best][1], seconds=seconds[best])
 
 
 class _Room:
@@ -202,9 +213,11 @@ class _Room:
         self._maker, self._job, self._passes = maker, job, passes
         self._item = maker.item_size
         self._held = max(1, maker.held * self._item)
+        # Products of full tiles are of all pairs of outputs, others of one output at a time.
+        self._joint = maker.outputs**2 if maker.pairing == "full" else 1
         pairs = maker.outputs ** (2 if maker.pairing == "full" else 1)
-        # The sum in float64, a product to add to it, the tile and its mirror image.
-        self._pair = pairs * (8 + 3 * self._item) + self._item
+        # The sum in float64, the tile and its mirror image.
+        self._pair = pairs * (8 + 2 * self._item) + self._item
         self._smallest = Sizes(1, 1, 1, maker.outputs, maker.pair_numbers)
 
     @property
@@ -216,7 +229,7 @@ class _Room:
         """Return the bytes that sizes take at the most."""
         job = self._job
         computing = (sizes.panel + sizes.tile) * self._held + self._work(sizes)
-        return max(job.setup_bytes, job.gram_bytes + max(job.check_bytes, computing))
+        return max(job.setup_bytes, job.gram_bytes + computing)
 
     def sizes(self) -> Sizes:
         """Return the largest sizes that fit; the smallest must."""
@@ -249,22 +262,15 @@ class _Room:
         largest = self._maker.largest_paired * self._item
         # The parts of one use exist twice when they are joined.
         making = self._passes.fixed + sizes.forward * self._passes.each + sizes.tile * largest
-        contracting = sizes.tile**2 * self._pair
+        numbers = sizes.tile**2 * self._joint
+        contracting = sizes.tile**2 * self._pair + pieces_at_once(numbers) * numbers * self._item
         if self._maker.pair_numbers:
             # Both sides may be copied to another order.
             contracting += sizes.pair_numbers * self._item + 2 * sizes.tile * largest
         return max(making, contracting)
 
 
-def _described(
-    maker: BlockMaker,
-    some: BlockMaker,
-    sample: Tensor,
-    job: Job,
-    sizes: Sizes,
-    memory: int,
-    speed: Speed,
-) -> Plan:
+def _described(maker: BlockMaker, some: BlockMaker, job: Job, sizes: Sizes, memory: int) -> Plan:
     return Plan(
         rows=job.rows,
         columns=job.across,
@@ -275,7 +281,7 @@ def _described(
         memory=memory,
         gram_bytes=job.gram_bytes,
         budget=job.budget,
-        seconds=_seconds(maker, some, sample, job, sizes, speed),
+        seconds=None,
         layers=tuple(
             Layer(tuple(part.place.names.values()), part.choice.way, int(part.choice.cost.held))
             for part in some.parts
