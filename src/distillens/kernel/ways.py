@@ -22,7 +22,7 @@ Way = Literal["written", "convolved", "paired"]
 
 _THIN, _WIDE = 16, 128
 """Channels between which the speeds of forming a convolution's gradients are interpolated."""
-_EXAMPLES = 8
+_EXAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,17 @@ def _measured(dtype: torch.dtype, device: str, threads: int) -> Speed:
     flat = torch.ones(2**22, dtype=dtype, device=device)
     patched, convolved = _forming(_WIDE, 48, 14, 5, dtype, device)
     thinly_patched, thinly_convolved = _forming(_THIN, 16, 34, 3, dtype, device)
+    products, small_products, moved = _seconds(
+        device,
+        lambda: large @ large.T,
+        lambda: torch.bmm(left, right),
+        lambda: flat * flat,
+    )
     return Speed(
-        products=256 * 256 * 16384 / _seconds(lambda: large @ large.T, device),
-        small_products=32 * 32 * 256 * 288 / _seconds(lambda: torch.bmm(left, right), device),
+        products=256 * 256 * 16384 / products,
+        small_products=32 * 32 * 256 * 288 / small_products,
         # Two are read and one is written for each number.
-        moved=3 * flat.numel() / _seconds(lambda: flat * flat, device),
+        moved=3 * flat.numel() / moved,
         patched=patched,
         thinly_patched=thinly_patched,
         convolved=convolved,
@@ -139,21 +145,27 @@ def _forming(
         return Patched(pictures, window, gradients, ("weight",))
 
     work = into_B1p.numel() * positions
-    return (
-        work / _seconds(lambda: factor().write("weight", into_B1p), device),
-        work / _seconds(lambda: factor().convolve("weight", into_B1p), device),
+    patched, convolved = _seconds(
+        device,
+        lambda: factor().write("weight", into_B1p),
+        lambda: factor().convolve("weight", into_B1p),
     )
+    return work / patched, work / convolved
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
-    """Return the shortest of a few runs."""
-    best = float("inf")
+def _seconds(device: str, *works: Callable[[], object]) -> list[float]:
+    """Return the shortest of a few runs of each.
+
+    They take turns, so that a machine that is slower for a while is so for all that are compared.
+    """
+    best = [float("inf")] * len(works)
     for _ in range(4):
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
+        for place, work in enumerate(works):
+            _wait(device)
+            began = time.perf_counter()
+            work()
+            _wait(device)
+            best[place] = min(best[place], time.perf_counter() - began)
     return best
 
 
