@@ -198,9 +198,9 @@ class Place:
                 f"the model used {', '.join(use.names.values())} where it used "
                 f"{', '.join(self.names.values())} before; its path must not depend on the inputs"
             )
-        gradients_BC = torch.stack(
-            [self.output.examples_first(gradient) for gradient in gradients_C], dim=1
-        )
+        each_B = [self.output.examples_first(gradient) for gradient in gradients_C]
+        # A stack of one would be a copy.
+        gradients_BC = each_B[0][:, None] if len(each_B) == 1 else torch.stack(each_B, dim=1)
         inputs = use.call.inputs.detach()
         if self.inputs is None:
             inputs_B = one_each(inputs, len(gradients_BC))

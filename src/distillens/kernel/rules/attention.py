@@ -82,8 +82,11 @@ def _projected(
     if not given["use_separate_proj_weight"]:
         # Each distinct input goes through the whole weight: parts of a weight would be other
         # tensors, which nothing would count as uses of it.
-        whole = {id(input): functional.linear(input, weight, bias) for input in _distinct(each)}
-        q, k, v = (whole[id(input)].chunk(3, dim=2)[i] for i, input in enumerate(each))
+        thirds = {
+            id(input): functional.linear(input, weight, bias).chunk(3, dim=2)
+            for input in _distinct(each)
+        }
+        q, k, v = (thirds[id(input)][i] for i, input in enumerate(each))
         return q, k, v
     q, k, v = (
         functional.linear(input, given[name])
