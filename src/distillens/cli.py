@@ -27,18 +27,22 @@ app = typer.Typer(
 console = Console()
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
+]
+OutFolder = Annotated[
+    Path | None, typer.Option(help="The run folder; by default runs/<name of the recipe>.")
+]
+
+
 @app.command("run")
 def run_command(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `recipes`.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder; by default runs/<name of the recipe>.")
-    ] = None,
+    overrides: Overrides = None,
+    out: OutFolder = None,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
     ] = False,
@@ -117,13 +121,8 @@ def language_command(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A YAML file of kind language, or a name.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder; by default runs/<name of the recipe>.")
-    ] = None,
+    overrides: Overrides = None,
+    out: OutFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Distil language models: next tokens of sentences, audited token by token."""

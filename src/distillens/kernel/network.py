@@ -80,6 +80,20 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
         raise KernelError(f"kernels are computed in float32 or float64, not {dtype}")
     refuse_batch_statistics(model)
     network = copied(model).to(dtype).eval()
+    chosen = chosen_parameters(network, parameters)
+    for name, weight in network.named_parameters():
+        weight.requires_grad_(name in chosen)
+    return Prepared(network, chosen, dtype, next(iter(chosen.values())).device)
+
+
+def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
+    """Return the parameters to differentiate by, after a look at all numbers of the network.
+
+    Raises
+    ------
+    KernelError
+        A weight or buffer is not finite; an unknown parameter, or none that requires gradients.
+    """
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if not torch.isfinite(tensor).all():
             raise KernelError(f"the model's {name} holds NaN or infinity; load a sound checkpoint")
@@ -90,10 +104,7 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
             raise KernelError(f"no trainable parameter {name!r}{nearest(name, trainable)}")
     if not names:
         raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
-    for name, weight in trainable.items():
-        weight.requires_grad_(name in names)
-    chosen = {name: trainable[name] for name in names}
-    return Prepared(network, chosen, dtype, next(iter(chosen.values())).device)
+    return {name: trainable[name] for name in names}
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ from distillens.kernel.plan import (
 )
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
-from distillens.kernel.store import GramStore, digest_of
+from distillens.kernel.store import GramStore, made_of
 from distillens.kernel.tiles import compute_gram, gram_shape
 from distillens.kernel.ways import Speed, measured_speed
 from distillens.progress import Progress, silent
@@ -300,7 +299,7 @@ class EmpiricalNTK:
     ) -> KernelProduct:
         ranks = Ranks.here(self._alone)
         if ranks.count > 1:
-            ranks.require_same(self._made_of(rows, None))
+            ranks.require_same(made_of(self._prepared, self.outputs, rows, None))
         speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
@@ -369,31 +368,14 @@ class EmpiricalNTK:
         """Open the store; see that all processes compute the same."""
         if store is None and ranks.count == 1:
             return None
-        made_of = self._made_of(rows, columns)
-        ranks.require_same({**made_of, "store": None if store is None else str(store)})
+        same = made_of(self._prepared, self.outputs, rows, columns)
+        ranks.require_same({**same, "store": None if store is None else str(store)})
         if store is None:
             return None
         across = len(rows) if columns is None else len(columns)
         count = self._directions(rows).shape[0]
         shape = gram_shape(self.outputs, count, len(rows), across)
-        return GramStore(Path(store), made_of, shape, self._prepared.dtype, ranks)
-
-    def _made_of(self, rows: Tensor, columns: Tensor | None) -> dict[str, Any]:
-        """Return what a computation is of, by names that a message can use."""
-        prepared = self._prepared
-        network = prepared.network
-        tensors = dict([*network.named_parameters(), *network.named_buffers()])
-        return {
-            "model": type(network).__qualname__,
-            "outputs": self.outputs,
-            "dtype": str(prepared.dtype),
-            "parameters": list(prepared.parameters),
-            "inputs' shape": tuple(rows.shape),
-            "other inputs' shape": None if columns is None else tuple(columns.shape),
-            "weights": digest_of(tensors),
-            "inputs": digest_of({"": rows}),
-            "other inputs": None if columns is None else digest_of({"": columns}),
-        }
+        return GramStore(Path(store), same, shape, self._prepared.dtype, ranks)
 
     def _directions(self, rows: Tensor, logit: int | None = None) -> Tensor:
         """Return the outputs that gradients are made of, (C, O)."""

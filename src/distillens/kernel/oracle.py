@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from distillens.errors import KernelError, nearest
-from distillens.kernel.network import copied, refuse_batch_statistics
+from distillens.kernel.network import chosen_parameters, copied, refuse_batch_statistics
 
 OutputForm = Literal["class-diagonal", "trace", "full"]
 Jacobian = Callable[[Tensor], Tensor]
@@ -75,7 +75,9 @@ def oracle_gram(
     """
     refuse_batch_statistics(model)
     network = copied(model).double().eval()
-    weights = _weights(network, parameters)
+    weights = {
+        name: weight.detach() for name, weight in chosen_parameters(network, parameters).items()
+    }
     device = next(iter(weights.values())).device
     rows = _examples(inputs, device, "inputs")
     columns = rows if other is None else _examples(other, device, "other inputs")
@@ -200,23 +202,6 @@ def _plan(
         )
     step = min(block or fit, examples)
     return step, (examples + 4 * step) * per_example <= budget
-
-
-def _weights(network: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
-    """Return the parameters to differentiate by, after a look at all numbers of the network."""
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if not torch.isfinite(tensor).all():
-            raise KernelError(f"the model's {name} holds NaN or infinity; load a sound checkpoint")
-    trainable = {
-        name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad
-    }
-    names = list(trainable) if parameters is None else list(dict.fromkeys(parameters))
-    for name in names:
-        if name not in trainable:
-            raise KernelError(f"no trainable parameter {name!r}{nearest(name, trainable)}")
-    if not names:
-        raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
-    return {name: trainable[name] for name in names}
 
 
 def _examples(inputs: Tensor, device: torch.device, what: str) -> Tensor:

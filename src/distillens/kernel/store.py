@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distillens.atomic import write_atomically
 from distillens.errors import KernelError
+from distillens.kernel.network import Outputs, Prepared
 from distillens.kernel.ranks import Ranks
 
 _SCHEMA = 1
@@ -27,6 +28,25 @@ _PIECE = 2**22
 """Numbers that are digested at a time."""
 _SECONDS = 5.0
 """Between two marks; what was done since the last is done again after a kill."""
+
+
+def made_of(
+    prepared: Prepared, outputs: Outputs, rows: Tensor, columns: Tensor | None
+) -> dict[str, Any]:
+    """Return what a computation is of, by names that a message can use."""
+    network = prepared.network
+    tensors = dict([*network.named_parameters(), *network.named_buffers()])
+    return {
+        "model": type(network).__qualname__,
+        "outputs": outputs,
+        "dtype": str(prepared.dtype),
+        "parameters": list(prepared.parameters),
+        "inputs' shape": tuple(rows.shape),
+        "other inputs' shape": None if columns is None else tuple(columns.shape),
+        "weights": digest_of(tensors),
+        "inputs": digest_of({"": rows}),
+        "other inputs": None if columns is None else digest_of({"": columns}),
+    }
 
 
 class GramStore:

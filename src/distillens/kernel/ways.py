@@ -23,6 +23,7 @@ Way = Literal["written", "convolved", "paired"]
 _THIN, _WIDE = 16, 128
 """Channels between which the speeds of forming a convolution's gradients are interpolated."""
 _EXAMPLES = 32
+"""Of the blocks that are formed; with few, all stays in the caches."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""What the Grams of the kernel benchmark cost at the least: `python benchmarks/kernel_floor.py`.
+
+Prints one JSON line a case of one output: the multiply-adds of one forward and backward pass, of
+forming the gradients that are contracted as vectors and of half the Gram, and the seconds that they
+take at the best rate that this machine's matrix products reach. Elementwise work, moving numbers and
+checking cost nothing here, so no exact method that writes gradients out is faster than this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernel_cases import CASES, Case, inputs_for, network_on
+from machine import DATA, busy_note, machine
+from torch.utils.flop_counter import FlopCounterMode
+
+from distillens.kernel import EmpiricalNTK
+
+_COUNTED = 8
+"""Examples of the passes that are counted."""
+
+
+def multiply_adds(case: Case, data: Path | None) -> dict[str, float]:
+    """Return the multiply-adds of a case of one output, by what they are for."""
+    inputs = inputs_for(case, data)
+    model = network_on(case.network, case.classes, inputs).eval()
+    layers = EmpiricalNTK(model, outputs=0).plan(inputs).layers
+    # Gradients in factors are not formed; contracting takes a multiply-add for each number held.
+    formed = {name for layer in layers if layer.way != "paired" for name in layer.parameters}
+    weights = [weight for name, weight in model.named_parameters() if name in formed]
+    with FlopCounterMode(display=False) as counter:
+        outputs = model(inputs[:_COUNTED])
+        torch.autograd.grad(outputs[:, 0].sum(), weights)
+    pairs = case.count * (case.count + 1) / 2
+    return {
+        "passes_and_forming": counter.get_total_flops() / 2 / _COUNTED * case.count,
+        "half_the_gram": pairs * sum(layer.held for layer in layers),
+    }
+
+
+def best_rate() -> float:
+    """Return the multiply-adds a second of the fastest of some large matrix products."""
+    best = 0.0
+    for side in (256, 512, 1024):
+        for depth in (2**12, 2**14, 2**16):
+            left = torch.ones(side, depth)
+            for _ in range(5):
+                began = time.perf_counter()
+                torch.mm(left, left.T)
+                best = max(best, side * side * depth / (time.perf_counter() - began))
+    return best
+
+
+def main() -> int:
+    """Print a line for each case; return the exit code."""
+    started = machine(torch.get_num_threads())
+    rate = best_rate()
+    for case in CASES:
+        if case.full:
+            continue
+        parts = multiply_adds(case, DATA if DATA.is_dir() else None)
+        line: dict[str, Any] = {
+            "case": case.name,
+            "multiply_adds": parts,
+            "a_second": rate,
+            "seconds": sum(parts.values()) / rate,
+        }
+        print(json.dumps(line), flush=True)
+    provenance = {**started, "load_average_after": os.getloadavg()}
+    print(json.dumps({"notes": busy_note(started), "provenance": provenance}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
