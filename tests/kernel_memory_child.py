@@ -90,7 +90,7 @@ def tell(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Compute the cases one after the other."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(sys.argv[2]))
     torch.manual_seed(0)
     # What libraries load and keep at their first use is none of the Gram's.
     for model in (lenet(), resnet()):

@@ -222,6 +222,13 @@ def unused() -> Model:
     return Model(lambda m, x: m.head(x), idle=nn.Linear(4, 4), head=head(4))
 
 
+def scaled() -> Model:
+    """A single number without an axis, such as a learned temperature."""
+    return Model(
+        lambda m, x: m.head(x) * m.scale, head=head(4), scale=nn.Parameter(torch.tensor(0.7))
+    )
+
+
 def frozen() -> Model:
     model: Any = Model(lambda m, x: m.head(m.first(x).tanh()), first=nn.Linear(4, 3), head=head(3))
     model.first.weight.requires_grad_(False)
@@ -248,6 +255,7 @@ CASES: list[tuple[Callable[[], nn.Module], Tensor, set[str]]] = [
     (shared_by_all, vectors(3, 4), set()),
     (shared_but_not_by_row, vectors(3, 4), {"pairs.weight"}),
     (unused, vectors(4), set()),
+    (scaled, vectors(4), {"scale"}),
     (frozen, vectors(4), set()),
 ]
 

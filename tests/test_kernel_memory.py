@@ -15,10 +15,10 @@ LIBRARIES = 32 * MIB
 """Free lists of the allocator and scratch space of convolutions and matrix products."""
 
 
-def measured(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def measured(cases: list[dict[str, Any]], threads: int) -> list[dict[str, Any]]:
     child = Path(__file__).with_name("kernel_memory_child.py")
     done = subprocess.run(
-        [sys.executable, str(child), json.dumps(cases)],
+        [sys.executable, str(child), json.dumps(cases), str(threads)],
         capture_output=True,
         text=True,
         check=False,
@@ -29,7 +29,8 @@ def measured(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_a_process_stays_inside_its_bound() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_process_stays_inside_its_bound(threads: int) -> None:
     cases = [
         {"model": model, "examples": count, "outputs": outputs, "budget": budget * MIB}
         for model, count, outputs, budget in [
@@ -43,7 +44,9 @@ def test_a_process_stays_inside_its_bound() -> None:
             ("resnet", 24, "class-diagonal", 32),
         ]
     ]
-    for found in measured(cases):
+    made = measured(cases, threads)
+    assert {found["sizes"]["beside"] for found in made} >= {threads}
+    for found in made:
         assert "error" not in found, found
         assert found["planned"] <= found["budget"], found
         assert found["peak"] <= found["budget"] + LIBRARIES, found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
+from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
 from distillens.kernel.factors import Paired, Pairing, Role
 from distillens.kernel.leftovers import Leftovers
@@ -164,6 +165,7 @@ class BlockMaker:
         self._parts_of_it: dict[tuple[int, int], BlockMaker] = {}
         self._passes: Passes | None = None
         self._seconds: dict[int, float] = {}
+        self._beside: Beside | None = None
         self._directions = directions_CO
         self.pairing: Pairing = pairing
         self.pair_numbers = 0
@@ -262,14 +264,30 @@ class BlockMaker:
         """Run the network: its outputs (B, O) with their graph, and the uses of parameters."""
         return self._tracer.run(inputs_B)
 
-    def make(self, inputs_B: Tensor, forward: int) -> Block:
-        """Return the gradients of some examples, made ``forward`` examples at a time."""
+    @property
+    def beside(self) -> int:
+        """How many passes are best made beside each other."""
+        # Calls of torch.func change the network's parameters while they last.
+        return 1 if self._leftovers.numbers else passes_beside(self._directions.device)
+
+    def make(self, inputs_B: Tensor, forward: int, beside: int = 1) -> Block:
+        """Return the gradients of some examples.
+
+        Passes of ``forward`` examples each are made, ``beside`` of them beside each other.
+        """
         C = len(self._directions)
         written = self._directions.new_empty(len(inputs_B), C, self.written)
-        paired: list[tuple[Paired, ...]] = []
-        for start in range(0, len(inputs_B), forward):
-            rows = slice(start, start + forward)
-            paired.append(self._fill(inputs_B[rows], written[rows]))
+
+        def fill(tracer: Tracer, rows: slice) -> tuple[Paired, ...]:
+            return self._fill(tracer, inputs_B[rows], written[rows])
+
+        passes = [slice(start, start + forward) for start in range(0, len(inputs_B), forward)]
+        if beside == 1 or len(passes) == 1:
+            paired = [fill(self._tracer, rows) for rows in passes]
+        else:
+            if self._beside is None:
+                self._beside = Beside(self._tracer, beside)
+            paired = self._beside.run(fill, passes)
         columns = [list(uses) for uses in zip(*paired, strict=True)]
         paired.clear()
         joined: list[Paired] = []
@@ -279,9 +297,9 @@ class BlockMaker:
             parts.clear()
         return Block(written, tuple(joined))
 
-    def _fill(self, inputs_B: Tensor, written_BCP: Tensor) -> tuple[Paired, ...]:
+    def _fill(self, tracer: Tracer, inputs_B: Tensor, written_BCP: Tensor) -> tuple[Paired, ...]:
         """Write the gradients that are written out; return the others."""
-        outputs_BO, uses = self._tracer.run(inputs_B)
+        outputs_BO, uses = tracer.run(inputs_B)
         if outputs_BO.ndim != 2 or len(outputs_BO) != len(inputs_B):
             raise KernelError(
                 f"for {len(inputs_B)} examples the model returns {tuple(outputs_BO.shape)}; "

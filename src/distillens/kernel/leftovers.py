@@ -78,7 +78,8 @@ class Leftovers:
         # One output at a time, as the plan reckons: all C at once take C times the activations.
         each = jacrev(output, chunk_size=1)
         tree = vmap(each, in_dims=(None, 0))(weights, inputs_B)
-        return torch.cat([tree[name].flatten(2) for name in weights], dim=2).detach()
+        B, C = len(inputs_B), len(directions_CO)
+        return torch.cat([tree[name].reshape(B, C, -1) for name in weights], dim=2).detach()
 
     def _by_backward(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:
         weights = list(self.weights.values())

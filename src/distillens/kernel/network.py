@@ -107,8 +107,8 @@ def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> d
     return {name: trainable[name] for name in names}
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a model.
+def copied(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
+    """Return a copy of a model, with parameters of its own or with the same.
 
     Raises
     ------
@@ -123,6 +123,8 @@ def copied(model: nn.Module) -> nn.Module:
         for held in vars(module).values()
         if isinstance(held, Tensor) and not held.is_leaf
     }
+    if share_parameters:
+        made |= {id(parameter): parameter for parameter in model.parameters()}
     try:
         return copy.deepcopy(model, made)
     except (RuntimeError, TypeError, ValueError, AttributeError, copy.Error) as error:

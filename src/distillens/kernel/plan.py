@@ -7,6 +7,7 @@ outputs.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,8 @@ class Sizes:
     """Outputs whose gradients are kept together."""
     pair_numbers: int
     """Numbers of products of positions that exist at a time."""
+    beside: int = 1
+    """Passes that are made beside each other."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,13 @@ class Plan:
         several = (
             f", {sizes.outputs} of {self.outputs} outputs at a time" if self.outputs > 1 else ""
         )
+        beside = f", {sizes.beside} passes beside each other" if sizes.beside > 1 else ""
         lines = [
             f"Gram    {self.rows} x {self.columns} examples{several}",
             *([] if self.seconds is None else [f"time    about {_duration(self.seconds)}"]),
             f"memory  {_room(self.memory)} of {_room(self.budget)}{each}, {where}",
             f"tiles   panels of {sizes.panel} rows, tiles of {sizes.tile} columns, "
-            f"{sizes.forward} examples a pass",
+            f"{sizes.forward} examples a pass{beside}",
         ]
         names = [" ".join(layer.parameters) for layer in self.layers]
         wide = max((len(name) for name in names), default=0)
@@ -135,10 +139,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def forward_size(passes: Passes, item_size: int, budget: int) -> int:
-    """Return how many examples go through the network at a time."""
-    room = min(_FORWARD_NUMBERS * item_size, budget - passes.fixed)
-    return max(1, room // passes.each)
+def pass_sizes(maker: BlockMaker, passes: Passes, budget: int) -> tuple[int, int]:
+    """Return how many examples are in a pass, and how many passes are made beside each other."""
+    for beside in (maker.beside, 1):
+        room = min(_FORWARD_NUMBERS * maker.item_size, budget // beside - passes.fixed)
+        if room >= passes.each:
+            return room // passes.each, beside
+    return 1, 1
 
 
 def make_plan(
@@ -237,10 +244,13 @@ class _Room:
         free = job.budget - job.gram_bytes
         tile = max(1, min(_MOST_ROWS, -(-job.across // _TILES)))
         while True:
-            forward = min(tile, forward_size(self._passes, self._item, free // 4))
+            forward, beside = pass_sizes(maker, self._passes, free // 4)
+            # As many passes for each thread, of the same size.
+            passes = math.ceil(tile / forward / beside) * beside
+            forward = math.ceil(tile / passes)
             numbers = maker.pair_numbers * tile
             wanted = min(PAIR_NUMBERS, free // (8 * self._item), numbers * tile)
-            found = Sizes(1, tile, forward, maker.outputs, max(numbers, wanted))
+            found = Sizes(1, tile, forward, maker.outputs, max(numbers, wanted), beside)
             work = self._work(found)
             # Half of the room is the panel's, so that columns pass by few times.
             if tile * self._held + work <= free // 2 or tile == 1:
@@ -255,13 +265,14 @@ class _Room:
             panel = min(panel, -(-job.rows // (2 * job.shares)))
         if tile < panel < job.rows:
             panel -= panel % tile
-        return Sizes(panel, tile, forward, maker.outputs, found.pair_numbers)
+        return replace(found, panel=panel)
 
     def _work(self, sizes: Sizes) -> int:
         """Return what making gradients or contracting them takes, whichever is more."""
         largest = self._maker.largest_paired * self._item
         # The parts of one use exist twice when they are joined.
-        making = self._passes.fixed + sizes.forward * self._passes.each + sizes.tile * largest
+        one_pass = self._passes.fixed + sizes.forward * self._passes.each
+        making = sizes.beside * one_pass + sizes.tile * largest
         numbers = sizes.tile**2 * self._joint
         contracting = sizes.tile**2 * self._pair + pieces_at_once(numbers) * numbers * self._item
         if self._maker.pair_numbers:

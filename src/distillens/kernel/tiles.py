@@ -137,7 +137,7 @@ class _Work:
         for column in own:
             # Made again for those that follow, even where its own tiles are done.
             inputs = self.rows[column : min(column + self._step, stop)]
-            blocks.append((column, maker.make(inputs, sizes.forward)))
+            blocks.append((column, maker.make(inputs, sizes.forward, sizes.beside)))
             if self.columns is None and step >= done:
                 self._contract(blocks, column, blocks[-1][1], first, maker)
             step += 1
@@ -153,7 +153,8 @@ class _Work:
     ) -> None:
         # A call of its own, so that a tile's gradients are gone before the next are made.
         passing = self.rows if self.columns is None else self.columns
-        block = maker.make(passing[column : column + self._step], self.plan.sizes.forward)
+        sizes = self.plan.sizes
+        block = maker.make(passing[column : column + self._step], sizes.forward, sizes.beside)
         self._contract(blocks, column, block, first, maker)
 
     def _contract(

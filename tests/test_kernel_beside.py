@@ -1,0 +1,125 @@
+"""Passes made beside each other: the same gradients, whatever a module keeps; nothing left changed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distillens.kernel import EmpiricalNTK, oracle_gram
+from distillens.kernel.beside import passes_beside
+from distillens.kernel.blocks import BlockMaker
+from distillens.kernel.plan import Sizes
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+class Forgetful(nn.Module):
+    """Keeps what it made of its inputs on itself, and takes it up again a while later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.kept = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = torch.tanh(self.first(x))
+        time.sleep(0.002)  # the other thread's turn
+        return self.last(self.kept)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 6), Forgetful()
+    ).eval()
+
+
+def examples() -> Tensor:
+    return torch.randn(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("outputs", [1, "class-diagonal", "full"])
+def test_a_gram_by_two_threads_is_the_oracles(
+    outputs: int | Literal["class-diagonal", "full"],
+) -> None:
+    gram = EmpiricalNTK(network(), outputs=outputs, dtype=torch.float64).gram(examples())
+    assert gram.plan.sizes.beside == 2
+    assert "2 passes beside each other" in str(gram.plan)
+    wanted = oracle_gram(network(), examples(), outputs=outputs)
+    torch.testing.assert_close(gram.values, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_a_product_by_two_threads_is_the_oracles() -> None:
+    vector = torch.randn(21, dtype=torch.float64)
+    kernel = EmpiricalNTK(network(), outputs=0, dtype=torch.float64)
+    wanted = oracle_gram(network(), examples(), outputs=0) @ vector
+    torch.testing.assert_close(kernel.matvec(examples(), vector), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_both_threads_work_and_the_threads_of_operations_are_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_work: dict[int, int] = {}
+    fill = BlockMaker._fill
+
+    def noted(self: BlockMaker, *given: object) -> object:
+        at_work[threading.get_ident()] = torch.get_num_threads()
+        return fill(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BlockMaker, "_fill", noted)
+    maker, _ = EmpiricalNTK(network(), outputs=0)._maker(examples(), 10.0)
+    maker.make(examples(), 3, 2)
+    assert len(at_work) == 2
+    assert set(at_work.values()) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_in_a_thread_is_raised_and_the_next_call_works() -> None:
+    class Wary(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isinf().any():
+                raise ValueError("cannot go on")
+            return x
+
+    inputs = examples()
+    kernel = EmpiricalNTK(nn.Sequential(Wary(), network()), outputs=0, dtype=torch.float64)
+    inputs = inputs.double()
+    maker, _ = kernel._maker(inputs, 10.0)
+    spoilt = inputs.clone()
+    spoilt[10] = torch.inf
+    with pytest.raises(ValueError, match="cannot go on"):
+        maker.make(spoilt, 3, 2)
+    assert torch.get_num_threads() == 2
+    whole = maker.make(inputs, 21).contract(maker.make(inputs, 3, 2), "diagonal")
+    torch.testing.assert_close(whole[0], kernel.gram(inputs).values)
+
+
+def test_an_odd_number_of_threads_and_leftovers_make_one_pass_after_another() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = network(), nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * self.scale
+
+    assert EmpiricalNTK(Scaled(), outputs=0).gram(examples()).plan.sizes.beside == 1
+    torch.set_num_threads(1)
+    assert EmpiricalNTK(network(), outputs=0).gram(examples()).plan.sizes.beside == 1
+    assert passes_beside(torch.device("cuda")) == 1
+
+
+def test_sizes_of_an_earlier_store_have_one_pass_at_a_time() -> None:
+    earlier = {"panel": 3, "tile": 2, "forward": 2, "outputs": 1, "pair_numbers": 0}
+    assert Sizes(**earlier).beside == 1
