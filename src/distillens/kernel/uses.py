@@ -136,15 +136,14 @@ class Tracer:
     ) -> None:
         self.network = network
         self._repeated = repeated
+        self._parameters = parameters
         self._names = {id(tensor): name for name, tensor in parameters.items()}
         self._copying = False
 
     def twin(self) -> Tracer:
         """Return a tracer of the same parameters in a copy of the network, for another thread."""
         network = copied(self.network, share_parameters=True)
-        own = dict(self.network.named_parameters())
-        names = set(self._names.values())
-        return Tracer(network, {name: own[name] for name in own if name in names}, self._repeated)
+        return Tracer(network, self._parameters, self._repeated)
 
     def run(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
         """Return the outputs (B, C) and the uses in their order."""
