@@ -60,13 +60,6 @@ def test_a_gram_by_two_threads_is_the_oracles(
     torch.testing.assert_close(gram.values, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_a_product_by_two_threads_is_the_oracles() -> None:
-    vector = torch.randn(21, dtype=torch.float64)
-    kernel = EmpiricalNTK(network(), outputs=0, dtype=torch.float64)
-    wanted = oracle_gram(network(), examples(), outputs=0) @ vector
-    torch.testing.assert_close(kernel.matvec(examples(), vector), wanted, rtol=1e-10, atol=1e-12)
-
-
 def test_both_threads_work_and_the_threads_of_operations_are_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -32,9 +32,9 @@ from distillens.kernel.plan import (
     Job,
     Plan,
     Sizes,
+    forward_size,
     free_memory,
     make_plan,
-    pass_sizes,
 )
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
@@ -311,11 +311,9 @@ class EmpiricalNTK:
                     f"max_memory = {budget} bytes is too small for the gradients of one example; "
                     f"give at least {least} bytes"
                 )
-        forward, beside = pass_sizes(maker, passes, budget // 4)
-        room = min(ranks.gathered(budget - beside * (passes.fixed + forward * passes.each)))
-        return KernelProduct(
-            maker, rows, forward, room, ranks, beside=beside, keep=keep, progress=self._progress
-        )
+        forward = forward_size(passes, maker.item_size, budget // 4)
+        room = min(ranks.gathered(budget - passes.fixed - forward * passes.each))
+        return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
 
     def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:

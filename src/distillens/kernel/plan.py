@@ -139,13 +139,17 @@ class Plan:
         return "\n".join(lines)
 
 
+def forward_size(passes: Passes, item_size: int, budget: int) -> int:
+    """Return how many examples go through the network at a time."""
+    room = min(_FORWARD_NUMBERS * item_size, budget - passes.fixed)
+    return max(1, room // passes.each)
+
+
 def pass_sizes(maker: BlockMaker, passes: Passes, budget: int) -> tuple[int, int]:
     """Return how many examples are in a pass, and how many passes are made beside each other."""
-    for beside in (maker.beside, 1):
-        room = min(_FORWARD_NUMBERS * maker.item_size, budget // beside - passes.fixed)
-        if room >= passes.each:
-            return room // passes.each, beside
-    return 1, 1
+    several = maker.beside
+    beside = several if budget // several >= passes.fixed + passes.each else 1
+    return forward_size(passes, maker.item_size, budget // beside), beside
 
 
 def make_plan(

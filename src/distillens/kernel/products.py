@@ -40,8 +40,6 @@ class KernelProduct:
     ranks
         The processes that share the examples: all must make the same calls with the same vectors,
         and each has the whole result.
-    beside
-        Passes that are made beside each other.
     keep
         Whether gradients are kept between products, where they fit.
     progress
@@ -55,13 +53,10 @@ class KernelProduct:
         forward: int,
         budget: int,
         ranks: Ranks | None = None,
-        *,
-        beside: int = 1,
         keep: bool = True,
         progress: Progress = silent,
     ) -> None:
-        self._maker, self._inputs = maker, inputs
-        self._forward, self._beside = forward, beside
+        self._maker, self._inputs, self._forward = maker, inputs, forward
         self._ranks = ranks or Ranks()
         each = max(1, maker.held * maker.item_size)
         share = -(-len(inputs) // self._ranks.count)
@@ -114,7 +109,7 @@ class KernelProduct:
 
     def columns(self, numbers: Tensor) -> Tensor:
         """Return K's columns of some examples, (N·C, len(numbers)·C)."""
-        chosen = self._maker.make(self._inputs[numbers], self._forward, self._beside)
+        chosen = self._maker.make(self._inputs[numbers], self._forward)
         C = self._maker.outputs
         shape = torch.Size([len(self._inputs), C, len(chosen) * C])
         found = self._filled(shape, lambda block: block.contract(chosen, "full").flatten(2, 3))
@@ -154,5 +149,4 @@ class KernelProduct:
             yield start, self._kept[number] if self._kept is not None else self._made(start)
 
     def _made(self, start: int) -> Block:
-        rows = self._inputs[start : start + self._rows]
-        return self._maker.make(rows, self._forward, self._beside)
+        return self._maker.make(self._inputs[start : start + self._rows], self._forward)
