@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, plan, store
+from distillens.kernel import EmpiricalNTK, blocks, plan, store
 from distillens.kernel.check import Expected, expected_products
 from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
@@ -119,6 +119,20 @@ def test_sizes_of_tiles_change_rounding_only(
     assert len(seen | {roomy.plan.sizes}) >= 3
     if outputs in ("class-diagonal", "trace"):
         assert min(sizes.outputs for sizes in seen) < 3
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 16])
+@pytest.mark.parametrize("outputs", FORMS)
+def test_pieces_of_the_parameters_change_rounding_only(
+    outputs: Outputs, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
+    whole = kernel.gram(inputs).values
+    # 299 parameters: several batches of pieces, one that is not full, and what is left over.
+    monkeypatch.setattr(blocks, "PIECE", 7)
+    monkeypatch.setattr(blocks, "_MOST_PIECES", pieces)
+    cut_up = kernel.gram(inputs).values
+    torch.testing.assert_close(scaled(cut_up), scaled(whole), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("outputs", FORMS)
