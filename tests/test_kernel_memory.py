@@ -42,6 +42,7 @@ def test_a_process_stays_inside_its_bound(threads: int) -> None:
             ("resnet", 24, "full", 64),
             ("resnet", 24, "full", 128),
             ("resnet", 24, "class-diagonal", 32),
+            ("resnet", 1200, 0, 256),
         ]
     ]
     made = measured(cases, threads)

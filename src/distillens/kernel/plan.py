@@ -25,6 +25,8 @@ _TILES = 4
 """Tiles along a side at least: what is computed of the lower triangle is half a tile a row."""
 _FORWARD_NUMBERS = 2**25
 """Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
+_THREAD_BYTES = 2**25
+"""What a further thread takes beside its tensors: scratch of operations, the allocator's free lists."""
 _TIMED = 8
 """Examples of the pass that is timed."""
 
@@ -148,8 +150,10 @@ def forward_size(passes: Passes, item_size: int, budget: int) -> int:
 def pass_sizes(maker: BlockMaker, passes: Passes, budget: int) -> tuple[int, int]:
     """Return how many examples are in a pass, and how many passes are made beside each other."""
     several = maker.beside
-    beside = several if budget // several >= passes.fixed + passes.each else 1
-    return forward_size(passes, maker.item_size, budget // beside), beside
+    each = (budget - (several - 1) * _THREAD_BYTES) // several
+    if several == 1 or each < passes.fixed + passes.each:
+        return forward_size(passes, maker.item_size, budget), 1
+    return forward_size(passes, maker.item_size, each), several
 
 
 def make_plan(
@@ -276,7 +280,8 @@ class _Room:
         largest = self._maker.largest_paired * self._item
         # The parts of one use exist twice when they are joined.
         one_pass = self._passes.fixed + sizes.forward * self._passes.each
-        making = sizes.beside * one_pass + sizes.tile * largest
+        making = sizes.beside * one_pass + (sizes.beside - 1) * _THREAD_BYTES
+        making += sizes.tile * largest
         numbers = sizes.tile**2 * self._joint
         contracting = sizes.tile**2 * self._pair + pieces_at_once(numbers) * numbers * self._item
         if self._maker.pair_numbers:
