@@ -69,6 +69,27 @@ def resnet() -> nn.Module:
     )
 
 
+class Mean(nn.Module):
+    """The mean over positions."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return (N, D) of (N, T, D)."""
+        return inputs.mean(dim=1)
+
+
+def positions() -> nn.Module:
+    """Return linear maps at each of the 28 rows of a picture, whose gradients are written late."""
+    return nn.Sequential(
+        nn.Flatten(1, 2),
+        nn.Linear(28, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.GELU(),
+        Mean(),
+        nn.Linear(256, 10),
+    )
+
+
 def grown() -> int:
     """Return the most bytes that the process had since its last reset."""
     status = Path("/proc/self/status").read_text()
@@ -93,10 +114,11 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     torch.manual_seed(0)
     # What libraries load and keep at their first use is none of the Gram's.
-    for model in (lenet(), resnet()):
+    for model in (lenet(), resnet(), positions()):
         EmpiricalNTK(model.eval(), outputs="full").gram(torch.randn(3, 1, 28, 28))
     for case in json.loads(sys.argv[1]):
-        model = {"lenet": lenet, "resnet": resnet}[case["model"]]().eval()
+        made = {"lenet": lenet, "resnet": resnet, "positions": positions}[case["model"]]
+        model = made().eval()
         inputs = torch.randn(case["examples"], 1, 28, 28)
         kernel = EmpiricalNTK(model, outputs=case["outputs"], max_memory=case["budget"])
         base = resident()
@@ -121,6 +143,7 @@ def main() -> None:
                 "estimated": plan.seconds,
                 "seconds": again - planned,
                 "sizes": vars(plan.sizes),
+                "ways": [layer.way for layer in plan.layers],
             }
         )
 

@@ -15,6 +15,7 @@ from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.kernel.beside import passes_beside
 from distillens.kernel.blocks import BlockMaker
 from distillens.kernel.plan import Sizes
+from distillens.kernel.ways import measured_speed
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,12 @@ def examples() -> Tensor:
     return torch.randn(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+def maker_of(kernel: EmpiricalNTK, inputs: Tensor) -> BlockMaker:
+    """Return what makes the gradients of inputs."""
+    kernel._cover(inputs)
+    return kernel._maker(inputs, measured_speed(inputs.dtype, inputs.device), 10.0)
+
+
 @pytest.mark.parametrize("outputs", [1, "class-diagonal", "full"])
 def test_a_gram_by_two_threads_is_the_oracles(
     outputs: int | Literal["class-diagonal", "full"],
@@ -71,7 +78,7 @@ def test_both_threads_work_and_the_threads_of_operations_are_set_back(
         return fill(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BlockMaker, "_fill", noted)
-    maker, _ = EmpiricalNTK(network(), outputs=0)._maker(examples(), 10.0)
+    maker = maker_of(EmpiricalNTK(network(), outputs=0), examples())
     maker.make(examples(), 3, 2)
     assert len(at_work) == 2
     assert set(at_work.values()) == {1}
@@ -88,7 +95,7 @@ def test_an_error_in_a_thread_is_raised_and_the_next_call_works() -> None:
     inputs = examples()
     kernel = EmpiricalNTK(nn.Sequential(Wary(), network()), outputs=0, dtype=torch.float64)
     inputs = inputs.double()
-    maker, _ = kernel._maker(inputs, 10.0)
+    maker = maker_of(kernel, inputs)
     spoilt = inputs.clone()
     spoilt[10] = torch.inf
     with pytest.raises(ValueError, match="cannot go on"):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, NTKGram, blocks, leftovers, ntk, oracle_gram
+from distillens.kernel import EmpiricalNTK, NTKGram, blocks, leftovers, ntk, oracle_gram, rows
 from distillens.kernel.factors import Outer
 from distillens.kernel.rules.linear import Linear
 from distillens.kernel.ways import Speed
@@ -390,8 +390,10 @@ def test_a_wrong_rule_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_contraction_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = blocks._written_tile
-    monkeypatch.setattr(blocks, "_written_tile", lambda *given: 1.001 * right(*given))
+    right = rows._add_products
+    monkeypatch.setattr(
+        rows, "_add_products", lambda total, left, others: right(total, 1.001 * left, others)
+    )
     with pytest.raises(KernelError, match="failed its check"):
         EmpiricalNTK(twice(), outputs=0).gram(vectors(4))
 

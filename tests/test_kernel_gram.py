@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, blocks, plan, store
+from distillens.kernel import EmpiricalNTK, plan, rows, store
 from distillens.kernel.check import Expected, expected_products
 from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
@@ -129,8 +129,8 @@ def test_pieces_of_the_parameters_change_rounding_only(
     kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
     whole = kernel.gram(inputs).values
     # 299 parameters: several batches of pieces, one that is not full, and what is left over.
-    monkeypatch.setattr(blocks, "PIECE", 7)
-    monkeypatch.setattr(blocks, "_MOST_PIECES", pieces)
+    monkeypatch.setattr(rows, "PIECE", 7)
+    monkeypatch.setattr(rows, "_MOST_PIECES", pieces)
     cut_up = kernel.gram(inputs).values
     torch.testing.assert_close(scaled(cut_up), scaled(whole), rtol=2e-5, atol=2e-6)
 

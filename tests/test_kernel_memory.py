@@ -43,10 +43,15 @@ def test_a_process_stays_inside_its_bound(threads: int) -> None:
             ("resnet", 24, "full", 128),
             ("resnet", 24, "class-diagonal", 32),
             ("resnet", 1200, 0, 256),
+            ("positions", 128, 0, 32),
+            ("positions", 128, 0, 96),
+            ("positions", 400, 0, 110),
+            ("positions", 24, "full", 128),
         ]
     ]
     made = measured(cases, threads)
     assert {found["sizes"]["beside"] for found in made} >= {threads}
+    assert [found for found in made if "late" in found["ways"]]
     for found in made:
         assert "error" not in found, found
         assert found["planned"] <= found["budget"], found

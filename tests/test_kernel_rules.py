@@ -51,16 +51,17 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Way], None]:
 
     def to(way: Way) -> None:
         def chosen(
-            factor: Factor, pairing: Pairing, speed: object, each: object, tied: bool
+            factor: Factor, pairing: Pairing, speed: object, each: object, tied: bool, once: bool
         ) -> Choice:
-            if way == "written" or tied or not isinstance(factor, Paired):
-                return Choice("written", factor.written_cost(pairing))
-            if way == "convolved":
-                cost = factor.convolved_cost(pairing)
-                return (
-                    Choice(way, cost) if cost else Choice("written", factor.written_cost(pairing))
-                )
-            return Choice("paired", factor.paired_cost(pairing))
+            cost = None
+            if not tied and isinstance(factor, Paired):
+                if way == "convolved":
+                    cost = factor.convolved_cost(pairing)
+                elif way == "late" and once:
+                    cost = factor.late_cost(pairing)
+                elif way == "paired":
+                    cost = factor.paired_cost(pairing)
+            return Choice(way, cost) if cost else Choice("written", factor.written_cost(pairing))
 
         monkeypatch.setattr(blocks, "choose", chosen)
 
@@ -340,7 +341,7 @@ def test_a_rule_equals_the_oracle(
 ) -> None:
     case = kind(data.draw)
     form, crossed = data.draw(st.sampled_from(FORMS)), data.draw(truths)
-    ways: tuple[Way, ...] = ("written", "convolved", "paired")
+    ways: tuple[Way, ...] = ("written", "convolved", "late", "paired")
     for way in ways:
         force(way)
         assert_all_covered(case, form, torch.float64, crossed)
@@ -376,7 +377,7 @@ def everything() -> Case:
 
 
 @pytest.mark.parametrize("outputs", FORMS, ids=str)
-@pytest.mark.parametrize("way", ["written", "convolved", "paired"])
+@pytest.mark.parametrize("way", ["written", "convolved", "late", "paired"])
 def test_every_form_either_way(
     everything: Case, outputs: Outputs, way: Way, force: Callable[[Way], None]
 ) -> None:

@@ -5,8 +5,10 @@ Threads that have work of their own wait for each other less than threads that s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -26,6 +28,12 @@ def passes_beside(device: torch.device) -> int:
     return 2 if torch.get_num_threads() % 2 == 0 else 1
 
 
+@lru_cache
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """Return threads that stay: what the allocator and the libraries keep for each is made once."""
+    return ThreadPoolExecutor(count, "distillens-kernel")
+
+
 class Beside:
     """Some threads, each with the network in a copy that shares its parameters.
 
@@ -34,7 +42,6 @@ class Beside:
 
     def __init__(self, tracer: Tracer, count: int) -> None:
         self._count = count
-        self._pool = ThreadPoolExecutor(count, "distillens-kernel")
         self._tracers: SimpleQueue[Tracer] = SimpleQueue()
         for each in (tracer, *(tracer.twin() for _ in range(count - 1))):
             self._tracers.put(each)
@@ -54,7 +61,9 @@ class Beside:
                 self._tracers.put(tracer)
 
         torch.set_num_threads(each)
-        futures = [self._pool.submit(one, rows) for rows in passes]
+        # The process is in the key, since threads do not follow into a fork.
+        pool = _pool(self._count, os.getpid())
+        futures = [pool.submit(one, rows) for rows in passes]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

@@ -15,27 +15,26 @@ from torch import Tensor
 from distillens.errors import KernelError
 from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
-from distillens.kernel.factors import Paired, Pairing, Role
+from distillens.kernel.factors import Outer, Paired, Pairing, Role
+from distillens.kernel.late import Late, LateShape
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
 from distillens.kernel.passes import Passes, measured_passes, timed_pass
+from distillens.kernel.rows import add_rows, empty_tile, mirror
 from distillens.kernel.uses import Place, Tracer, Use, output_gradients
 from distillens.kernel.ways import Choice, Speed, choose
 
 PAIR_NUMBERS = 2**25
 """Numbers of products of positions that exist at a time, where there is room."""
 
-PIECE = 2**14
-"""Parameters that are contracted at a time."""
-_MOST_PIECES, _PIECES_NUMBERS = 16, 2**20
-
 
 @dataclass(frozen=True)
 class Block:
-    """The gradients of some examples: written ones in one array, paired ones a use each."""
+    """The gradients of some examples: written ones in one array, the others a use each."""
 
     written_BCP: Tensor
     paired: tuple[Paired, ...]
+    late: tuple[Late, ...] = ()
 
     def __len__(self) -> int:
         return len(self.written_BCP)
@@ -45,7 +44,18 @@ class Block:
 
         At most ``pair_numbers`` products of positions exist at a time, or those of one row.
         """
-        tile = _written_tile(self.written_BCP, other.written_BCP, pairing)
+        tile = empty_tile(self.written_BCP, other.written_BCP, pairing)
+        add_rows(tile, self.written_BCP, other.written_BCP, pairing, other is self)
+        if self.late:
+            rows = len(self) + (0 if other is self else len(other))
+            scratch = self.written_BCP.new_empty(
+                max(each.shape.scratch(rows) for each in self.late)
+            )
+            for late, its_late in zip(self.late, other.late, strict=True):
+                late.add(its_late, tile, pairing, scratch)
+            del scratch
+        if other is self:
+            mirror(tile, pairing)
         for mine, its in zip(self.paired, other.paired, strict=True):
             step = max(1, pair_numbers // (len(other) * _numbers_of_pair(mine, pairing)))
             for start in range(0, len(self), step):
@@ -57,71 +67,25 @@ class Block:
     def squares(self) -> Tensor:
         """Return each output's kernel with itself, (B, C)."""
         total = self.written_BCP.square().sum(dim=2)
-        for factor in self.paired:
+        for factor in self._factors:
             total = total + factor.squares()
         return total
 
     def pull(self, vectors_BCM: Tensor) -> list[Tensor]:
-        """Return Jᵀv for M columns, one tensor for the written and one for each paired use."""
+        """Return Jᵀv for M columns, one tensor for the written and one for each other use."""
         written = torch.einsum("bcp,bcm->mp", self.written_BCP, vectors_BCM)
-        return [written, *(factor.pull(vectors_BCM) for factor in self.paired)]
+        return [written, *(factor.pull(vectors_BCM) for factor in self._factors)]
 
     def push(self, parameters: list[Tensor]) -> Tensor:
         """Return Ju for parameters as `pull` gives them, (B, C, M)."""
         total = torch.einsum("bcp,mp->bcm", self.written_BCP, parameters[0])
-        for factor, each in zip(self.paired, parameters[1:], strict=True):
+        for factor, each in zip(self._factors, parameters[1:], strict=True):
             total = total + factor.push(each)
         return total
 
     @property
-    def bytes(self) -> int:
-        """Room that it takes."""
-        tensors = [self.written_BCP]
-        for factor in self.paired:
-            tensors += [each for each in vars(factor).values() if isinstance(each, Tensor)]
-        return sum(each.numel() * each.element_size() for each in tensors)
-
-
-def pieces_at_once(numbers: int) -> int:
-    """Return how many pieces of the parameters are contracted together, each to so many numbers.
-
-    A batch of products, each thread with pieces of its own, is faster than small ones in turn.
-    """
-    return max(1, min(_MOST_PIECES, _PIECES_NUMBERS // max(1, numbers)))
-
-
-def _written_tile(left_BCP: Tensor, right_DCP: Tensor, pairing: Pairing) -> Tensor:
-    """Contract written gradients, piece by piece of the parameters."""
-    B, C, _ = left_BCP.shape
-    D = len(right_DCP)
-    if pairing == "full":
-        total = left_BCP.new_zeros(B * C, D * C, dtype=torch.float64)
-        _add_products(total, left_BCP.flatten(0, 1), right_DCP.flatten(0, 1))
-        return total.view(B, C, D, C)
-    total = left_BCP.new_zeros(C, B, D, dtype=torch.float64)
-    for c in range(C):
-        _add_products(total[c], left_BCP[:, c], right_DCP[:, c])
-    return total
-
-
-def _add_products(total_RS: Tensor, left_RP: Tensor, right_SP: Tensor) -> None:
-    """Add the products of all rows.
-
-    The pieces are added up in float64: a sum over all parameters in float32 would lose digits.
-    """
-    P = left_RP.shape[1]
-    step = PIECE * pieces_at_once(total_RS.numel())
-    whole = P - P % PIECE
-    for start in range(0, whole, step):
-        stop = min(start + step, whole)
-        left, right = (
-            each[:, start:stop].unflatten(1, (-1, PIECE)).transpose(0, 1)
-            for each in (left_RP, right_SP)
-        )
-        for product in torch.bmm(left, right.mT):
-            total_RS += product
-    if whole < P:
-        total_RS += left_RP[:, whole:] @ right_SP[:, whole:].T
+    def _factors(self) -> tuple[Paired, ...]:
+        return (*self.paired, *(each.joined() for each in self.late))
 
 
 def _numbers_of_pair(factor: Paired, pairing: Pairing) -> int:
@@ -131,6 +95,10 @@ def _numbers_of_pair(factor: Paired, pairing: Pairing) -> int:
     return factor.gradients_BCKTg.shape[2] * factor.positions**2 * (1 + outputs)
 
 
+_KEPT = ("paired", "late")
+"""The ways that keep factors."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A place, what of it counts, and how it is contracted."""
@@ -138,6 +106,13 @@ class Part:
     place: Place
     roles: tuple[Role, ...]
     choice: Choice
+
+    @property
+    def written(self) -> list[tuple[Role, str]]:
+        """The roles whose gradients passes write out, and the parameters' names."""
+        # Of what is written late only the weight: a bias is a sum, made while it is at hand.
+        left = {"paired": self.roles, "late": ("weight",)}.get(self.choice.way, ())
+        return [(role, self.place.names[role]) for role in self.roles if role not in left]
 
 
 class BlockMaker:
@@ -152,6 +127,7 @@ class BlockMaker:
         speed: Speed,
         sample: Tensor,
         pairs_each: float | None,
+        at_once: bool = False,
     ) -> None:
         self._again = partial(
             BlockMaker,
@@ -161,6 +137,7 @@ class BlockMaker:
             speed=speed,
             sample=sample,
             pairs_each=pairs_each,
+            at_once=at_once,
         )
         self._parts_of_it: dict[tuple[int, int], BlockMaker] = {}
         self._passes: Passes | None = None
@@ -182,6 +159,7 @@ class BlockMaker:
         shared = {name for name, count in counts.items() if count > 1}
         gradients = output_gradients(outputs, uses, directions_CO[:1])
         self.parts: list[Part] = []
+        self._late: list[LateShape] = []
         self._offsets: dict[str, slice] = {}
         end = 0
         for place, use, gradient in zip(coverage.rules(), uses, gradients, strict=True):
@@ -189,22 +167,24 @@ class BlockMaker:
             repeated = gradient * len(directions_CO)
             factor = place.factor(use, repeated, roles)
             tied = any(name in shared for name in use.names.values())
-            choice = choose(factor, pairing, speed, pairs_each, tied)
+            choice = choose(factor, pairing, speed, pairs_each, tied, at_once)
             self.parts.append(Part(place, roles, choice))
             if choice.way == "paired":
                 assert isinstance(factor, Paired)
                 self.pair_numbers = max(self.pair_numbers, _numbers_of_pair(factor, pairing))
-            else:
-                for role, name in use.names.items():
-                    if name not in self._offsets:
-                        size = factor.numbers(role)
-                        self._offsets[name] = slice(end, end + size)
-                        end += size
+            elif choice.way == "late":
+                assert isinstance(factor, Outer)
+                self._late.append(LateShape.of(factor))
+            for role, name in self.parts[-1].written:
+                if name not in self._offsets:
+                    size = factor.numbers(role)
+                    self._offsets[name] = slice(end, end + size)
+                    end += size
         self._rest = slice(end, end + self._leftovers.numbers)
         self.written = self._rest.stop
         """P."""
         self.held = len(directions_CO) * self.written + sum(
-            int(part.choice.cost.held) for part in self.parts if part.choice.way == "paired"
+            int(part.choice.cost.held) for part in self.parts if part.choice.way in _KEPT
         )
         """Numbers that an example's gradients take."""
 
@@ -222,6 +202,10 @@ class BlockMaker:
             part = self._again(directions_CO=self._directions[start:stop])
             self._parts_of_it[start, stop] = part
         return self._parts_of_it[start, stop]
+
+    def late_scratch(self, examples: int) -> int:
+        """Return how many numbers of gradients that are written late exist at a time."""
+        return max((shape.scratch(examples) for shape in self._late), default=0)
 
     def passes(self, sample: Tensor) -> Passes:
         """Return what making gradients takes in memory, measured once."""
@@ -278,27 +262,32 @@ class BlockMaker:
         C = len(self._directions)
         written = self._directions.new_empty(len(inputs_B), C, self.written)
 
-        def fill(tracer: Tracer, rows: slice) -> tuple[Paired, ...]:
+        def fill(tracer: Tracer, rows: slice) -> list[Paired]:
             return self._fill(tracer, inputs_B[rows], written[rows])
 
         passes = [slice(start, start + forward) for start in range(0, len(inputs_B), forward)]
         if beside == 1 or len(passes) == 1:
-            paired = [fill(self._tracer, rows) for rows in passes]
+            kept = [fill(self._tracer, rows) for rows in passes]
         else:
             if self._beside is None:
                 self._beside = Beside(self._tracer, beside)
-            paired = self._beside.run(fill, passes)
-        columns = [list(uses) for uses in zip(*paired, strict=True)]
-        paired.clear()
-        joined: list[Paired] = []
-        for parts in columns:
-            # The parts of one use at a time exist twice.
-            joined.append(parts[0].joined(parts))
+            kept = self._beside.run(fill, passes)
+        columns = [list(uses) for uses in zip(*kept, strict=True)]
+        kept.clear()
+        paired: list[Paired] = []
+        late: list[Late] = []
+        ways = [part.choice.way for part in self.parts if part.choice.way in _KEPT]
+        for way, parts in zip(ways, columns, strict=True):
+            if way == "late":
+                late.append(Late(parts))
+            else:
+                # The parts of one use at a time exist twice.
+                paired.append(parts[0].joined(parts))
             parts.clear()
-        return Block(written, tuple(joined))
+        return Block(written, tuple(paired), tuple(late))
 
-    def _fill(self, tracer: Tracer, inputs_B: Tensor, written_BCP: Tensor) -> tuple[Paired, ...]:
-        """Write the gradients that are written out; return the others."""
+    def _fill(self, tracer: Tracer, inputs_B: Tensor, written_BCP: Tensor) -> list[Paired]:
+        """Write the gradients that are written out at once; return the factors of the others."""
         outputs_BO, uses = tracer.run(inputs_B)
         if outputs_BO.ndim != 2 or len(outputs_BO) != len(inputs_B):
             raise KernelError(
@@ -312,15 +301,14 @@ class BlockMaker:
             )
         gradients = output_gradients(outputs_BO, uses, self._directions)
         seen: set[str] = set()
-        paired: list[Paired] = []
+        kept: list[Paired] = []
         for number, (part, use) in enumerate(zip(self.parts, uses, strict=True)):
             factor = part.place.factor(use, gradients[number], part.roles)
             gradients[number] = []  # the next ones may need the room
-            if part.choice.way == "paired":
+            if part.choice.way in _KEPT:
                 assert isinstance(factor, Paired)
-                paired.append(factor)
-                continue
-            for role, name in use.names.items():
+                kept.append(factor)
+            for role, name in part.written:
                 target = written_BCP[:, :, self._offsets[name]]
                 if name in seen:
                     factor.add(role, target)
@@ -331,4 +319,4 @@ class BlockMaker:
                 seen.add(name)
         if self._leftovers.numbers:
             written_BCP[:, :, self._rest] = self._leftovers.gradients(inputs_B, self._directions)
-        return tuple(paired)
+        return kept

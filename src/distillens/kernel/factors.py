@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -91,6 +91,13 @@ class Factor(ABC):
 
     def convolved_cost(self, pairing: Pairing) -> Cost | None:
         """Return the cost of writing the gradients out by a convolution; None if there is none."""
+        return None
+
+    def late_cost(self, pairing: Pairing) -> Cost | None:
+        """Return the cost of keeping factors and writing gradients when they are contracted.
+
+        None where that is not to be had.
+        """
         return None
 
 
@@ -244,6 +251,12 @@ class Outer(Paired):
             return
         rows = self.gradients_BCKTg[:, 0, 0].mT
         torch.bmm(rows, self.inputs_BKTa[:, 0], out=target_BCp[:, 0].unflatten(1, (g, -1)))
+
+    def late_cost(self, pairing: Pairing) -> Cost | None:
+        """Return the cost of keeping factors; None for groups, and for one position."""
+        if "weight" not in self.roles or self.positions == 1 or self.inputs_BKTa.shape[1] > 1:
+            return None
+        return replace(self.written_cost(pairing), held=self.paired_cost(pairing).held)
 
     def inputs_product(self, other: Paired) -> Tensor:
         """Return a·a′, one more with a bias, (K, B·T, D·T′)."""

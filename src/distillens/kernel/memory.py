@@ -36,21 +36,23 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         """Carry out an operation and count the storages that it made."""
         result = func(*args, **(kwargs or {}))
+        # What returns its arguments or views of them makes nothing.
+        if self._returns_views(func):
+            return result
         if isinstance(result, Tensor):
-            self._note(result, func)
+            self._note(result)
         elif isinstance(result, (list, tuple)):
             for each in result:
                 if isinstance(each, Tensor):
-                    self._note(each, func)
+                    self._note(each)
         return result
 
-    def _note(self, tensor: Tensor, func: Any) -> None:
+    def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         place = storage._cdata
         if place in self._known:
             return
-        # A view of what was there before, such as a weight, counts nothing.
-        size = 0 if self._returns_views(func) else storage.nbytes()
+        size = storage.nbytes()
         self._known[place] = weakref.ref(storage, partial(self._forget, place, size))
         self.now += size
         self.peak = max(self.peak, self.now)

@@ -35,6 +35,7 @@ from distillens.kernel.plan import (
     forward_size,
     free_memory,
     make_plan,
+    plan_at_once,
 )
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
@@ -109,9 +110,10 @@ class EmpiricalNTK:
         self.outputs: Outputs = outputs
         self._max_memory = max_memory
         self._progress = progress
+        self._counts: dict[torch.Size, int] = {}
         self._coverage: Coverage | None = None
         self._covered_shape: torch.Size | None = None
-        self._makers: dict[tuple[int | None, Speed, float | None], BlockMaker] = {}
+        self._makers: dict[tuple[int | None, Speed, float | None, bool], BlockMaker] = {}
         """What was measured of making gradients stays with their makers."""
         self._last: BlockMaker | None = None
         self._setup_bytes = 0
@@ -150,13 +152,11 @@ class EmpiricalNTK:
             speed = Speed(**kept["speed"])
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            maker, directions_CO = self._maker(rows, len(columns) / 2, speed=speed)
-            expected = self._expected(directions_CO, rows, columns)
+            self._cover(rows)
+            expected = self._expected(self._directions(rows), rows, columns)
             sizes = Sizes(**kept["sizes"]) if kept else None
-            job = self._job(
-                directions_CO, rows, across, opened is not None, budget, ranks.count, expected
-            )
-            plan = make_plan(maker, rows[:_SAMPLE], job, speed, sizes)
+            job = self._job(rows, across, opened is not None, budget, ranks.count, expected)
+            maker, plan = self._planned(rows, job, speed, sizes)
         plan = ranks.agreed(plan)
         keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
@@ -181,14 +181,15 @@ class EmpiricalNTK:
         rows, columns = self._examples(inputs, other)
         across = None if other is None else columns
         speed = measured_speed(self._prepared.dtype, self._prepared.device)
-        maker, directions_CO = self._maker(rows, len(columns) / 2)
+        self._cover(rows)
+        directions_CO = self._directions(rows)
         ranks = Ranks.here(self._alone)
         # One product takes as much room as all.
         some_CO = directions_CO if self.outputs == "full" else directions_CO[:1]
         expected = self._expected(some_CO, rows, columns)
         budget = self._budget(ranks)
-        job = self._job(directions_CO, rows, across, on_disk, budget, ranks.count, expected)
-        return make_plan(maker, rows[:_SAMPLE], job, speed, timed=True)
+        job = self._job(rows, across, on_disk, budget, ranks.count, expected)
+        return self._planned(rows, job, speed, timed=True)[1]
 
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
@@ -228,7 +229,7 @@ class EmpiricalNTK:
         rows, _ = self._examples(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self.product(inputs)(vectors)
-        count = self._prepared.count_outputs(rows[:1])
+        count = self._count(rows)
         if self.outputs == "class-diagonal" and (vectors.ndim < 2 or len(vectors) != count):
             raise KernelError(
                 f"vectors of shape {tuple(vectors.shape)} do not fit a class-diagonal kernel of "
@@ -303,7 +304,8 @@ class EmpiricalNTK:
         speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            maker, _ = self._maker(rows, None, logit, speed)
+            self._cover(rows)
+            maker = self._maker(rows, speed, None, logit)
             passes = maker.passes(rows[:_SAMPLE])
             least = max(passes.fixed + passes.each, self._setup_bytes)
             if budget < least:
@@ -330,37 +332,54 @@ class EmpiricalNTK:
             )
         return rows, columns
 
+    def _cover(self, rows: Tensor) -> None:
+        """Find out where the parameters are used, unless that is known of such examples."""
+        self._directions(rows)  # first of all, since it says what a network without logits gave
+        if self._coverage is not None and self._covered_shape == rows.shape[1:]:
+            return
+        # Where examples lie among the axes of a call can depend on their shape.
+        with LiveBytes() as live:
+            self._coverage = find_coverage(self._prepared.network, self._prepared.parameters, rows)
+        self._setup_bytes = live.peak
+        self._covered_shape = rows.shape[1:]
+        self._makers.clear()
+
+    def _planned(
+        self, rows: Tensor, job: Job, speed: Speed, kept: Sizes | None = None, timed: bool = False
+    ) -> tuple[BlockMaker, Plan]:
+        """Return what makes the gradients of a Gram, and its plan."""
+        sample, pairs_each = rows[:_SAMPLE], job.across / 2
+        if job.small:
+            maker = self._maker(rows, speed, pairs_each, at_once=True)
+            if plan := plan_at_once(maker, sample, job, speed, timed=timed):
+                return maker, plan
+        maker = self._maker(rows, speed, pairs_each)
+        return maker, make_plan(maker, sample, job, speed, kept, timed=timed)
+
     def _maker(
         self,
         rows: Tensor,
+        speed: Speed,
         pairs_each: float | None,
         logit: int | None = None,
-        speed: Speed | None = None,
-    ) -> tuple[BlockMaker, Tensor]:
-        """Return what makes gradients, and the outputs that it makes them of, (C, O)."""
-        prepared = self._prepared
-        directions_CO = self._directions(rows, logit)
-        if self._coverage is None or self._covered_shape != rows.shape[1:]:
-            # Where examples lie among the axes of a call can depend on their shape.
-            with LiveBytes() as live:
-                self._coverage = find_coverage(prepared.network, prepared.parameters, rows)
-            self._setup_bytes = live.peak
-            self._covered_shape = rows.shape[1:]
-            self._makers.clear()
-        speed = speed or measured_speed(prepared.dtype, prepared.device)
-        key = logit, speed, pairs_each
+        at_once: bool = False,
+    ) -> BlockMaker:
+        """Return what makes gradients."""
+        assert self._coverage is not None
+        key = logit, speed, pairs_each, at_once
         if key not in self._makers:
             self._makers[key] = BlockMaker(
-                prepared,
+                self._prepared,
                 self._coverage,
-                directions_CO,
+                self._directions(rows, logit),
                 pairing_of(self.outputs),
                 speed,
                 rows[:_SAMPLE],
                 pairs_each,
+                at_once,
             )
         self._last = self._makers[key]
-        return self._last, directions_CO
+        return self._last
 
     def _opened(
         self, store: str | Path | None, rows: Tensor, columns: Tensor | None, ranks: Ranks
@@ -380,9 +399,14 @@ class EmpiricalNTK:
     def _directions(self, rows: Tensor, logit: int | None = None) -> Tensor:
         """Return the outputs that gradients are made of, (C, O)."""
         prepared = self._prepared
-        count = prepared.count_outputs(rows[:1])
         wanted = self.outputs if logit is None else logit
-        return directions(wanted, count, prepared.dtype, prepared.device)
+        return directions(wanted, self._count(rows), prepared.dtype, prepared.device)
+
+    def _count(self, rows: Tensor) -> int:
+        """Return how many logits the network has for such examples."""
+        if rows.shape[1:] not in self._counts:
+            self._counts[rows.shape[1:]] = self._prepared.count_outputs(rows[:1])
+        return self._counts[rows.shape[1:]]
 
     def _expected(self, directions_CO: Tensor, rows: Tensor, columns: Tensor) -> Expected:
         plain = PlainProducts(self._prepared.network, self._prepared.parameters)
@@ -390,7 +414,6 @@ class EmpiricalNTK:
 
     def _job(
         self,
-        directions_CO: Tensor,
         rows: Tensor,
         columns: Tensor | None,
         stored: bool,
@@ -399,11 +422,11 @@ class EmpiricalNTK:
         expected: Expected,
     ) -> Job:
         across = len(rows if columns is None else columns)
-        shape = gram_shape(self.outputs, len(directions_CO), len(rows), across)
+        shape = gram_shape(self.outputs, len(self._directions(rows)), len(rows), across)
         return Job(
             rows=len(rows),
             columns=None if columns is None else across,
-            gram_bytes=0 if stored else math.prod(shape) * directions_CO.element_size(),
+            gram_bytes=0 if stored else math.prod(shape) * self._prepared.dtype.itemsize,
             budget=budget,
             setup_bytes=max(self._setup_bytes, expected.bytes),
             separable=self.outputs in ("class-diagonal", "trace"),

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.kernel.blocks import PAIR_NUMBERS, PIECE, BlockMaker, pieces_at_once
+from distillens.kernel.blocks import PAIR_NUMBERS, BlockMaker
 from distillens.kernel.passes import Passes
+from distillens.kernel.rows import PIECE, STRIP, pieces_at_once
 from distillens.kernel.ways import Speed
 
 _MOST_ROWS = 256
 """Of a tile: larger ones make matrix products no faster."""
-_TILES = 4
-"""Tiles along a side at least: what is computed of the lower triangle is half a tile a row."""
+_AT_ONCE = 512
+"""Examples that are contracted at once, at most; of more, progress is shown tile by tile."""
 _FORWARD_NUMBERS = 2**25
 """Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
 _THREAD_BYTES = 2**25
@@ -81,6 +82,12 @@ class Job:
     def across(self) -> int:
         """M, or N where the columns are the rows."""
         return self.rows if self.columns is None else self.columns
+
+    @property
+    def small(self) -> bool:
+        """Whether one tile may hold all of it."""
+        alone = self.shares == 1 and self.gram_bytes > 0
+        return alone and self.columns is None and self.rows <= _AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,22 @@ def make_plan(
     return replace(plans[best][1], seconds=seconds[best])
 
 
+def plan_at_once(
+    maker: BlockMaker, sample: Tensor, job: Job, speed: Speed, *, timed: bool = False
+) -> Plan | None:
+    """Return the plan of a Gram of some examples with themselves in one tile; None if too large.
+
+    The maker's gradients may be written late. For the parameters see `make_plan`.
+    """
+    room = _Room(maker, job, maker.passes(sample))
+    sizes = room.at_once()
+    if room.taken(sizes) > job.budget:
+        return None
+    plan = _described(maker, maker, job, sizes, room.taken(sizes))
+    seconds = _seconds(maker, maker, sample, job, sizes, speed) if timed else None
+    return replace(plan, seconds=seconds)
+
+
 class _Room:
     """What sizes take, and which sizes fit."""
 
@@ -243,22 +266,18 @@ class _Room:
     def taken(self, sizes: Sizes) -> int:
         """Return the bytes that sizes take at the most."""
         job = self._job
-        computing = (sizes.panel + sizes.tile) * self._held + self._work(sizes)
+        # No columns pass by a panel that has all of them.
+        passing = 0 if job.columns is None and sizes.panel >= job.rows else sizes.tile
+        computing = (sizes.panel + passing) * self._held + self._work(sizes)
         return max(job.setup_bytes, job.gram_bytes + computing)
 
     def sizes(self) -> Sizes:
         """Return the largest sizes that fit; the smallest must."""
-        job, maker = self._job, self._maker
+        job = self._job
         free = job.budget - job.gram_bytes
-        tile = max(1, min(_MOST_ROWS, -(-job.across // _TILES)))
+        tile = min(_MOST_ROWS, job.across)
         while True:
-            forward, beside = pass_sizes(maker, self._passes, free // 4)
-            # As many passes for each thread, of the same size.
-            passes = math.ceil(tile / forward / beside) * beside
-            forward = math.ceil(tile / passes)
-            numbers = maker.pair_numbers * tile
-            wanted = min(PAIR_NUMBERS, free // (8 * self._item), numbers * tile)
-            found = Sizes(1, tile, forward, maker.outputs, max(numbers, wanted), beside)
+            found = self._of(tile)
             work = self._work(found)
             # Half of the room is the panel's, so that columns pass by few times.
             if tile * self._held + work <= free // 2 or tile == 1:
@@ -275,6 +294,22 @@ class _Room:
             panel -= panel % tile
         return replace(found, panel=panel)
 
+    def at_once(self) -> Sizes:
+        """Return the sizes of a Gram in one tile, whether they fit or not."""
+        return replace(self._of(self._job.rows), panel=self._job.rows)
+
+    def _of(self, tile: int) -> Sizes:
+        """Return the sizes that go with those of a tile, for a panel of one row."""
+        free = self._job.budget - self._job.gram_bytes
+        maker = self._maker
+        forward, beside = pass_sizes(maker, self._passes, free // 4)
+        # As many passes for each thread, of the same size.
+        passes = math.ceil(tile / forward / beside) * beside
+        forward = math.ceil(tile / passes)
+        numbers = maker.pair_numbers * tile
+        wanted = min(PAIR_NUMBERS, free // (8 * self._item), numbers * tile)
+        return Sizes(1, tile, forward, maker.outputs, max(numbers, wanted), beside)
+
     def _work(self, sizes: Sizes) -> int:
         """Return what making gradients or contracting them takes, whichever is more."""
         largest = self._maker.largest_paired * self._item
@@ -284,6 +319,7 @@ class _Room:
         making += sizes.tile * largest
         numbers = sizes.tile**2 * self._joint
         contracting = sizes.tile**2 * self._pair + pieces_at_once(numbers) * numbers * self._item
+        contracting += self._maker.late_scratch(sizes.tile) * self._item
         if self._maker.pair_numbers:
             # Both sides may be copied to another order.
             contracting += sizes.pair_numbers * self._item + 2 * sizes.tile * largest
@@ -324,8 +360,8 @@ def _seconds(
     starts = range(0, job.rows, sizes.panel)
     if job.columns is None:
         made = sum(job.rows - start for start in starts)
-        # Tiles on the diagonal are computed whole.
-        pairs = job.rows * (job.rows + min(sizes.tile, job.rows)) / 2
+        # On the diagonal strips are computed whole.
+        pairs = job.rows * (job.rows + min(STRIP, job.rows)) / 2
     else:
         made = job.rows + len(starts) * job.columns
         pairs = job.rows * job.columns

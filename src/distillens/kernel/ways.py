@@ -18,7 +18,7 @@ import torch
 from distillens.kernel.factors import Cost, Factor, Paired, Pairing
 from distillens.kernel.rules.convolution import Patched, Window
 
-Way = Literal["written", "convolved", "paired"]
+Way = Literal["written", "convolved", "late", "paired"]
 
 _THIN, _WIDE = 16, 128
 """Channels between which the speeds of forming a convolution's gradients are interpolated."""
@@ -55,7 +55,7 @@ class Speed:
             + cost.example_convolved / (thin * self.thinly_convolved + wide * self.convolved)
         )
         contracting = cost.pair_products / self.products + cost.pair_moved / self.moved
-        return pairs * contracting + examples * forming
+        return pairs * contracting + examples * (forming + cost.held / self.moved)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def choose(
     speed: Speed,
     pairs_each: float | None,
     written_only: bool,
+    at_once: bool = False,
 ) -> Choice:
     """Return the faster way for a use, or the smaller one.
 
@@ -87,6 +88,8 @@ def choose(
         With how many others an example is paired; None to choose the way that takes less room.
     written_only
         The use shares a parameter with another: their gradients have to be added first.
+    at_once
+        All examples are contracted at once, so that gradients can be written late.
     """
     written = Choice("written", factor.written_cost(pairing))
     if written_only or not isinstance(factor, Paired):
@@ -94,6 +97,8 @@ def choose(
     choices = [written, Choice("paired", factor.paired_cost(pairing))]
     if convolved := factor.convolved_cost(pairing):
         choices.append(Choice("convolved", convolved))
+    if at_once and (late := factor.late_cost(pairing)):
+        choices.append(Choice("late", late))
     if pairs_each is None:
         # Of those that take the same room the faster.
         return min(choices, key=lambda c: (c.cost.held, speed.seconds(c.cost, 1.0, 0.0)))

@@ -129,6 +129,10 @@ class Patched(Outer):
         cost = self.written_cost(pairing)
         return replace(cost, example_patched=0.0, example_convolved=cost.example_patched)
 
+    def late_cost(self, pairing: Pairing) -> Cost | None:
+        """Return None: patches take more room than the gradients that they give."""
+        return None
+
     def convolve(self, role: Role, target_BCp: Tensor) -> None:
         """Write the gradients to a place: a convolution with a group for each example and group."""
         if role == "bias":

@@ -1,0 +1,122 @@
+"""Gradients that are written late: the same kernel, where all examples fit at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distillens.kernel import EmpiricalNTK, late, oracle_gram, plan
+from distillens.kernel.factors import Outer, Pairing
+from distillens.kernel.late import Late
+from distillens.kernel.network import Outputs
+from distillens.kernel.rows import mirror
+
+FORMS: tuple[Outputs, ...] = (1, "class-diagonal", "trace", "full")
+
+
+class Mixer(nn.Module):
+    """Linear maps at few positions of many features, one of a part of what another gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(12, 20), nn.Linear(10, 16, bias=False)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.narrow(self.wide(x).tanh()[..., :10])).mean(dim=1))
+
+
+def mixer() -> nn.Module:
+    torch.manual_seed(2)
+    return Mixer().eval()
+
+
+def examples(count: int = 11) -> Tensor:
+    return torch.randn(count, 3, 12, generator=torch.Generator().manual_seed(4))
+
+
+def ways(found: Any) -> dict[str, str]:
+    return {layer.parameters[0]: layer.way for layer in found.plan.layers}
+
+
+@pytest.mark.parametrize("outputs", FORMS)
+@pytest.mark.parametrize("numbers", [1, 700, 2**24])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_gram_written_late_is_the_oracles(
+    outputs: Outputs, numbers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One column at a time, some and a rest, and all of them.
+    monkeypatch.setattr(late, "_NUMBERS", numbers)
+    monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 5000)
+    torch.set_num_threads(threads)
+    try:
+        found = EmpiricalNTK(mixer(), outputs=outputs, dtype=torch.float64).gram(examples())
+    finally:
+        torch.set_num_threads(1)
+    assert ways(found)["wide.weight"] == ways(found)["narrow.weight"] == "late"
+    assert found.plan.sizes.forward < 11
+    assert found.plan.sizes.tile == 11
+    wanted = oracle_gram(mixer(), examples(), outputs="full")
+    if outputs != "full":
+        apart = torch.einsum("ncmc->cnm", wanted.view(11, 3, 11, 3))
+        wanted = {"class-diagonal": apart, "trace": apart.mean(dim=0)}.get(str(outputs), apart[1])
+    torch.testing.assert_close(found.values, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_it_is_for_grams_of_few_examples_with_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    kernel = EmpiricalNTK(mixer(), outputs=0)
+    assert "late" in ways(kernel.gram(examples())).values()
+    assert "late" not in ways(kernel.gram(examples(), examples(5))).values()
+    assert "late" not in ways(kernel.gram(examples(), store=tmp_path)).values()
+    assert not kernel.product(examples())._made(0).late
+    monkeypatch.setattr(plan, "_AT_ONCE", 10)
+    assert "late" not in ways(kernel.gram(examples())).values()
+
+
+def test_without_the_room_gradients_are_written_at_once() -> None:
+    kernel = EmpiricalNTK(mixer(), outputs=0)
+    roomy = kernel.gram(examples(200))
+    assert roomy.plan.sizes.tile == 200
+    kernel._max_memory = roomy.plan.memory
+    assert "late" in ways(kernel.gram(examples(200))).values()
+    kernel._max_memory = roomy.plan.memory - 1
+    tight = kernel.gram(examples(200))
+    assert "late" not in ways(tight).values()
+    assert tight.plan.memory < roomy.plan.memory
+    size = roomy.values.abs().max()
+    torch.testing.assert_close(tight.values / size, roomy.values / size, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("pairing", ["diagonal", "full"])
+def test_parts_of_two_blocks_contract_as_their_gradients_do(pairing: Pairing) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def part(examples: int) -> Outer:
+        inputs = torch.randn(examples, 1, 4, 5, generator=generator, dtype=torch.float64)
+        gradients = torch.randn(examples, 2, 1, 4, 3, generator=generator, dtype=torch.float64)
+        return Outer(inputs, gradients, ("weight", "bias"))
+
+    left, right = Late([part(2), part(3)]), Late([part(4)])
+    equation = "bcp,dep->bcde" if pairing == "full" else "bcp,dcp->cbd"
+    for mine, its in ((left, right), (left, left)):
+        written = [each.joined().gradient("weight") for each in (mine, its)]
+        wanted = torch.einsum(equation, *written)
+        tile = torch.zeros_like(wanted)
+        scratch = torch.empty(mine.shape.scratch(len(mine) + len(its)), dtype=torch.float64)
+        mine.add(its, tile, pairing, scratch)
+        if mine is its:
+            mirror(tile, pairing)
+        torch.testing.assert_close(tile, wanted)
+
+
+def test_what_is_kept_holds_nothing_larger() -> None:
+    inputs, gradients = torch.randn(3, 1, 4, 10), torch.randn(3, 1, 1, 4, 6)
+    kept = Late([Outer(inputs[..., :5], gradients, ("weight",))])
+    (part,) = kept._parts
+    assert part.inputs_BKTa.untyped_storage().nbytes() == 4 * 3 * 4 * 5
+    assert part.gradients_BCKTg is gradients
