@@ -90,7 +90,7 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
     direction = direction.to(outputs_BO.device)
-    truth = _Truth([_alone(twin, weights, example, direction) for example in probe])
+    truth = _Truth(twin, weights, probe, direction)
     if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
     repeated, outputs_BO, uses, fewer = _repeated(twin, weights, probe, outputs_BO, uses, fewer)
@@ -179,20 +179,26 @@ def _settled(
 class _Truth:
     """Each example's gradients by autograd, the example alone in its batch."""
 
-    def __init__(self, alone: list[dict[str, Tensor]]) -> None:
-        self._alone = alone
-        self._largest = {name: max(_largest(each[name]) for each in alone) for name in alone[0]}
+    def __init__(
+        self, network: nn.Module, weights: Mapping[str, Tensor], probe: Tensor, direction: Tensor
+    ) -> None:
+        self._alone = {
+            name: weight.new_empty(len(probe), weight.numel()) for name, weight in weights.items()
+        }
+        for place, example in enumerate(probe):
+            gradients = _alone(network, weights, example, direction)
+            for found_Bp, gradient in zip(self._alone.values(), gradients, strict=True):
+                found_Bp[place] = gradient.flatten()
+        self._largest = {name: _largest(found_Bp) for name, found_Bp in self._alone.items()}
         self._rounding = _ROUNDING * max(self._largest.values(), default=0.0)
 
     def agrees(self, name: str, found_Bp: Tensor) -> bool:
         """Whether these are the examples' gradients by a parameter."""
-        wanted = [each[name] for each in self._alone]
-        if found_Bp.shape != (len(wanted), *wanted[0].shape):
+        wanted_Bp = self._alone[name]
+        if found_Bp.shape != wanted_Bp.shape:
             return False
         allowed = _TOLERANCE * self._largest[name] + self._rounding
-        # One example at a time, so that less room is taken.
-        pairs = zip(found_Bp, wanted, strict=True)
-        return all(_largest(found_p - wanted_p) <= allowed for found_p, wanted_p in pairs)
+        return _largest(found_Bp - wanted_Bp) <= allowed
 
     def vanish(self, name: str) -> bool:
         """Whether the outputs do not depend on a parameter."""
@@ -245,15 +251,15 @@ def _layouts(shape: torch.Size, fewer: torch.Size) -> list[Layout]:
 
 def _alone(
     network: nn.Module, weights: Mapping[str, Tensor], example: Tensor, direction: Tensor
-) -> dict[str, Tensor]:
+) -> list[Tensor]:
     with torch.enable_grad():
         output = (network(example[None]) @ direction).sum()
     if not output.requires_grad:
-        return {name: torch.zeros_like(weight).flatten() for name, weight in weights.items()}
+        return [torch.zeros_like(weight) for weight in weights.values()]
     gradients = torch.autograd.grad(
         output, list(weights.values()), allow_unused=True, materialize_grads=True
     )
-    return {name: each.flatten() for name, each in zip(weights, gradients, strict=True)}
+    return list(gradients)
 
 
 def _probe(inputs: Tensor) -> Tensor:
