@@ -31,16 +31,18 @@ def multiply_adds(case: Case, data: Path | None) -> dict[str, float]:
     inputs = inputs_for(case, data)
     model = network_on(case.network, case.classes, inputs).eval()
     layers = EmpiricalNTK(model, outputs=0).plan(inputs).layers
-    # Gradients in factors are not formed; contracting takes a multiply-add for each number held.
+    # Contracting takes a multiply-add for each number that is written, early or late, or else held.
     formed = {name for layer in layers if layer.way != "paired" for name in layer.parameters}
     weights = [weight for name, weight in model.named_parameters() if name in formed]
+    contracted = sum(weight.numel() for weight in weights)
+    contracted += sum(layer.held for layer in layers if layer.way == "paired")
     with FlopCounterMode(display=False) as counter:
         outputs = model(inputs[:_COUNTED])
         torch.autograd.grad(outputs[:, 0].sum(), weights)
     pairs = case.count * (case.count + 1) / 2
     return {
         "passes_and_forming": counter.get_total_flops() / 2 / _COUNTED * case.count,
-        "half_the_gram": pairs * sum(layer.held for layer in layers),
+        "half_the_gram": pairs * contracted,
     }
 
 

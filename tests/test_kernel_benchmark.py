@@ -11,14 +11,14 @@ import pytest
 import torch
 from kernel import Options as KernelOptions
 from kernel import measure_case, ratios
-from kernel_cases import CASES, architecture, network_on
+from kernel_cases import CASES, architecture, inputs_for, network_on
 from kernel_floor import multiply_adds
 from kernel_peers import torch_func, torch_func_blocks, torch_func_chunks
 from kernel_rewritten import rewritten
 from own_process import Peak, run_child
 from torch import nn
 
-from distillens.kernel import ntk, oracle_gram
+from distillens.kernel import EmpiricalNTK, ntk, oracle_gram
 from distillens.kernel.ways import Speed
 
 PLENTY = 2**33
@@ -144,3 +144,12 @@ def test_the_floor_counts_what_a_gram_of_lenet_takes(monkeypatch: pytest.MonkeyP
     assert found["passes_and_forming"] == 64 * passes
     held = 48 * (75 + 1) + 128 * (1200 + 1) + (3200 + 960) + (960 + 672) + (672 + 1)
     assert found["half_the_gram"] == 64 * 65 / 2 * held
+
+
+def test_the_floor_counts_gradients_that_are_written_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9, 1e8, 1e8, 1e9, 1e9))
+    case = replace(next(case for case in CASES if case.network == "transformer"), count=12)
+    model, inputs = network_on("transformer", 1, torch.zeros(0)), inputs_for(case, None)
+    assert "late" in {layer.way for layer in EmpiricalNTK(model, outputs=0).plan(inputs).layers}
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert multiply_adds(case, None)["half_the_gram"] == 12 * 13 / 2 * parameters
