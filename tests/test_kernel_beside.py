@@ -52,8 +52,8 @@ def examples() -> Tensor:
 
 def maker_of(kernel: EmpiricalNTK, inputs: Tensor) -> BlockMaker:
     """Return what makes the gradients of inputs."""
-    kernel._cover(inputs)
-    return kernel._maker(inputs, measured_speed(inputs.dtype, inputs.device), 10.0)
+    kernel._makers.look_at(inputs)
+    return kernel._makers.maker(inputs, measured_speed(inputs.dtype, inputs.device), 10.0)
 
 
 @pytest.mark.parametrize("outputs", [1, "class-diagonal", "full"])

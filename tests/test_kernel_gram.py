@@ -108,7 +108,7 @@ def test_sizes_of_tiles_change_rounding_only(
     forget_the_room_of_checks(monkeypatch)
     kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
     roomy = kernel.gram(inputs)
-    kernel._setup_bytes = 0
+    kernel._makers.look_bytes = 0
     seen = set()
     for extra in (1.0, 1.3, 2.0):
         values, plan = cut(kernel, inputs, extra)
@@ -277,7 +277,7 @@ def test_a_killed_gram_goes_on_with_the_same_bits(
     inputs = examples()
     kernel = EmpiricalNTK(network(), outputs=outputs)
     kernel.plan(inputs)
-    kernel._setup_bytes = 0
+    kernel._makers.look_bytes = 0
     kernel._max_memory = 1
     with pytest.raises(KernelError) as caught:
         kernel.gram(inputs, store=tmp_path / "none")

@@ -16,27 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel.blocks import BlockMaker
 from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products
-from distillens.kernel.coverage import Coverage, find_coverage
-from distillens.kernel.memory import LiveBytes
-from distillens.kernel.network import (
-    Outputs,
-    Prepared,
-    directions,
-    pairing_of,
-    prepare,
-)
+from distillens.kernel.makers import SAMPLE, Makers
+from distillens.kernel.network import Outputs, Prepared, prepare
 from distillens.kernel.plain import PlainProducts
-from distillens.kernel.plan import (
-    Job,
-    Plan,
-    Sizes,
-    forward_size,
-    free_memory,
-    make_plan,
-    plan_at_once,
-)
+from distillens.kernel.plan import Job, Plan, Sizes, forward_size, free_memory
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
 from distillens.kernel.store import GramStore, made_of
@@ -44,8 +28,6 @@ from distillens.kernel.tiles import compute_gram, gram_shape
 from distillens.kernel.ways import Speed, measured_speed
 from distillens.progress import Progress, silent
 
-_SAMPLE = 2
-"""Examples that the shapes are read from."""
 _BATCH = 256
 """Examples of a plain forward pass."""
 
@@ -110,13 +92,7 @@ class EmpiricalNTK:
         self.outputs: Outputs = outputs
         self._max_memory = max_memory
         self._progress = progress
-        self._counts: dict[torch.Size, int] = {}
-        self._coverage: Coverage | None = None
-        self._covered_shape: torch.Size | None = None
-        self._makers: dict[tuple[int | None, Speed, float | None, bool], BlockMaker] = {}
-        """What was measured of making gradients stays with their makers."""
-        self._last: BlockMaker | None = None
-        self._setup_bytes = 0
+        self._makers = Makers(self._prepared, outputs)
         self._alone = alone
 
     def gram(
@@ -152,11 +128,11 @@ class EmpiricalNTK:
             speed = Speed(**kept["speed"])
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._cover(rows)
-            expected = self._expected(self._directions(rows), rows, columns)
+            self._makers.look_at(rows)
+            expected = self._expected(self._makers.directions(rows), rows, columns)
             sizes = Sizes(**kept["sizes"]) if kept else None
             job = self._job(rows, across, opened is not None, budget, ranks.count, expected)
-            maker, plan = self._planned(rows, job, speed, sizes)
+            maker, plan = self._makers.planned(rows, job, speed, sizes)
         plan = ranks.agreed(plan)
         keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
@@ -181,15 +157,15 @@ class EmpiricalNTK:
         rows, columns = self._examples(inputs, other)
         across = None if other is None else columns
         speed = measured_speed(self._prepared.dtype, self._prepared.device)
-        self._cover(rows)
-        directions_CO = self._directions(rows)
+        self._makers.look_at(rows)
+        directions_CO = self._makers.directions(rows)
         ranks = Ranks.here(self._alone)
         # One product takes as much room as all.
         some_CO = directions_CO if self.outputs == "full" else directions_CO[:1]
         expected = self._expected(some_CO, rows, columns)
         budget = self._budget(ranks)
         job = self._job(rows, across, on_disk, budget, ranks.count, expected)
-        return self._planned(rows, job, speed, timed=True)[1]
+        return self._makers.planned(rows, job, speed, timed=True)[1]
 
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
@@ -229,7 +205,7 @@ class EmpiricalNTK:
         rows, _ = self._examples(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self.product(inputs)(vectors)
-        count = self._count(rows)
+        count = self._makers.count(rows)
         if self.outputs == "class-diagonal" and (vectors.ndim < 2 or len(vectors) != count):
             raise KernelError(
                 f"vectors of shape {tuple(vectors.shape)} do not fit a class-diagonal kernel of "
@@ -260,7 +236,7 @@ class EmpiricalNTK:
         """Return the outputs that the kernel is taken of, (N, C), in the kernel's type."""
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
-        directions_CO = self._directions(rows)
+        directions_CO = self._makers.directions(rows)
         # One place for all: many small results, each above a pass's large scratch on the heap, would
         # keep the allocator from using that again.
         found = directions_CO.new_empty(len(rows), len(directions_CO))
@@ -273,7 +249,7 @@ class EmpiricalNTK:
         """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
-        directions_CO = self._directions(rows)
+        directions_CO = self._makers.directions(rows)
         generator = torch.Generator().manual_seed(0)
         vector = torch.randn(
             len(rows), len(directions_CO), generator=generator, dtype=torch.float64
@@ -293,7 +269,7 @@ class EmpiricalNTK:
     @property
     def notes(self) -> tuple[str, ...]:
         """What has to be known of how the gradients of the last computation were made."""
-        return self._last.notes if self._last is not None else ()
+        return self._makers.notes
 
     def _product(
         self, rows: Tensor, logit: int | None = None, *, keep: bool = True
@@ -304,10 +280,10 @@ class EmpiricalNTK:
         speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._cover(rows)
-            maker = self._maker(rows, speed, None, logit)
-            passes = maker.passes(rows[:_SAMPLE])
-            least = max(passes.fixed + passes.each, self._setup_bytes)
+            self._makers.look_at(rows)
+            maker = self._makers.maker(rows, speed, None, logit)
+            passes = maker.passes(rows[:SAMPLE])
+            least = max(passes.fixed + passes.each, self._makers.look_bytes)
             if budget < least:
                 raise KernelError(
                     f"max_memory = {budget} bytes is too small for the gradients of one example; "
@@ -332,55 +308,6 @@ class EmpiricalNTK:
             )
         return rows, columns
 
-    def _cover(self, rows: Tensor) -> None:
-        """Find out where the parameters are used, unless that is known of such examples."""
-        self._directions(rows)  # first of all, since it says what a network without logits gave
-        if self._coverage is not None and self._covered_shape == rows.shape[1:]:
-            return
-        # Where examples lie among the axes of a call can depend on their shape.
-        with LiveBytes() as live:
-            self._coverage = find_coverage(self._prepared.network, self._prepared.parameters, rows)
-        self._setup_bytes = live.peak
-        self._covered_shape = rows.shape[1:]
-        self._makers.clear()
-
-    def _planned(
-        self, rows: Tensor, job: Job, speed: Speed, kept: Sizes | None = None, timed: bool = False
-    ) -> tuple[BlockMaker, Plan]:
-        """Return what makes the gradients of a Gram, and its plan."""
-        sample, pairs_each = rows[:_SAMPLE], job.across / 2
-        if job.small:
-            maker = self._maker(rows, speed, pairs_each, at_once=True)
-            if plan := plan_at_once(maker, sample, job, speed, timed=timed):
-                return maker, plan
-        maker = self._maker(rows, speed, pairs_each)
-        return maker, make_plan(maker, sample, job, speed, kept, timed=timed)
-
-    def _maker(
-        self,
-        rows: Tensor,
-        speed: Speed,
-        pairs_each: float | None,
-        logit: int | None = None,
-        at_once: bool = False,
-    ) -> BlockMaker:
-        """Return what makes gradients."""
-        assert self._coverage is not None
-        key = logit, speed, pairs_each, at_once
-        if key not in self._makers:
-            self._makers[key] = BlockMaker(
-                self._prepared,
-                self._coverage,
-                self._directions(rows, logit),
-                pairing_of(self.outputs),
-                speed,
-                rows[:_SAMPLE],
-                pairs_each,
-                at_once,
-            )
-        self._last = self._makers[key]
-        return self._last
-
     def _opened(
         self, store: str | Path | None, rows: Tensor, columns: Tensor | None, ranks: Ranks
     ) -> GramStore | None:
@@ -392,21 +319,9 @@ class EmpiricalNTK:
         if store is None:
             return None
         across = len(rows) if columns is None else len(columns)
-        count = self._directions(rows).shape[0]
+        count = self._makers.directions(rows).shape[0]
         shape = gram_shape(self.outputs, count, len(rows), across)
         return GramStore(Path(store), same, shape, self._prepared.dtype, ranks)
-
-    def _directions(self, rows: Tensor, logit: int | None = None) -> Tensor:
-        """Return the outputs that gradients are made of, (C, O)."""
-        prepared = self._prepared
-        wanted = self.outputs if logit is None else logit
-        return directions(wanted, self._count(rows), prepared.dtype, prepared.device)
-
-    def _count(self, rows: Tensor) -> int:
-        """Return how many logits the network has for such examples."""
-        if rows.shape[1:] not in self._counts:
-            self._counts[rows.shape[1:]] = self._prepared.count_outputs(rows[:1])
-        return self._counts[rows.shape[1:]]
 
     def _expected(self, directions_CO: Tensor, rows: Tensor, columns: Tensor) -> Expected:
         plain = PlainProducts(self._prepared.network, self._prepared.parameters)
@@ -422,13 +337,13 @@ class EmpiricalNTK:
         expected: Expected,
     ) -> Job:
         across = len(rows if columns is None else columns)
-        shape = gram_shape(self.outputs, len(self._directions(rows)), len(rows), across)
+        shape = gram_shape(self.outputs, len(self._makers.directions(rows)), len(rows), across)
         return Job(
             rows=len(rows),
             columns=None if columns is None else across,
             gram_bytes=0 if stored else math.prod(shape) * self._prepared.dtype.itemsize,
             budget=budget,
-            setup_bytes=max(self._setup_bytes, expected.bytes),
+            setup_bytes=max(self._makers.look_bytes, expected.bytes),
             separable=self.outputs in ("class-diagonal", "trace"),
             shares=shares,
         )
