@@ -130,7 +130,7 @@ class Patched(Outer):
         return replace(cost, example_patched=0.0, example_convolved=cost.example_patched)
 
     def late_cost(self, pairing: Pairing) -> Cost | None:
-        """Return None: patches take more room than the gradients that they give."""
+        """Return None: patches are not kept, since most take more room than the gradients."""
         return None
 
     def convolve(self, role: Role, target_BCp: Tensor) -> None:
