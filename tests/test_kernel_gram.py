@@ -123,7 +123,7 @@ def test_sizes_of_tiles_change_rounding_only(
 
 @pytest.mark.parametrize("pieces", [1, 3, 16])
 @pytest.mark.parametrize("outputs", FORMS)
-def test_pieces_of_the_parameters_change_rounding_only(
+def test_pieces_of_the_parameters_and_strips_change_rounding_only(
     outputs: Outputs, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
@@ -131,6 +131,7 @@ def test_pieces_of_the_parameters_change_rounding_only(
     # 299 parameters: several batches of pieces, one that is not full, and what is left over.
     monkeypatch.setattr(rows, "PIECE", 7)
     monkeypatch.setattr(rows, "_MOST_PIECES", pieces)
+    monkeypatch.setattr(rows, "STRIP", 5)
     cut_up = kernel.gram(inputs).values
     torch.testing.assert_close(scaled(cut_up), scaled(whole), rtol=2e-5, atol=2e-6)
 

@@ -1,8 +1,8 @@
 """The cheapest way to contract each use, by the time that its parts take on this machine.
 
 A written gradient is contracted in large matrix products, but has to be formed in small ones, as
-soon as a pass ends or late; a paired one is two products and a pass over what they made. How fast each of these is, is measured
-once a process for each type and device.
+soon as a pass ends or late; a paired one is two products and a pass over what they made. How fast
+each of these is, is measured once a process for each type and device.
 """
 
 from __future__ import annotations
