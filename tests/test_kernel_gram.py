@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, plan, rows, store
+from distillens.kernel import EmpiricalNTK, ntk, plan, rows, store
 from distillens.kernel.check import Expected, expected_products
 from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
 from distillens.kernel.tiles import GramValues
+from distillens.kernel.ways import Speed
 
 FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
 """Float32 sums of the same products in another order, for kernels of about 1."""
@@ -183,6 +184,29 @@ def test_no_more_tensors_are_held_than_planned(outputs: Outputs, extra: float) -
     assert plan.memory <= kernel._max_memory
 
 
+@pytest.mark.parametrize("at_once", [0, 512])
+def test_what_is_kept_of_many_positions_is_planned(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Passes of one example take little, so that what is kept and written is all of the room.
+    monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 1)
+    monkeypatch.setattr(plan, "_AT_ONCE", at_once)
+    forget_the_room_of_checks(monkeypatch)
+    slow = Speed(1e12, 1e12, 1e6, 1e12, 1e12, 1e12, 1e12)
+    monkeypatch.setattr(ntk, "measured_speed", lambda *_: slow)
+    torch.manual_seed(0)
+    layers = nn.Flatten(1, 2), nn.Linear(8, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh()
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 1)).eval()
+    inputs = examples(120)
+    kernel = EmpiricalNTK(model, outputs=0)
+    kernel._max_memory = 2**40 if at_once else 4 * 60 * 9216
+    with LiveBytes() as live:
+        found = kernel.gram(inputs).plan
+    assert found.sizes.panel == 120 if at_once else found.sizes.panel < 120
+    assert ("late" in {layer.way for layer in found.layers}) == bool(at_once)
+    assert live.peak <= found.memory + 8192  # indices and a few numbers of each layer
+
+
 @pytest.mark.parametrize("outputs", [0, "class-diagonal"])
 @pytest.mark.parametrize("extra", [1.0, 2.0, 8.0])
 def test_the_diagonal_of_paired_positions_stays_inside_the_bound(
@@ -333,6 +357,7 @@ import sys, time
 from distillens.kernel import EmpiricalNTK, plan, store
 from distillens.kernel.check import Expected, expected_products
 from distillens.kernel.tiles import GramValues
+from distillens.kernel.ways import Speed
 import test_kernel_gram as here
 
 here.small_tiles(setattr)
