@@ -105,6 +105,30 @@ def test_an_error_in_a_thread_is_raised_and_the_next_call_works() -> None:
     torch.testing.assert_close(whole[0], kernel.gram(inputs).values)
 
 
+def test_a_network_that_computes_a_gram_of_its_own_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillens.kernel.plan._FORWARD_NUMBERS", 1)
+    torch.set_num_threads(4)
+
+    class Curious(nn.Module):
+        """Adds a number that another network's kernel gives."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+            self.size = EmpiricalNTK(network(), outputs=0).gram(examples()[:4]).values.sum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                other = EmpiricalNTK(network(), outputs=0).gram(examples()[:4]).values.sum()
+            return self.inner(x) * (other / self.size).to(x.dtype)
+
+    inputs = examples()[:4]
+    done = EmpiricalNTK(Curious(), outputs=0).gram(inputs)
+    assert done.plan.sizes.beside == 2
+    wanted = EmpiricalNTK(network(), outputs=0).gram(inputs).values
+    torch.testing.assert_close(done.values, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_an_odd_number_of_threads_and_leftovers_make_one_pass_after_another() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

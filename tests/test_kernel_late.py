@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distillens.kernel import EmpiricalNTK, late, ntk, oracle_gram, plan
 from distillens.kernel.factors import Outer, Pairing
 from distillens.kernel.late import Late
+from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
 from distillens.kernel.rows import mirror
 from distillens.kernel.ways import Speed
@@ -101,7 +102,11 @@ def test_without_the_room_gradients_are_written_at_once() -> None:
 
 
 @pytest.mark.parametrize("pairing", ["diagonal", "full"])
-def test_parts_of_two_blocks_contract_as_their_gradients_do(pairing: Pairing) -> None:
+@pytest.mark.parametrize("numbers", [1, 60, 2**24])
+def test_parts_contract_as_their_gradients_do(
+    pairing: Pairing, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "_NUMBERS", numbers)
     generator = torch.Generator().manual_seed(0)
 
     def part(examples: int) -> Outer:
@@ -109,22 +114,69 @@ def test_parts_of_two_blocks_contract_as_their_gradients_do(pairing: Pairing) ->
         gradients = torch.randn(examples, 2, 1, 4, 3, generator=generator, dtype=torch.float64)
         return Outer(inputs, gradients, ("weight", "bias"))
 
-    left, right = Late([part(2), part(3)]), Late([part(4)])
+    parts = [part(2), part(3)]
+    # Columns first, as they are written.
+    written = torch.cat([each.gradient("weight") for each in parts])
     equation = "bcp,dep->bcde" if pairing == "full" else "bcp,dcp->cbd"
-    for mine, its in ((left, right), (left, left)):
-        written = [each.joined().gradient("weight") for each in (mine, its)]
-        wanted = torch.einsum(equation, *written)
-        tile = torch.zeros_like(wanted)
-        scratch = torch.empty(mine.shape.scratch(len(mine) + len(its)), dtype=torch.float64)
-        mine.add(its, tile, pairing, scratch)
-        if mine is its:
-            mirror(tile, pairing)
-        torch.testing.assert_close(tile, wanted)
+    wanted = torch.einsum(equation, written, written)
+    tile, kept = torch.zeros_like(wanted), Late(parts)
+    kept.add(tile, pairing, torch.empty(kept.shape.scratch(5), dtype=torch.float64))
+    mirror(tile, pairing)
+    torch.testing.assert_close(tile, wanted)
 
 
-def test_what_is_kept_holds_nothing_larger() -> None:
-    inputs, gradients = torch.randn(3, 1, 4, 10), torch.randn(3, 1, 1, 4, 6)
-    kept = Late([Outer(inputs[..., :5], gradients, ("weight",))])
-    (part,) = kept._parts
-    assert part.inputs_BKTa.untyped_storage().nbytes() == 4 * 3 * 4 * 5
-    assert part.gradients_BCKTg is gradients
+class Sliced(nn.Module):
+    """Linear maps of a small part of what a wide frozen one gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(8, 1024).requires_grad_(False)
+        self.part, self.head = nn.Linear(32, 64), nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(self.wide(x).tanh()[..., :32]).tanh().mean(dim=1))
+
+
+def test_what_is_kept_keeps_nothing_larger_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 2**16)
+    kernel = EmpiricalNTK(Sliced().eval(), outputs=0)
+    inputs = torch.randn(200, 8, 8, generator=torch.Generator().manual_seed(0))
+    kernel._max_memory = kernel.plan(inputs).memory
+    with LiveBytes() as live:
+        found = kernel.gram(inputs)
+    assert ways(found)["part.weight"] == "late"
+    assert found.plan.sizes.forward < 20
+    assert live.peak <= found.plan.memory + 8192  # indices and a few numbers of each layer
+
+
+class Reusing(nn.Module):
+    """Writes what it makes of its inputs to one place for each shape, whoever still looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(12, 20), nn.Linear(20, 1)
+        self.places: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = self.places.setdefault(x.shape, torch.empty_like(x))
+        torch.mul(x, 2, out=here)
+        return self.head(self.first(here).tanh().mean(dim=1))
+
+
+def test_a_module_may_use_its_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 500)
+    torch.manual_seed(0)
+    model = Reusing().eval()
+    found = EmpiricalNTK(model, outputs=0, dtype=torch.float64).gram(examples())
+    assert ways(found)["first.weight"] == "late"
+    assert found.plan.sizes.forward < 11
+    plain = nn.Sequential(model.first, nn.Tanh(), Mean(), model.head)
+    wanted = oracle_gram(plain, 2 * examples(), outputs=0)
+    torch.testing.assert_close(found.values, wanted, rtol=1e-10, atol=1e-12)
+
+
+class Mean(nn.Module):
+    """The mean over positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1)

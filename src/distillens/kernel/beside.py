@@ -6,6 +6,7 @@ Threads that have work of their own wait for each other less than threads that s
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import lru_cache
@@ -34,6 +35,15 @@ def _pool(count: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "distillens-kernel")
 
 
+class _Here(threading.local):
+    """Whether this thread is one of the pool's."""
+
+    working = False
+
+
+_here = _Here()
+
+
 class Beside:
     """Some threads, each with the network in a copy that shares its parameters.
 
@@ -48,6 +58,13 @@ class Beside:
 
     def run(self, work: Callable[[Tracer, slice], Found], passes: Sequence[slice]) -> list[Found]:
         """Return what the work makes of each pass; they share this thread's share of the machine."""
+        if _here.working:
+            # A network that computes a Gram of its own: all threads could wait for each other.
+            tracer = self._tracers.get()
+            try:
+                return [work(tracer, rows) for rows in passes]
+            finally:
+                self._tracers.put(tracer)
         threads = torch.get_num_threads()
         each = max(1, threads // self._count)
 
@@ -55,9 +72,11 @@ class Beside:
             # How many threads an operation takes is kept by the thread that calls it.
             torch.set_num_threads(each)
             tracer = self._tracers.get()
+            _here.working = True
             try:
                 return work(tracer, rows)
             finally:
+                _here.working = False
                 self._tracers.put(tracer)
 
         torch.set_num_threads(each)

@@ -20,7 +20,7 @@ from distillens.kernel.late import Late, LateShape
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
 from distillens.kernel.passes import Passes, measured_passes, timed_pass
-from distillens.kernel.rows import add_rows, empty_tile, mirror
+from distillens.kernel.rows import STRIP, add_rows, empty_tile, mirror
 from distillens.kernel.uses import Place, Tracer, Use, output_gradients
 from distillens.kernel.ways import Choice, Speed, choose
 
@@ -35,6 +35,7 @@ class Block:
     written_BCP: Tensor
     paired: tuple[Paired, ...]
     late: tuple[Late, ...] = ()
+    """Only of a block that is contracted with itself and nothing else."""
 
     def __len__(self) -> int:
         return len(self.written_BCP)
@@ -44,48 +45,48 @@ class Block:
 
         At most ``pair_numbers`` products of positions exist at a time, or those of one row.
         """
+        itself = other is self
         tile = empty_tile(self.written_BCP, other.written_BCP, pairing)
-        add_rows(tile, self.written_BCP, other.written_BCP, pairing, other is self)
+        add_rows(tile, self.written_BCP, other.written_BCP, pairing, upper=itself)
         if self.late:
-            rows = len(self) + (0 if other is self else len(other))
-            scratch = self.written_BCP.new_empty(
-                max(each.shape.scratch(rows) for each in self.late)
-            )
-            for late, its_late in zip(self.late, other.late, strict=True):
-                late.add(its_late, tile, pairing, scratch)
+            assert itself
+            numbers = max(each.shape.scratch(len(self)) for each in self.late)
+            scratch = self.written_BCP.new_empty(numbers)
+            for late in self.late:
+                late.add(tile, pairing, scratch)
             del scratch
-        if other is self:
-            mirror(tile, pairing)
         for mine, its in zip(self.paired, other.paired, strict=True):
             step = max(1, pair_numbers // (len(other) * _numbers_of_pair(mine, pairing)))
+            if itself:
+                step = min(step, STRIP)
             for start in range(0, len(self), step):
-                rows = slice(start, start + step)
-                part = mine.part(start, start + step).pairs(its, pairing)
-                tile[(slice(None), rows) if pairing == "diagonal" else rows] += part
+                rows, columns = slice(start, start + step), slice(start if itself else 0, None)
+                right = its.part(start, len(other)) if itself else its
+                part = mine.part(start, start + step).pairs(right, pairing)
+                place = (rows, slice(None)) if pairing == "full" else (slice(None), rows)
+                tile[(*place, columns)] += part
+        if itself:
+            mirror(tile, pairing)
         return tile.to(self.written_BCP.dtype)
 
     def squares(self) -> Tensor:
         """Return each output's kernel with itself, (B, C)."""
         total = self.written_BCP.square().sum(dim=2)
-        for factor in self._factors:
+        for factor in self.paired:
             total = total + factor.squares()
         return total
 
     def pull(self, vectors_BCM: Tensor) -> list[Tensor]:
-        """Return Jᵀv for M columns, one tensor for the written and one for each other use."""
+        """Return Jᵀv for M columns, one tensor for the written and one for each paired use."""
         written = torch.einsum("bcp,bcm->mp", self.written_BCP, vectors_BCM)
-        return [written, *(factor.pull(vectors_BCM) for factor in self._factors)]
+        return [written, *(factor.pull(vectors_BCM) for factor in self.paired)]
 
     def push(self, parameters: list[Tensor]) -> Tensor:
         """Return Ju for parameters as `pull` gives them, (B, C, M)."""
         total = torch.einsum("bcp,mp->bcm", self.written_BCP, parameters[0])
-        for factor, each in zip(self._factors, parameters[1:], strict=True):
+        for factor, each in zip(self.paired, parameters[1:], strict=True):
             total = total + factor.push(each)
         return total
-
-    @property
-    def _factors(self) -> tuple[Paired, ...]:
-        return (*self.paired, *(each.joined() for each in self.late))
 
 
 def _numbers_of_pair(factor: Paired, pairing: Pairing) -> int:
@@ -307,7 +308,8 @@ class BlockMaker:
             gradients[number] = []  # the next ones may need the room
             if part.choice.way in _KEPT:
                 assert isinstance(factor, Paired)
-                kept.append(factor)
+                # What no parameter has acted on may be a place that the next pass writes to.
+                kept.append(factor.apart(copying=not use.call.inputs.requires_grad))
             for role, name in part.written:
                 target = written_BCP[:, :, self._offsets[name]]
                 if name in seen:

@@ -135,6 +135,10 @@ class Paired(Factor):
     def inputs_cost(self) -> tuple[float, float]:
         """Return the multiply-adds of `inputs_product` for a pair of positions; held numbers."""
 
+    def apart(self, copying: bool) -> Paired:
+        """Return the factor without what its tensors are views of; a copy if asked for."""
+        return self
+
     @abstractmethod
     def joined(self, parts: Sequence[Paired]) -> Paired:
         """Return one factor of the examples of several, this one the first of them."""
@@ -276,6 +280,11 @@ class Outer(Paired):
         """Return the fan-in, and the numbers of an example's inputs."""
         return float(self.inputs_BKTa.shape[3]), float(self.inputs_BKTa[0].numel())
 
+    def apart(self, copying: bool) -> Outer:
+        """Return the factor without what its tensors are views of; its inputs copied if asked for."""
+        inputs = self.inputs_BKTa.clone() if copying else _own(self.inputs_BKTa)
+        return Outer(inputs, _own(self.gradients_BCKTg), self.roles)
+
     def joined(self, parts: Sequence[Paired]) -> Outer:
         """Return one factor of the examples of several."""
         outers = [part for part in parts if isinstance(part, Outer)]
@@ -333,3 +342,9 @@ class Outer(Paired):
         if "weight" not in self.roles:
             inputs = inputs[..., :0]
         return torch.nn.functional.pad(inputs, (0, 1), value=1.0) if self.bias else inputs
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy where it keeps more than its own numbers alive."""
+    larger = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if larger else tensor

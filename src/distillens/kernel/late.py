@@ -4,8 +4,7 @@ The factors stay where passes left them. That takes less room than the gradients
 fewer than features, and no gradient is moved further than a cache. It pays where all examples are
 contracted at once, so that each gradient is formed once.
 
-Shapes: B, D examples of two blocks, C outputs, T positions, a fan-in, g fan-out, w columns of the
-weight.
+Shapes: B examples, C outputs, T positions, a fan-in, g fan-out, w columns of the weight.
 """
 
 from __future__ import annotations
@@ -53,51 +52,30 @@ class Late:
     """Gradients by a weight as inputs and gradients by outputs, in parts as passes made them."""
 
     def __init__(self, parts: Sequence[Paired]) -> None:
-        self._parts = [_alone(part) for part in parts if isinstance(part, Outer)]
+        self._parts = [part for part in parts if isinstance(part, Outer)]
         self.shape = LateShape.of(self._parts[0])
 
     def __len__(self) -> int:
         return sum(len(part.gradients_BCKTg) for part in self._parts)
 
-    def joined(self) -> Outer:
-        """Return all parts in one, a copy."""
-        return self._parts[0].joined(self._parts)
+    def add(self, tile: Tensor, pairing: Pairing, scratch: Tensor) -> None:
+        """Add the products of the examples with themselves to a tile, above its diagonal only.
 
-    def add(self, other: Late, tile: Tensor, pairing: Pairing, scratch: Tensor) -> None:
-        """Add the products with another block's to a tile; with itself above the diagonal only.
-
-        ``scratch`` has room for the columns of both that are written at a time.
+        ``scratch`` has room for the columns that are written at a time.
         """
-        itself = other is self
-        step = self.shape.columns(len(self) + (0 if itself else len(other)))
+        step = self.shape.columns(len(self))
         for start in range(0, self.shape.fan_in, step):
-            columns = slice(start, min(start + step, self.shape.fan_in))
-            left_BCP = self._written(columns, scratch)
-            right_DCP = left_BCP
-            if not itself:
-                right_DCP = other._written(columns, scratch[left_BCP.numel() :])
-            add_rows(tile, left_BCP, right_DCP, pairing, itself)
+            written_BCP = self._written(slice(start, start + step), scratch)
+            add_rows(tile, written_BCP, written_BCP, pairing, upper=True)
 
     def _written(self, columns: slice, scratch: Tensor) -> Tensor:
         """Write out the gradients by some columns of the weight, (B, C, g·w)."""
-        C, g = self.shape.outputs, self.shape.fan_out
-        B, w = len(self), columns.stop - columns.start
+        B, C, g = len(self), self.shape.outputs, self.shape.fan_out
+        w = min(columns.stop, self.shape.fan_in) - columns.start
         target_BCgw = scratch[: B * C * g * w].view(B, C, g, w)
-        for part, into in zip(self._parts, self._split(target_BCgw), strict=True):
+        targets = target_BCgw.split([len(part.gradients_BCKTg) for part in self._parts])
+        for part, into in zip(self._parts, targets, strict=True):
             inputs_BTw = part.inputs_BKTa[:, 0, :, columns]
             for c in range(C):
                 torch.bmm(part.gradients_BCKTg[:, c, 0].mT, inputs_BTw, out=into[:, c])
         return target_BCgw.flatten(2)
-
-    def _split(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
-        return tensor_B.split([len(part.gradients_BCKTg) for part in self._parts])
-
-
-def _alone(part: Outer) -> Outer:
-    """Return the weight's part without anything that its tensors are views of."""
-    return Outer(_own(part.inputs_BKTa), _own(part.gradients_BCKTg), ("weight",))
-
-
-def _own(tensor: Tensor) -> Tensor:
-    larger = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
-    return tensor.clone() if larger else tensor

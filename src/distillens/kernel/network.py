@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distillens.errors import KernelError, nearest
 from distillens.kernel.factors import Pairing
+from distillens.kernel.grad_mode import usable
 
 OutputForm = Literal["sum", "class-diagonal", "trace", "full"]
 Outputs = int | tuple[int, int] | OutputForm
@@ -48,7 +49,7 @@ class Prepared:
             raise KernelError(
                 f"{what} have shape {tuple(inputs.shape)}; give at least one example, (N, ...)"
             )
-        inputs = inputs.detach()
+        inputs = usable(inputs)
         if inputs.is_floating_point():
             if not torch.isfinite(inputs).all():
                 raise KernelError(f"{what} hold NaN or infinity; clean the data first")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products
+from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.makers import SAMPLE, Makers
 from distillens.kernel.network import Outputs, Prepared, prepare
 from distillens.kernel.plain import PlainProducts
@@ -77,6 +78,7 @@ class EmpiricalNTK:
         BatchNorm is in training mode; weights are not finite; an output or parameter is unknown.
     """
 
+    @differentiating
     def __init__(
         self,
         model: nn.Module,
@@ -95,6 +97,7 @@ class EmpiricalNTK:
         self._makers = Makers(self._prepared, outputs)
         self._alone = alone
 
+    @differentiating
     def gram(
         self, inputs: Tensor, other: Tensor | None = None, *, store: str | Path | None = None
     ) -> NTKGram:
@@ -149,6 +152,7 @@ class EmpiricalNTK:
             notes=maker.notes,
         )
 
+    @differentiating
     def plan(self, inputs: Tensor, other: Tensor | None = None, *, on_disk: bool = False) -> Plan:
         """Return what `gram` would take, without computing it.
 
@@ -167,6 +171,7 @@ class EmpiricalNTK:
         job = self._job(rows, across, on_disk, budget, ranks.count, expected)
         return self._makers.planned(rows, job, speed, timed=True)[1]
 
+    @differentiating
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
 
@@ -186,6 +191,7 @@ class EmpiricalNTK:
         rows, _ = self._examples(inputs, None)
         return self._product(rows)
 
+    @differentiating
     def matvec(self, inputs: Tensor, vectors: Tensor) -> Tensor:
         """Return Kv.
 
@@ -220,6 +226,7 @@ class EmpiricalNTK:
         stacked = torch.stack(found)
         return stacked if self.outputs == "class-diagonal" else stacked.mean(dim=0)
 
+    @differentiating
     def diagonal(self, inputs: Tensor) -> Tensor:
         """Return the kernel of each example with itself: (N,), (C, N) or, for "full", (NC,)."""
         rows, _ = self._examples(inputs, None)
@@ -232,6 +239,7 @@ class EmpiricalNTK:
         """Return Tr K in float64: a scalar, or (C,) for "class-diagonal"."""
         return self.diagonal(inputs).double().sum(dim=-1)
 
+    @differentiating
     def outputs_of(self, inputs: Tensor) -> Tensor:
         """Return the outputs that the kernel is taken of, (N, C), in the kernel's type."""
         rows, _ = self._examples(inputs, None)
@@ -245,6 +253,7 @@ class EmpiricalNTK:
                 into.copy_(prepared.network(part) @ directions_CO.T)
         return found
 
+    @differentiating
     def product_error(self, product: KernelProduct, inputs: Tensor) -> float:
         """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
         rows, _ = self._examples(inputs, None)

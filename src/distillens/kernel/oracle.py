@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from distillens.errors import KernelError, nearest
+from distillens.kernel.grad_mode import differentiating, usable
 from distillens.kernel.network import chosen_parameters, copied, refuse_batch_statistics
 
 OutputForm = Literal["class-diagonal", "trace", "full"]
 Jacobian = Callable[[Tensor], Tensor]
 
 
+@differentiating
 def oracle_gram(
     model: nn.Module,
     inputs: Tensor,
@@ -210,11 +212,12 @@ def _examples(inputs: Tensor, device: torch.device, what: str) -> Tensor:
         raise KernelError(
             f"{what} have shape {tuple(inputs.shape)}; give at least one example, (N, ...)"
         )
+    inputs = usable(inputs)
     if inputs.is_floating_point():
         inputs = inputs.double()
         if not torch.isfinite(inputs).all():
             raise KernelError(f"{what} hold NaN or infinity; clean the data first")
-    return inputs.detach().to(device)
+    return inputs.to(device)
 
 
 def _classes(network: nn.Module, example: Tensor, outputs: int | OutputForm) -> int:

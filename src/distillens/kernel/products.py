@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import Block, BlockMaker
+from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.ranks import Ranks
 from distillens.progress import Progress, silent
 
@@ -82,6 +83,7 @@ class KernelProduct:
         """N·C."""
         return len(self._inputs) * self._maker.outputs
 
+    @differentiating
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return Kv for v of shape (N·C,) or (N·C, M).
 
@@ -107,6 +109,7 @@ class KernelProduct:
             vectors.shape
         )
 
+    @differentiating
     def columns(self, numbers: Tensor) -> Tensor:
         """Return K's columns of some examples, (N·C, len(numbers)·C)."""
         chosen = self._maker.make(self._inputs[numbers], self._forward)
@@ -115,6 +118,7 @@ class KernelProduct:
         found = self._filled(shape, lambda block: block.contract(chosen, "full").flatten(2, 3))
         return found.flatten(0, 1)
 
+    @differentiating
     def diagonal(self) -> Tensor:
         """Return K's diagonal, (N·C,)."""
         shape = torch.Size([len(self._inputs), self._maker.outputs])

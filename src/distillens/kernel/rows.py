@@ -99,7 +99,12 @@ def _add_products(total_RS: Tensor, left_RP: Tensor, right_SP: Tensor) -> None:
             each[:, start:stop].unflatten(1, (-1, piece)).transpose(0, 1)
             for each in (left_RP, right_SP)
         )
-        for product in torch.bmm(left, right.mT):
-            total_RS += product
+        _add_each(total_RS, left, right)
     if whole < P:
         total_RS += left_RP[:, whole:] @ right_SP[:, whole:].T
+
+
+def _add_each(total_RS: Tensor, left: Tensor, right: Tensor) -> None:
+    # A call of its own, so that these products are gone before the next are made.
+    for product in torch.bmm(left, right.mT):
+        total_RS += product

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
+from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.network import prepare
 from distillens.kernel.plain import PlainProducts
 from distillens.progress import Progress, silent
@@ -53,6 +54,7 @@ class CentredNTKAlignment:
     examples: int
 
 
+@differentiating
 def ntk_similarity(
     model: nn.Module,
     other: nn.Module,
@@ -99,6 +101,7 @@ def ntk_similarity(
     return NTKSimilarity(statistics.fmean(cosines), error, tuple(cosines), len(inputs))
 
 
+@differentiating
 def centred_ntk_alignment(
     model: nn.Module,
     other: nn.Module,
