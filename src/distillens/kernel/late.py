@@ -59,7 +59,7 @@ class Late:
         return sum(len(part.gradients_BCKTg) for part in self._parts)
 
     def add(self, tile: Tensor, pairing: Pairing, scratch: Tensor) -> None:
-        """Add the products of the examples with themselves to a tile, above its diagonal only.
+        """Add the products of the examples with each other to a tile, above its diagonal only.
 
         ``scratch`` has room for the columns that are written at a time.
         """
