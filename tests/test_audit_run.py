@@ -12,11 +12,12 @@ import pytest
 from conftest import command, refused
 
 import distillens
-from distillens.audit_results import OverTraining, RunAudit, Settings, StudentAudit, Switch
+from distillens.audit_results import OverTraining, RunAudit, StudentAudit, Switch
 from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.measures.auditing import Watch
 from distillens.results import from_json
 from distillens.runs import Run, read_data, read_result
+from distillens.settings_results import Settings
 from distillens.study.audit_run import audit_run
 from distillens.study.settings import measure_settings
 

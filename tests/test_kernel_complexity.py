@@ -92,6 +92,19 @@ def test_equals_the_definition_by_factor_and_by_iteration(
         assert row.adjusted_star == pytest.approx(star, rel=1e-5)
 
 
+def test_a_kernel_that_is_zero_is_infinite_and_says_why(
+    inputs: torch.Tensor, targets: dict[str, np.ndarray]
+) -> None:
+    class Without(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input.flatten(1)).detach()
+
+    found = kernel_complexity(Without(144, 2), inputs, targets, outputs=0)
+    assert found.trace == 0
+    assert all(np.isinf(each.plain) and np.isnan(each.adjusted_star) for each in found.targets)
+    assert any("the kernel is zero" in note for note in found.notes)
+
+
 def test_a_singular_kernel_is_infinite_with_ridged_values_beside(
     network: nn.Module, inputs: torch.Tensor
 ) -> None:

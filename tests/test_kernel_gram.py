@@ -158,6 +158,28 @@ def test_one_example_has_a_gram() -> None:
     torch.testing.assert_close(found[0], kernel.diagonal(examples(1)))
 
 
+class Cut(nn.Module):
+    """A network whose third output knows nothing of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.inner(inputs)
+        return torch.cat([outputs[:, :2], outputs[:, 2:].detach()], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "zero"),
+    [(0, False), (2, True), ((2, 0), False), ("class-diagonal", False), ("full", False)],
+)
+def test_a_kernel_that_is_zero_says_so(outputs: Outputs, zero: bool) -> None:
+    found = EmpiricalNTK(Cut(), outputs=outputs).gram(examples())
+    assert any("the kernel is zero" in note for note in found.notes) == zero
+    assert bool(found.values.any()) != zero
+
+
 def test_the_least_bound_that_is_named_does() -> None:
     for outputs in ("class-diagonal", "full"):
         kernel = EmpiricalNTK(network(), outputs=outputs)

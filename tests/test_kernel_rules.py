@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillens.kernel import EmpiricalNTK, blocks, ntk, oracle_gram
+from distillens.kernel import EmpiricalNTK, ntk, oracle_gram, parts
 from distillens.kernel.factors import Factor, Paired, Pairing, Role
 from distillens.kernel.network import Outputs
 from distillens.kernel.rules import RULES
 from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.tokens import Tokens
-from distillens.kernel.ways import Choice, Speed, Way, choose
+from distillens.kernel.ways import Choice, Purpose, Speed, Way, choose
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Case = tuple[nn.Module, Tensor, Tensor]
@@ -50,20 +50,18 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Way], None]:
     """Return what makes every use be contracted in one way, where it has it."""
 
     def to(way: Way) -> None:
-        def chosen(
-            factor: Factor, pairing: Pairing, speed: object, each: object, tied: bool, once: bool
-        ) -> Choice:
-            cost = None
+        def chosen(factor: Factor, purpose: Purpose, tied: bool) -> Choice:
+            pairing, cost = purpose.pairing, None
             if not tied and isinstance(factor, Paired):
                 if way == "convolved":
                     cost = factor.convolved_cost(pairing)
-                elif way == "late" and once:
+                elif way == "late" and purpose.at_once:
                     cost = factor.late_cost(pairing)
                 elif way == "paired":
                     cost = factor.paired_cost(pairing)
             return Choice(way, cost) if cost else Choice("written", factor.written_cost(pairing))
 
-        monkeypatch.setattr(blocks, "choose", chosen)
+        monkeypatch.setattr(parts, "choose", chosen)
 
     return to
 
@@ -430,7 +428,7 @@ def test_a_large_table_is_never_written_out() -> None:
     factor = Tokens(tokens, torch.zeros(2, 1, 1, 300, 64), 50_000)
     speed = Speed(5e10, 1e10, 2e9, 1e10, 1e10, 1e9, 1e9)
     for each in (None, 1.0, 256.0):
-        assert choose(factor, "diagonal", speed, each, False).way == "paired"
+        assert choose(factor, Purpose("diagonal", speed, each), False).way == "paired"
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
@@ -473,8 +471,8 @@ def test_few_channels_are_convolved_and_many_are_written_from_patches(
     pictures = torch.zeros(2, channels, side, side)
     gradients = torch.zeros(2, 1, 1, side * side, channels)
     factor = Patched(pictures, window, gradients, ("weight",))
-    assert choose(factor, "diagonal", speed, 256.0, False).way == way
-    assert choose(factor, "diagonal", speed, 256.0, True).way == "written"
+    assert choose(factor, Purpose("diagonal", speed, 256.0), False).way == way
+    assert choose(factor, Purpose("diagonal", speed, 256.0), True).way == "written"
     several = Patched(pictures, window, gradients.expand(2, 3, 1, -1, -1), ("weight",))
     assert several.convolved_cost("diagonal") is None
 

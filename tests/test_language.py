@@ -23,14 +23,9 @@ from distillens.language_results import LanguageStudy
 from distillens.models import LanguageModel
 from distillens.progress import Progress
 from distillens.results import from_json
-from distillens.study.language import (
-    LanguageRecipe,
-    first_tokens,
-    mean_over_sentences,
-    read_language_recipe,
-    run_language,
-    token_logits,
-)
+from distillens.study.language import run_language
+from distillens.study.language_recipe import LanguageRecipe, read_language_recipe
+from distillens.study.token_outputs import first_tokens, mean_over_sentences, token_logits
 from distillens.supervision import Distillation, FixedTeacher, OneHot
 from distillens.training import TrainingRecipe, fit
 

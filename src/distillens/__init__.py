@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distillens.study import read_recipe as read_recipe
     from distillens.study import run as run
     from distillens.study.audit_run import audit_run as audit_run
+    from distillens.study.kernel_complexity import kernel_complexity as kernel_complexity
     from distillens.study.settings import measure_settings as measure_settings
     from distillens.supervision import Distillation as Distillation
     from distillens.supervision import FixedTeacher as FixedTeacher
@@ -48,6 +49,7 @@ _HOME = {
     "report": ("write_report",),
     "study": ("read_recipe", "run"),
     "study.audit_run": ("audit_run",),
+    "study.kernel_complexity": ("kernel_complexity",),
     "study.settings": ("measure_settings",),
     "supervision": (
         "Distillation",

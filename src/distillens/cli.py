@@ -129,7 +129,8 @@ def language_command(
     from distillens.progress import terminal
     from distillens.report import language_table
     from distillens.results import to_json
-    from distillens.study.language import read_language_recipe, run_language
+    from distillens.study.language import run_language
+    from distillens.study.language_recipe import read_language_recipe
 
     parsed = read_language_recipe(recipe, overrides or [])
     folder = out if out is not None else _default_folder(parsed.name)

@@ -9,20 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ConfigDict
-
+from distillens.json_result import Result as _Result
 from distillens.results import Estimate
 
 Projected = Literal["weights", "change"]
 """W(t), or W(t) − W(0), the change since the initialisation."""
 
 Decomposition = Literal["exact SVD", "randomised SVD", "exact eigenvectors"]
-
-
-class _Result:
-    """Base of all results: infinities survive the way through JSON."""
-
-    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import ConfigDict
-
 from distillens.audit_results import Audit
+from distillens.json_result import Result as _Result
 from distillens.results import Estimate
-
-
-class _Result:
-    """Base of all results: infinities survive the way through JSON."""
-
-    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ Shapes: B, D examples of two blocks, C outputs, P written numbers, M columns.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,14 +13,15 @@ from torch import Tensor
 from distillens.errors import KernelError
 from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
-from distillens.kernel.factors import Outer, Paired, Pairing, Role
-from distillens.kernel.late import Late, LateShape
+from distillens.kernel.factors import Paired, Pairing
+from distillens.kernel.late import Late
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
+from distillens.kernel.parts import KEPT, choose_parts, numbers_of_pair
 from distillens.kernel.passes import Passes, measured_passes, timed_pass
 from distillens.kernel.rows import STRIP, add_rows, empty_tile, mirror
-from distillens.kernel.uses import Place, Tracer, Use, output_gradients
-from distillens.kernel.ways import Choice, Speed, choose
+from distillens.kernel.uses import Tracer, Use, output_gradients
+from distillens.kernel.ways import Purpose
 
 PAIR_NUMBERS = 2**25
 """Numbers of products of positions that exist at a time, where there is room."""
@@ -56,7 +55,7 @@ class Block:
                 late.add(tile, pairing, scratch)
             del scratch
         for mine, its in zip(self.paired, other.paired, strict=True):
-            step = max(1, pair_numbers // (len(other) * _numbers_of_pair(mine, pairing)))
+            step = max(1, pair_numbers // (len(other) * numbers_of_pair(mine, pairing)))
             if itself:
                 step = min(step, STRIP)
             for start in range(0, len(self), step):
@@ -89,33 +88,6 @@ class Block:
         return total
 
 
-def _numbers_of_pair(factor: Paired, pairing: Pairing) -> int:
-    """Return how many products of positions a pair of examples takes at once."""
-    # The inputs' products and the gradients'; for "full" einsum orders the latter anew.
-    outputs = 2 * factor.outputs**2 if pairing == "full" else 1
-    return factor.gradients_BCKTg.shape[2] * factor.positions**2 * (1 + outputs)
-
-
-_KEPT = ("paired", "late")
-"""The ways that keep factors."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A place, what of it counts, and how it is contracted."""
-
-    place: Place
-    roles: tuple[Role, ...]
-    choice: Choice
-
-    @property
-    def written(self) -> list[tuple[Role, str]]:
-        """The roles whose gradients passes write out, and the parameters' names."""
-        # Of what is written late only the weight: a bias is a sum, made while it is at hand.
-        left = {"paired": self.roles, "late": ("weight",)}.get(self.choice.way, ())
-        return [(role, self.place.names[role]) for role in self.roles if role not in left]
-
-
 class BlockMaker:
     """Makes the blocks of one network; knows which numbers go where."""
 
@@ -124,30 +96,16 @@ class BlockMaker:
         prepared: Prepared,
         coverage: Coverage,
         directions_CO: Tensor,
-        pairing: Pairing,
-        speed: Speed,
+        purpose: Purpose,
         sample: Tensor,
-        pairs_each: float | None,
-        at_once: bool = False,
     ) -> None:
-        self._again = partial(
-            BlockMaker,
-            prepared,
-            coverage,
-            pairing=pairing,
-            speed=speed,
-            sample=sample,
-            pairs_each=pairs_each,
-            at_once=at_once,
-        )
-        self._parts_of_it: dict[tuple[int, int], BlockMaker] = {}
+        self._made_of = prepared, coverage, purpose, sample
+        self._some: dict[tuple[int, int], BlockMaker] = {}
         self._passes: Passes | None = None
         self._seconds: dict[int, float] = {}
         self._beside: Beside | None = None
         self._directions = directions_CO
-        self.pairing: Pairing = pairing
-        self.pair_numbers = 0
-        """Numbers that products of positions take for a pair of examples."""
+        self.pairing: Pairing = purpose.pairing
         self._parameters = list(prepared.parameters.values())
         self._tracer = Tracer(
             prepared.network,
@@ -155,37 +113,15 @@ class BlockMaker:
             coverage.repeated,
         )
         self._leftovers = Leftovers(prepared.network, coverage.uncovered)
-        outputs, uses = self._tracer.run(sample)
-        counts = Counter(name for use in uses for name in use.names.values())
-        shared = {name for name, count in counts.items() if count > 1}
-        gradients = output_gradients(outputs, uses, directions_CO[:1])
-        self.parts: list[Part] = []
-        self._late: list[LateShape] = []
-        self._offsets: dict[str, slice] = {}
-        end = 0
-        for place, use, gradient in zip(coverage.rules(), uses, gradients, strict=True):
-            roles = tuple(use.names)
-            repeated = gradient * len(directions_CO)
-            factor = place.factor(use, repeated, roles)
-            tied = any(name in shared for name in use.names.values())
-            choice = choose(factor, pairing, speed, pairs_each, tied, at_once)
-            self.parts.append(Part(place, roles, choice))
-            if choice.way == "paired":
-                assert isinstance(factor, Paired)
-                self.pair_numbers = max(self.pair_numbers, _numbers_of_pair(factor, pairing))
-            elif choice.way == "late":
-                assert isinstance(factor, Outer)
-                self._late.append(LateShape.of(factor))
-            for role, name in self.parts[-1].written:
-                if name not in self._offsets:
-                    size = factor.numbers(role)
-                    self._offsets[name] = slice(end, end + size)
-                    end += size
-        self._rest = slice(end, end + self._leftovers.numbers)
+        chosen = choose_parts(self._tracer, coverage.rules(), sample, directions_CO, purpose)
+        self.parts, self._offsets, self._late = chosen.each, chosen.offsets, chosen.late
+        self.pair_numbers = chosen.pair_numbers
+        """Numbers that products of positions take for a pair of examples."""
+        self._rest = slice(chosen.written, chosen.written + self._leftovers.numbers)
         self.written = self._rest.stop
         """P."""
         self.held = len(directions_CO) * self.written + sum(
-            int(part.choice.cost.held) for part in self.parts if part.choice.way in _KEPT
+            int(part.choice.cost.held) for part in self.parts if part.choice.way in KEPT
         )
         """Numbers that an example's gradients take."""
 
@@ -199,10 +135,11 @@ class BlockMaker:
         """Return the maker for some of the outputs."""
         if (start, stop) == (0, self.outputs):
             return self
-        if (start, stop) not in self._parts_of_it:
-            part = self._again(directions_CO=self._directions[start:stop])
-            self._parts_of_it[start, stop] = part
-        return self._parts_of_it[start, stop]
+        if (start, stop) not in self._some:
+            prepared, coverage, purpose, sample = self._made_of
+            some_CO = self._directions[start:stop]
+            self._some[start, stop] = BlockMaker(prepared, coverage, some_CO, purpose, sample)
+        return self._some[start, stop]
 
     def late_scratch(self, examples: int) -> int:
         """Return how many numbers of gradients that are written late exist at a time."""
@@ -277,7 +214,7 @@ class BlockMaker:
         kept.clear()
         paired: list[Paired] = []
         late: list[Late] = []
-        ways = [part.choice.way for part in self.parts if part.choice.way in _KEPT]
+        ways = [part.choice.way for part in self.parts if part.choice.way in KEPT]
         for way, parts in zip(ways, columns, strict=True):
             if way == "late":
                 late.append(Late(parts))
@@ -306,7 +243,7 @@ class BlockMaker:
         for number, (part, use) in enumerate(zip(self.parts, uses, strict=True)):
             factor = part.place.factor(use, gradients[number], part.roles)
             gradients[number] = []  # the next ones may need the room
-            if part.choice.way in _KEPT:
+            if part.choice.way in KEPT:
                 assert isinstance(factor, Paired)
                 # What no parameter has acted on may be a place that the next pass writes to.
                 kept.append(factor.apart(copying=not use.call.inputs.requires_grad))

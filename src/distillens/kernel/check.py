@@ -48,6 +48,16 @@ class Expected:
     bytes: int
     """What computing them took."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of a kernel that is zero."""
+        if any(product.any() for product in self.products):
+            return ()
+        return (
+            "the kernel is zero where it was checked: no output that it is taken of depends on a "
+            "parameter there",
+        )
+
 
 def expected_products(
     plain: PlainProducts, directions_CO: Tensor, outputs: Outputs, rows: Tensor, columns: Tensor

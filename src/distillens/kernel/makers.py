@@ -13,7 +13,7 @@ from distillens.kernel.coverage import Coverage, find_coverage
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs, Prepared, directions, pairing_of
 from distillens.kernel.plan import Job, Plan, Sizes, make_plan, plan_at_once
-from distillens.kernel.ways import Speed
+from distillens.kernel.ways import Purpose, Speed
 
 SAMPLE = 2
 """Examples that the shapes are read from."""
@@ -28,7 +28,7 @@ class Makers:
         self._counts: dict[torch.Size, int] = {}
         self._coverage: Coverage | None = None
         self._covered_shape: torch.Size | None = None
-        self._makers: dict[tuple[int | None, Speed, float | None, bool], BlockMaker] = {}
+        self._makers: dict[tuple[int | None, Purpose], BlockMaker] = {}
         """What was measured of making gradients stays with their makers."""
         self._last: BlockMaker | None = None
         self.look_bytes = 0
@@ -87,19 +87,13 @@ class Makers:
             All examples are contracted at once, so that gradients can be written late.
         """
         assert self._coverage is not None
-        key = logit, speed, pairs_each, at_once
-        if key not in self._makers:
-            self._makers[key] = BlockMaker(
-                self._prepared,
-                self._coverage,
-                self.directions(rows, logit),
-                pairing_of(self._outputs),
-                speed,
-                rows[:SAMPLE],
-                pairs_each,
-                at_once,
+        purpose = Purpose(pairing_of(self._outputs), speed, pairs_each, at_once)
+        if (logit, purpose) not in self._makers:
+            some_CO = self.directions(rows, logit)
+            self._makers[logit, purpose] = BlockMaker(
+                self._prepared, self._coverage, some_CO, purpose, rows[:SAMPLE]
             )
-        self._last = self._makers[key]
+        self._last = self._makers[logit, purpose]
         return self._last
 
     def planned(

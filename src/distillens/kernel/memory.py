@@ -1,4 +1,4 @@
-"""How many bytes of tensors some work holds at once, counted where torch makes them.
+"""How many bytes of tensors some work holds at once, counted where torch makes them; what is free.
 
 What a network needs for a forward and backward pass depends on its operations, so it is measured on
 a few examples instead of modelled. Scratch space inside an operation is not seen.
@@ -6,6 +6,7 @@ a few examples instead of modelled. Scratch space inside an operation is not see
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -79,3 +80,10 @@ def peak_bytes(work: Callable[[], object]) -> int:
 def some_examples(inputs: Tensor, count: int) -> Tensor:
     """Return so many examples, repeated where there are fewer."""
     return inputs[torch.arange(count, device=inputs.device) % len(inputs)]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -19,9 +19,10 @@ from distillens.errors import KernelError
 from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products
 from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.makers import SAMPLE, Makers
+from distillens.kernel.memory import free_memory
 from distillens.kernel.network import Outputs, Prepared, prepare
 from distillens.kernel.plain import PlainProducts
-from distillens.kernel.plan import Job, Plan, Sizes, forward_size, free_memory
+from distillens.kernel.plan import Job, Plan, Sizes, forward_size
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
 from distillens.kernel.store import GramStore, made_of
@@ -149,7 +150,7 @@ class EmpiricalNTK:
             check=check,
             plan=plan,
             seconds=time.perf_counter() - began,
-            notes=maker.notes,
+            notes=(*maker.notes, *expected.notes),
         )
 
     @differentiating

@@ -8,10 +8,8 @@ outputs.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
@@ -395,10 +393,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

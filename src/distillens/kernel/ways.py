@@ -66,38 +66,40 @@ class Choice:
     cost: Cost
 
 
-def choose(
-    factor: Factor,
-    pairing: Pairing,
-    speed: Speed,
-    pairs_each: float | None,
-    written_only: bool,
-    at_once: bool = False,
-) -> Choice:
+@dataclass(frozen=True)
+class Purpose:
+    """What gradients are made for, and where: which way is best depends on it."""
+
+    pairing: Pairing
+    """Which pairs of outputs are contracted."""
+    speed: Speed
+    """Of this machine."""
+    pairs_each: float | None
+    """With how many others an example is paired; None for gradients that take the least room."""
+    at_once: bool = False
+    """All examples are contracted at once, so that gradients can be written late."""
+
+
+def choose(factor: Factor, purpose: Purpose, written_only: bool) -> Choice:
     """Return the faster way for a use, or the smaller one.
 
     Parameters
     ----------
     factor
         Of the use, for a few examples.
-    pairing
-        Which pairs of outputs are contracted.
-    speed
-        Of this machine.
-    pairs_each
-        With how many others an example is paired; None to choose the way that takes less room.
+    purpose
+        What the gradients are made for.
     written_only
         The use shares a parameter with another: their gradients have to be added first.
-    at_once
-        All examples are contracted at once, so that gradients can be written late.
     """
+    pairing, speed, pairs_each = purpose.pairing, purpose.speed, purpose.pairs_each
     written = Choice("written", factor.written_cost(pairing))
     if written_only or not isinstance(factor, Paired):
         return written
     choices = [written, Choice("paired", factor.paired_cost(pairing))]
     if convolved := factor.convolved_cost(pairing):
         choices.append(Choice("convolved", convolved))
-    if at_once and (late := factor.late_cost(pairing)):
+    if purpose.at_once and (late := factor.late_cost(pairing)):
         choices.append(Choice("late", late))
     if pairs_each is None:
         # Of those that take the same room the faster.

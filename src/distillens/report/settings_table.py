@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from distillens.audit_results import Setting, Settings, SettingSplit
 from distillens.report.table import markdown_line, markdown_text
 from distillens.report.text import DASH, estimate, number, plural, printable, slope
+from distillens.settings_results import Setting, Settings, SettingSplit
 
 _HEADINGS = (
     "data", "teacher → student", "supervision", "seeds", "split", "slope low", "slope all",

@@ -28,7 +28,7 @@ from distillens.linalg import (
 )
 from distillens.measures import ComplexityMeter, factorise_gram
 from distillens.progress import Progress, silent
-from distillens.results import CertifiedComplexity, GramProfile, KernelComplexity
+from distillens.results import CertifiedComplexity, KernelComplexity
 from distillens.study.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
 
 Array = NDArray[np.float64]
@@ -117,6 +117,8 @@ def kernel_complexity(
         ``labels``.
     """
     began = time.perf_counter()
+    if not (np.isfinite(ridge) and ridge >= 0):
+        raise KernelError(f"the ridge is {ridge}; give a finite share >= 0 of the mean diagonal")
     kernel = EmpiricalNTK(
         model, outputs=outputs, dtype=torch.float64, max_memory=max_memory, progress=progress
     )
@@ -131,33 +133,27 @@ def kernel_complexity(
     )
     columns = [sets, sets - values[:, None]] if predictions else [sets]
     y_NM = np.concatenate(columns, axis=1)
-    beside: _Solved | None = None
-    if not (np.isfinite(ridge) and ridge >= 0):
-        raise KernelError(f"the ridge is {ridge}; give a finite share >= 0 of the mean diagonal")
-    found: GramProfile | None = None
     if _COPIES * 8 * len(inputs) ** 2 <= kernel.budget:
         gram = kernel.gram(inputs)
         # Before the factor is made, which takes the place that the eigenvectors had.
         decomposed = _decomposed(gram, targets, sets) if profiled else None
         solved = _by_factor(gram, y_NM, ridge)
-        if decomposed is not None:
-            assert solved.meter is not None  # the Gram was factorised
-            found = profile(decomposed, solved.meter, truth)
-        if np.isinf(solved.value).any() and ridge == 0:
-            beside = _by_factor(gram, y_NM, _BESIDE)
+        missing = "the Gram is zero"
     else:
-        if ridge == 0:
-            raise KernelError(
-                f"a Gram of {len(inputs)} examples and its factor take "
-                f"{_COPIES * 8 * len(inputs) ** 2 / 2**30:.3g} GiB, max_memory is "
-                f"{kernel.budget / 2**30:.3g} GiB; give a ridge, with which it is solved by "
-                "iteration, or fewer examples"
-            )
+        _require_ridge(ridge, len(inputs), kernel.budget)
+        gram = decomposed = None
         solved = _by_iteration(kernel, inputs, y_NM, ridge, width)
-    missing = ()
-    if profiled and found is None:
-        why = "the Gram is zero" if solved.meter is not None else "no Gram was formed"
-        missing = (f"spectrum, references and bounds: not computed, {why}",)
+        missing = "no Gram was formed"
+    notes = [*(kernel.notes if gram is None else gram.notes), *solved.notes]
+    if profiled and decomposed is None:
+        notes.append(f"spectrum, references and bounds: not computed, {missing}")
+    found = None
+    if decomposed is not None:
+        assert solved.meter is not None  # the Gram was factorised
+        found = profile(decomposed, solved.meter, truth)
+    beside = None
+    if gram is not None and np.isinf(solved.value).any() and ridge == 0:
+        beside = _by_factor(gram, y_NM, _BESIDE)
     return KernelComplexity(
         examples=len(inputs),
         outputs=str(outputs),
@@ -168,10 +164,20 @@ def kernel_complexity(
         beside_ridge=beside.ridge if beside is not None else None,
         beside=_named(targets, sets, beside, predictions) if beside is not None else (),
         seconds=time.perf_counter() - began,
-        notes=(*kernel.notes, *solved.notes, *missing),
+        notes=tuple(notes),
         profile=found,
         teacher_kernel=compared,
     )
+
+
+def _require_ridge(ridge: float, examples: int, budget: int) -> None:
+    """Refuse to iterate on a kernel without a ridge."""
+    if ridge == 0:
+        raise KernelError(
+            f"a Gram of {examples} examples and its factor take "
+            f"{_COPIES * 8 * examples**2 / 2**30:.3g} GiB, max_memory is {budget / 2**30:.3g} GiB; "
+            "give a ridge, with which it is solved by iteration, or fewer examples"
+        )
 
 
 def _decomposed(gram: NTKGram, names: Iterable[str], sets_NS: Array) -> Decomposed | None:
@@ -252,7 +258,8 @@ def _certified(
     """Return the values of the targets in one column, and of Y − f in another."""
 
     def adjusted(column: int) -> float:
-        return float(np.sqrt(solved.value[column] * solved.trace)) / len(y_N)
+        # NaN, without a warning, where the kernel is zero and so the value infinite.
+        return float(np.sqrt(float(solved.value[column]) * solved.trace)) / len(y_N)
 
     size = float(np.sqrt(np.mean(y_N**2)))
     at = place if moved is None else moved

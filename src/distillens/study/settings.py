@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from distillens.audit_results import Setting, Settings, SettingSplit, SplitAudit
+from distillens.audit_results import SplitAudit
 from distillens.errors import RunError
 from distillens.measures.auditing import audit_with_points
 from distillens.measures.intervals import mean_of_estimates
 from distillens.results import SCHEMA
+from distillens.settings_results import Setting, Settings, SettingSplit
 from distillens.study.finished import SPLITS, FinishedRun, described, finished_run
 from distillens.study.recipe import Recipe
 

@@ -1,0 +1,95 @@
+"""How the gradients by each use of a parameter are contracted, and where those written out lie.
+
+Shapes: C outputs that the kernel is taken of, O of the network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distillens.kernel.factors import Outer, Paired, Pairing, Role
+from distillens.kernel.late import LateShape
+from distillens.kernel.uses import Place, Tracer, output_gradients
+from distillens.kernel.ways import Choice, Purpose, choose
+
+KEPT = ("paired", "late")
+"""The ways that keep factors."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A place, what of it counts, and how it is contracted."""
+
+    place: Place
+    roles: tuple[Role, ...]
+    choice: Choice
+
+    @property
+    def written(self) -> list[tuple[Role, str]]:
+        """The roles whose gradients passes write out, and the parameters' names."""
+        # Of what is written late only the weight: a bias is a sum, made while it is at hand.
+        left = {"paired": self.roles, "late": ("weight",)}.get(self.choice.way, ())
+        return [(role, self.place.names[role]) for role in self.roles if role not in left]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All uses, in the order of the calls."""
+
+    each: tuple[Part, ...]
+    offsets: dict[str, slice]
+    """Where a parameter's gradients lie among those that passes write out."""
+    written: int
+    """How many numbers these are."""
+    pair_numbers: int
+    """Numbers that products of positions take for a pair of examples."""
+    late: tuple[LateShape, ...]
+    """Of the gradients that are written late."""
+
+
+def choose_parts(
+    tracer: Tracer,
+    places: Sequence[Place],
+    sample: Tensor,
+    directions_CO: Tensor,
+    purpose: Purpose,
+) -> Parts:
+    """Return how the gradients of such examples are best contracted."""
+    outputs, uses = tracer.run(sample)
+    counts = Counter(name for use in uses for name in use.names.values())
+    shared = {name for name, count in counts.items() if count > 1}
+    # Outputs differ in no shape, so that one stands for all.
+    gradients = output_gradients(outputs, uses, directions_CO[:1])
+    parts: list[Part] = []
+    late: list[LateShape] = []
+    offsets: dict[str, slice] = {}
+    written = pair_numbers = 0
+    for place, use, gradient in zip(places, uses, gradients, strict=True):
+        roles = tuple(use.names)
+        factor = place.factor(use, gradient * len(directions_CO), roles)
+        tied = any(name in shared for name in use.names.values())
+        part = Part(place, roles, choose(factor, purpose, tied))
+        parts.append(part)
+        if part.choice.way == "paired":
+            assert isinstance(factor, Paired)
+            pair_numbers = max(pair_numbers, numbers_of_pair(factor, purpose.pairing))
+        elif part.choice.way == "late":
+            assert isinstance(factor, Outer)
+            late.append(LateShape.of(factor))
+        for role, name in part.written:
+            if name not in offsets:
+                size = factor.numbers(role)
+                offsets[name] = slice(written, written + size)
+                written += size
+    return Parts(tuple(parts), offsets, written, pair_numbers, tuple(late))
+
+
+def numbers_of_pair(factor: Paired, pairing: Pairing) -> int:
+    """Return how many products of positions a pair of examples takes at once."""
+    # The inputs' products and the gradients'; for "full" einsum orders the latter anew.
+    outputs = 2 * factor.outputs**2 if pairing == "full" else 1
+    return factor.gradients_BCKTg.shape[2] * factor.positions**2 * (1 + outputs)

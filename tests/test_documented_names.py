@@ -1,0 +1,37 @@
+"""What the table of methods in docs/papers.md names is there."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import distillens
+
+TABLE = Path(__file__).parents[1] / "docs" / "papers.md"
+
+
+def named() -> list[str]:
+    """Return the dotted names of the column `code`; one without a module has that before it."""
+    names = []
+    rows = [line.split("|") for line in TABLE.read_text().splitlines() if line.startswith("|")]
+    for cells in rows[2 : next(k for k, cells in enumerate(rows) if cells[1] == " table ")]:
+        module = ""
+        for name in re.findall(r"`([A-Za-z_.]+)", cells[3]):
+            if "." in name:
+                module = name.rpartition(".")[0]
+            elif module:
+                name = f"{module}.{name}"
+            names.append(name)
+    return names
+
+
+@pytest.mark.parametrize("name", named())
+def test_a_documented_name_is_there(name: str) -> None:
+    found = distillens
+    for depth, part in enumerate(name.split("."), 1):
+        if not hasattr(found, part):
+            import_module(f"distillens.{'.'.join(name.split('.')[:depth])}")
+        found = getattr(found, part)
