@@ -12,7 +12,7 @@ import torch
 from kernel import Options as KernelOptions
 from kernel import measure_case, ratios
 from kernel_cases import CASES, architecture, inputs_for, network_on
-from kernel_floor import multiply_adds
+from kernel_floor import multiply_adds, recipe_multiply_adds
 from kernel_peers import torch_func, torch_func_blocks, torch_func_chunks
 from kernel_rewritten import rewritten
 from own_process import Peak, run_child
@@ -155,3 +155,16 @@ def test_the_floor_counts_gradients_that_are_written_late(monkeypatch: pytest.Mo
     assert "late" in {layer.way for layer in EmpiricalNTK(model, outputs=0).plan(inputs).layers}
     parameters = sum(weight.numel() for weight in model.parameters())
     assert multiply_adds(case, None)["half_the_gram"] == 12 * 13 / 2 * parameters
+
+
+def test_the_recipes_multiply_adds_grow_with_examples_and_their_pairs() -> None:
+    case = next(case for case in CASES if case.network == "transformer")
+    few, more = (recipe_multiply_adds(replace(case, count=n), None) for n in (3, 6))
+    assert few is not None
+    assert more is not None
+    parameters = sum(p.numel() for p in network_on("transformer", 1, torch.zeros(0)).parameters())
+    # The Jacobians are twice as many, the pairs of examples four times. The bias of the single output
+    # is multiplied without a matrix product, which the counter does not see.
+    assert more - 2 * few == (6**2 - 2 * 3**2) * (parameters - 1)
+    lenet = next(case for case in CASES if case.network == "lenet5x8")
+    assert recipe_multiply_adds(replace(lenet, count=2), None) is None
