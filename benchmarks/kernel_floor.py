@@ -90,7 +90,7 @@ def main() -> int:
             "multiply_adds": parts,
             "a_second": rate,
             "seconds": sum(parts.values()) / rate,
-            "recipe_times_more": None if recipe is None else recipe / sum(parts.values()),
+            "recipe_over_these": None if recipe is None else recipe / sum(parts.values()),
         }
         print(json.dumps(line), flush=True)
     provenance = {**started, "load_average_after": os.getloadavg()}

@@ -103,6 +103,7 @@ def test_a_kernel_that_is_zero_is_infinite_and_says_why(
     assert found.trace == 0
     assert all(np.isinf(each.plain) and np.isnan(each.adjusted_star) for each in found.targets)
     assert any("the kernel is zero" in note for note in found.notes)
+    assert found.beside == ()
 
 
 def test_a_singular_kernel_is_infinite_with_ridged_values_beside(

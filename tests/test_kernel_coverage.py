@@ -398,6 +398,41 @@ def test_a_wrong_contraction_fails_the_check(monkeypatch: pytest.MonkeyPatch) ->
         EmpiricalNTK(twice(), outputs=0).gram(vectors(4))
 
 
+def product_with(weight: Tensor) -> Model:
+    """Return a network of a weight alone."""
+    return Model(lambda m, x: x @ m.weight, weight=nn.Parameter(weight))
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen", "wanted"),
+    [
+        (product_with(torch.randn(4, 2)), None, {"weight"}),
+        (
+            Model(
+                lambda m, x: m.head((x + m.token).tanh()),
+                head=head(4),
+                token=nn.Parameter(torch.randn(4)),
+            ),
+            ["token"],
+            {"token"},
+        ),
+    ],
+    ids=["product", "token"],
+)
+@pytest.mark.parametrize("outputs", [1, "class-diagonal", "full"])
+def test_a_network_without_any_rule_has_a_kernel(
+    model: Model, chosen: list[str] | None, wanted: set[str], outputs: Any
+) -> None:
+    inputs = vectors(4)
+    kernel = EmpiricalNTK(model, outputs=outputs, parameters=chosen, dtype=torch.float64)
+    found = kernel.gram(inputs)
+    assert left(found) == wanted
+    plain = oracle_gram(model, inputs, outputs=outputs, parameters=chosen)
+    torch.testing.assert_close(found.values, plain)
+    diagonal = torch.diagonal(plain, dim1=-2, dim2=-1)
+    torch.testing.assert_close(kernel.diagonal(inputs), diagonal)
+
+
 def test_torch_func_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("Batching rule not implemented for aten::odd\nmore")

@@ -180,6 +180,27 @@ def test_a_kernel_that_is_zero_says_so(outputs: Outputs, zero: bool) -> None:
     assert bool(found.values.any()) != zero
 
 
+@pytest.mark.parametrize("count", [2, 4, 10])
+@pytest.mark.parametrize("outputs", FORMS)
+def test_a_kernel_that_is_constant_is_not_called_zero(outputs: Outputs, count: int) -> None:
+    # That of a bias: half of the signs that the check sums up with may cancel the others.
+    model = nn.Linear(5, 3)
+    found = EmpiricalNTK(model, outputs=outputs, parameters=["bias"]).gram(torch.randn(count, 5))
+    assert found.values.any()
+    assert found.notes == ()
+
+
+def test_one_live_logit_of_many_is_enough() -> None:
+    class One(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            outputs = super().forward(input)
+            return torch.cat([outputs.detach()[:, :9], outputs[:, 9:]], dim=1)
+
+    found = EmpiricalNTK(One(5, 10), outputs="class-diagonal").gram(torch.randn(6, 5))
+    assert found.values[9].any()
+    assert found.notes == ()
+
+
 def test_the_least_bound_that_is_named_does() -> None:
     for outputs in ("class-diagonal", "full"):
         kernel = EmpiricalNTK(network(), outputs=outputs)

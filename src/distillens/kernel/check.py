@@ -48,16 +48,6 @@ class Expected:
     bytes: int
     """What computing them took."""
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What has to be known of a kernel that is zero."""
-        if any(product.any() for product in self.products):
-            return ()
-        return (
-            "the kernel is zero where it was checked: no output that it is taken of depends on a "
-            "parameter there",
-        )
-
 
 def expected_products(
     plain: PlainProducts, directions_CO: Tensor, outputs: Outputs, rows: Tensor, columns: Tensor
@@ -83,6 +73,23 @@ def expected_products(
         else:
             found = [product(directions_CO[c][None]) for c in classes]
     return Expected(R, S, signs_SC, tuple(classes), tuple(found), live.peak)
+
+
+def zero_notes(expected: Expected, outputs: Outputs, values: Tensor) -> tuple[str, ...]:
+    """Return what has to be known of a Gram of examples with themselves that is zero.
+
+    Its diagonal tells, at the rows that are checked: there it holds the squares of gradients.
+    """
+    rows_R = expected.rows_R.to(values.device)
+    if outputs == "full":
+        C = expected.signs_SC.shape[1]
+        rows_R = (rows_R[:, None] * C + torch.arange(C, device=values.device)).flatten()
+    if values[..., rows_R, rows_R].any():
+        return ()
+    return (
+        f"the kernel is zero at the {len(expected.rows_R)} examples that were looked at: no output "
+        "that it is taken of has a gradient there",
+    )
 
 
 def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramCheck:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products
+from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products, zero_notes
 from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.makers import SAMPLE, Makers
 from distillens.kernel.memory import free_memory
@@ -144,13 +144,14 @@ class EmpiricalNTK:
         )
         with ranks.together():
             check = check_gram(expected, self.outputs, values)
+            zero = zero_notes(expected, self.outputs, values) if across is None else ()
         return NTKGram(
             values=values,
             outputs=self.outputs,
             check=check,
             plan=plan,
             seconds=time.perf_counter() - began,
-            notes=(*maker.notes, *expected.notes),
+            notes=(*maker.notes, *zero),
         )
 
     @differentiating

@@ -171,8 +171,8 @@ def output_gradients(
     ``directions_CO`` holds the combinations of the network's O outputs. One backward pass each
     serves all examples, since no output depends on another example.
     """
-    if not outputs_BC.requires_grad:
-        # None of the uses, if there are any, has an effect.
+    if not uses or not outputs_BC.requires_grad:
+        # Without a graph no use has an effect.
         return [[torch.zeros_like(use.output) for _ in directions_CO] for use in uses]
     found: list[list[Tensor]] = [[] for _ in uses]
     for place, direction in enumerate(directions_CO):

@@ -294,10 +294,11 @@ def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool
             f"{what} is not positive definite: {values}; no Gram has a negative eigenvalue, "
             "so check how it was computed"
         )
+    if size == 0:
+        raise SingularGramError(f"{what} is zero")
     if failed or smallest <= limit * size:
         advice = max(1e-6 * size, 10 * limit * size, -10 * smallest)
-        more = f" such as {advice:.1g}" if advice > 0 else ""
         raise SingularGramError(
             f"{what} is singular to rounding: {values}; leave out duplicate examples, "
-            f"compute it in float64 or add a ridge{more}"
+            f"compute it in float64 or add a ridge such as {advice:.1g}"
         )

@@ -107,11 +107,16 @@ def kernel_complexity(
     progress
         Where to show how far it is.
 
+    Returns
+    -------
+    KernelComplexity
+        A value and its interval for each target set, and what is known of the Gram.
+
     Raises
     ------
     KernelError
-        As `EmpiricalNTK`; or the Gram does not fit and the ridge is 0; or the teacher's kernel
-        cannot be compared.
+        As `EmpiricalNTK`; or the ridge is negative or not finite, or 0 where the Gram does not fit;
+        or the teacher's kernel cannot be compared.
     MeasureError
         A target set has another length or is not finite; there is none; no set is called
         ``labels``.
@@ -152,7 +157,8 @@ def kernel_complexity(
         assert solved.meter is not None  # the Gram was factorised
         found = profile(decomposed, solved.meter, truth)
     beside = None
-    if gram is not None and np.isinf(solved.value).any() and ridge == 0:
+    # A share of nothing would be no ridge.
+    if gram is not None and np.isinf(solved.value).any() and ridge == 0 and solved.trace > 0:
         beside = _by_factor(gram, y_NM, _BESIDE)
     return KernelComplexity(
         examples=len(inputs),
