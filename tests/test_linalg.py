@@ -126,7 +126,7 @@ def test_rounding_asymmetry_is_averaged_out():
         (np.eye(2), -1.0, "ridge is -1.0"),
         (np.eye(2), float("nan"), "ridge is nan"),
         (gram_with([-0.5, 1.0, 2.0]), 0.0, r"negative eigenvalue|smallest eigenvalue -0.5"),
-        (np.zeros((2, 2)), 0.0, "singular"),
+        (np.zeros((2, 2)), 0.0, "singular: it is zero"),
     ],
 )
 def test_refusals_in_one_line(gram: np.ndarray, ridge: float, message: str):

@@ -295,7 +295,7 @@ def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool
             "so check how it was computed"
         )
     if size == 0:
-        raise SingularGramError(f"{what} is zero")
+        raise SingularGramError(f"{what} is singular: it is zero")
     if failed or smallest <= limit * size:
         advice = max(1e-6 * size, 10 * limit * size, -10 * smallest)
         raise SingularGramError(
