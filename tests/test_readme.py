@@ -71,6 +71,15 @@ def test_the_kernel_page_runs() -> None:
         "y": torch.randn(2, 5, generator=generator),
         "v": torch.randn(4, generator=generator),
     }
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile("import distillens\n" + block, "docs/kernel.md", "exec"), names)  # ours
+    names |= {
+        "student": nn.Linear(5, 4),
+        "images": names["x"],
+        "labels": torch.tensor([0, 3, 1, 3]),
+        "logits": torch.randn(4, 4, generator=generator),
+    }
+    found = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(found) == 2
+    for block in found:
+        exec(compile("import distillens\n" + block, "docs/kernel.md", "exec"), names)  # ours
+    assert [each.determined for each in names["found"].targets] == [True, True]
     torch.testing.assert_close(names["product"](names["v"]), names["gram"].values @ names["v"])
