@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,9 +30,10 @@ def named() -> list[str]:
 
 
 @pytest.mark.parametrize("name", named())
-def test_a_documented_name_is_there(name: str) -> None:
-    found = distillens
+def test_a_named_thing_is_there_and_says_what_it_is(name: str) -> None:
+    found: Any = distillens
     for depth, part in enumerate(name.split("."), 1):
         if not hasattr(found, part):
             import_module(f"distillens.{'.'.join(name.split('.')[:depth])}")
         found = getattr(found, part)
+    assert found.__doc__
