@@ -88,19 +88,18 @@ def test_an_interrupted_run_is_taken_up_again(
 ) -> None:
     monkeypatch.setattr("distillens.integrations.ray.LOOK_EVERY", 0.05)
     grid |= {"seeds": [0, 1, 2], "supervisions": [{"kind": "one-hot"}]}
-    grid["student"]["training"]["epochs"] = 25
+    grid["student"]["training"]["epochs"] = 60
     distillens.run(grid, tmp_path / "one")
     opened: list[str] = []
 
     @contextmanager
     def interrupting(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         opened.append(title)
-        yield advance
+        yield stop if len(opened) == 4 else lambda steps: None
 
-    def advance(steps: int) -> None:
-        # The third student has begun, so one of the others is finished.
-        if len(opened) == 4:
-            raise KeyboardInterrupt
+    def stop(steps: int) -> None:
+        # The third student has an epoch, so one of the others is finished.
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         distillens.run(grid, tmp_path / "two", progress=interrupting, spread=spread)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LOOK_EVERY = 0.5
 """Seconds between two looks at how far the students are."""
 
+GRACE = 30.0
+"""Seconds that an interrupted task has to end by itself."""
+
 STORE_BYTES = 100_000_000
 """Room for Ray's objects on this machine: a task takes names and returns a few numbers."""
 
@@ -173,10 +176,24 @@ def _spread(
                     task.look(scene)
         finally:
             # Whoever takes the run up again must not meet a task that still writes.
-            for reference in running:
-                ray.cancel(reference, force=True)
-            if running:
-                ray.wait(list(running), num_returns=len(running))
+            _end(list(running))
+
+
+def _end(tasks: list[ObjectRef]) -> None:
+    """Interrupt tasks and wait until none of them runs."""
+    import ray
+
+    for task in tasks:
+        ray.cancel(task)
+    if not tasks:
+        return
+    # Not by force at first: a task that ends just when its worker is killed makes Ray abort this
+    # process, and the error that all are ended for would be lost.
+    left = ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)[1]
+    for task in left:
+        ray.cancel(task, force=True)
+    if left:
+        ray.wait(left, num_returns=len(left))
 
 
 def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:
