@@ -125,6 +125,63 @@ def test_parts_contract_as_their_gradients_do(
     torch.testing.assert_close(tile, wanted)
 
 
+class Pictures(nn.Module):
+    """Convolutions: padded, of its inputs, strided and dilated, and one along rows alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 5, padding=1)
+        self.second = nn.Conv2d(6, 8, (3, 2), stride=(2, 1), dilation=(1, 2), bias=False)
+        self.along, self.head = nn.Conv1d(8, 5, 2, padding=1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(self.first(x).tanh()).tanh().mean(dim=2)
+        return self.head(self.along(hidden).tanh().mean(dim=2))
+
+
+def pictures(count: int = 11) -> Tensor:
+    return torch.randn(count, 3, 7, 6, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("outputs", [1, "full"])
+@pytest.mark.parametrize("numbers", [1, 3000, 2**24])
+@pytest.mark.parametrize("made", [1, 700, 2**20])
+def test_convolutions_are_written_late_some_channels_at_a_time(
+    outputs: Outputs, numbers: int, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "_NUMBERS", numbers)
+    monkeypatch.setattr(late, "_MADE", made)
+    monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 5000)
+    torch.manual_seed(3)
+    model = Pictures().eval()
+    kernel, inputs = EmpiricalNTK(model, outputs=outputs, dtype=torch.float64), pictures().double()
+    with LiveBytes() as live:
+        found = kernel.gram(inputs)
+    assert live.peak <= found.plan.memory + 8192  # indices and a few numbers of each layer
+    assert found.plan.sizes.forward < 11
+    kept = {"first.weight", "second.weight", "along.weight"}
+    assert {name for name, way in ways(found).items() if way == "late"} == kept
+    wanted = oracle_gram(model, pictures(), outputs=outputs)
+    torch.testing.assert_close(found.values, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_late_convolutions_take_less_room_than_their_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(2, 32, 3), nn.Tanh(), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(256, 1)
+    )
+    inputs = torch.randn(300, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    kept = EmpiricalNTK(model.eval(), outputs=0).gram(inputs)
+    monkeypatch.setattr(plan, "_AT_ONCE", 1)
+    written = EmpiricalNTK(model.eval(), outputs=0).gram(inputs)
+    assert ways(kept)["2.weight"] == "late"
+    assert ways(written)["2.weight"] != "late"
+    assert kept.plan.layers[1].held == 32 * 4**2 + 64 * 2**2
+    torch.testing.assert_close(kept.values, written.values, rtol=1e-5, atol=1e-4)
+
+
 class Sliced(nn.Module):
     """Linear maps of a small part of what a wide frozen one gave."""
 
@@ -152,31 +209,25 @@ def test_what_is_kept_keeps_nothing_larger_alive(monkeypatch: pytest.MonkeyPatch
 class Reusing(nn.Module):
     """Writes what it makes of its inputs to one place for each shape, whoever still looks at it."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: nn.Module) -> None:
         super().__init__()
-        self.first, self.head = nn.Linear(12, 20), nn.Linear(20, 1)
+        self.first, self.head = first, nn.Linear(60, 1)
         self.places: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         here = self.places.setdefault(x.shape, torch.empty_like(x))
         torch.mul(x, 2, out=here)
-        return self.head(self.first(here).tanh().mean(dim=1))
+        return self.head(self.first(here).tanh().flatten(1))
 
 
-def test_a_module_may_use_its_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_module_may_use_its_memory_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 500)
     torch.manual_seed(0)
-    model = Reusing().eval()
+    model = Reusing(nn.Linear(12, 20) if kind == "linear" else nn.Conv1d(3, 20, 10)).eval()
     found = EmpiricalNTK(model, outputs=0, dtype=torch.float64).gram(examples())
     assert ways(found)["first.weight"] == "late"
     assert found.plan.sizes.forward < 11
-    plain = nn.Sequential(model.first, nn.Tanh(), Mean(), model.head)
+    plain = nn.Sequential(model.first, nn.Tanh(), nn.Flatten(), model.head)
     wanted = oracle_gram(plain, 2 * examples(), outputs=0)
     torch.testing.assert_close(found.values, wanted, rtol=1e-10, atol=1e-12)
-
-
-class Mean(nn.Module):
-    """The mean over positions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=1)

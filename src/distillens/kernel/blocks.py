@@ -13,7 +13,7 @@ from torch import Tensor
 from distillens.errors import KernelError
 from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
-from distillens.kernel.factors import Paired, Pairing
+from distillens.kernel.factors import Outer, Paired, Pairing
 from distillens.kernel.late import Late
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
@@ -49,7 +49,7 @@ class Block:
         add_rows(tile, self.written_BCP, other.written_BCP, pairing, upper=itself)
         if self.late:
             assert itself
-            numbers = max(each.shape.scratch(len(self)) for each in self.late)
+            numbers = max(each.shape.gradients(len(self)) for each in self.late)
             scratch = self.written_BCP.new_empty(numbers)
             for late in self.late:
                 late.add(tile, pairing, scratch)
@@ -243,10 +243,14 @@ class BlockMaker:
         for number, (part, use) in enumerate(zip(self.parts, uses, strict=True)):
             factor = part.place.factor(use, gradients[number], part.roles)
             gradients[number] = []  # the next ones may need the room
-            if part.choice.way in KEPT:
+            # What no parameter has acted on may be a place that the next pass writes to.
+            copying = not use.call.inputs.requires_grad
+            if part.choice.way == "late":
+                assert isinstance(factor, Outer)
+                kept.append(factor.unwritten(copying))
+            elif part.choice.way == "paired":
                 assert isinstance(factor, Paired)
-                # What no parameter has acted on may be a place that the next pass writes to.
-                kept.append(factor.apart(copying=not use.call.inputs.requires_grad))
+                kept.append(factor.apart(copying))
             for role, name in part.written:
                 target = written_BCP[:, :, self._offsets[name]]
                 if name in seen:

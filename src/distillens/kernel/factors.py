@@ -262,6 +262,24 @@ class Outer(Paired):
             return None
         return replace(self.written_cost(pairing), held=self.paired_cost(pairing).held)
 
+    @property
+    def unit(self) -> int:
+        """How many neighbouring columns of the weight share what they are made of."""
+        return 1
+
+    @property
+    def made(self) -> int:
+        """How many numbers an example's column takes while its gradients are written; 0 for views."""
+        return 0
+
+    def unwritten(self, copying: bool) -> Outer:
+        """Return what has to be kept to write gradients later; its inputs copied if asked for."""
+        return self.apart(copying)
+
+    def columns(self, examples: slice, columns: slice) -> Tensor:
+        """Return some inputs of some examples, (B, T, w); of one group, in whole units."""
+        return self.inputs_BKTa[examples, 0, :, columns]
+
     def inputs_product(self, other: Paired) -> Tensor:
         """Return a·a′, one more with a bias, (K, B·T, D·T′)."""
         assert isinstance(other, Outer)
@@ -282,8 +300,8 @@ class Outer(Paired):
 
     def apart(self, copying: bool) -> Outer:
         """Return the factor without what its tensors are views of; its inputs copied if asked for."""
-        inputs = self.inputs_BKTa.clone() if copying else _own(self.inputs_BKTa)
-        return Outer(inputs, _own(self.gradients_BCKTg), self.roles)
+        inputs = self.inputs_BKTa.clone() if copying else own(self.inputs_BKTa)
+        return Outer(inputs, own(self.gradients_BCKTg), self.roles)
 
     def joined(self, parts: Sequence[Paired]) -> Outer:
         """Return one factor of the examples of several."""
@@ -344,7 +362,7 @@ class Outer(Paired):
         return torch.nn.functional.pad(inputs, (0, 1), value=1.0) if self.bias else inputs
 
 
-def _own(tensor: Tensor) -> Tensor:
+def own(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy where it keeps more than its own numbers alive."""
     larger = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
     return tensor.clone() if larger else tensor

@@ -19,7 +19,9 @@ from distillens.kernel.factors import Outer, Paired, Pairing
 from distillens.kernel.rows import add_rows
 
 _NUMBERS = 2**24
-"""Of gradients that exist at a time, or those of one column."""
+"""Of gradients that exist at a time, or those of one unit of columns."""
+_MADE = 2**20
+"""Of a convolution's patches that exist at a time, or those of one example: a cache holds them."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,36 @@ class LateShape:
     outputs: int
     fan_out: int
     fan_in: int
+    unit: int
+    """Columns that are written together."""
+    made: int
+    """Numbers that a column of an example's inputs takes beside; 0 where nothing has to be made."""
 
     @classmethod
     def of(cls, factor: Outer) -> LateShape:
         """Return the shape of a factor's gradients."""
-        C, _, _, g = factor.gradients_BCKTg.shape[1:]
-        return cls(C, g, factor.inputs_BKTa.shape[3])
+        C, g = factor.outputs, factor.gradients_BCKTg.shape[4]
+        return cls(C, g, factor.numbers("weight") // g, factor.unit, factor.made)
 
     def columns(self, examples: int) -> int:
-        """Return how many columns of the weight are written at a time."""
-        return max(1, min(self.fan_in, _NUMBERS // max(1, self._column(examples))))
+        """Return how many columns of the weight are written at a time, a multiple of the unit."""
+        units = _NUMBERS // max(1, self._column(examples) * self.unit)
+        return min(self.fan_in, max(1, units) * self.unit)
 
-    def scratch(self, examples: int) -> int:
+    def step(self, examples: int) -> int:
+        """Return of how many examples inputs are made at a time, of so many written at once."""
+        if not self.made:
+            return examples
+        return max(1, min(examples, _MADE // (self.made * self.columns(examples))))
+
+    def gradients(self, examples: int) -> int:
         """Return how many numbers are written at a time, of so many examples."""
         return self._column(examples) * self.columns(examples)
+
+    def scratch(self, examples: int) -> int:
+        """Return how many numbers exist at a time: gradients, and what inputs are made to."""
+        made = self.step(examples) * self.made * self.columns(examples)
+        return self.gradients(examples) + made
 
     def _column(self, examples: int) -> int:
         return examples * self.outputs * self.fan_out
@@ -61,21 +79,26 @@ class Late:
     def add(self, tile: Tensor, pairing: Pairing, scratch: Tensor) -> None:
         """Add the products of the examples with each other to a tile, above its diagonal only.
 
-        ``scratch`` has room for the columns that are written at a time.
+        ``scratch`` has room for the gradients that are written at a time.
         """
         step = self.shape.columns(len(self))
         for start in range(0, self.shape.fan_in, step):
-            written_BCP = self._written(slice(start, start + step), scratch)
+            stop = min(start + step, self.shape.fan_in)
+            written_BCP = self._written(slice(start, stop), scratch)
             add_rows(tile, written_BCP, written_BCP, pairing, upper=True)
 
     def _written(self, columns: slice, scratch: Tensor) -> Tensor:
         """Write out the gradients by some columns of the weight, (B, C, g·w)."""
         B, C, g = len(self), self.shape.outputs, self.shape.fan_out
-        w = min(columns.stop, self.shape.fan_in) - columns.start
+        w, step = columns.stop - columns.start, self.shape.step(B)
         target_BCgw = scratch[: B * C * g * w].view(B, C, g, w)
         targets = target_BCgw.split([len(part.gradients_BCKTg) for part in self._parts])
         for part, into in zip(self._parts, targets, strict=True):
-            inputs_BTw = part.inputs_BKTa[:, 0, :, columns]
-            for c in range(C):
-                torch.bmm(part.gradients_BCKTg[:, c, 0].mT, inputs_BTw, out=into[:, c])
+            for start in range(0, len(into), step):
+                some = slice(start, start + step)
+                inputs_BTw = part.columns(some, columns)
+                for c in range(C):
+                    rows_BgT = part.gradients_BCKTg[some, c, 0].mT
+                    torch.bmm(rows_BgT, inputs_BTw, out=into[some, c])
+                del inputs_BTw  # gone before the next are made
         return target_BCgw.flatten(2)

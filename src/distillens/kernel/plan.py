@@ -368,10 +368,8 @@ def _seconds(
     each = max(several - one_pass, 0.0) / (many - 1) if many > 1 else 0.0
     making = made * each + made / sizes.forward * max(one_pass - each, 0.0)
     # What is written late is formed when it is contracted, all of it once.
-    forming = sum(
-        part.choice.cost.example_products for part in some.parts if part.choice.way == "late"
-    )
-    making += job.rows * forming / speed.small_products
+    late = (part.choice.cost for part in some.parts if part.choice.way == "late")
+    making += job.rows * sum(speed.forming(cost) for cost in late)
     contracting = sum(
         part.choice.cost.pair_products / speed.products + part.choice.cost.pair_moved / speed.moved
         for part in some.parts

@@ -45,17 +45,20 @@ class Speed:
     thinly_convolved: float
     """The same of 16 channels."""
 
-    def seconds(self, cost: Cost, examples: float, pairs: float) -> float:
-        """Return the time that so many examples and pairs of them take."""
+    def forming(self, cost: Cost) -> float:
+        """Return the time that the products take by which an example's gradients are formed."""
         wide = min(max((cost.channels - _THIN) / (_WIDE - _THIN), 0.0), 1.0)
         thin = 1.0 - wide
-        forming = (
+        return (
             cost.example_products / self.small_products
             + cost.example_patched / (thin * self.thinly_patched + wide * self.patched)
             + cost.example_convolved / (thin * self.thinly_convolved + wide * self.convolved)
         )
+
+    def seconds(self, cost: Cost, examples: float, pairs: float) -> float:
+        """Return the time that so many examples and pairs of them take."""
         contracting = cost.pair_products / self.products + cost.pair_moved / self.moved
-        return pairs * contracting + examples * (forming + cost.held / self.moved)
+        return pairs * contracting + examples * (self.forming(cost) + cost.held / self.moved)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from distillens.kernel.factors import Cost, Factor, Outer, Pairing, Role
+from distillens.kernel.factors import Cost, Factor, Outer, Pairing, Role, own
 from distillens.kernel.rules.rule import Call, Rule
 
 
@@ -130,8 +130,33 @@ class Patched(Outer):
         return replace(cost, example_patched=0.0, example_convolved=cost.example_patched)
 
     def late_cost(self, pairing: Pairing) -> Cost | None:
-        """Return None: patches are not kept, since most take more room than the gradients."""
-        return None
+        """Return the cost of keeping pictures and gradients; None for groups."""
+        if "weight" not in self.roles or self._window.groups > 1:
+            return None
+        held = self._pictures[0].numel() + self.outputs * self.gradients_BCKTg[0, 0].numel()
+        return replace(self.written_cost(pairing), held=float(held))
+
+    @property
+    def unit(self) -> int:
+        """The columns of one channel, which are patches of one picture."""
+        return math.prod(self._window.kernel)
+
+    @property
+    def made(self) -> int:
+        """The patches of a channel and the channel with its padding, in columns' worth."""
+        left, right, top, bottom = self._window.padding
+        high, wide = self._pictures.shape[2:]
+        return self.positions + -(-(high + top + bottom) * (wide + left + right) // self.unit)
+
+    def unwritten(self, copying: bool) -> Patched:
+        """Return the factor with its pictures in place of patches; copied if asked for."""
+        pictures = self._pictures.clone() if copying else own(self._pictures)
+        return Patched(pictures, self._window, own(self.gradients_BCKTg), self.roles)
+
+    def columns(self, examples: slice, columns: slice) -> Tensor:
+        """Return the patches of some channels of some pictures, (B, T, w)."""
+        channels = slice(columns.start // self.unit, columns.stop // self.unit)
+        return _patches(self._pictures[examples, channels], self._window)[:, 0]
 
     def convolve(self, role: Role, target_BCp: Tensor) -> None:
         """Write the gradients to a place: a convolution with a group for each example and group."""
