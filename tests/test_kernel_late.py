@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -147,7 +147,7 @@ def pictures(count: int = 11) -> Tensor:
 @pytest.mark.parametrize("numbers", [1, 3000, 2**24])
 @pytest.mark.parametrize("made", [1, 700, 2**20])
 def test_convolutions_are_written_late_some_channels_at_a_time(
-    outputs: Outputs, numbers: int, made: int, monkeypatch: pytest.MonkeyPatch
+    outputs: Literal[1, "full"], numbers: int, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(late, "_NUMBERS", numbers)
     monkeypatch.setattr(late, "_MADE", made)
