@@ -182,23 +182,22 @@ class _Truth:
     def __init__(
         self, network: nn.Module, weights: Mapping[str, Tensor], probe: Tensor, direction: Tensor
     ) -> None:
-        self._alone = {
-            name: weight.new_empty(len(probe), weight.numel()) for name, weight in weights.items()
-        }
-        for place, example in enumerate(probe):
-            gradients = _alone(network, weights, example, direction)
-            for found_Bp, gradient in zip(self._alone.values(), gradients, strict=True):
-                found_Bp[place] = gradient.flatten()
-        self._largest = {name: _largest(found_Bp) for name, found_Bp in self._alone.items()}
+        alone = [_alone(network, weights, example, direction) for example in probe]
+        self._alone = dict(zip(weights, zip(*alone, strict=True), strict=True))
+        self._largest = {name: _largest(*each) for name, each in self._alone.items()}
         self._rounding = _ROUNDING * max(self._largest.values(), default=0.0)
 
     def agrees(self, name: str, found_Bp: Tensor) -> bool:
         """Whether these are the examples' gradients by a parameter."""
-        wanted_Bp = self._alone[name]
-        if found_Bp.shape != wanted_Bp.shape:
+        alone = self._alone[name]
+        if found_Bp.shape != (len(alone), alone[0].numel()):
             return False
         allowed = _TOLERANCE * self._largest[name] + self._rounding
-        return _largest(found_Bp - wanted_Bp) <= allowed
+        # One example after another, so that the difference takes the same room again.
+        return all(
+            _largest(found_p - wanted.flatten()) <= allowed
+            for found_p, wanted in zip(found_Bp, alone, strict=True)
+        )
 
     def vanish(self, name: str) -> bool:
         """Whether the outputs do not depend on a parameter."""
@@ -279,9 +278,8 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
     return _largest(found - wanted) <= _TOLERANCE * _largest(wanted)
 
 
-def _largest(tensor: Tensor) -> float:
+def _largest(*tensors: Tensor) -> float:
     """Return the largest absolute value, NaN where one is."""
-    if not tensor.numel():
-        return 0.0
-    least, most = tensor.detach().aminmax()
-    return max(-float(least), float(most))
+    found = [torch.stack(each.detach().aminmax()).abs() for each in tensors if each.numel()]
+    # torch's maximum is NaN where one is, other than Python's.
+    return float(torch.cat(found).max()) if found else 0.0
