@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
+from distillens.cli import main
 from distillens.data import Batches, DataRecipe, load_splits
 from distillens.errors import DataError, ModelError, RecipeError, RunError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
+from distillens.results import KernelComplexity, from_json
 from distillens.runs import Run, read_arrays
 from distillens.study import read_recipe, run
 from distillens.study.export import export_run
-from distillens.study.remeasure import measure_run
+from distillens.study.remeasure import measure_run, read_task
 
 pytest.importorskip("tokenizers")
 
@@ -331,6 +335,80 @@ def test_a_bert_classifiers_kernel_is_the_oracles(bert: str) -> None:
     expected = oracle_gram(model, tokens, outputs=1, vectorised=False)
     torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-12)
     assert found.notes == ()
+
+
+@pytest.fixture
+def arrays(bert: str, tmp_path: Path) -> list[str]:
+    """A command on the tokens of two tokenizers: an encoder reads the second, a BERT the first."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 30, (24, 2, 7), generator=draw)
+    tokens[3, :, 5:] = -1
+    # Another type than the one that models take.
+    np.save(tmp_path / "tokens.npy", tokens.numpy().astype(np.int16))
+    np.save(tmp_path / "labels.npy", np.arange(24) % 2)
+    command = ["complexity", "--inputs", str(tmp_path / "tokens.npy"), "--classes", "1"]
+    described = (
+        ("", "{name: encoder, layers: 1, width: 8, heads: 2, tokenizer: 1}"),
+        ("teacher", f"{{name: '{bert}', tokenizer: 0}}"),
+    )
+    for role, model in described:
+        recipe = ModelRecipe.model_validate(yaml.safe_load(model))
+        built = build_model(recipe, (2, 7), 1, seed=1, vocabularies=(60, 30))
+        stored = tmp_path / f"{role}weights.safetensors"
+        save_file(built.state_dict(), stored)
+        command += [f"--{role or 'model'}", model]
+        command += [f"--{role}-weights" if role else "--weights", str(stored)]
+    return [*command, "--targets", f"labels={tmp_path}/labels.npy", "--json"]
+
+
+def complexity_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    with pytest.raises(SystemExit):
+        main(command)
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+def test_a_users_model_of_text_is_measured_on_tokens(
+    arrays: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = complexity_of([*arrays, "--vocabulary", "60", "--vocabulary", "30"], capsys)[0]
+    found = from_json(KernelComplexity, out, "the output")
+    encoder = Encoder(30, 7, 1, layers=1, width=8, heads=2, tokenizer=1).eval()
+    load_weights(tmp_path / "weights.safetensors", encoder)
+    tokens = torch.as_tensor(np.load(tmp_path / "tokens.npy").astype(np.int64))
+    gram = oracle_gram(encoder, tokens, outputs=0).numpy()
+    labels = 2.0 * (np.arange(24) % 2) - 1
+    assert found.targets[0].plain == pytest.approx(labels @ np.linalg.solve(gram, labels), rel=1e-6)
+    assert found.teacher_kernel is not None
+    # Of one tokenizer the tokens need no axis.
+    np.save(tmp_path / "one.npy", tokens[:, 1].numpy())
+    task = read_task(
+        "{name: encoder, layers: 1, width: 8, heads: 2}",
+        tmp_path / "weights.safetensors",
+        tmp_path / "one.npy",
+        {"labels": tmp_path / "labels.npy"},
+        classes=1,
+        outputs=0,
+        vocabularies=(30,),
+    )
+    torch.testing.assert_close(task.network(task.inputs), encoder(tokens))
+
+
+def test_tokens_that_do_not_fit_are_one_line(
+    arrays: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*sizes: int) -> str:
+        words = [word for size in sizes for word in ("--vocabulary", str(size))]
+        wrong = complexity_of([*arrays, *words], capsys)[1]
+        assert wrong.count("\n") == 1
+        return wrong
+
+    assert "or the size of the vocabulary for tokens" in said()
+    assert "tokens are integers (N, T)" in said(60)
+    assert "tokens of a vocabulary of 20 go from 0 to 19" in said(60, 20)
+    assert "at least one token, got 0" in said(60, 0)
+    np.save(tmp_path / "tokens.npy", np.zeros((24, 2, 7)))
+    assert "tokens are integers (N, 2, T)" in said(60, 30)
 
 
 @pytest.fixture

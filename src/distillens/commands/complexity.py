@@ -38,6 +38,12 @@ def complexity_command(
     inputs: Annotated[
         Path | None, typer.Option(help="An npy of inputs (N, ...), as the model takes them.")
     ] = None,
+    vocabulary: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="The inputs are tokens: their tokenizer's size; once for each tokenizer."
+        ),
+    ] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FILE.npy: labels (N,) or targets; may be given several times."),
@@ -78,6 +84,7 @@ def complexity_command(
         _named_files(targets),
         classes=classes,
         outputs=_logits(output),
+        vocabularies=tuple(vocabulary or ()),
         teacher=teacher,
         teacher_weights=teacher_weights,
         trust_code=trust_code,

@@ -135,6 +135,7 @@ def read_task(
     *,
     classes: int,
     outputs: int | tuple[int, int],
+    vocabularies: tuple[int, ...] = (),
     teacher: str | None = None,
     teacher_weights: Path | None = None,
     trust_code: bool = False,
@@ -148,7 +149,8 @@ def read_task(
     weights
         A safetensors file or a torch state dict.
     inputs
-        An npy file, (N, …), as the model takes them: normalised.
+        An npy file, (N, …), as the model takes them: normalised. Of a model of text integers, the
+        tokens (N, T), of K tokenizers (N, K, T), padded with −1.
     targets
         npy files by name. Integers (N,) are labels and are coded as `label_targets` codes them;
         numbers (N,) are targets of the output that is measured; numbers (N, C) are targets of every
@@ -157,6 +159,8 @@ def read_task(
         C, the model's outputs.
     outputs
         The output that is measured, or two for their difference.
+    vocabularies
+        Of a model of text: how many tokens each tokenizer has.
     teacher, teacher_weights
         A second network, like the model, whose kernel is compared with the model's.
 
@@ -165,16 +169,17 @@ def read_task(
     DistillensError
         One of its kinds: a file is missing or damaged, or does not fit the others.
     """
-    x = _array(inputs)
-    if x.ndim < 2 or len(x) == 0 or not np.issubdtype(x.dtype, np.floating):
-        raise DataError(
-            f"{inputs} has shape {x.shape} and type {x.dtype}; give floating-point inputs (N, ...) "
-            "as the model takes them"
-        )
+    x = _tokens(inputs, vocabularies) if vocabularies else _numbers(inputs)
 
     def read(described: str, stored: Path) -> nn.Module:
-        recipe = _model_recipe(described)
-        network = build_model(recipe, x.shape[1:], classes, seed=0, trust_code=trust_code)
+        network = build_model(
+            _model_recipe(described),
+            tuple(x.shape[1:]),
+            classes,
+            seed=0,
+            vocabularies=vocabularies,
+            trust_code=trust_code,
+        )
         load_weights(stored, network)
         return network.eval()
 
@@ -193,11 +198,49 @@ def read_task(
     }
     integers = [name for name, values in arrays.items() if _are_labels(values)]
     labels = integers[0] if len(integers) == 1 else None
-    return ArrayTask(network, torch.as_tensor(x), coded, outputs, labels, other)
+    return ArrayTask(network, x, coded, outputs, labels, other)
+
+
+def _numbers(path: Path) -> Tensor:
+    found = _array(path)
+    if found.ndim < 2 or len(found) == 0 or not np.issubdtype(found.dtype, np.floating):
+        tokens = ", or the size of the vocabulary for tokens" if _whole(found) else ""
+        raise DataError(
+            f"{path} has shape {found.shape} and type {found.dtype}; give floating-point inputs "
+            f"(N, ...) as the model takes them{tokens}"
+        )
+    return torch.as_tensor(found)
+
+
+def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
+    """Read tokens: a row of each tokenizer where there are several."""
+    if min(vocabularies) < 1:
+        raise DataError(f"a vocabulary has at least one token, got {min(vocabularies)}")
+    found = _array(path)
+    K = len(vocabularies)
+    shape_fits = found.ndim == 2 if K == 1 else found.ndim == 3 and found.shape[1] == K
+    if not shape_fits or found.size == 0 or not _whole(found):
+        wanted = "(N, T)" if K == 1 else f"(N, {K}, T)"
+        raise DataError(
+            f"{path} has shape {found.shape} and type {found.dtype}; tokens are integers {wanted}, "
+            "padded with -1"
+        )
+    for number, size in enumerate(vocabularies):
+        mine = found if K == 1 else found[:, number]
+        if mine.min() < -1 or mine.max() >= size:
+            raise DataError(
+                f"{path} has tokens from {mine.min()} to {mine.max()}; tokens of a vocabulary of "
+                f"{size} go from 0 to {size - 1}, and -1 pads"
+            )
+    return torch.as_tensor(found.astype(np.int64))
+
+
+def _whole(values: NDArray[np.generic]) -> bool:
+    return np.issubdtype(values.dtype, np.integer)
 
 
 def _are_labels(values: NDArray[np.generic]) -> bool:
-    return values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
+    return values.ndim == 1 and _whole(values)
 
 
 def _model_recipe(model: str) -> ModelRecipe:
