@@ -16,16 +16,18 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from distillens.cli import main
 from distillens.data import Batches, DataRecipe, load_splits
 from distillens.errors import DataError, ModelError, RecipeError, RunError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
+from distillens.models.programs import read_onnx
 from distillens.results import KernelComplexity, from_json
 from distillens.runs import Run, read_arrays
 from distillens.study import read_recipe, run
-from distillens.study.export import export_run
+from distillens.study.export import export_run, load_export
 from distillens.study.remeasure import measure_run, read_task
 
 pytest.importorskip("tokenizers")
@@ -474,8 +476,75 @@ def test_a_study_of_text_is_a_study(study: dict[str, Any], tmp_path: Path) -> No
         if json.loads(path.with_suffix(".json").read_text())["checkpoint"] == digest
     }
     torch.testing.assert_close(torch.from_numpy(np.load(block)), logits)
-    with pytest.raises(RunError, match="is a run of text, of which export makes no programs"):
-        export_run(out, student="no KD")
     # The complexity command goes over the run again.
     again = measure_run(out, ["examples=10", "epochs=[4]"])
     assert again.complexity[0].examples == 10
+
+
+class Both(nn.Module):
+    """Reads the rows of two tokenizers."""
+
+    def __init__(self, vocabularies: tuple[int, ...]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.EmbeddingBag(size + 1, 1) for size in vocabularies)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the sum over rows of the mean weight of a token; padding is one like others."""
+        first, second = self.tables
+        return first(tokens[:, 0] + 1) + second(tokens[:, 1] + 1)
+
+
+def both(input_shape: tuple[int, ...], outputs: int, vocabularies: tuple[int, ...]) -> nn.Module:
+    return Both(vocabularies)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "bert", "own"])
+def test_what_a_student_of_text_ships_reads_sentences(
+    study: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    from tokenizers import Tokenizer
+
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    students = {
+        "bert": {"name": study["teacher"]["model"]["name"], "tokenizer": 1, "pretrained": False},
+        "own": {"name": "test_text:both"},
+    }
+    study["student"]["model"] = students.get(kind, study["student"]["model"])
+    study |= {"supervisions": [{"kind": "one-hot"}], "complexity": None, "deviation": False}
+    run(study, tmp_path / "run", trust_code=True)
+    made = export_run(
+        tmp_path / "run",
+        formats=["safetensors", "torch", "onnx"],
+        out=tmp_path / "out",
+        trust_code=True,
+    )
+    shipped = {"encoder": [0], "bert": [1], "own": [0, 1]}[kind]
+    assert len(made.tokenizers) == len(shipped)
+    assert made.input_shape == ((2, 14) if kind == "own" else (14,))
+    assert all(file.stored_difference is not None for file in made.files)
+    splits = load_splits(read_recipe(tmp_path / "run" / "recipe.yaml", trust_code=True).data)
+    words = [sentence for sentence, _ in sentences(30, 10)]
+    rows = []
+    for place, name in zip(shipped, made.tokenizers, strict=True):
+        reader = Tokenizer.from_file(str(tmp_path / "out" / name))
+        assert reader.to_str() == Tokenizer.from_str(splits.tokenizers[place]).to_str()
+        # As a user reads: cut and padded to the length that the program takes.
+        length = 14 if place else 12
+        cut = [encoded.ids[:length] for encoded in reader.encode_batch(words)]
+        rows.append(torch.tensor([ids + [-1] * (14 - len(ids)) for ids in cut]))
+    tokens = rows[0] if len(rows) == 1 else torch.stack(rows, 1)
+    (stored,) = (tmp_path / "run" / "students").rglob("logits.npz")
+    wanted = torch.from_numpy(read_arrays(stored, "")["test"])
+    programs = [
+        load_export(tmp_path / "out", trust_code=True)[0],
+        torch.export.load(tmp_path / "out" / "model.pt2").module(),
+        read_onnx(tmp_path / "out" / "model.onnx"),
+    ]
+    with torch.no_grad():
+        for program in programs:
+            torch.testing.assert_close(program(tokens), wanted, rtol=1e-4, atol=1e-5)
+    (tmp_path / "run" / "tokenizers" / "0" / "tokenizer.json").unlink()
+    if kind != "bert":
+        with pytest.raises(RunError, match="cannot be read"):
+            export_run(tmp_path / "run", out=tmp_path / "again", trust_code=True)

@@ -201,7 +201,8 @@ class Export(_Result):
 
     ``input_shape`` is that of one input. Programs take float32 inputs in the unit that ``inputs``
     names and normalise them; the network whose weights the safetensors file holds takes
-    ``(inputs - mean) / deviation``, channel by channel.
+    ``(inputs - mean) / deviation``, channel by channel. Of a network of text all take int64 tokens
+    of the ``tokenizers``, which lie beside.
     """
 
     schema_version: int
@@ -225,6 +226,10 @@ class Export(_Result):
     files: tuple[ExportedFile, ...]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    vocabularies: tuple[int, ...] = ()
+    """Of text: how many tokens each tokenizer of the run has."""
+    tokenizers: tuple[str, ...] = ()
+    """Of text: the files of those that the inputs are made with, in the order of their rows."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from distillens.models.build import (
     check_model,
     check_outputs,
     count_parameters,
+    reads_one_tokenizer,
 )
 from distillens.models.cost import measure_cost
 from distillens.models.external import SequenceModel
@@ -14,7 +15,7 @@ from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
-from distillens.models.transformer import Encoder, LanguageModel
+from distillens.models.transformer import Encoder, LanguageModel, tokens_of
 from distillens.models.vgg import VGG16
 from distillens.models.weights import (
     digest_file,
@@ -44,5 +45,7 @@ __all__ = [
     "load_state",
     "load_weights",
     "measure_cost",
+    "reads_one_tokenizer",
     "save_weights",
+    "tokens_of",
 ]

@@ -214,6 +214,11 @@ def check_outputs(
         )
 
 
+def reads_one_tokenizer(recipe: ModelRecipe) -> bool:
+    """Say whether a model of text reads the tokens of one tokenizer, (B, T) like (B, K, T)."""
+    return recipe.name in BUILDERS or is_external(recipe.name)
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

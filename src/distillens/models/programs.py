@@ -36,15 +36,15 @@ def check_onnx() -> None:
             ) from None
 
 
-def write_torch(path: Path, module: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Write a module as a ``torch.export`` program of any batch size.
+def write_torch(path: Path, module: nn.Module, inputs: Tensor) -> None:
+    """Write a module as a ``torch.export`` program of any batch size, for inputs like these two.
 
     Raises
     ------
     ModelError
         It has Python that a program cannot hold, such as branches on values or a fixed batch size.
     """
-    program = _traced(path, module, input_shape)
+    program = _traced(path, module, inputs)
     with _saying_why(path):
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
@@ -57,8 +57,10 @@ def read_torch(path: Path) -> Program:
         return torch.export.load(path).module()
 
 
-def write_onnx(path: Path, module: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Write a module as ONNX, input ``inputs`` and output ``logits``, of any batch size.
+def write_onnx(path: Path, module: nn.Module, inputs: Tensor) -> None:
+    """Write a module as ONNX, input ``inputs`` and output ``logits``, for batches like these two.
+
+    The batch may have any size.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def write_onnx(path: Path, module: nn.Module, input_shape: tuple[int, ...]) -> N
         The ``onnx`` extra is missing, or as :func:`write_torch`.
     """
     check_onnx()
-    program = _traced(path, module, input_shape)
+    program = _traced(path, module, inputs)
     with _saying_why(path):
         exported = torch.onnx.export(
             program,
@@ -104,12 +106,13 @@ def read_onnx(path: Path) -> Program:
     return lambda inputs: torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
 
 
-def _traced(path: Path, module: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+def _traced(path: Path, module: nn.Module, inputs: Tensor) -> ExportedProgram:
     with _saying_why(path):
         # Two examples: the tracer takes a batch of one for a batch that is always one.
+        assert len(inputs) == 2
         return torch.export.export(
             module,
-            (torch.zeros(2, *input_shape),),
+            (inputs,),
             dynamic_shapes=({0: Dim("batch", min=1)},),
             strict=False,
         )

@@ -3,6 +3,7 @@
 Programs (torch.export, ONNX) hold the normalisation: they take float32 inputs of shape
 (N, \\*input_shape) as the data have them, pictures in [0, 1] (bytes divided by 255). The safetensors
 file holds the network alone; ``model.json`` beside it says what its inputs are normalised with.
+Networks of text take tokens, int64, of the tokenizer that lies beside them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from distillens.study.choosing import Choice, choose
 from distillens.study.networks import network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
+from distillens.study.shipped import Normalised, ShippedInputs
 
 FILES = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
 """Formats and the names of their files."""
@@ -52,22 +54,6 @@ TOLERANCE = 1e-4
 STORED_TOLERANCE = 1e-2
 """Between the network and the logits that the run stored, perhaps on a GPU with 10-bit products."""
 STORED_EXAMPLES = 128
-
-
-class Normalised(nn.Module):
-    """A network that normalises its inputs itself: ``network((inputs - mean) / deviation)``."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, network: nn.Module, mean: Tensor, deviation: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.network((inputs - self.mean) / self.deviation)
 
 
 @dataclass(frozen=True)
@@ -133,11 +119,14 @@ def export_run(
     recipe = read_recipe(run.recipe, trust_code=trust_code)
     choice = choose(recipe, result, student, seed)
     data = _read_data(run)
-    card = _card(recipe, choice, data)
+    shipped = ShippedInputs.of(recipe.student.model, data)
+    card = _card(recipe, choice, data, shipped)
     files = run.student(choice.place, choice.cell.supervision, choice.cell.seed)
     network = _network(card, _checkpoint(files, card), trust_code)
-    probe, notes = _probe(recipe, network, files, data)
+    probe, notes = _probe(recipe, network, files, data, shipped)
     target = _target(Path(out) if out is not None else None, card)
+    for place, name in zip(shipped.tokenizers, card.tokenizers, strict=True):
+        write_atomically(target / name, _tokenizer(run.tokenizer(place)))
     written = [
         _export_file(target / FILES[name], name, network, card, probe, trust_code)
         for name in dict.fromkeys(formats)
@@ -183,10 +172,7 @@ def default_folder(card: Export) -> Path:
 def _read_data(run: Run) -> dict[str, Any]:
     data = read_data(run)
     if data.get("vocabularies"):
-        raise RunError(
-            f"{run.folder} is a run of text, of which export makes no programs; take the student's "
-            f"safetensors from its folder and the tokenizer from {run.tokenizer(0)}"
-        )
+        return data
     if data.get("normalisation") is None or data.get("input_type") is None:
         raise RunError(
             f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "
@@ -195,8 +181,17 @@ def _read_data(run: Run) -> dict[str, Any]:
     return data
 
 
-def _card(recipe: Recipe, choice: Choice, data: dict[str, Any]) -> Export:
-    pictures = data["input_type"] == "uint8"
+def _tokenizer(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); run the recipe again in another --out"
+        ) from None
+
+
+def _card(recipe: Recipe, choice: Choice, data: dict[str, Any], shipped: ShippedInputs) -> Export:
+    normalisation = data.get("normalisation") or {"mean": (), "deviation": ()}
     return Export(
         schema_version=SCHEMA,
         study=recipe.name,
@@ -205,10 +200,10 @@ def _card(recipe: Recipe, choice: Choice, data: dict[str, Any]) -> Export:
         epoch=recipe.student.training.epochs,
         chosen_by=choice.why,
         model=recipe.student.model.model_dump(mode="json"),
-        input_shape=tuple(data["input_shape"]),
-        inputs="float32 in [0, 1]: bytes divided by 255" if pictures else "float32 as in the data",
-        mean=tuple(data["normalisation"]["mean"]),
-        deviation=tuple(data["normalisation"]["deviation"]),
+        input_shape=shipped.shape,
+        inputs=shipped.described,
+        mean=tuple(normalisation["mean"]),
+        deviation=tuple(normalisation["deviation"]),
         classes=tuple(data["classes"]),
         outputs=_outputs(recipe.loss, data["classes"]),
         weights_digest=choice.cell.weights_digest,
@@ -216,6 +211,8 @@ def _card(recipe: Recipe, choice: Choice, data: dict[str, Any]) -> Export:
         stored_tolerance=STORED_TOLERANCE,
         files=(),
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
+        vocabularies=shipped.vocabularies,
+        tokenizers=shipped.files,
     )
 
 
@@ -239,29 +236,34 @@ def _checkpoint(files: NetworkFiles, card: Export) -> Path:
     return path
 
 
-def _network(card: Export, weights: Path, trust_code: bool) -> Normalised:
+def _network(card: Export, weights: Path, trust_code: bool) -> nn.Module:
     outputs = 1 if len(card.classes) == 2 else len(card.classes)
-    recipe = ModelRecipe.model_validate(card.model)
-    network = build_model(recipe, card.input_shape, outputs, seed=0, trust_code=trust_code)
+    network = build_model(
+        ModelRecipe.model_validate(card.model),
+        card.input_shape,
+        outputs,
+        seed=0,
+        vocabularies=card.vocabularies,
+        trust_code=trust_code,
+    )
     load_weights(weights, network)
+    if card.vocabularies:
+        return network.requires_grad_(False).eval()
     shape = (1, -1, *[1] * (len(card.input_shape) - 1))
     mean, deviation = (torch.tensor(each).reshape(shape) for each in (card.mean, card.deviation))
     return Normalised(network, mean, deviation).requires_grad_(False).eval()
 
 
 def _probe(
-    recipe: Recipe, network: Normalised, files: NetworkFiles, data: dict[str, Any]
+    recipe: Recipe,
+    network: nn.Module,
+    files: NetworkFiles,
+    data: dict[str, Any],
+    shipped: ShippedInputs,
 ) -> tuple[_Probe, tuple[str, ...]]:
     generator = torch.Generator().manual_seed(0)
-    shape = data["input_shape"]
-    inputs: list[Tensor] = []
     # Two sizes, so that a program which only takes the batch it was traced with is found out.
-    for count in (1, 5):
-        if data["input_type"] == "uint8":
-            inputs.append(torch.rand(count, *shape, generator=generator))
-        else:
-            noise = torch.randn(count, *shape, generator=generator)
-            inputs.append(network.mean + network.deviation * noise)
+    inputs = [shipped.drawn(count, network, generator) for count in (1, 5)]
     stored, notes = None, ()
     try:
         splits = load_splits(recipe.data)
@@ -270,8 +272,7 @@ def _probe(
     except DataError as error:
         notes = (f"not compared with the run's stored logits: {error}",)
     else:
-        first = splits.train.inputs[:STORED_EXAMPLES]
-        inputs.append(first.float() / 255 if first.dtype == torch.uint8 else first)
+        inputs.append(shipped.taken(splits.train.inputs[:STORED_EXAMPLES]))
         stored = torch.from_numpy(network_logits(files)["train"][:STORED_EXAMPLES])
     outputs = tuple(network(each) for each in inputs)
     if stored is not None:
@@ -297,17 +298,17 @@ def _target(out: Path | None, card: Export) -> Path:
 
 
 def _export_file(
-    path: Path, kind: str, network: Normalised, card: Export, probe: _Probe, trust_code: bool
+    path: Path, kind: str, network: nn.Module, card: Export, probe: _Probe, trust_code: bool
 ) -> ExportedFile:
     try:
         if kind == "safetensors":
-            save_weights(path, network.network)
+            save_weights(path, network.network if isinstance(network, Normalised) else network)
             program: Program = _network(card, path, trust_code)
         elif kind == "torch":
-            write_torch(path, network, card.input_shape)
+            write_torch(path, network, probe.inputs[1][:2])
             program = read_torch(path)
         else:
-            write_onnx(path, network, card.input_shape)
+            write_onnx(path, network, probe.inputs[1][:2])
             program = read_onnx(path)
         difference, stored_difference = _compare(path, program, probe)
     except (CheckpointError, ModelError):
