@@ -92,6 +92,22 @@ def test_the_low_part_can_underfit_while_the_whole_slope_does_not_show_it():
     assert shown.underfit.verdict == "yes"
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_a_student_that_is_less_sure_of_everything_does_not_exaggerate(noise: float):
+    rng = np.random.default_rng(4)
+    x = rng.uniform(1, 6, size=600)
+    y = 0.3 * x + noise * rng.normal(size=600)
+    zeros = np.zeros_like(x)
+    shown = one(
+        np.stack([x, zeros], 1), np.stack([y, zeros], 1), rng.integers(2, size=600), kind="logits"
+    ).exaggeration
+    assert shown.underfit.share.value > 0.85
+    assert shown.underfit.beyond_high is not None
+    assert shown.underfit.beyond_high.value == pytest.approx(0, abs=0.15)
+    assert shown.underfit.verdict == shown.verdict == "less sure throughout"
+    assert "no more so where the teacher is unsure" in shown.reading
+
+
 def test_a_planted_five_percent_moves_the_robust_slope_least():
     rng = np.random.default_rng(3)
     x = rng.uniform(0.2, 6, size=1000)

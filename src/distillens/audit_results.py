@@ -13,7 +13,14 @@ from typing import Literal
 from distillens.json_result import Result as _Result
 from distillens.results import Agreement, Estimate, Interval
 
-Verdict = Literal["yes", "no more than a reference", "undecided", "not here", "too few examples"]
+Verdict = Literal[
+    "yes",
+    "no more than a reference",
+    "undecided",
+    "less sure throughout",
+    "not here",
+    "too few examples",
+]
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,9 @@ class Underfit(_Result):
     share: Estimate
     references: tuple[ReferenceShare, ...]
     verdict: Verdict
-    """Is the share above one half, and above that of every reference?"""
+    """Is the share above one half, above that of the high part, and above that of every reference?"""
+    beyond_high: Estimate | None = None
+    """How much larger it is than the same share of the high part; None in audits of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from distillens.measures.auditing.verdicts import (
     NEGLIGIBLE_SHARE,
     NEGLIGIBLE_SLOPE,
     judge,
+    particular,
     together,
 )
 from distillens.measures.bootstrap import Resampler
@@ -159,7 +160,8 @@ def _underfit(
     points = int(np.count_nonzero(low_N))
     if points == 0:
         return Underfit(0, Estimate(_NOTHING), (), "too few examples")
-    own = drawn_share(low_N, y_N < x_N, resampler)
+    # Points at the median count as high, so there always are some.
+    own, high = (drawn_share(part_N, y_N < x_N, resampler) for part_N in (low_N, ~low_N))
     found = []
     for name, reference_N in references.items():
         one = drawn_share(low_N, reference_N < x_N, resampler)
@@ -168,7 +170,8 @@ def _underfit(
         )
     share = sure_share(own, points, resampler)
     verdict = judge(points, (share,), [one.larger for one in found], 0.5, NEGLIGIBLE_SHARE)
-    return Underfit(points, share, tuple(found), verdict)
+    beyond_high = own.minus(high, resampler)
+    return Underfit(points, share, tuple(found), particular(verdict, beyond_high), beyond_high)
 
 
 def _place(

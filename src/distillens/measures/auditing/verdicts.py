@@ -54,9 +54,28 @@ def judge(
     return "no more than a reference"
 
 
+def particular(verdict: Verdict, beyond_high: Estimate) -> Verdict:
+    """Return the verdict of the underfit share, given how far it is beyond that of the high part.
+
+    A student that is less sure than its teacher where this is sure too does not exaggerate.
+    """
+    if verdict not in ("yes", "no more than a reference"):
+        return verdict
+    interval = beyond_high.interval
+    if interval is None or interval.low > 0:
+        return verdict
+    return "undecided" if interval.high > NEGLIGIBLE_SHARE else "less sure throughout"
+
+
 def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, str]:
     """Return one verdict for all, and a sentence; ``verdicts`` maps what was looked at to its own."""
-    order: tuple[Verdict, ...] = ("yes", "no more than a reference", "undecided", "not here")
+    order: tuple[Verdict, ...] = (
+        "yes",
+        "no more than a reference",
+        "undecided",
+        "less sure throughout",
+        "not here",
+    )
     found: Verdict = "too few examples"
     for verdict in order:
         if verdict in verdicts.values():
@@ -65,8 +84,11 @@ def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, s
     where = ", ".join(name for name, verdict in verdicts.items() if verdict == found)
     words = {
         "yes": f"The student exaggerates its teacher's confidence ({where}).",
-        "no more than a reference": f"Steeper than the teacher, but so is a reference ({where}).",
+        "no more than a reference": "As exaggeration would have it, but no more than under a "
+        f"reference ({where}).",
         "undecided": f"Undecided: an interval holds both answers ({where}).",
+        "less sure throughout": "Not here: the student is less sure than its teacher, but no more so "
+        "where the teacher is unsure.",
         "not here": "Not here: the student does not exaggerate its teacher's confidence.",
         "too few examples": f"Too few examples for a verdict (fewer than {FEWEST} in each part, "
         "or the teacher is equally sure of them).",
