@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 
 import distillens as dl
 from distillens.audit_results import Audit, SplitAudit
+from distillens.errors import MeasureError
 from distillens.measures import phi_from_logits
 from distillens.measures.auditing import audit_with_points, single_pass
 from distillens.measures.auditing.ledger import mcnemar_exact, net_gain
@@ -125,6 +126,14 @@ def test_a_planted_five_percent_moves_the_robust_slope_least():
     assert place.underfit_share.value == 1
     assert place.underfit_share_of_others.value == 0
     assert place.more_underfit.value == 1
+
+
+def test_truth_values_are_labels_of_two_classes_only():
+    teacher, student, labels = made(examples=100)
+    with pytest.raises(MeasureError, match="type bool; give integers"):
+        one(teacher, student, labels > 1)
+    two = teacher[:, :2], student[:, :2], labels > 1
+    assert one(*two) == one(*two[:2], two[2].astype(int))
 
 
 def test_an_audit_of_few_examples_says_so():

@@ -21,7 +21,8 @@ from pyarrow import parquet
 from test_data import pictures, write_idx
 from test_folders import class_folders
 
-from distillens.models import ModelRecipe, build_model, save_weights
+from distillens.errors import CheckpointError
+from distillens.models import ModelRecipe, build_model, load_weights, save_weights
 
 LABELS = np.arange(20) % 3
 FLOATS = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
@@ -383,3 +384,33 @@ def test_what_a_good_recipe_says_is_no_error(recipe: Callable[..., Path], tmp_pa
     ):
         out = tmp_path / f"run-{len(teacher)}"
         assert command("run", recipe(teacher=teacher), "--out", out) == 0
+
+
+def test_a_folder_whose_data_were_refused_takes_the_mended_recipe(
+    tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = tiny["data"].pop("test_size")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    out = tmp_path / "out"
+    assert "set data.test_size" in refused(capsys, "run", path, "--out", out)
+    assert command("run", path, f"data.test_size={size}", "--out", out) == 0
+    # From now on the folder is this recipe's.
+    assert "made by another recipe" in refused(
+        capsys, "run", path, "data.test_size=90", "--out", out
+    )
+
+
+def test_a_recipe_that_is_no_file_is_no_name_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nope.yaml does not exist" in refused(capsys, "run", tmp_path / "nope.yaml")
+    assert "is no file" in refused(capsys, "run", tmp_path)
+    assert "did you mean 'digits'" in refused(capsys, "run", "digts")
+
+
+def test_a_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
+    junk = tmp_path / "weights.pt"
+    junk.write_text("hello there\n")
+    with pytest.raises(CheckpointError, match="neither safetensors nor a file of"):
+        load_weights(junk, torch.nn.Linear(1, 1))

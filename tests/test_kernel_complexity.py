@@ -150,6 +150,8 @@ def files(network: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> list[str]
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     np.save(tmp_path / "x.npy", inputs.numpy())
     np.save(tmp_path / "labels.npy", np.arange(EXAMPLES) % 3)
+    np.save(tmp_path / "floats.npy", np.arange(EXAMPLES) % 3.0)
+    np.save(tmp_path / "words.npy", np.array(["a", "b"] * (EXAMPLES // 2)))
     np.save(tmp_path / "teacher.npy", np.random.default_rng(0).standard_normal((EXAMPLES, 3)))
     arguments = ["complexity", "--model", "lenet5", "--weights", "w.safetensors"]
     arguments += ["--inputs", "x.npy", "--classes", "3"]
@@ -184,6 +186,18 @@ def test_the_command_codes_labels_and_takes_a_column_of_targets(
     assert found.targets[1].target_size == pytest.approx(np.sqrt(np.mean(teacher**2)))
 
 
+def test_arrays_of_another_byte_order_are_the_same(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*files, "--targets", f"y={tmp_path}/labels.npy", "--no-profile", "--json"]
+    wanted = from_json(KernelComplexity, run(arguments, capsys)[1], "the output")
+    for name in ("x", "labels"):
+        given = np.load(tmp_path / f"{name}.npy")
+        np.save(tmp_path / f"{name}.npy", given.astype(given.dtype.newbyteorder()))
+    found = from_json(KernelComplexity, run(arguments, capsys)[1], "the output")
+    assert found.targets == wanted.targets
+
+
 def test_the_plan_computes_nothing(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +215,13 @@ def test_the_plan_computes_nothing(
         (["--targets", "y=HERE/teacher.npy", "--output", "5-0"], "no output 5"),
         (["--targets", "y=HERE/labels.npy", "--output", "a"], "neither a logit"),
         (["--targets", "y=HERE/w.safetensors"], "no readable npy"),
+        (
+            ["--targets", "y=HERE/floats.npy"],
+            "whole numbers from 0 to 2 as float64; give labels as",
+        ),
+        (["--targets", "y=HERE/words.npy"], "labels are integers, targets are floats"),
+        (["--targets", "y=HERE/labels.npy", "--max-memory", "-1"], "--max-memory is -1"),
+        (["examples=5", "--targets", "y=HERE/labels.npy"], "'examples=5' stands where a run"),
         ([], "at least one --targets"),
     ],
 )

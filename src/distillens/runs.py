@@ -36,6 +36,9 @@ from distillens.errors import RunError
 from distillens.npz import load_npz
 from distillens.results import WRITE_AGAIN, StudyResult, from_json
 
+LOCK = ".lock"
+"""The file in a run folder that the process which works on it holds."""
+
 FREE_KEYS = (
     "data.path", "description", "complexity", "deviation", "cache_gigabytes", "trackers",
 )  # fmt: skip
@@ -211,7 +214,10 @@ def open_run(
         _refuse_links(run)
         write_atomically(run.recipe, _as_yaml(recipe))
         return run
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A lock alone is left of a run whose data were refused.
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())
+    ):
         raise RunError(f"{folder} exists and is no run folder; choose another --out")
     write_atomically(run.recipe, _as_yaml(recipe))
     return run
@@ -237,7 +243,7 @@ def locked(run: Run) -> Iterator[None]:
     RunError
         Another process is working on it.
     """
-    lock = os.open(run.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    lock = os.open(run.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 
 from distillens.errors import RecipeError
 
@@ -165,7 +166,7 @@ def settings_command(
     ] = False,
 ) -> None:
     """Print one line a run and supervision: slopes, accuracies, what disobeying brought."""
-    from distillens.report import settings_markdown, settings_table
+    from distillens.report import settings_blocks, settings_markdown, settings_table
     from distillens.results import to_json
     from distillens.study.settings import measure_settings
 
@@ -177,4 +178,7 @@ def settings_command(
     elif markdown:
         typer.echo(settings_markdown(result), nl=False)
     else:
-        console.print(settings_table(result))
+        table = settings_table(result)
+        unbounded = console.options.update(max_width=10_000)
+        fits = Measurement.get(console, unbounded, table).minimum <= console.width
+        console.print(table if fits else settings_blocks(result))

@@ -48,7 +48,7 @@ def complexity_command(
         list[str] | None,
         typer.Option(help="NAME=FILE.npy: labels (N,) or targets; may be given several times."),
     ] = None,
-    classes: Annotated[int | None, typer.Option(help="The model's outputs.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="The model's outputs.")] = None,
     output: Annotated[str, typer.Option(help="A logit, or A-B for a difference of two.")] = "0",
     ridge: Annotated[float, typer.Option(help="Share of the mean diagonal to add to it.")] = 0.0,
     teacher: Annotated[
@@ -68,7 +68,12 @@ def complexity_command(
     ] = False,
 ) -> None:
     """Measure how hard targets are: of a finished run again, or of a model and arrays."""
-    if (run is None) == (model is None):
+    if run is not None and model is not None:
+        raise RecipeError(
+            f"{str(run)!r} stands where a run or its KEY=VALUE go, which --model does not take; "
+            "give either a run or --model"
+        )
+    if run is None and model is None:
         raise RecipeError("give either a run or --model with --weights, --inputs and --targets")
     if run is not None:
         _measure_run(run, overrides or [], plan, as_json, trust_code)
@@ -77,6 +82,8 @@ def complexity_command(
 
     if weights is None or inputs is None or not targets or classes is None or model is None:
         raise RecipeError("--model needs --weights, --inputs, --classes and at least one --targets")
+    if max_memory is not None and max_memory <= 0:
+        raise RecipeError(f"--max-memory is {max_memory:g}; give gigabytes above 0")
     task = read_task(
         model,
         weights,

@@ -298,7 +298,9 @@ def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool
         raise SingularGramError(f"{what} is singular: it is zero")
     if failed or smallest <= limit * size:
         advice = max(1e-6 * size, 10 * limit * size, -10 * smallest)
+        share = advice / float(np.trace(gram_NN) / len(gram_NN))
         raise SingularGramError(
-            f"{what} is singular to rounding: {values}; leave out duplicate examples, "
-            f"compute it in float64 or add a ridge such as {advice:.1g}"
+            f"{what} is singular to rounding: {values}; leave out duplicate examples, take "
+            f"float64 if it was made in float32, or add a ridge such as {advice:.1g} "
+            f"({share:.1g} of the mean diagonal)"
         )

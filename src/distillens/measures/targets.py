@@ -124,7 +124,8 @@ def check_labels(labels_N: ArrayLike, classes: int) -> NDArray[np.integer]:
         raise MeasureError(
             f"{classes} classes; labels need at least 2 (one output means 2 classes)"
         )
-    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+    # Truth values are classes where there are two; with more they are a mask that was meant elsewhere.
+    if labels.ndim != 1 or labels.dtype.kind not in ("iub" if classes == 2 else "iu"):
         raise MeasureError(
             f"labels have shape {labels.shape} and type {labels.dtype}; give integers, shape (N,)"
         )

@@ -243,4 +243,7 @@ def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"model {name!r} cannot be imported: {error}") from None
+        raise RecipeError(
+            f"model {name!r} cannot be imported: {error}; a file {module}.py must lie on Python's "
+            "path: PYTHONPATH=. adds the current folder"
+        ) from None

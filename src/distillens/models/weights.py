@@ -65,6 +65,9 @@ def load_safely(path: Path) -> Any:
         ) from None
     except DAMAGE as error:
         text = " ".join(str(error).split())[:120] or "it ends too early"
+        if isinstance(error, KeyError):
+            # Which key torch's reader lacked says nothing to the file's owner.
+            text = "it is neither safetensors nor a file of torch.save"
         raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
 
 

@@ -10,7 +10,7 @@ from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.language_table import language_table
 from distillens.report.page import render
 from distillens.report.profile_table import profile_table, teacher_kernel_line
-from distillens.report.settings_table import settings_markdown, settings_table
+from distillens.report.settings_table import settings_blocks, settings_markdown, settings_table
 from distillens.report.table import accuracy_table, markdown_table
 from distillens.report.write import write_report
 from distillens.report.write_audit import write_audit, write_run_audit
@@ -31,6 +31,7 @@ __all__ = [
     "profile_table",
     "render",
     "run_audit_text",
+    "settings_blocks",
     "settings_markdown",
     "settings_table",
     "teacher_kernel_line",

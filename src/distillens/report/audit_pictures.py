@@ -119,10 +119,12 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
                 (*curves, Curve(diagonal, diagonal, "", _GREY, "dotted")),
             )
         )
+    thinned = any(len(one.sample.x) < one.split.examples for one in drawn)
     return Picture(
         f"{_title(student)}: confidence",
         tuple(panels),
-        "Below the dotted diagonal the student is less sure than the teacher; points thinned at random",
+        "Below the dotted diagonal the student is less sure than the teacher"
+        + ("; points thinned at random" if thinned else ""),
     )
 
 

@@ -63,7 +63,11 @@ def profile_lines(profile: GramProfile) -> list[str]:
     bounds = [row.bound for row in profile.targets if row.bound is not None]
     if bounds:
         said.append(f"risk of the kernel's fit, with probability {1 - bounds[0].delta:g}")
-    notes = dict.fromkeys(note for bound in bounds for note in bound.notes)
+    whose: dict[str, list[str]] = {}
+    for row in profile.targets:
+        for note in row.bound.notes if row.bound is not None else ():
+            whose.setdefault(note, []).append(row.name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in whose.items()]
     return [*said, *map(printable, [*notes, *profile.notes])]
 
 

@@ -33,6 +33,18 @@ def settings_table(settings: Settings) -> Table:
     return table
 
 
+def settings_blocks(settings: Settings) -> Table:
+    """Return the settings for a narrow terminal, a line a number: no number is ever cut."""
+    table = Table.grid(padding=(0, 2))
+    table.caption, table.caption_justify = Text(_caption(settings)), "left"
+    for setting in settings.settings:
+        for split in setting.splits:
+            for heading, cell in zip(_HEADINGS, _cells(setting, split), strict=True):
+                table.add_row(Text(heading), Text(printable(cell)))
+            table.add_row()
+    return table
+
+
 def settings_markdown(settings: Settings) -> str:
     """Return the settings as Markdown, a row a split, the caption as a paragraph below."""
     lines = [markdown_line(list(_HEADINGS))]

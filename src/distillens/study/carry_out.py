@@ -84,7 +84,13 @@ def run(
     open_run(folder, recipe.model_dump(mode="json"), _as_now)
     with locked(opened):
         accelerator.wait_for_everyone()
-        return _carry_out(recipe, opened, accelerator, trust_code, progress, spread)
+        try:
+            return _carry_out(recipe, opened, accelerator, trust_code, progress, spread)
+        except BaseException:
+            # Nothing was made yet with a recipe whose data were refused: it may be mended.
+            if not opened.data.is_file():
+                opened.recipe.unlink(missing_ok=True)
+            raise
 
 
 def _carry_out(

@@ -102,6 +102,9 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
     if not _is_file(path):
         shipped = shipped_recipes()
         if str(where) not in shipped:
+            if path.suffix in (".yaml", ".yml") or path.exists():
+                what = "is no file" if path.exists() else "does not exist"
+                raise RecipeError(f"the recipe {path} {what}")
             raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
         path = shipped[str(where)]
     try:

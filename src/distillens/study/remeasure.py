@@ -243,6 +243,12 @@ def _are_labels(values: NDArray[np.generic]) -> bool:
     return values.ndim == 1 and _whole(values)
 
 
+def _like_labels(values: NDArray[np.generic], classes: int) -> bool:
+    """Say whether floats are the numbers of three classes or more: hardly what one output shall give."""
+    found = np.unique(values.astype(np.float64))
+    return 2 < len(found) <= classes and bool(np.isin(found, np.arange(classes)).all())
+
+
 def _model_recipe(model: str) -> ModelRecipe:
     try:
         content = yaml.safe_load(model)
@@ -264,7 +270,8 @@ def _array(path: Path) -> NDArray[np.generic]:
         raise DataError(f"{path} is no readable npy file: {' '.join(str(error).split())}") from None
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path} holds several arrays; give an npy file with one")
-    return found
+    # torch takes numbers in the byte order of the machine alone.
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
 
 
 def _targets(
@@ -274,6 +281,10 @@ def _targets(
     classes: int,
     outputs: int | tuple[int, int],
 ) -> NDArray[np.float64]:
+    if not _whole(values) and not np.issubdtype(values.dtype, np.floating):
+        raise MeasureError(
+            f"{path} has type {values.dtype}; labels are integers, targets are floats"
+        )
     if values.ndim not in (1, 2) or len(values) != examples:
         raise MeasureError(
             f"{path} has shape {values.shape} for {examples} inputs; "
@@ -283,6 +294,11 @@ def _targets(
         coded = label_targets(values, max(classes, 2), coding_of(classes))
         values = coded if coded.ndim == 2 else coded[:, None]
     elif values.ndim == 1:
+        if _like_labels(values, classes):
+            raise MeasureError(
+                f"{path} holds whole numbers from 0 to {values.max():g} as {values.dtype}; give labels "
+                f"as integers, or targets of every output, ({examples}, {classes})"
+            )
         return values.astype(np.float64)
     if values.shape[1] != classes:
         raise MeasureError(f"{path} has {values.shape[1]} columns; the model has {classes} outputs")

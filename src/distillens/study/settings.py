@@ -40,7 +40,11 @@ def measure_settings(
     """
     found: list[Setting] = []
     notes: list[str] = []
+    seen: set[Path] = set()
     for folder in folders:
+        if (place := Path(folder).resolve()) in seen:
+            raise RunError(f"{folder} was given twice; give each run once")
+        seen.add(place)
         run = finished_run(Path(folder), trust_code=trust_code)
         lines = _settings_of(run, resamples)
         if not lines:
