@@ -139,7 +139,7 @@ DATA: dict[str, tuple[str, Callable[[Path], Path], str]] = {
         "npz", npz(train_inputs=other_value(FLOATS.astype(float), 2, 1e300)), "infinity",
     ),
     "integer inputs": ("npz", npz(train_inputs=FLOATS.astype(int)), "uint8 or floating point"),
-    "words as inputs": ("npz", npz(train_inputs=FLOATS.astype(str)), "no arrays of numbers"),
+    "words as inputs": ("npz", npz(train_inputs=FLOATS.astype(str)), "inputs are no array of numbers"),
     "a number as inputs": ("npz", npz(train_inputs=np.float32(1)), "a single number"),
     "inputs of five axes": (
         "npz", npz(train_inputs=FLOATS[:, :, None, None, None]), "inputs must be",
@@ -161,7 +161,9 @@ DATA: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "NaN labels": (
         "npz", npz(train_labels=other_value(LABELS * 1.0, 0, np.nan)), "one integer an example",
     ),
-    "words as labels": ("npz", npz(train_labels=LABELS.astype(str)), "no arrays of numbers"),
+    "words as labels": (
+        "npz", npz(train_labels=LABELS.astype(str)), "labels are no array of numbers but of <U",
+    ),
     "one-hot labels": ("npz", npz(train_labels=np.eye(3)[LABELS].astype(int)), "one integer"),
     "one name of a class": ("npz", npz(classes=np.array("a")), "classes"),
     "too few labels": ("npz", npz(train_labels=LABELS[:19]), "20 inputs but 19 labels"),
@@ -404,8 +406,7 @@ def test_a_folder_whose_data_were_refused_takes_the_mended_recipe(
 def test_a_recipe_that_is_no_file_is_no_name_either(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "nope.yaml does not exist" in refused(capsys, "run", tmp_path / "nope.yaml")
-    assert "is no file" in refused(capsys, "run", tmp_path)
+    assert "nope.yaml; check the path" in refused(capsys, "run", tmp_path / "nope.yaml")
     assert "did you mean 'digits'" in refused(capsys, "run", "digts")
 
 

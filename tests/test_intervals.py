@@ -22,6 +22,9 @@ def test_student_t_of_three_seeds():
 def test_one_seed_has_no_interval_over_seeds():
     assert mean_over_seeds([0.5]).interval is None
     assert paired_gain([0.5], [0.4]).interval is None
+    wide = paired_gain([0.1, 0.9], [0.6, 0.5]).interval
+    assert wide is not None
+    assert (wide.low, wide.high) == (-1, 1)
 
 
 def test_student_t_covers():

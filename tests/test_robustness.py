@@ -190,7 +190,7 @@ def test_one_class_is_no_task(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_inputs=inputs, train_labels=labels)
     with pytest.raises(DataError, match="one class"):
         load_splits(DataRecipe(source="npz", path=str(tmp_path / "a.npz"), test_size=2))
-    with pytest.raises(DataError, match="no arrays of numbers"):
+    with pytest.raises(DataError, match="labels are no array of numbers"):
         examples_from_arrays(inputs, np.array(["a"] * 8))
 
 

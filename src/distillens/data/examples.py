@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,10 +129,7 @@ def examples_from_arrays(
     DataError
         Lengths differ, nothing is there, a value is not finite, or a label is out of range.
     """
-    try:
-        tensor, label = torch.as_tensor(inputs), torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: these are no arrays of numbers: {error}") from None
+    tensor, label = _numbers(inputs, f"{where}: inputs"), _numbers(labels, f"{where}: labels")
     if tensor.ndim == 0:
         raise DataError(f"{where}: inputs are a single number; give (N, …)")
     tensor = _inputs(tensor, where)
@@ -149,6 +147,17 @@ def examples_from_arrays(
     check_labels(label, count, where)
     names = tuple(classes) if classes else tuple(str(c) for c in range(count))
     return Examples(tensor, label, torch.arange(len(label)), names)
+
+
+def _numbers(values: Any, what: str) -> Tensor:
+    if isinstance(values, np.ndarray):
+        # torch takes numbers in the byte order of the machine alone.
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise DataError(f"{what} are no array of numbers but of {kind}") from None
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:

@@ -105,7 +105,8 @@ def paired_gain(
     estimate = mean_over_seeds(list(values - baseline), level)
     if estimate.interval is None:
         return estimate
-    low, high = estimate.interval.low, estimate.interval.high
+    # No two accuracies differ by more than 1.
+    low, high = max(-1.0, estimate.interval.low), min(1.0, estimate.interval.high)
     method = f"Student t over {len(values)} differences paired by seed"
     return Estimate(estimate.value, Interval(low, high, level, method))
 

@@ -102,9 +102,8 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
     if not _is_file(path):
         shipped = shipped_recipes()
         if str(where) not in shipped:
-            if path.suffix in (".yaml", ".yml") or path.exists():
-                what = "is no file" if path.exists() else "does not exist"
-                raise RecipeError(f"the recipe {path} {what}")
+            if path.suffix in (".yaml", ".yml"):
+                raise RecipeError(f"there is no recipe {path}; check the path")
             raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
         path = shipped[str(where)]
     try:

@@ -132,7 +132,7 @@ def _check_count(count: int, most: int, what: str) -> None:
     if not 1 <= count <= most:
         raise MeasureError(
             f"{count} eigenvectors were asked for, {what} have at most {most}; "
-            "give more examples, another layer or pairs of lower indices"
+            "give more examples, another layer or pairs of lower indices (bottom=, --bottom)"
         )
 
 
@@ -143,5 +143,5 @@ def _check_rank(values_K: Array, size: int, what: str) -> None:
         rank = int(np.count_nonzero(values_K > limit))
         raise MeasureError(
             f"the {what} have {rank} directions to rounding, {len(values_K)} were asked for; "
-            "give more examples or another layer"
+            "give more examples, another layer or pairs of lower indices (bottom=, --bottom)"
         )
