@@ -109,20 +109,22 @@ def test_a_network_that_computes_a_gram_of_its_own_ends(monkeypatch: pytest.Monk
     monkeypatch.setattr("distillens.kernel.plan._FORWARD_NUMBERS", 1)
     torch.set_num_threads(4)
 
+    # Made before any pass: passes beside each other share one source of random weights.
+    another, inputs = network(), examples()[:4]
+    size = EmpiricalNTK(another, outputs=0).gram(inputs).values.sum()
+
     class Curious(nn.Module):
-        """Adds a number that another network's kernel gives."""
+        """Multiplies by a number that another network's kernel gives."""
 
         def __init__(self) -> None:
             super().__init__()
             self.inner = network()
-            self.size = EmpiricalNTK(network(), outputs=0).gram(examples()[:4]).values.sum()
 
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
-                other = EmpiricalNTK(network(), outputs=0).gram(examples()[:4]).values.sum()
-            return self.inner(x) * (other / self.size).to(x.dtype)
+                other = EmpiricalNTK(another, outputs=0).gram(inputs).values.sum()
+            return self.inner(x) * (other / size).to(x.dtype)
 
-    inputs = examples()[:4]
     done = EmpiricalNTK(Curious(), outputs=0).gram(inputs)
     assert done.plan.sizes.beside == 2
     wanted = EmpiricalNTK(network(), outputs=0).gram(inputs).values

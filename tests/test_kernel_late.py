@@ -14,6 +14,7 @@ from distillens.kernel.late import Late
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import Outputs
 from distillens.kernel.rows import mirror
+from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.ways import Speed
 
 FORMS: tuple[Outputs, ...] = (1, "class-diagonal", "trace", "full")
@@ -120,7 +121,7 @@ def test_parts_contract_as_their_gradients_do(
     equation = "bcp,dep->bcde" if pairing == "full" else "bcp,dcp->cbd"
     wanted = torch.einsum(equation, written, written)
     tile, kept = torch.zeros_like(wanted), Late(parts)
-    kept.add(tile, pairing, torch.empty(kept.shape.scratch(5), dtype=torch.float64))
+    kept.add(tile, pairing, torch.empty(kept.shape.gradients(5), dtype=torch.float64))
     mirror(tile, pairing)
     torch.testing.assert_close(tile, wanted)
 
@@ -180,6 +181,63 @@ def test_late_convolutions_take_less_room_than_their_gradients(
     assert ways(written)["2.weight"] != "late"
     assert kept.plan.layers[1].held == 32 * 4**2 + 64 * 2**2
     torch.testing.assert_close(kept.values, written.values, rtol=1e-5, atol=1e-4)
+
+
+class Unlike(nn.Module):
+    """A convolution whose patches take most room, and a linear map whose gradients do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(64, 64, 3, padding=1), nn.Linear(64, 1024)
+        self.head = nn.Linear(1024, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(self.first(x).tanh().flatten(2).mT)
+        return self.head(hidden.tanh().mean(dim=1))
+
+
+@pytest.mark.parametrize("examples", [40, 80])
+def test_uses_that_take_room_in_other_ways_fit_the_plan_together(examples: int) -> None:
+    kernel = EmpiricalNTK(Unlike().eval(), outputs=0)
+    inputs = torch.randn(examples, 64, 4, 4, generator=torch.Generator().manual_seed(0))
+    with LiveBytes() as live:
+        found = kernel.gram(inputs)
+    assert {ways(found)[f"{name}.weight"] for name in ("first", "second")} == {"late"}
+    assert live.peak <= found.plan.memory + 8192  # indices and a few numbers of each layer
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((3, 3), (1, 1), (1, 1)), ((2, 2), (4, 4), (0, 0)), ((3, 2), (3, 1), (2, 0))],
+)
+def test_what_columns_make_is_known(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], last: bool
+) -> None:
+    high, wide = padding
+    window = Window(kernel, stride, (wide, wide, high, high), (1, 1), 1)
+    pictures = torch.randn(5, 6, 12, 12)
+    if last:
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+    positions = nn.functional.unfold(pictures, kernel, stride=stride, padding=padding).shape[2]
+    gradients = torch.randn(5, 1, 1, 4, positions).mT
+    factor = Patched(pictures, window, gradients, ("weight",))
+    with LiveBytes() as live:
+        found = factor.columns(slice(1, 4), slice(2 * factor.unit, 5 * factor.unit))
+    unfolded = nn.functional.unfold(pictures[1:4, 2:5], kernel, stride=stride, padding=padding)
+    torch.testing.assert_close(found, unfolded.mT)
+    assert live.peak <= 4 * 3 * factor.made * 3 * factor.unit
+
+
+def test_inputs_are_made_of_as_many_examples_as_a_cache_holds() -> None:
+    shape = late.LateShape(outputs=1, fan_out=64, fan_in=900, unit=9, made=100)
+    assert shape.columns(256) == 900
+    # 2²⁰ numbers over 100 · 900 an example.
+    assert shape.step(256) == 11
+    assert shape.step(7) == 7
+    wide = late.LateShape(outputs=1, fan_out=64, fan_in=900, unit=9, made=2000)
+    assert wide.step(256) == 1
+    assert late.late_scratch([shape, wide], 256) == 256 * 64 * 900 + 2000 * 900
 
 
 class Sliced(nn.Module):

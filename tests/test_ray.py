@@ -19,7 +19,7 @@ import yaml
 import distillens
 from distillens.cli import main
 from distillens.errors import RecipeError, RunError
-from distillens.integrations.ray import ray_workers
+from distillens.integrations.ray import _end, ray_workers
 from distillens.progress import Advance
 from distillens.study.elsewhere import train_elsewhere
 from distillens.study.students import Spread, Student
@@ -114,6 +114,25 @@ def test_an_interrupted_run_is_taken_up_again(
     assert {cell: cell.read_bytes() for cell in kept} == kept
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+def test_a_second_interruption_leaves_no_task_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    forced: list[tuple[str, bool]] = []
+    waits = iter((KeyboardInterrupt, None))
+
+    def wait(tasks: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        if interruption := next(waits):
+            raise interruption
+        return tasks, []
+
+    monkeypatch.setattr(ray, "cancel", lambda task, force=False: forced.append((task, force)))
+    monkeypatch.setattr(ray, "wait", wait)
+    tasks: Any = ["one", "two"]
+    with pytest.raises(KeyboardInterrupt):
+        _end(tasks)
+    assert forced == [("one", False), ("two", False), ("one", True), ("two", True)]
+    assert next(waits, "waited") == "waited"
 
 
 def test_a_students_error_is_the_same_line(

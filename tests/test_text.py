@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distillens.cli import main
 from distillens.data import Batches, DataRecipe, load_splits
-from distillens.errors import DataError, ModelError, RecipeError, RunError
+from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
 from distillens.models.programs import read_onnx
@@ -409,6 +409,12 @@ def test_tokens_that_do_not_fit_are_one_line(
     assert "tokens are integers (N, T)" in said(60)
     assert "tokens of a vocabulary of 20 go from 0 to 19" in said(60, 20)
     assert "at least one token, got 0" in said(60, 0)
+    tokens = np.load(tmp_path / "tokens.npy")
+    for place, name in (((3, 1, 2), "gap"), ((5, 0, slice(None)), "empty"), ((7, 1, 0), "left")):
+        wrong = tokens.copy()
+        wrong[place] = -1
+        np.save(tmp_path / "tokens.npy", wrong)
+        assert f"row {place[0]} has no token or one behind a -1" in said(60, 30), name
     np.save(tmp_path / "tokens.npy", np.zeros((24, 2, 7)))
     assert "tokens are integers (N, 2, T)" in said(60, 30)
 
@@ -511,6 +517,8 @@ def test_what_a_student_of_text_ships_reads_sentences(
         "own": {"name": "test_text:both"},
     }
     study["student"]["model"] = students.get(kind, study["student"]["model"])
+    if kind == "encoder":
+        study["student"]["model"]["tokenizer"] = "0"  # builders take it for a number
     study |= {"supervisions": [{"kind": "one-hot"}], "complexity": None, "deviation": False}
     run(study, tmp_path / "run", trust_code=True)
     made = export_run(
@@ -544,7 +552,25 @@ def test_what_a_student_of_text_ships_reads_sentences(
     with torch.no_grad():
         for program in programs:
             torch.testing.assert_close(program(tokens), wanted, rtol=1e-4, atol=1e-5)
-    (tmp_path / "run" / "tokenizers" / "0" / "tokenizer.json").unlink()
-    if kind != "bert":
-        with pytest.raises(RunError, match="cannot be read"):
-            export_run(tmp_path / "run", out=tmp_path / "again", trust_code=True)
+    if kind == "bert":
+        return
+
+    def again() -> None:
+        export_run(tmp_path / "run", out=tmp_path / "out", trust_code=True)
+
+    mine = tmp_path / "run" / "tokenizers" / "0" / "tokenizer.json"
+    text = mine.read_text()
+    mine.write_text("no tokenizer")
+    with pytest.raises(RunError, match="not the tokenizer that the run was made with"):
+        again()
+    mine.write_text(text + " ")
+    with pytest.raises(RunError, match="tokenizer 0 of the run is not the one that its data"):
+        again()
+    mine.unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        again()
+    # What was shipped before is whole.
+    load_export(tmp_path / "out", trust_code=True)
+    (tmp_path / "out" / made.tokenizers[0]).write_text(text + " ")
+    with pytest.raises(CheckpointError, match="is missing or not what model"):
+        load_export(tmp_path / "out", trust_code=True)

@@ -110,6 +110,7 @@ def export_command(
         f"{file.name}  {file.size / 1000:,.0f} kB  outputs differ by at most {file.difference:.1g}"
         for file in done.files
     ]
+    lines += [f"{name}  reads sentences" for name in done.tokenizers]
     lines += [f"note: {note}" for note in done.notes]
     lines.append(f"export: {out if out is not None else default_folder(done)}")
     for line in lines:

@@ -230,6 +230,8 @@ class Export(_Result):
     """Of text: how many tokens each tokenizer of the run has."""
     tokenizers: tuple[str, ...] = ()
     """Of text: the files of those that the inputs are made with, in the order of their rows."""
+    tokenizer_digests: tuple[str, ...] = ()
+    """SHA-256 of each."""
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,10 @@ def read_result(run: Run) -> StudyResult:
     RunError
         The run is not finished, or its results are damaged.
     """
+    if run.language.is_file():
+        raise RunError(
+            f"{run.folder} is a run of language models; all that was found out is in {run.language.name}"
+        )
     if not run.results.is_file():
         done = len(list(run.folder.glob("students/*/*/cell.json")))
         raise RunError(

@@ -4,7 +4,7 @@ from distillens.data.augment import Augmentation
 from distillens.data.batches import Batch, Batches, EpochSource, LoaderBatches, Normalisation
 from distillens.data.examples import Examples, LabelChange, Splits, examples_from_arrays
 from distillens.data.recipe import DataRecipe, load_splits
-from distillens.data.tokens import PADDING, TokenizerRecipe
+from distillens.data.tokens import PADDING, TokenizerRecipe, vocabulary_of
 
 __all__ = [
     "PADDING",
@@ -21,4 +21,5 @@ __all__ = [
     "TokenizerRecipe",
     "examples_from_arrays",
     "load_splits",
+    "vocabulary_of",
 ]

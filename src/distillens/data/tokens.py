@@ -78,6 +78,16 @@ def tokenise(splits: Splits, texts: Texts, recipes: Sequence[TokenizerRecipe]) -
     )
 
 
+def vocabulary_of(tokenizer: str) -> int | None:
+    """Return how many tokens a tokenizer has, given as `Splits.tokenizers` holds it; None if damaged."""
+    library = _library()
+    try:
+        return library.Tokenizer.from_str(tokenizer).get_vocab_size()
+    # The library raises its own errors as plain exceptions.
+    except Exception:
+        return None
+
+
 def token_array(tokenizers: Sequence[Any], sentences: Sequence[str], where: str) -> Tensor:
     """Return tokens (N, T), or (N, K, T), int64, padded with -1 to the longest length allowed."""
     width = max(each.truncation["max_length"] for each in tokenizers)

@@ -189,11 +189,15 @@ def _end(tasks: list[ObjectRef]) -> None:
         return
     # Not by force at first: a task that ends just when its worker is killed makes Ray abort this
     # process, and the error that all are ended for would be lost.
-    left = ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)[1]
-    for task in left:
-        ray.cancel(task, force=True)
-    if left:
-        ray.wait(left, num_returns=len(left))
+    left = tasks
+    try:
+        left = ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)[1]
+    finally:
+        # Also where a second interruption came: whoever is impatient leaves nothing behind either.
+        for task in left:
+            ray.cancel(task, force=True)
+        if left:
+            ray.wait(left, num_returns=len(left))
 
 
 def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:

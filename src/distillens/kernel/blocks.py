@@ -14,7 +14,7 @@ from distillens.errors import KernelError
 from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
 from distillens.kernel.factors import Outer, Paired, Pairing
-from distillens.kernel.late import Late
+from distillens.kernel.late import Late, late_scratch
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
 from distillens.kernel.parts import KEPT, choose_parts, numbers_of_pair
@@ -143,7 +143,7 @@ class BlockMaker:
 
     def late_scratch(self, examples: int) -> int:
         """Return how many numbers of gradients that are written late exist at a time."""
-        return max((shape.scratch(examples) for shape in self._late), default=0)
+        return late_scratch(self._late, examples)
 
     def passes(self, sample: Tensor) -> Passes:
         """Return what making gradients takes in memory, measured once."""

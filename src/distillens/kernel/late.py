@@ -9,7 +9,7 @@ Shapes: B examples, C outputs, T positions, a fan-in, g fan-out, w columns of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +57,22 @@ class LateShape:
         """Return how many numbers are written at a time, of so many examples."""
         return self._column(examples) * self.columns(examples)
 
-    def scratch(self, examples: int) -> int:
-        """Return how many numbers exist at a time: gradients, and what inputs are made to."""
-        made = self.step(examples) * self.made * self.columns(examples)
-        return self.gradients(examples) + made
+    def inputs(self, examples: int) -> int:
+        """Return how many numbers of inputs are made at a time, of so many examples."""
+        return self.step(examples) * self.made * self.columns(examples)
 
     def _column(self, examples: int) -> int:
         return examples * self.outputs * self.fan_out
+
+
+def late_scratch(shapes: Iterable[LateShape], examples: int) -> int:
+    """Return how many numbers exist at a time while the gradients of several uses are written.
+
+    One use after another writes to one place, which is there while any of them makes its inputs.
+    """
+    known = tuple(shapes)
+    gradients = max((shape.gradients(examples) for shape in known), default=0)
+    return gradients + max((shape.inputs(examples) for shape in known), default=0)
 
 
 class Late:

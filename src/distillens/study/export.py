@@ -8,6 +8,7 @@ Networks of text take tokens, int64, of the tokenizer that lies beside them.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.atomic import write_atomically
-from distillens.data import load_splits
+from distillens.data import load_splits, vocabulary_of
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError, nearest
 from distillens.models import ModelRecipe, build_model, digest_file, load_weights, save_weights
 from distillens.models.programs import (
@@ -120,17 +121,18 @@ def export_run(
     choice = choose(recipe, result, student, seed)
     data = _read_data(run)
     shipped = ShippedInputs.of(recipe.student.model, data)
-    card = _card(recipe, choice, data, shipped)
+    tokenizers = _tokenizers(run, shipped)
+    card = _card(recipe, choice, data, shipped, tokenizers)
     files = run.student(choice.place, choice.cell.supervision, choice.cell.seed)
     network = _network(card, _checkpoint(files, card), trust_code)
-    probe, notes = _probe(recipe, network, files, data, shipped)
+    probe, notes = _probe(recipe, network, files, data, shipped, tokenizers)
     target = _target(Path(out) if out is not None else None, card)
-    for place, name in zip(shipped.tokenizers, card.tokenizers, strict=True):
-        write_atomically(target / name, _tokenizer(run.tokenizer(place)))
     written = [
         _export_file(target / FILES[name], name, network, card, probe, trust_code)
         for name in dict.fromkeys(formats)
     ]
+    for name, text in zip(card.tokenizers, tokenizers, strict=True):
+        write_atomically(target / name, text)
     finished = replace(card, files=tuple(written), notes=notes)
     # Last, since it says that the export is whole.
     write_atomically(target / CARD, to_json(finished))
@@ -142,14 +144,14 @@ def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mod
 
     Returns
     -------
-    The network with its normalisation, in evaluation mode, and its description.
+    The network in evaluation mode, with its normalisation where it takes numbers, and its description.
 
     Raises
     ------
     RunError
         The folder holds no export.
     CheckpointError
-        It holds no safetensors file, or another one than ``model.json`` describes.
+        It holds no safetensors file, or another one than ``model.json`` describes; or tokenizers.
     """
     path = Path(folder) / CARD
     if not path.is_file():
@@ -161,6 +163,12 @@ def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mod
     weights = Path(folder) / FILES["safetensors"]
     if not weights.is_file() or digest_file(weights) != described.digest:
         raise CheckpointError(f"{weights} is missing or not what {CARD} describes; export it again")
+    for name, digest in zip(card.tokenizers, card.tokenizer_digests, strict=True):
+        path = Path(folder) / name
+        if not path.is_file() or digest_file(path) != digest:
+            raise CheckpointError(
+                f"{path} is missing or not what {CARD} describes; export it again"
+            )
     return _network(card, weights, trust_code), card
 
 
@@ -181,16 +189,33 @@ def _read_data(run: Run) -> dict[str, Any]:
     return data
 
 
-def _tokenizer(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error}); run the recipe again in another --out"
-        ) from None
+def _tokenizers(run: Run, shipped: ShippedInputs) -> tuple[str, ...]:
+    """Read the tokenizers to ship out of a run."""
+    found = []
+    for place in shipped.tokenizers:
+        path = run.tokenizer(place)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}); run the recipe again in another --out"
+            ) from None
+        if vocabulary_of(text) != shipped.vocabularies[place]:
+            raise RunError(
+                f"{path} is not the tokenizer that the run was made with; run the recipe again in "
+                "another --out"
+            )
+        found.append(text)
+    return tuple(found)
 
 
-def _card(recipe: Recipe, choice: Choice, data: dict[str, Any], shipped: ShippedInputs) -> Export:
+def _card(
+    recipe: Recipe,
+    choice: Choice,
+    data: dict[str, Any],
+    shipped: ShippedInputs,
+    tokenizers: tuple[str, ...],
+) -> Export:
     normalisation = data.get("normalisation") or {"mean": (), "deviation": ()}
     return Export(
         schema_version=SCHEMA,
@@ -213,6 +238,7 @@ def _card(recipe: Recipe, choice: Choice, data: dict[str, Any], shipped: Shipped
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
         vocabularies=shipped.vocabularies,
         tokenizers=shipped.files,
+        tokenizer_digests=tuple(hashlib.sha256(text.encode()).hexdigest() for text in tokenizers),
     )
 
 
@@ -260,6 +286,7 @@ def _probe(
     files: NetworkFiles,
     data: dict[str, Any],
     shipped: ShippedInputs,
+    tokenizers: tuple[str, ...],
 ) -> tuple[_Probe, tuple[str, ...]]:
     generator = torch.Generator().manual_seed(0)
     # Two sizes, so that a program which only takes the batch it was traced with is found out.
@@ -272,6 +299,12 @@ def _probe(
     except DataError as error:
         notes = (f"not compared with the run's stored logits: {error}",)
     else:
+        for place, text in zip(shipped.tokenizers, tokenizers, strict=True):
+            if text != splits.tokenizers[place]:
+                raise RunError(
+                    f"tokenizer {place} of the run is not the one that its data were made with; "
+                    "run the recipe again in another --out"
+                )
         inputs.append(shipped.taken(splits.train.inputs[:STORED_EXAMPLES]))
         stored = torch.from_numpy(network_logits(files)["train"][:STORED_EXAMPLES])
     outputs = tuple(network(each) for each in inputs)

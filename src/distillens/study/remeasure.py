@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from distillens.data import PADDING
 from distillens.errors import DataError, MeasureError, RecipeError
 from distillens.kernel import EmpiricalNTK, Plan
 from distillens.kernel.network import directions
@@ -232,11 +233,20 @@ def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
                 f"{path} has tokens from {mine.min()} to {mine.max()}; tokens of a vocabulary of "
                 f"{size} go from 0 to {size - 1}, and -1 pads"
             )
+        rows_NT = mine.astype(np.int64)
+        padded_NT = rows_NT == PADDING
+        # Padding is the end of a row, and never all of it.
+        wrong_N = padded_NT[:, 0] | (padded_NT[:, :-1] & ~padded_NT[:, 1:]).any(axis=1)
+        if wrong_N.any():
+            raise DataError(
+                f"{path}: row {int(wrong_N.argmax())} has no token or one behind a {PADDING}, which "
+                "only pads the end of a row"
+            )
     return torch.as_tensor(found.astype(np.int64))
 
 
 def _whole(values: NDArray[np.generic]) -> bool:
-    return np.issubdtype(values.dtype, np.integer)
+    return values.dtype.kind in "iu"
 
 
 def _are_labels(values: NDArray[np.generic]) -> bool:

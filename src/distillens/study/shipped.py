@@ -54,7 +54,8 @@ class ShippedInputs:
         if not vocabularies:
             return cls(shape, data["input_type"] == "uint8")
         if reads_one_tokenizer(model):
-            mine = (model.arguments.get("tokenizer", 0),)
+            # As a number, however the recipe wrote it: builders read "1" as 1 too.
+            mine = (int(model.arguments.get("tokenizer", 0)),)
             return cls(shape[-1:], False, vocabularies, mine, alone=True)
         return cls(shape, False, vocabularies, tuple(range(len(vocabularies))), len(shape) == 1)
 

@@ -134,7 +134,9 @@ class Patched(Outer):
         if "weight" not in self.roles or self._window.groups > 1:
             return None
         held = self._pictures[0].numel() + self.outputs * self.gradients_BCKTg[0, 0].numel()
-        return replace(self.written_cost(pairing), held=float(held))
+        # A product for each output: their rows are not joined, as they are where all is written.
+        channels = float(self.gradients_BCKTg.shape[4])
+        return replace(self.written_cost(pairing), held=float(held), channels=channels)
 
     @property
     def unit(self) -> int:
@@ -146,7 +148,10 @@ class Patched(Outer):
         """The patches of a channel and the channel with its padding, in columns' worth."""
         left, right, top, bottom = self._window.padding
         high, wide = self._pictures.shape[2:]
-        return self.positions + -(-(high + top + bottom) * (wide + left + right) // self.unit)
+        padded = (high + top + bottom) * (wide + left + right)
+        # Channels that lie last are put first in a copy of their own.
+        copies = 1 if self._pictures.is_contiguous() else 2
+        return self.positions + -(-copies * padded // self.unit)
 
     def unwritten(self, copying: bool) -> Patched:
         """Return the factor with its pictures in place of patches; copied if asked for."""
