@@ -186,6 +186,14 @@ def test_the_command_codes_labels_and_takes_a_column_of_targets(
     assert found.targets[1].target_size == pytest.approx(np.sqrt(np.mean(teacher**2)))
 
 
+def test_options_of_a_model_are_refused_beside_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = run(["complexity", str(tmp_path), "--vocabulary", "30"], capsys)
+    assert status == 2
+    assert "--vocabulary goes with --model" in err
+
+
 def test_arrays_of_another_byte_order_are_the_same(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +202,9 @@ def test_arrays_of_another_byte_order_are_the_same(
     for name in ("x", "labels"):
         given = np.load(tmp_path / f"{name}.npy")
         np.save(tmp_path / f"{name}.npy", given.astype(given.dtype.newbyteorder()))
+    found = from_json(KernelComplexity, run(arguments, capsys)[1], "the output")
+    assert found.targets == wanted.targets
+    np.save(tmp_path / "x.npy", np.load(tmp_path / "x.npy").astype(np.longdouble))
     found = from_json(KernelComplexity, run(arguments, capsys)[1], "the output")
     assert found.targets == wanted.targets
 

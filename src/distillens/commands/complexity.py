@@ -76,6 +76,14 @@ def complexity_command(
     if run is None and model is None:
         raise RecipeError("give either a run or --model with --weights, --inputs and --targets")
     if run is not None:
+        of_model = {
+            "--weights": weights, "--inputs": inputs, "--vocabulary": vocabulary,
+            "--targets": targets, "--classes": classes, "--teacher": teacher,
+            "--teacher-weights": teacher_weights, "--max-memory": max_memory,
+        }  # fmt: skip
+        for name, value in of_model.items():
+            if value is not None:
+                raise RecipeError(f"{name} goes with --model; leave it out where a run is given")
         _measure_run(run, overrides or [], plan, as_json, trust_code)
         return
     from distillens.study.remeasure import read_task

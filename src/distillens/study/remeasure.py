@@ -210,7 +210,8 @@ def _numbers(path: Path) -> Tensor:
             f"{path} has shape {found.shape} and type {found.dtype}; give floating-point inputs "
             f"(N, ...) as the model takes them{tokens}"
         )
-    return torch.as_tensor(found)
+    # torch has no longer floats than these.
+    return torch.as_tensor(found if found.itemsize <= 8 else found.astype(np.float64))
 
 
 def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
