@@ -233,3 +233,12 @@ def test_a_finished_run_stays_whole_while_it_is_looked_at_again(
     assert result.complexity
     assert result.deviations
     assert not result.open_cells
+
+
+def test_arrays_of_another_byte_order_are_the_same_examples() -> None:
+    inputs, labels = np.arange(24, dtype=np.float32).reshape(8, 3), np.arange(8) % 2
+    wanted = examples_from_arrays(inputs, labels)
+    found = examples_from_arrays(
+        inputs.astype(inputs.dtype.newbyteorder()), labels.astype(labels.dtype.newbyteorder())
+    )
+    assert found.fingerprint == wanted.fingerprint

@@ -79,6 +79,13 @@ def read_rows(place: str | Path) -> Rows:
         ) from None
 
 
+def native(values: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers as torch takes them: in the machine's byte order, floats of 64 bits at most."""
+    if values.dtype.kind == "f" and values.itemsize > 8:
+        return values.astype(np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
 def read_splits(places: list[str]) -> Rows | dict[str, Rows]:
     """Read one place, or several written ``SPLIT=PLACE``, one a split.
 

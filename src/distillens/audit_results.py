@@ -83,7 +83,8 @@ class Underfit(_Result):
     verdict: Verdict
     """Is the share above one half, above that of the high part, and above that of every reference?"""
     beyond_high: Estimate | None = None
-    """How much larger it is than the same share of the high part; None in audits of earlier versions."""
+    """How much larger it is than the same share of the high part; None where there are no points,
+    and in audits of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -279,9 +279,7 @@ def read_result(run: Run) -> StudyResult:
         The run is not finished, or its results are damaged.
     """
     if run.language.is_file():
-        raise RunError(
-            f"{run.folder} is a run of language models; all that was found out is in {run.language.name}"
-        )
+        raise RunError(f"{run.folder} is a run of language models; see its {run.language.name}")
     if not run.results.is_file():
         done = len(list(run.folder.glob("students/*/*/cell.json")))
         raise RunError(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillens.array_files import native
 from distillens.errors import DataError
 
 MAX_UNNAMED = 100_000
@@ -151,8 +152,7 @@ def examples_from_arrays(
 
 def _numbers(values: Any, what: str) -> Tensor:
     if isinstance(values, np.ndarray):
-        # torch takes numbers in the byte order of the machine alone.
-        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        values = native(values)
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from distillens.array_files import native
 from distillens.data import PADDING
 from distillens.errors import DataError, MeasureError, RecipeError
 from distillens.kernel import EmpiricalNTK, Plan
@@ -210,8 +211,7 @@ def _numbers(path: Path) -> Tensor:
             f"{path} has shape {found.shape} and type {found.dtype}; give floating-point inputs "
             f"(N, ...) as the model takes them{tokens}"
         )
-    # torch has no longer floats than these.
-    return torch.as_tensor(found if found.itemsize <= 8 else found.astype(np.float64))
+    return torch.as_tensor(found)
 
 
 def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
@@ -281,8 +281,7 @@ def _array(path: Path) -> NDArray[np.generic]:
         raise DataError(f"{path} is no readable npy file: {' '.join(str(error).split())}") from None
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path} holds several arrays; give an npy file with one")
-    # torch takes numbers in the byte order of the machine alone.
-    return found.astype(found.dtype.newbyteorder("="), copy=False)
+    return native(found)
 
 
 def _targets(
