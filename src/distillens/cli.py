@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from distillens import __version__
@@ -16,7 +15,16 @@ from distillens.commands.audit import audit_command, settings_command
 from distillens.commands.complexity import complexity_command
 from distillens.commands.eigenspace import eigenspace_command
 from distillens.commands.report import RunFolder, report_command, table_command
+from distillens.commands.terminal import (
+    console,
+    error_console,
+    prepare_streams,
+    show,
+    show_json,
+    show_line,
+)
 from distillens.errors import DistillensError
+from distillens.paths import user_path
 
 app = typer.Typer(
     help="Distil small networks from large ones, and see why a student turned out as it did.",
@@ -24,15 +32,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
 ]
 OutFolder = Annotated[
-    Path | None, typer.Option(help="The run folder; by default runs/<name of the recipe>.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        parser=user_path,
+        help="The run folder; by default runs/<name of the recipe>.",
+    ),
 ]
 
 
@@ -91,7 +102,12 @@ def export_command(
         str, typer.Option("--format", help="Some of safetensors, torch and onnx, with commas.")
     ] = "safetensors,torch",
     out: Annotated[
-        Path | None, typer.Option(help="By default exports/<study>-<student>-seed-<s>.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=user_path,
+            help="By default exports/<study>-<student>-seed-<s>.",
+        ),
     ] = None,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
@@ -114,7 +130,7 @@ def export_command(
     lines += [f"note: {note}" for note in done.notes]
     lines.append(f"export: {out if out is not None else default_folder(done)}")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        show_line(line)
 
 
 @app.command("language")
@@ -135,12 +151,12 @@ def language_command(
 
     parsed = read_language_recipe(recipe, overrides or [])
     folder = out if out is not None else _default_folder(parsed.name)
-    progress = terminal(Console(stderr=True)) if as_json else terminal(console)
+    progress = terminal(error_console if as_json else console)
     result = run_language(parsed, folder, progress=progress)
     if as_json:
-        typer.echo(to_json(result), nl=False)
+        show_json(to_json(result))
     else:
-        console.print(language_table(result))
+        show(language_table(result))
 
 
 @app.command("recipes")
@@ -153,7 +169,7 @@ def recipes_command() -> None:
     table.add_column(no_wrap=True, style="bold")
     for name, path in shipped_recipes().items():
         table.add_row(name, describe(path))
-    console.print(table)
+    show(table)
 
 
 @app.command("theory")
@@ -161,7 +177,9 @@ def theory_command(
     study: Annotated[
         str, typer.Argument(metavar="STUDY", help="flow, bias, risk, ridge or denoising.")
     ],
-    out: Annotated[Path, typer.Option(help="Where its files go.")] = Path("theory"),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
+    ] = Path("theory"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the findings as JSON, not as a table.")
     ] = False,
@@ -173,11 +191,11 @@ def theory_command(
     shown = run_study(study)
     paths = write_lab(shown, out)
     if as_json:
-        typer.echo(lab_json(shown), nl=False)
+        show_json(lab_json(shown))
         return
-    console.print(lab_table(shown))
+    show(lab_table(shown))
     for path in paths:
-        console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+        show_line(f"{path}")
 
 
 @app.callback(invoke_without_command=True)
@@ -202,6 +220,7 @@ def _show(folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors of distillens become one line on standard error."""
+    prepare_streams()
     try:
         return app(args=arguments, standalone_mode=True)
     except DistillensError as error:

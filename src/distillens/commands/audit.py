@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.measure import Measurement
 
+from distillens.commands.terminal import console, error_console, show, show_json
 from distillens.errors import RecipeError
-
-console = Console()
+from distillens.paths import user_path
 
 _FILES = "An npy, npz, csv, parquet or safetensors file, or FILE::KEY; SPLIT=FILE for several."
 
@@ -20,7 +19,9 @@ _FILES = "An npy, npz, csv, parquet or safetensors file, or FILE::KEY; SPLIT=FIL
 def audit_command(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A finished run; or none, with arrays."),
+        typer.Argument(
+            metavar="[RUN]", parser=user_path, help="A finished run; or none, with arrays."
+        ),
     ] = None,
     teacher: Annotated[
         list[str] | None, typer.Option(help=f"The teacher's outputs. {_FILES}")
@@ -47,14 +48,24 @@ def audit_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="A folder for audit.json and the plotted points.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=user_path,
+            help="A folder for audit.json and the plotted points.",
+        ),
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
     seed: Annotated[
         int | None, typer.Option(help="Of a run: the student's; by default the first of each.")
     ] = None,
     other_teacher_run: Annotated[
-        Path | None, typer.Option(help="Of a run: a run with a teacher of another seed.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            parser=user_path,
+            help="Of a run: a run with a teacher of another seed.",
+        ),
     ] = None,
     over_training: Annotated[
         int | None,
@@ -112,12 +123,12 @@ def audit_command(
         resamples=resamples,
         trust_code=trust_code,
         # The JSON stands alone on the output.
-        progress=terminal(Console(stderr=True)) if as_json else terminal(console),
+        progress=terminal(error_console if as_json else console),
     )
     if as_json:
-        typer.echo(to_json(result), nl=False)
+        show_json(to_json(result))
     else:
-        console.print(run_audit_text(result))
+        show(run_audit_text(result))
     if out is not None:
         plotted = [{split: one.arrays() for split, one in each.items()} for each in points]
         for path in write_run_audit(result, plotted, out):
@@ -145,9 +156,9 @@ def _audit_arrays(
     given = {role: read_splits(files) if files else None for role, files in roles.items()}
     result, points = audit_with_points(given, kind=kind, resamples=resamples)
     if as_json:
-        typer.echo(to_json(result), nl=False)
+        show_json(to_json(result))
     else:
-        console.print(audit_text(result))
+        show(audit_text(result))
     if out is None:
         return
     arrays = {split: found.arrays() for split, found in points.items()}
@@ -157,7 +168,9 @@ def _audit_arrays(
 
 
 def settings_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=user_path, help="Finished runs.")
+    ],
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
@@ -174,11 +187,11 @@ def settings_command(
         raise RecipeError("give --markdown or --json, not both")
     result = measure_settings(runs, resamples=resamples, trust_code=trust_code)
     if as_json:
-        typer.echo(to_json(result), nl=False)
+        show_json(to_json(result))
     elif markdown:
         typer.echo(settings_markdown(result), nl=False)
     else:
         table = settings_table(result)
         unbounded = console.options.update(max_width=10_000)
         fits = Measurement.get(console, unbounded, table).minimum <= console.width
-        console.print(table if fits else settings_blocks(result))
+        show(table if fits else settings_blocks(result))

@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from distillens.commands.report import report_command
+from distillens.commands.terminal import console, error_console, show, show_json, show_line
 from distillens.errors import RecipeError
+from distillens.paths import user_path
 
 if TYPE_CHECKING:
     from distillens.results import GramProfile, KernelComplexity, StudyResult, TeacherKernel
     from distillens.study.remeasure import ArrayTask
 
-console = Console()
-
 
 def complexity_command(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A finished run; or none, with --model.")
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]", parser=user_path, help="A finished run; or none, with --model."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -33,10 +35,18 @@ def complexity_command(
         str | None, typer.Option(help="A model as in a recipe, e.g. '{name: lenet5, width: 8}'.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Its weights: safetensors or a state dict.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=user_path, help="Its weights: safetensors or a state dict."
+        ),
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option(help="An npy of inputs (N, ...), as the model takes them.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=user_path,
+            help="An npy of inputs (N, ...), as the model takes them.",
+        ),
     ] = None,
     vocabulary: Annotated[
         list[int] | None,
@@ -54,7 +64,10 @@ def complexity_command(
     teacher: Annotated[
         str | None, typer.Option(help="A teacher like --model, to compare its kernel.")
     ] = None,
-    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=user_path, help="The teacher's weights."),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option(help="Spectrum, references, bounds: about a minute for 4,096 examples."),
@@ -136,7 +149,7 @@ def _measure_task(
         typer.echo(str(task.plan(most)))
         return
     # The JSON stands alone on the output.
-    progress = terminal(Console(stderr=True)) if as_json else terminal(console)
+    progress = terminal(error_console if as_json else console)
     _show_certified(task.measure(ridge, most, progress, profiled=profile), as_json)
 
 
@@ -146,7 +159,7 @@ def _named_files(entries: list[str]) -> dict[str, Path]:
         name, equals, path = entry.partition("=")
         if not equals or not name or name in found:
             raise RecipeError(f"targets {entry!r} are not of the form NAME=FILE, each name once")
-        found[name] = Path(path)
+        found[name] = user_path(path)
     return found
 
 
@@ -163,11 +176,11 @@ def _show_curves(run: Path, result: StudyResult, as_json: bool) -> None:
 
     for curves in result.complexity:
         if as_json:
-            typer.echo(to_json(curves))
+            show_json(to_json(curves))
         else:
-            console.print(curves_table(curves))
+            show(curves_table(curves))
             if curves.temperatures:
-                console.print(temperature_table(curves))
+                show(temperature_table(curves))
             _show_profile(curves.profile, curves.teacher_kernel)
     if not as_json:
         report_command(run)
@@ -178,9 +191,9 @@ def _show_certified(result: KernelComplexity, as_json: bool) -> None:
     from distillens.results import to_json
 
     if as_json:
-        typer.echo(to_json(result))
+        show_json(to_json(result))
     else:
-        console.print(certified_table(result))
+        show(certified_table(result))
         _show_profile(result.profile, result.teacher_kernel)
 
 
@@ -188,6 +201,6 @@ def _show_profile(profile: GramProfile | None, teacher: TeacherKernel | None) ->
     from distillens.report import profile_table, teacher_kernel_line
 
     if profile is not None:
-        console.print(profile_table(profile))
+        show(profile_table(profile))
     if teacher is not None:
-        console.print(teacher_kernel_line(teacher), highlight=False, markup=False)
+        show_line(teacher_kernel_line(teacher))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from distillens.commands.terminal import console, error_console, show, show_json
 from distillens.errors import RecipeError
+from distillens.paths import user_path
 
 
 class Split(StrEnum):
@@ -30,7 +31,11 @@ class KernelName(StrEnum):
 def eigenspace_command(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders of one recipe, of other seeds each."),
+        typer.Argument(
+            metavar="RUN...",
+            parser=user_path,
+            help="Run folders of one recipe, of other seeds each.",
+        ),
     ],
     student: Annotated[
         str | None, typer.Option(help="A supervision of the runs; by default all of them.")
@@ -50,7 +55,9 @@ def eigenspace_command(
         KernelName, typer.Option(help="Whose eigenvectors show the predictions.")
     ] = KernelName.data,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    out: Annotated[Path, typer.Option(help="Where its files go.")] = Path("eigenspace"),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
+    ] = Path("eigenspace"),
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
     ] = False,
@@ -75,18 +82,19 @@ def eigenspace_command(
         bottom=_range(bottom),
         kernel=kernel.value,
     )
-    # The JSON stands alone on the output.
-    console = Console(stderr=as_json)
     result, arrays = measure_eigenspace(
-        runs, task, trust_code=trust_code, progress=terminal(console)
+        runs,
+        task,
+        trust_code=trust_code,
+        progress=terminal(error_console if as_json else console),
     )
     paths = write_eigenspace(result, arrays, out)
     if as_json:
-        typer.echo(to_json(result), nl=False)
+        show_json(to_json(result))
     else:
-        console.print(eigenspace_table(result))
+        show(eigenspace_table(result))
     for path in paths:
-        console.print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+        typer.echo(f"{path}", err=as_json)
 
 
 def _range(text: str) -> tuple[int, int]:

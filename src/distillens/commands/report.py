@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
+from distillens.commands.terminal import show, show_line
+from distillens.paths import user_path
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=user_path, help="A run folder.")]
 
 
 def table_command(
@@ -25,9 +25,9 @@ def table_command(
     if markdown:
         typer.echo(markdown_table(result))
         return
-    console.print(accuracy_table(result))
+    show(accuracy_table(result))
     if result.costs:
-        console.print(cost_table(result))
+        show(cost_table(result))
 
 
 def report_command(
@@ -43,4 +43,4 @@ def report_command(
     if figures:
         lines += [f"figure: {path}" for path in write_figures(run)]
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        show_line(line)

@@ -22,7 +22,10 @@ from distillens.supervision import check_losses, parts_of
 class _Loader(yaml.SafeLoader):
     """Safe loading that refuses a key written twice, of which YAML would keep the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        # Looked at as it is written: constructing it writes what is merged (<<) into the node.
+        node = super().compose_mapping_node(anchor)
+        assert node is not None
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -34,7 +37,7 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"key {key.value!r} stands twice", key.start_mark
                 )
             seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def shipped_recipes() -> dict[str, Path]:

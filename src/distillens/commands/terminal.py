@@ -1,0 +1,99 @@
+"""What all commands write to the terminal goes through here."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+
+console = Console()
+"""Standard output."""
+
+error_console = Console(stderr=True)
+"""Standard error, where progress goes when standard output is JSON."""
+
+ERROR_HANDLER = "distillens.plain"
+_PLAIN = {
+    "–": "-", "−": "-", "—": "-", "·": "*", "×": "x", "±": "+/-", "…": "...", "→": "->", "≤": "<=",
+    "≥": ">=", "∞": "inf", "✓": "ok", "⁻": "-", "₁": "1", "“": '"', "”": '"', "‖": "||", "√": "sqrt",
+    "α": "alpha", "β": "beta", "δ": "delta", "ε": "eps", "η": "eta", "κ": "kappa", "λ": "lambda",
+    "σ": "sigma", "τ": "tau", "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|",
+    **{letter: f"^{digit}" for digit, letter in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+}  # fmt: skip
+
+
+def prepare_streams() -> None:
+    """Let standard output and error write every character in whatever encoding they have.
+
+    A character that the encoding lacks is written in letters that it has, ``τ`` as ``tau`` for
+    example, and as ``?`` where there are none.
+    """
+    codecs.register_error(ERROR_HANDLER, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and not _writes_everything(stream):
+            reconfigure(errors=ERROR_HANDLER)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables and paragraphs; a table that does not fit is printed at its smallest width.
+
+    Rich would drop the columns that do not fit. Lines that are longer than the terminal is wide are
+    left to the terminal to wrap.
+    """
+    for part in parts:
+        if isinstance(part, Group):
+            show(*part.renderables)
+            continue
+        smallest = _smallest_width(part) if isinstance(part, Table) else 0
+        fits = smallest <= console.width
+        (console if fits else Console(width=smallest)).print(part)
+
+
+def show_line(line: str) -> None:
+    """Print a line of plain text, neither wrapped nor read as markup."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def show_json(text: str) -> None:
+    """Print the JSON text of a result to standard output, where it stands alone.
+
+    In an encoding that lacks some characters JSON's own escapes are used for them.
+    """
+    if not _writes_everything(sys.stdout):
+        text = json.dumps(json.loads(text), indent=1) + "\n"
+    sys.stdout.write(text)
+
+
+def _smallest_width(table: Table) -> int:
+    """Return the width at which a table shows every word; rich would cut or drop columns."""
+    unbounded = console.options.update(max_width=10_000)
+    for column in table.columns:
+        sizes = [
+            Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)
+        ]
+        column.min_width = max(
+            (size.maximum if column.no_wrap else size.minimum for size in sizes), default=0
+        )
+    # Rich leaves some of the padding between columns out of this sum.
+    padding = 2 * len(table.columns)
+    return Measurement.get(console, unbounded, table).minimum + padding
+
+
+def _writes_everything(stream: TextIO) -> bool:
+    try:
+        return codecs.lookup(stream.encoding or "").name.startswith("utf")
+    except LookupError:
+        return False
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(letter, "?") for letter in letters), error.end
