@@ -348,7 +348,7 @@ def logits_in_an_npy(folder: Path) -> Path:
 ARRAYS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "none.npz", "no file"),
     "cut": (logits(halve), "cannot be read"),
-    "a single array": (logits_in_an_npy, "single array"),
+    "a single array": (logits_in_an_npy, "logits of one split"),
     "no test": (logits(test=None), r"has the arrays \['train'\]"),
     "seven classes": (logits(train=LOGITS[:, :7]), r"\(1797, 7\); the task needs \(N, 10\)"),
     "one axis": (logits(train=LOGITS[:, 0]), r"\(1797,\); the task needs"),
@@ -381,8 +381,8 @@ def test_what_a_good_recipe_says_is_no_error(recipe: Callable[..., Path], tmp_pa
     made = recipe(data={"source": "npz", "path": str(path)})
     assert command("run", made, "--out", tmp_path / "run") == 0
     for teacher in (
-        {"model": {"name": "mlp"}, "checkpoint": str(weights()(tmp_path))},
-        {"logits": str(logits()(tmp_path))},
+        {"model": {"name": "mlp"}, "checkpoint": str(weights()(tmp_path)), "allow_weak": True},
+        {"logits": str(logits()(tmp_path)), "allow_weak": True},
     ):
         out = tmp_path / f"run-{len(teacher)}"
         assert command("run", recipe(teacher=teacher), "--out", out) == 0

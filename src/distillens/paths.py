@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 
 def user_path(path: str | Path) -> Path:
@@ -15,3 +18,9 @@ def user_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+UserPath = Annotated[
+    str, AfterValidator(lambda path: str(user_path(path)) if path[:1] == "~" else path)
+]
+"""A path in a recipe; a leading ``~`` is the home directory."""

@@ -150,6 +150,13 @@ class Run:
         return self.folder / "figures" / f"{name}{number}.{ending}"
 
     @property
+    def has_trained(self) -> bool:
+        """Whether a network of the run has finished an epoch, or its numbers are there."""
+        return any(
+            next(self.folder.rglob(name), None) is not None for name in ("state.pt", "cell.json")
+        )
+
+    @property
     def teacher(self) -> NetworkFiles:
         """The teacher's files."""
         return NetworkFiles(self.folder / "teacher")
@@ -193,6 +200,29 @@ def open_run(
 ) -> Run:
     """Make a run folder for a resolved recipe, or open the one that this recipe made.
 
+    A folder in which no epoch was finished yet takes another recipe: a start that failed does not
+    block the corrected one.
+
+    Raises
+    ------
+    RunError
+        As :func:`check_folder`.
+    """
+    check_folder(folder, recipe, as_now)
+    run = Run(folder)
+    if not run.has_trained:
+        run.data.unlink(missing_ok=True)
+    write_atomically(run.recipe, _as_yaml(recipe))
+    return run
+
+
+def check_folder(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    as_now: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> None:
+    """Check that a folder can hold the run of a resolved recipe; nothing is written.
+
     ``as_now`` brings a recipe that an earlier version wrote to the keys of today.
 
     Raises
@@ -202,6 +232,9 @@ def open_run(
     """
     run = Run(folder)
     if run.recipe.is_file():
+        _refuse_links(run)
+        if not run.has_trained:
+            return
         before = _flat(as_now(_read_yaml(run.recipe)))
         now = _flat(json.loads(json.dumps(recipe)))
         for key in sorted({*before, *now}):
@@ -211,16 +244,11 @@ def open_run(
                     f"{folder} was made by another recipe: {key} is {before.get(key)!r} there and "
                     f"{now.get(key)!r} here; choose another --out"
                 )
-        _refuse_links(run)
-        write_atomically(run.recipe, _as_yaml(recipe))
-        return run
-    # A lock alone is left of a run whose data were refused.
-    if folder.exists() and (
+    # A lock alone is left of a run that could not begin.
+    elif folder.exists() and (
         not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())
     ):
         raise RunError(f"{folder} exists and is no run folder; choose another --out")
-    write_atomically(run.recipe, _as_yaml(recipe))
-    return run
 
 
 def _as_yaml(recipe: Mapping[str, Any]) -> str:
@@ -236,13 +264,21 @@ def _refuse_links(run: Run) -> None:
 
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Hold a run folder for this process; the lock goes with the process however it ends.
+    """Hold a run folder for this process, and make it where there is none.
+
+    The lock goes with the process however it ends.
 
     Raises
     ------
     RunError
         Another process is working on it.
     """
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make {run.folder}: {error.strerror}; choose another --out"
+        ) from None
     lock = os.open(run.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

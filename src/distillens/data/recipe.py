@@ -16,6 +16,7 @@ from distillens.data.sources import Source, read_digits, read_idx, read_npz
 from distillens.data.text import Texts, read_text
 from distillens.data.tokens import TokenizerRecipe, tokenise
 from distillens.errors import DataError
+from distillens.paths import UserPath
 
 
 class DataRecipe(BaseModel):
@@ -33,7 +34,7 @@ class DataRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["digits", "idx", "huggingface", "npz", "folder", "text"] = "digits"
-    path: str | None = None
+    path: UserPath | None = None
     image_column: str | None = None
     text_column: str | None = None
     label_column: str | None = None

@@ -5,28 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from pydantic import ValidationError
 
 from distillens.atomic import write_atomically
 from distillens.data import Normalisation, Splits
 from distillens.errors import RunError
+from distillens.paths import user_path
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
-from distillens.runs import Run, locked, open_run, read_data, read_result, slug
+from distillens.runs import Run, check_folder, locked, open_run, read_data, read_result, slug
 from distillens.study.complexity import measure_complexity
 from distillens.study.deviations import measure_deviations
+from distillens.study.given_teacher import GivenTeacher
 from distillens.study.networks import Scene
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
 from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, one_by_one, train_students
-from distillens.study.teacher import StudyTeacher, prepare_teacher
+from distillens.study.teacher import StudyTeacher, find_teacher, prepare_teacher
 from distillens.training import accelerator_for, check_accelerator, start_trackers
 
 
@@ -71,44 +72,37 @@ def run(
         raise RunError("overrides change a recipe that is read from a file; change the values")
     if not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe, trust_code=trust_code)
-    folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
+    folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
     accelerator = accelerator_for(recipe.precision)
     trainings = (recipe.teacher.training, recipe.student.training)
     # Said before the teacher is trained, though only the student may be meant.
     check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
-    opened = Run(folder)
+    described = recipe.model_dump(mode="json")
+    run_files = Run(folder)
+    if accelerator.is_main_process:
+        check_folder(folder, described, _as_now)
+    # The folder is made when all that the recipe names is there, so that a start which failed leaves
+    # nothing in the way of the corrected recipe.
+    scene = Scene.of(recipe, run_files, accelerator, trust_code, progress)
+    scene.build(recipe.student.model, 0)
+    given = find_teacher(scene)
     # Under a launcher one process opens, locks and writes; the others train beside it.
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        return _carry_out(recipe, opened, accelerator, trust_code, silent, spread)
-    open_run(folder, recipe.model_dump(mode="json"), _as_now)
-    with locked(opened):
+        return _carry_out(replace(scene, progress=silent), given, spread)
+    with locked(run_files):
+        open_run(folder, described, _as_now)
         accelerator.wait_for_everyone()
-        try:
-            return _carry_out(recipe, opened, accelerator, trust_code, progress, spread)
-        except BaseException:
-            # Nothing was made yet with a recipe whose data were refused: it may be mended.
-            if not opened.data.is_file():
-                opened.recipe.unlink(missing_ok=True)
-            raise
+        return _carry_out(scene, given, spread)
 
 
-def _carry_out(
-    recipe: Recipe,
-    run: Run,
-    accelerator: Accelerator,
-    trust_code: bool,
-    progress: Progress,
-    spread: Spread,
-) -> StudyResult:
+def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> StudyResult:
     began, clock = now(), time.perf_counter()
-    scene = Scene.of(recipe, run, accelerator, trust_code, progress)
+    recipe, run, accelerator = scene.recipe, scene.run, scene.accelerator
     if scene.main:
         _bind_data(run, scene.splits, scene.normalisation)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
-    # A student that cannot be built is found out before the teacher is trained.
-    scene.build(recipe.student.model, 0)
-    teacher = prepare_teacher(scene)
+    teacher = prepare_teacher(scene, given)
     outcome = Outcome(scene, teacher, began, clock, _earlier(run))
     # Written after every network, so that a run which is cut short shows what is there.
     write = outcome.write if scene.main else _nothing

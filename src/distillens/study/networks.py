@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -205,6 +205,15 @@ def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None)
     return digest
 
 
+def predict_splits(scene: Scene, network: nn.Module) -> dict[str, np.ndarray]:
+    """Return a network's (N, C) logits on the un-augmented examples of every split."""
+    return {
+        split: predict(network, examples, scene.normalisation, device=scene.accelerator.device)
+        for split in ("train", "validation", "test")
+        if (examples := getattr(scene.splits, split)) is not None
+    }
+
+
 def evaluate(
     scene: Scene,
     files: NetworkFiles,
@@ -217,17 +226,10 @@ def evaluate(
     digest: str,
 ) -> None:
     """Write a finished network's logits and numbers."""
-    logits = {}
-    for split in ("train", "validation", "test"):
-        examples = getattr(scene.splits, split)
-        if examples is not None:
-            logits[split] = predict(
-                network, examples, scene.normalisation, device=scene.accelerator.device
-            )
     write_cell(
         scene,
         files,
-        logits,
+        predict_splits(scene, network),
         name=name,
         seed=seed,
         epochs=epochs,
@@ -240,7 +242,7 @@ def evaluate(
 def write_cell(
     scene: Scene,
     files: NetworkFiles,
-    logits: dict[str, np.ndarray],
+    logits: Mapping[str, np.ndarray],
     *,
     name: str,
     seed: int,
@@ -271,7 +273,7 @@ def write_cell(
     write_atomically(files.cell, to_json(cell))
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an npz atomically."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)

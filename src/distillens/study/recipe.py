@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
+from distillens.paths import UserPath
 from distillens.supervision.losses import Loss
 from distillens.supervision.recipe import SupervisionRecipe, parts_of
 from distillens.training.processes import Precision
@@ -27,15 +28,21 @@ class TeacherRecipe(_Part):
 
     ``model`` and ``training`` train one on the labels with cross-entropy; ``run`` takes the one that
     another run trained on the same data; ``model`` and ``checkpoint`` (safetensors or a torch state
-    dict) read one; ``logits`` names an npz with the arrays ``train`` and ``test`` (rows in the order
-    of the source), for a teacher that is only known by what it said.
+    dict) read one; ``logits`` is for a teacher of which only the outputs are known: an npz or
+    safetensors file with the arrays ``train``, ``test`` and, if there is one, ``validation``, or a
+    mapping from these names to npy, npz, csv, parquet or safetensors files (``FILE`` or
+    ``FILE::KEY``). Rows are looked up by an index where the file has one (``train_index``, or a
+    column ``index``); otherwise there is a row for every example of the source, or for every example
+    in use. ``allow_weak`` accepts a given teacher that is no better than always answering the most
+    frequent class.
     """
 
     model: ModelRecipe | None = None
     training: TrainingRecipe | None = None
-    checkpoint: str | None = None
-    logits: str | None = None
-    run: str | None = None
+    checkpoint: UserPath | None = None
+    logits: UserPath | dict[Literal["train", "validation", "test"], UserPath] | None = None
+    run: UserPath | None = None
+    allow_weak: bool = False
     seed: int = Field(default=1000, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
@@ -52,6 +59,14 @@ class TeacherRecipe(_Part):
             raise ValueError(
                 "a teacher with training or a checkpoint needs a model; "
                 "one given as logits or by its run has none"
+            )
+        if isinstance(self.logits, dict) and not {"train", "test"} <= set(self.logits):
+            raise ValueError(
+                f"teacher.logits names the splits {sorted(self.logits)}; it needs train and test"
+            )
+        if self.allow_weak and given[0] in ("training", "run"):
+            raise ValueError(
+                "allow_weak concerns a teacher given as a checkpoint or as logits; leave it out"
             )
         return self
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from distillens.atomic import write_atomically
 from distillens.data import Examples
-from distillens.errors import DataError, ModelError, RunError
-from distillens.models import ModelRecipe, digest_file, load_weights
+from distillens.errors import RunError
+from distillens.models import ModelRecipe, load_weights
 from distillens.results import Cell
-from distillens.runs import NetworkFiles, find_run, read_arrays, read_data, read_json
+from distillens.runs import NetworkFiles, find_run, read_data, read_json
+from distillens.study.given_teacher import GivenTeacher, given_digest, read_given_teacher
 from distillens.study.networks import (
     Scene,
-    evaluate,
     network_logits,
     read_cell,
     train_network,
@@ -139,13 +139,37 @@ class StudyTeacher:
         return network.to(self.scene.accelerator.device).eval()
 
 
-def prepare_teacher(scene: Scene) -> StudyTeacher:
-    """Train, find, read or check the teacher that the recipe asks for.
+def find_teacher(scene: Scene) -> GivenTeacher | None:
+    """Read whatever teacher exists before the run does; nothing is written.
+
+    A failure leaves no run folder behind, so that the corrected recipe can use the same one. Returns
+    a teacher that is given as a checkpoint or as logits, unless the run holds its logits already.
 
     Raises
     ------
     ModelError, CheckpointError, DataError, RunError
-        A given teacher does not fit the examples or the classes.
+        The teacher does not fit the examples or the classes, or knows nothing of the labels.
+    """
+    recipe = scene.recipe.teacher
+    if recipe.run is not None:
+        _of_another_run(scene, Path(recipe.run))
+    if scene.run.teacher.cell.is_file():
+        return None
+    if recipe.training is not None:
+        assert recipe.model is not None
+        scene.build(recipe.model, 0)
+    return read_given_teacher(scene)
+
+
+def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTeacher:
+    """Train, find or take the teacher that the recipe asks for.
+
+    ``given`` is what :func:`find_teacher` returned; None where the run holds the teacher's logits.
+
+    Raises
+    ------
+    CheckpointError, DataError, RunError
+        The teacher of another run does not fit, or a file is not the one that the run was made with.
     """
     recipe, files = scene.recipe.teacher, scene.run.teacher
     if recipe.run is not None:
@@ -163,39 +187,19 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
             title=f"teacher ({recipe.model.name})",
         )
         return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
-    source = Path(recipe.checkpoint or recipe.logits or "")
-    if not source.is_file():
-        raise DataError(f"no file {source}; teacher.checkpoint or teacher.logits must name one")
-    digest = digest_file(source)
-    if files.cell.is_file():
-        cell = read_cell(files)
-        if cell.weights_digest != digest:
-            raise RunError(
-                f"{source} is not the teacher that this run was made with; choose another --out"
-            )
-    else:
-        if scene.main:
-            _given(scene, source, digest)
-        scene.accelerator.wait_for_everyone()
-        cell = read_cell(files)
-    return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None)
-
-
-def _given(scene: Scene, source: Path, digest: str) -> None:
-    recipe, files = scene.recipe.teacher, scene.run.teacher
-    if recipe.model is None:
-        logits = _given_logits(scene, source)
+    if scene.main and given is not None:
         write_cell(
-            scene, files, logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
-            digest=digest, parameters=0,
+            scene, files, given.logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
+            digest=given.digest, parameters=given.parameters,
         )  # fmt: skip
-        return
-    network = scene.build(recipe.model, 0)
-    load_weights(source, network)
-    network.to(scene.accelerator.device).eval()
-    evaluate(
-        scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0, digest=digest
-    )
+    scene.accelerator.wait_for_everyone()
+    cell = read_cell(files)
+    if given is None and cell.weights_digest != given_digest(scene):
+        raise RunError(
+            f"{recipe.checkpoint or recipe.logits} is not the teacher that {scene.run.folder} was "
+            "made with; choose another --out"
+        )
+    return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None)
 
 
 def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
@@ -215,39 +219,3 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
     files = other.teacher
     cell = read_cell(files)
     return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training)
-
-
-def _given_logits(scene: Scene, path: Path) -> dict[str, np.ndarray]:
-    arrays = read_arrays(path, "teacher.logits must name an npz with arrays train and test")
-    splits = scene.splits
-    wanted: dict[str, tuple[str, Examples]] = {
-        "train": ("train", splits.train),
-        "test": ("test", splits.test),
-    }
-    if splits.validation is not None:
-        wanted["validation"] = ("train", splits.validation)
-    found = {}
-    for split, (key, examples) in wanted.items():
-        if key not in arrays:
-            raise DataError(
-                f"{path} has the arrays {sorted(arrays)}; a teacher's logits need train and test"
-            )
-        array = arrays[key]
-        if array.dtype.kind not in "fiu":
-            raise ModelError(f"{path}[{key}] holds {array.dtype}, not numbers")
-        if array.ndim != 2 or array.shape[1] != scene.outputs:
-            raise ModelError(
-                f"{path}[{key}] has shape {array.shape}; the task needs (N, {scene.outputs})"
-            )
-        index = examples.indices.numpy()
-        if index.max() >= len(array):
-            raise DataError(
-                f"{path}[{key}] has {len(array)} rows, but the source's example "
-                f"{index.max()} is used; give a row for every example of the source"
-            )
-        # What is finite in float64 may be too large for the float32 that networks compute in.
-        with np.errstate(over="ignore"):
-            found[split] = array[index].astype(np.float32)
-        if not np.isfinite(found[split]).all():
-            raise DataError(f"{path}[{key}] holds a NaN or, in float32, an infinity")
-    return found

@@ -1,0 +1,241 @@
+"""A teacher that was not trained here: a checkpoint or logits, read and measured before a run exists.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillens.array_files import Rows, read_rows
+from distillens.data import Examples
+from distillens.errors import DataError, ModelError
+from distillens.measures.intervals import wilson_interval
+from distillens.models import count_parameters, digest_file, load_weights
+from distillens.runs import read_arrays
+from distillens.study.networks import Scene, predict_splits
+from distillens.training import accuracy
+
+ARRAY_SUFFIXES = (".npz", ".safetensors")
+"""Files that may hold the logits of all splits, each under the name of its split."""
+
+
+@dataclass(frozen=True, eq=False)
+class GivenTeacher:
+    """What a given teacher outputs on the examples of a study.
+
+    Attributes
+    ----------
+    logits
+        By split, (N, C) float32 each.
+    digest
+        SHA-256 of the file or files that it was read from.
+    parameters
+        Trainable parameters; 0 where only logits are known.
+    """
+
+    logits: Mapping[str, NDArray[np.float32]]
+    digest: str
+    parameters: int
+
+
+def read_given_teacher(scene: Scene) -> GivenTeacher | None:
+    """Read the teacher that a recipe gives as a checkpoint or as logits, and measure its accuracy.
+
+    Nothing is written. Returns None for a teacher that is trained here or in another run.
+
+    Raises
+    ------
+    DataError, ModelError, CheckpointError
+        A file is missing or does not fit the examples or the classes.
+    ModelError
+        The teacher is not better than naming the most frequent class, unless the recipe sets
+        ``teacher.allow_weak``.
+    """
+    recipe = scene.recipe.teacher
+    if recipe.checkpoint is None and recipe.logits is None:
+        return None
+    digest = given_digest(scene)
+    if recipe.model is None:
+        given = GivenTeacher(_read_logits(scene), digest, 0)
+    else:
+        network = scene.build(recipe.model, 0)
+        load_weights(Path(recipe.checkpoint or ""), network)
+        network.to(scene.accelerator.device).eval()
+        given = GivenTeacher(predict_splits(scene, network), digest, count_parameters(network))
+    _check_accuracy(scene, given)
+    return given
+
+
+def given_digest(scene: Scene) -> str:
+    """Return the digest of the file or files that hold a given teacher.
+
+    Raises
+    ------
+    DataError
+        A file is missing.
+    """
+    recipe = scene.recipe.teacher
+    if recipe.checkpoint is not None:
+        return digest_file(_present(recipe.checkpoint, "teacher.checkpoint"))
+    if isinstance(recipe.logits, str):
+        return digest_file(_present(recipe.logits, "teacher.logits"))
+    places = (recipe.logits or {}).items()
+    digests = [
+        f"{split}={digest_file(_present(place, f'teacher.logits.{split}'))}"
+        for split, place in sorted(places)
+    ]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _present(place: str, key: str) -> Path:
+    path = Path(place.partition("::")[0])
+    if not path.is_file():
+        raise DataError(f"no file {path}; {key} must name one")
+    return path
+
+
+def _check_accuracy(scene: Scene, given: GivenTeacher) -> None:
+    """Show the accuracy of a given teacher; refuse one that knows nothing of the labels."""
+    splits, recipe = scene.splits, scene.recipe.teacher
+    right, total, shown = 0, 0, []
+    counts = np.zeros(len(splits.train.classes), dtype=np.int64)
+    for split in ("train", "validation"):
+        examples: Examples | None = getattr(splits, split)
+        if examples is None:
+            continue
+        labels = examples.labels.numpy()
+        share, known = accuracy(given.logits[split], labels)
+        word = "training" if split == "train" else split
+        shown.append(f"{100 * share:.1f} % of {len(labels):,} {word} examples")
+        right += known
+        total += len(labels)
+        counts += np.bincount(labels, minlength=len(counts))
+    with scene.progress(f"teacher: right on {' and '.join(shown)}", 1) as advance:
+        advance(1)
+    interval = wilson_interval(right / total, total)
+    majority = counts.max() / total
+    if recipe.allow_weak or interval.high > majority:
+        return
+    name = splits.train.classes[int(counts.argmax())]
+    raise ModelError(
+        f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
+        f"examples (95 % interval up to {100 * interval.high:.1f} %), which is no better than "
+        f"always answering {name!r} ({100 * majority:.1f} %); likely causes: it expects inputs "
+        "of another normalisation (set teacher.normalisation), its classes are in another order, "
+        "the rows of its logits belong to other examples, or the weights belong to another model; "
+        "teacher.allow_weak: true uses it all the same"
+    )
+
+
+def _read_logits(scene: Scene) -> dict[str, NDArray[np.float32]]:
+    splits = scene.splits
+    rows = _rows_of_splits(scene)
+    found: dict[str, NDArray[np.float32]] = {}
+    for split in ("train", "validation", "test"):
+        examples: Examples | None = getattr(splits, split)
+        if examples is None:
+            continue
+        # Validation examples are taken out of the training examples of the source.
+        name = split if split in rows else "train"
+        if name not in rows:
+            raise DataError(
+                f"teacher.logits has the splits {sorted(rows)}; a teacher's logits need train and "
+                "test"
+            )
+        what = f"teacher.logits, split {name},"
+        found[split] = _rows_of_examples(rows[name], examples, scene.outputs, what)
+    return found
+
+
+def _rows_of_splits(scene: Scene) -> dict[str, Rows]:
+    given = scene.recipe.teacher.logits
+    if isinstance(given, str):
+        path = Path(given)
+        if path.suffix.lower() not in ARRAY_SUFFIXES:
+            raise DataError(
+                f"{path} holds the logits of one split; give one file for each split, "
+                "teacher.logits: {train: FILE, test: FILE}, or one npz or safetensors file with "
+                "arrays train and test"
+            )
+        return _rows_of_one_file(path)
+    return {split: read_rows(place) for split, place in (given or {}).items()}
+
+
+def _rows_of_one_file(path: Path) -> dict[str, Rows]:
+    """Return the arrays train, test and validation of a file, with train_index and so on if there."""
+    if path.suffix.lower() == ".npz":
+        arrays = read_arrays(path, "teacher.logits must name an npz with arrays train and test")
+    else:
+        from safetensors.torch import load_file
+
+        arrays = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
+    splits = [name for name in ("train", "validation", "test") if name in arrays]
+    if not {"train", "test"} <= set(splits):
+        raise DataError(
+            f"{path} has the arrays {sorted(arrays)}; a teacher's logits need train and test"
+        )
+    return {name: Rows(arrays[name], arrays.get(f"{name}_index")) for name in splits}
+
+
+def _rows_of_examples(
+    rows: Rows, examples: Examples, outputs: int, what: str
+) -> NDArray[np.float32]:
+    """Return the (N, C) rows that belong to the examples, in their order.
+
+    With an index they are looked up by it. Without, there must be a row for every example of the
+    source, or one for each of the N examples in use in the order of their indices.
+    """
+    array, wanted = np.asarray(rows.values), examples.indices.numpy()
+    if array.dtype.kind not in "fiu":
+        raise ModelError(f"{what} holds {array.dtype}, not numbers")
+    if array.ndim != 2 or array.shape[1] != outputs:
+        raise ModelError(f"{what} has shape {array.shape}; the task needs (N, {outputs})")
+    if rows.index is not None:
+        places = _places(rows.index, wanted, what)
+    elif len(array) > wanted.max():
+        places = wanted
+    elif len(array) == len(wanted):
+        places = np.argsort(np.argsort(wanted))
+    else:
+        raise DataError(
+            f"{what} has {len(array)} rows, but {len(wanted)} examples are used, up to number "
+            f"{wanted.max()} of the source; give a row for every example of the source, a row for "
+            "every example in use, or an index"
+        )
+    # What is finite in float64 may be too large for the float32 that networks compute in.
+    with np.errstate(over="ignore"):
+        found = array[places].astype(np.float32)
+    if not np.isfinite(found).all():
+        raise DataError(f"{what} holds a NaN or, in float32, an infinity")
+    return found
+
+
+def _places(index: NDArray, wanted: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+    """Return the place of each wanted index among the given ones."""
+    if index.dtype.kind not in "iu":
+        try:
+            index = index.astype(np.int64)
+        except ValueError:
+            raise DataError(
+                f"{what} has the index {index.dtype}, first {index[0]!r}; the examples of a recipe "
+                "are numbered from 0 in the order of their source"
+            ) from None
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    if (twice := np.flatnonzero(ordered[1:] == ordered[:-1])).size:
+        raise DataError(f"{what} has the index {ordered[twice[0]]} twice; give each row once")
+    places = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
+    missing = ordered[places] != wanted
+    if missing.any():
+        raise DataError(
+            f"{what} has no row with index {wanted[missing][0]}, which the data use; "
+            f"{missing.sum():,} of {len(wanted):,} examples have none"
+        )
+    return order[places]
