@@ -177,7 +177,7 @@ def test_a_given_teacher_checkpoint_teaches(tiny: dict[str, Any], tmp_path: Path
     }
     assert any("no trajectory" in note for note in result.notes)
     save_weights(path, build_model(ModelRecipe(name="mlp"), (1, 8, 8), 10, seed=4))
-    with pytest.raises(RunError, match="is not the teacher that .* was made with"):
+    with pytest.raises(RunError, match=r"is not the teacher that .* was made with"):
         distillens.run(tiny, tmp_path / "run")
 
 

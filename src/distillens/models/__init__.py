@@ -1,51 +1,6 @@
 """Networks by name, and their weights on disk."""
 
-from distillens.models.build import (
-    BUILDERS,
-    ModelRecipe,
-    build_model,
-    check_model,
-    check_outputs,
-    count_parameters,
-    reads_one_tokenizer,
-)
-from distillens.models.cost import measure_cost
-from distillens.models.external import SequenceModel
-from distillens.models.lenet import LeNet5
-from distillens.models.mlp import MLP
-from distillens.models.random_features import RandomFeatures
-from distillens.models.resnet import CifarResNet
-from distillens.models.transformer import Encoder, LanguageModel, tokens_of
-from distillens.models.vgg import VGG16
-from distillens.models.weights import (
-    digest_file,
-    load_safely,
-    load_state,
-    load_weights,
-    save_weights,
-)
+import lazy_loader
 
-__all__ = [
-    "BUILDERS",
-    "MLP",
-    "VGG16",
-    "CifarResNet",
-    "Encoder",
-    "LanguageModel",
-    "LeNet5",
-    "ModelRecipe",
-    "RandomFeatures",
-    "SequenceModel",
-    "build_model",
-    "check_model",
-    "check_outputs",
-    "count_parameters",
-    "digest_file",
-    "load_safely",
-    "load_state",
-    "load_weights",
-    "measure_cost",
-    "reads_one_tokenizer",
-    "save_weights",
-    "tokens_of",
-]
+# The names are listed in the stub file; each loads its module when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,6 @@
 """Recipes and how they are carried out."""
 
-from distillens.study.carry_out import run
-from distillens.study.reading import parse_recipe, read_recipe, shipped_recipes
-from distillens.study.recipe import Recipe
+import lazy_loader
 
-__all__ = ["Recipe", "parse_recipe", "read_recipe", "run", "shipped_recipes"]
+# The names are listed in the stub file; each loads its module when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

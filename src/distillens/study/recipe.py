@@ -10,11 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.paths import UserPath
-from distillens.supervision.losses import Loss
-from distillens.supervision.recipe import SupervisionRecipe, parts_of
-from distillens.training.processes import Precision
-from distillens.training.recipe import TrainingRecipe
-from distillens.training.trackers import Tracker
+from distillens.supervision.recipe import Loss, SupervisionRecipe, parts_of
+from distillens.training.recipe import Precision, Tracker, TrainingRecipe
 
 MAX_SEED = 2**32 - 1
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from distillens.errors import RecipeError, SupervisionError
 from distillens.supervision.averaged import AveragedTeacher, decaying_weights
 from distillens.supervision.compared import decoupled, dist
-from distillens.supervision.losses import Loss
 from distillens.supervision.pace import TemperatureSchedule, pace_of
 from distillens.supervision.protocol import Supervision, Teacher
 from distillens.supervision.recipe import (
     AverageRecipe,
     CotrainedRecipe,
+    Loss,
     LossRecipe,
     OfflineRecipe,
     OneHotRecipe,

@@ -8,7 +8,6 @@ Without an equation number there, squared error is ½‖y − f‖² averaged ov
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +20,6 @@ from torch.nn.functional import (
 )
 
 from distillens.errors import SupervisionError
-
-Loss = Literal["cross-entropy", "squared-error"]
 
 
 def check_temperature(temperature: float) -> float:

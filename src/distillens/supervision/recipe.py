@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from distillens.errors import SupervisionError
 from distillens.supervision.pace import TemperatureSchedule, pace_of
 
+Loss = Literal["cross-entropy", "squared-error"]
+"""The form of the losses of a study."""
+
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -12,12 +12,12 @@ from distillens.errors import SupervisionError
 from distillens.supervision.losses import (
     LABEL_LOSSES,
     TEACHER_LOSSES,
-    Loss,
     check_temperature,
     smoothed_cross_entropy,
     smoothed_squared_error,
 )
 from distillens.supervision.protocol import Stateless, Supervision, Teacher
+from distillens.supervision.recipe import Loss
 
 TeacherLoss = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 """(student logits, teacher logits, labels, temperature, mask) → scalar."""

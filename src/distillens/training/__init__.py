@@ -1,36 +1,6 @@
 """The one training loop, its recipe and its checkpoints."""
 
-from distillens.training.loop import History, Hook, fit, make_optimizer
-from distillens.training.predict import accuracy, predict
-from distillens.training.processes import (
-    Precision,
-    accelerator_for,
-    check_accelerator,
-    is_sharded,
-)
-from distillens.training.recipe import Schedule, TrainingRecipe
-from distillens.training.trackers import Steps, Tracker, log_epoch, start_trackers, tracking
-from distillens.training.trajectory import EpochRecord, Store, read_history
+import lazy_loader
 
-__all__ = [
-    "EpochRecord",
-    "History",
-    "Hook",
-    "Precision",
-    "Schedule",
-    "Steps",
-    "Store",
-    "Tracker",
-    "TrainingRecipe",
-    "accelerator_for",
-    "accuracy",
-    "check_accelerator",
-    "fit",
-    "is_sharded",
-    "log_epoch",
-    "make_optimizer",
-    "predict",
-    "read_history",
-    "start_trackers",
-    "tracking",
-]
+# The names are listed in the stub file; each loads its module when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

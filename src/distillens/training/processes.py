@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from distillens.errors import TrainingError
+from distillens.training.recipe import Precision
 
 KNOWN = (
     DistributedType.NO,
@@ -30,8 +31,6 @@ REFUSED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor or context parallelism)",
 }
 """What a launcher asks for by the environment, where checkpoints here do not support it."""
-
-Precision = Literal["float32", "bfloat16"]
 
 
 def accelerator_for(precision: Precision) -> Accelerator:

@@ -8,6 +8,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Precision = Literal["float32", "bfloat16"]
+"""What networks compute in during training; weights stay in float32."""
+
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+"""An experiment tracker that Accelerate can write to."""
+
 
 class Schedule(BaseModel):
     """How the learning rate moves after a linear warm-up.

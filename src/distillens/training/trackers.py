@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from accelerate import Accelerator
 
 from distillens.errors import TrainingError
 from distillens.training.loop import Hook
+from distillens.training.recipe import Tracker
 from distillens.training.trajectory import EpochRecord
-
-Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
 
 def start_trackers(

@@ -1,0 +1,30 @@
+from .array_files import Rows as Rows
+from .array_files import read_rows as read_rows
+from .data import Batches as Batches
+from .data import Examples as Examples
+from .data import LoaderBatches as LoaderBatches
+from .data import examples_from_arrays as examples_from_arrays
+from .errors import DistillensError as DistillensError
+from .kernel import EmpiricalNTK as EmpiricalNTK
+from .kernel import ntk_similarity as ntk_similarity
+from .kernel import oracle_gram as oracle_gram
+from .measures import audit as audit
+from .measures import deviation as deviation
+from .measures import supervision_complexity as supervision_complexity
+from .report import write_report as write_report
+from .study import read_recipe as read_recipe
+from .study import run as run
+from .study.audit_run import audit_run as audit_run
+from .study.kernel_complexity import kernel_complexity as kernel_complexity
+from .study.settings import measure_settings as measure_settings
+from .supervision import Distillation as Distillation
+from .supervision import FixedTeacher as FixedTeacher
+from .supervision import Mixed as Mixed
+from .supervision import OneHot as OneHot
+from .supervision import OnlineTeacher as OnlineTeacher
+from .supervision import RecordedTeacher as RecordedTeacher
+from .supervision import TeacherCheckpoint as TeacherCheckpoint
+from .training import TrainingRecipe as TrainingRecipe
+from .training import fit as fit
+
+__version__: str
