@@ -12,6 +12,7 @@ from rich.table import Table
 
 from distillens import __version__
 from distillens.commands.audit import audit_command, settings_command
+from distillens.commands.check import check_command
 from distillens.commands.complexity import complexity_command
 from distillens.commands.eigenspace import eigenspace_command
 from distillens.commands.report import RunFolder, report_command, table_command
@@ -65,9 +66,13 @@ def run_command(
     ] = 1,
 ) -> None:
     """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
-    from distillens.study import read_recipe, run
+    from distillens.study.reading import check_places, read_recipe
 
+    # All that can be found out without torch, before it is imported, which takes seconds.
     parsed = read_recipe(recipe, overrides or [], trust_code=trust_code)
+    check_places(parsed)
+    from distillens.study.carry_out import run
+
     folder = out if out is not None else _default_folder(parsed.name)
     from distillens.progress import terminal
 
@@ -82,6 +87,7 @@ def run_command(
     _show(folder)
 
 
+app.command("check")(check_command)
 app.command("table")(table_command)
 app.command("complexity")(complexity_command)
 app.command("report")(report_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillens.report.audit_text import audit_text, run_audit_text
+from distillens.report.check_text import check_text
 from distillens.report.complexity_table import certified_table, curves_table, temperature_table
 from distillens.report.costs import cost_table
 from distillens.report.eigenspace_table import eigenspace_table
@@ -21,6 +22,7 @@ __all__ = [
     "accuracy_table",
     "audit_text",
     "certified_table",
+    "check_text",
     "cost_table",
     "curves_table",
     "eigenspace_table",

@@ -80,7 +80,7 @@ def run(
     described = recipe.model_dump(mode="json")
     run_files = Run(folder)
     if accelerator.is_main_process:
-        check_folder(folder, described, _as_now)
+        check_folder(folder, described, as_of_today)
     # The folder is made when all that the recipe names is there, so that a start which failed leaves
     # nothing in the way of the corrected recipe.
     scene = Scene.of(recipe, run_files, accelerator, trust_code, progress)
@@ -91,7 +91,7 @@ def run(
         accelerator.wait_for_everyone()
         return _carry_out(replace(scene, progress=silent), given, spread)
     with locked(run_files):
-        open_run(folder, described, _as_now)
+        open_run(folder, described, as_of_today)
         accelerator.wait_for_everyone()
         return _carry_out(scene, given, spread)
 
@@ -125,7 +125,7 @@ def _nothing(students: object) -> None:
     """What a process that does not write does after a network."""
 
 
-def _as_now(content: dict[str, Any]) -> dict[str, Any]:
+def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe that a run holds with the keys that have come since, at their defaults."""
     try:
         return Recipe.model_validate(content).model_dump(mode="json")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK
+from distillens.kernel import EmpiricalNTK, Plan
 from distillens.linalg import eigen_summary
 from distillens.measures import (
     CODING_WORDS,
@@ -191,13 +191,13 @@ def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Sp
     )
 
 
-def complexity_kernel(scene: Scene) -> tuple[EmpiricalNTK, Tensor, list[int]]:
-    """Return the last kernel that is measured, its inputs, and the epochs of all that are."""
+def complexity_plan(scene: Scene) -> tuple[Plan, int]:
+    """Return the plan of one Gram, which does not depend on weights, and how many Grams there are."""
     recipe = scene.recipe.complexity
     assert recipe is not None  # whoever asks has looked
     setting = _Setting.of(scene, recipe)
-    network = setting.network(scene, setting.epochs[-1])
-    return setting.kernel(network), setting.inputs, setting.epochs
+    network = scene.build(scene.recipe.student.model, 0).to(scene.accelerator.device).eval()
+    return setting.kernel(network).plan(setting.inputs), len(setting.epochs)
 
 
 def measure_complexity(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from distillens.errors import RecipeError, nearest
+from distillens.errors import DataError, RecipeError, nearest
 from distillens.models.build import check_model
 from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import parts_of
@@ -69,6 +69,60 @@ def read_recipe(
     for override in overrides:
         override_key(content, override)
     return parse_recipe(content, trust_code=trust_code)
+
+
+def recipe_problems(content: dict[str, Any]) -> list[str]:
+    """Return everything that is wrong with the plain values of a recipe, one sentence each."""
+    try:
+        Recipe.model_validate(content)
+    except ValidationError as error:
+        return [_explain(each) for each in error.errors()]
+    return []
+
+
+def missing_places(recipe: Recipe) -> list[str]:
+    """Return what is wrong with the files and folders that a recipe names, one sentence each.
+
+    The name of a data set on a hub, and of anything else that is no place on this machine, is left
+    to whoever loads it.
+    """
+    data, teacher = recipe.data, recipe.teacher
+    found = []
+    if data.path is not None:
+        path = Path(data.path)
+        if data.source in ("idx", "folder") and not path.is_dir():
+            found.append(f"no folder {path}; data.path must name the folder of the data set")
+        elif data.source == "npz" and not path.is_file():
+            found.append(f"no file {path}; data.path must name an .npz file")
+        elif _is_place(data.path) and not path.exists():
+            found.append(f"there is no {path}; data.path must name the data set")
+    files = {"teacher.checkpoint": teacher.checkpoint}
+    if isinstance(teacher.logits, str):
+        files["teacher.logits"] = teacher.logits
+    else:
+        files |= {f"teacher.logits.{split}": at for split, at in (teacher.logits or {}).items()}
+    for key, place in files.items():
+        if place is not None and not (path := Path(place.partition("::")[0])).is_file():
+            found.append(f"no file {path}; {key} must name one")
+    if teacher.run is not None and not Path(teacher.run).is_dir():
+        found.append(f"no folder {teacher.run}; teacher.run must name a run folder")
+    return found
+
+
+def _is_place(path: str) -> bool:
+    return path.startswith(("/", "./", "../"))
+
+
+def check_places(recipe: Recipe) -> None:
+    """Refuse a recipe that names a file or folder which is not there.
+
+    Raises
+    ------
+    DataError
+        Names the first one and its key.
+    """
+    for problem in missing_places(recipe):
+        raise DataError(problem)
 
 
 def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe:

@@ -27,7 +27,7 @@ from distillens.progress import Progress, silent
 from distillens.results import KernelComplexity, StudyResult
 from distillens.runs import find_run, read_finished
 from distillens.study.carry_out import run
-from distillens.study.complexity import complexity_kernel
+from distillens.study.complexity import complexity_plan
 from distillens.study.kernel_complexity import kernel_complexity
 from distillens.study.networks import Scene
 from distillens.study.reading import read_recipe
@@ -70,8 +70,7 @@ def plan_run(
     """Return the plan of one Gram of `measure_run`, and how many there will be."""
     recipe = _recipe_of(folder, overrides, trust_code)
     scene = Scene.of(recipe, find_run(folder), accelerator_for(recipe.precision), trust_code)
-    kernel, inputs, epochs = complexity_kernel(scene)
-    return kernel.plan(inputs), len(epochs)
+    return complexity_plan(scene)
 
 
 def _recipe_of(folder: Path, overrides: Sequence[str], trust_code: bool) -> Recipe:

@@ -1,0 +1,80 @@
+"""A recipe's check, for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from distillens.check_results import CheckedData, CheckedNetwork, RecipeCheck, RunEstimate
+from distillens.report.text import count, duration, plural, printable
+
+CLASSES_SHOWN = 10
+
+
+def check_text(check: RecipeCheck) -> Group:
+    """Return what was found out about a recipe, problems first."""
+    parts: list[RenderableType] = [Text(printable(check.recipe), style="bold")]
+    parts += [Text(f"problem: {printable(problem)}", style="red") for problem in check.problems]
+    parts += [Text(f"note: {printable(note)}", style="yellow") for note in check.notes]
+    if check.data is not None:
+        parts += [Text(line) for line in _data(check.data)]
+    parts += [Text(_network(network)) for network in check.networks]
+    if check.supervisions:
+        titles = ", ".join(printable(title) for title, _ in check.supervisions)
+        networks = sum(seeds for _, seeds in check.supervisions)
+        parts.append(Text(f"students: {plural(networks, 'network')}: {titles}"))
+    if check.estimate is not None:
+        parts += [Text(line) for line in _estimate(check.estimate)]
+    found = plural(len(check.problems), "problem") if check.problems else "no problem"
+    parts.append(Text(f"{found} found", style="red" if check.problems else "green"))
+    return Group(*parts)
+
+
+def _data(data: CheckedData) -> list[str]:
+    where = f" from {printable(data.path)}" if data.path else ""
+    lines = [
+        f"data: {data.source}{where}: {data.train:,} training, {data.validation:,} validation and "
+        f"{data.test:,} test examples of shape {' x '.join(map(str, data.input_shape))}"
+    ]
+    names = ", ".join(printable(name) for name in data.classes[:CLASSES_SHOWN])
+    more = f" and {len(data.classes) - CLASSES_SHOWN} more" * (len(data.classes) > CLASSES_SHOWN)
+    smallest, largest = min(data.train_counts), max(data.train_counts)
+    lines.append(
+        f"classes: {len(data.classes)}: {names}{more}; "
+        f"{smallest:,} to {largest:,} training examples each"
+    )
+    if data.mean is not None and data.deviation is not None:
+        mean, deviation = (
+            ", ".join(f"{value:.4g}" for value in values[:3]) + ", …" * (len(values) > 3)
+            for values in (data.mean, data.deviation)
+        )
+        lines.append(f"normalisation: mean {mean}; standard deviation {deviation}")
+    return lines
+
+
+def _network(network: CheckedNetwork) -> str:
+    line = f"{network.role}: {printable(network.model)}"
+    if network.parameters:
+        line += f", {count(network.parameters)} parameters"
+    line += f", {printable(network.origin)}"
+    if network.seconds_per_step is not None:
+        line += f", {plural(network.epochs, 'epoch')} of {1000 * network.seconds_per_step:.3g} ms a step"
+    if network.accuracies:
+        shares = [f"{100 * share:.1f} % of {split} examples" for split, share in network.accuracies]
+        line += f"; right on {' and '.join(shares)}"
+    return line
+
+
+def _estimate(estimate: RunEstimate) -> list[str]:
+    parts = ", ".join(f"{printable(name)} {duration(seconds)}" for name, seconds in estimate.parts)
+    return [
+        f"time: about {duration(estimate.seconds)} on {estimate.device} ({parts}; from "
+        "training steps that were timed now)",
+        f"memory: {_size(estimate.memory)} were used while steps were timed",
+        f"disk: {_size(estimate.checkpoints)} of checkpoints and up to {_size(estimate.cache)} of "
+        f"teacher logits; {_size(estimate.free_disk)} are free",
+    ]
+
+
+def _size(amount: int) -> str:
+    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
