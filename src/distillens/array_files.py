@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import DataError, nearest
+from distillens.paths import user_path
 
 INDEX = "index"
 """The key or column that holds the stable index of each row."""
@@ -58,7 +59,7 @@ def read_rows(place: str | Path) -> Rows:
         The file is damaged, of another format, or the key is missing or needed.
     """
     path_text, separator, key = str(place).partition("::")
-    path = Path(path_text)
+    path = user_path(path_text)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise DataError(

@@ -117,6 +117,18 @@ class Recipe(_Part):
     complexity: ComplexityRecipe | None = ComplexityRecipe()
     deviation: bool = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complexity_where_it_can_be(cls, values: Any) -> Any:
+        """Measure complexity by default only where a student is trained on labels alone."""
+        if not isinstance(values, dict) or "complexity" in values:
+            return values
+        entries = values.get("supervisions")
+        if not isinstance(entries, (list, tuple)):
+            return values
+        kinds = [entry.get("kind") for entry in entries if isinstance(entry, dict)]
+        return values if "one-hot" in kinds else {**values, "complexity": None}
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         titles = Counter(entry.title for entry in self.supervisions)

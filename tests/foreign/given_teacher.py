@@ -1,0 +1,181 @@
+"""Teachers that were trained elsewhere: their accuracy, and the files that hold their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import distillens
+from distillens.data import DataRecipe, load_splits
+from distillens.errors import DataError, DistillensError, ModelError
+
+DATA = {"source": "digits", "train_size": 120, "validation_size": 60, "test_size": 100}
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture
+def short(tiny: dict[str, Any]) -> dict[str, Any]:
+    tiny["data"] = DATA
+    tiny["student"]["training"]["epochs"] = 1
+    tiny["supervisions"] = [{"kind": "offline", "temperature": 4}]
+    return {**tiny, "complexity": None, "deviation": False}
+
+
+@pytest.fixture(scope="module")
+def source() -> dict[str, np.ndarray]:
+    """Logits of a good teacher, a row for every example of the source, and the indices in use."""
+    splits = load_splits(DataRecipe.model_validate(DATA))
+    whole = load_splits(DataRecipe(test_size=1))
+    logits = np.random.default_rng(0).normal(size=(1797, 10))
+    for part in (whole.train, whole.test):
+        logits[part.indices.numpy(), part.labels.numpy()] += 5
+    used = {split: getattr(splits, split).indices.numpy() for split in SPLITS}
+    return {"logits": logits.astype(np.float32), **used}
+
+
+def npz_of_all(source: dict[str, np.ndarray], folder: Path) -> Any:
+    np.savez(folder / "t.npz", train=source["logits"], test=source["logits"])
+    return str(folder / "t.npz")
+
+
+def npz_in_use(source: dict[str, np.ndarray], folder: Path) -> Any:
+    # In the order of the source, which is that of the indices.
+    rows = {split: source["logits"][np.sort(source[split])] for split in SPLITS}
+    np.savez(folder / "t.npz", **rows)
+    return str(folder / "t.npz")
+
+
+def npz_with_index(source: dict[str, np.ndarray], folder: Path) -> Any:
+    rows = {}
+    for split in SPLITS:
+        shuffled = np.random.default_rng(1).permutation(source[split])
+        rows |= {split: source["logits"][shuffled], f"{split}_index": shuffled}
+    np.savez(folder / "t.npz", **rows)
+    return str(folder / "t.npz")
+
+
+def safetensors(source: dict[str, np.ndarray], folder: Path) -> Any:
+    rows = torch.from_numpy(source["logits"])
+    save_file({"train": rows, "test": rows.clone()}, folder / "t.safetensors")
+    return str(folder / "t.safetensors")
+
+
+def npy_files(source: dict[str, np.ndarray], folder: Path) -> Any:
+    np.save(folder / "t.npy", source["logits"])
+    return {"train": str(folder / "t.npy"), "test": str(folder / "t.npy")}
+
+
+def parquet_with_index(source: dict[str, np.ndarray], folder: Path) -> Any:
+    found = {}
+    for split in SPLITS:
+        shuffled = np.random.default_rng(2).permutation(source[split])
+        rows = pa.array(list(source["logits"][shuffled]), type=pa.list_(pa.float32()))
+        pq.write_table(pa.table({"index": shuffled, "logits": rows}), folder / f"{split}.parquet")
+        found[split] = f"{folder / split}.parquet::logits"
+    return found
+
+
+FORMS = [npz_of_all, npz_in_use, npz_with_index, safetensors, npy_files, parquet_with_index]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_each_example_gets_its_own_logits(
+    form: Callable[..., Any],
+    short: dict[str, Any],
+    source: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    short["teacher"] = {"logits": form(source, tmp_path)}
+    distillens.run(short, tmp_path / "run")
+    with np.load(tmp_path / "run" / "teacher" / "logits.npz") as stored:
+        for split in SPLITS:
+            np.testing.assert_array_equal(stored[split], source["logits"][source[split]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "index", "message"),
+    [
+        (slice(50), None, "has 50 rows, but 120 examples are used"),
+        (slice(None), np.zeros(1797, int), "index 0 twice"),
+        (slice(100), np.arange(100), "has no row with index"),
+        (slice(3), np.array(["a", "b", "c"]), "numbered from 0"),
+    ],
+)
+def test_rows_that_belong_to_no_example_are_refused(
+    rows: slice,
+    index: np.ndarray | None,
+    message: str,
+    short: dict[str, Any],
+    source: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    arrays = {"train": source["logits"][rows], "test": source["logits"]}
+    if index is not None:
+        arrays["train_index"] = index
+    np.savez(tmp_path / "t.npz", **arrays)
+    short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+    with pytest.raises(DataError, match=message):
+        distillens.run(short, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_knows_nothing_is_refused_unless_it_is_wanted(
+    short: dict[str, Any], source: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Its classes are in another order."""
+    np.savez(
+        tmp_path / "t.npz", **dict.fromkeys(("train", "test"), np.roll(source["logits"], 1, axis=1))
+    )
+    short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+    with pytest.raises(ModelError, match=r"right on .* % of the training and validation examples"):
+        distillens.run(short, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    short["teacher"]["allow_weak"] = True
+    distillens.run(short, tmp_path / "run")
+
+
+def test_the_accuracy_of_a_given_teacher_is_shown_first(
+    short: dict[str, Any], source: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    from distillens.progress import silent
+
+    shown: list[str] = []
+
+    def progress(title: str, total: int, done: int = 0) -> Any:
+        shown.append(title)
+        return silent(title, total, done)
+
+    short["teacher"] = {"logits": npz_of_all(source, tmp_path)}
+    result = distillens.run(short, tmp_path / "run", progress=progress)
+    teacher = result.cells[0]
+    assert shown[0] == (
+        f"teacher: right on {100 * teacher.train_accuracy:.1f} % of 120 training examples and "
+        f"{100 * (teacher.validation_accuracy or 0):.1f} % of 60 validation examples"
+    )
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"logits": {"train": "a.npy"}},
+        {"logits": {"train": "a.npy", "test": "a.npy", "dev": "a.npy"}},
+        {"logits": "a.npy"},
+        {"run": "elsewhere", "allow_weak": True},
+    ],
+)
+def test_what_a_recipe_cannot_mean_is_refused(
+    teacher: dict[str, Any], short: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.zeros((1797, 10)))
+    with pytest.raises(DistillensError):
+        distillens.run({**short, "teacher": teacher}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,8 @@
+"""Inputs that this project did not make: the tests of `tests/foreign`, one module for each area."""
+
+import pytest
+
+pytest.register_assert_rewrite("foreign")
+
+from foreign.command_line import *  # noqa: E402, F403
+from foreign.given_teacher import *  # noqa: E402, F403
