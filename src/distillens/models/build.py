@@ -16,7 +16,7 @@ from distillens.models.external import external_builder, is_external
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.random_features import RandomFeatures
-from distillens.models.resnet import CifarResNet
+from distillens.models.resnet import CifarResNet, Shortcut
 from distillens.models.transformer import Encoder, text_shape
 from distillens.models.vgg import VGG16
 
@@ -66,8 +66,8 @@ def _random_features(
 
 
 def _resnet(depth: int) -> Callable[..., Any]:
-    def build(input_shape: tuple[int, ...], outputs: int) -> Any:
-        return CifarResNet(input_shape, outputs, depth)
+    def build(input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
+        return CifarResNet(input_shape, outputs, depth, shortcut)
 
     return build
 
