@@ -230,6 +230,9 @@ def _candidates(
             if unwrapped and (whole == short or len(set(whole)) < len(whole)):
                 continue
             for head in heads:
+                # What is removed is not put back: that candidate comes with the shorter prefix.
+                if head and prefix.endswith(head):
+                    continue
                 state = OrderedDict(
                     (head + new, _dense(mapping[old]))
                     for new, old in zip(renamed, inside, strict=True)
@@ -423,20 +426,22 @@ def _cause(trial: Trial, shapes: list[tuple[Any, ...]], explained: bool) -> str:
         return "the checkpoint looks quantised; save its weights as floating-point numbers"
     if explained:
         return "see the message before"
-    sizes = [
-        tuple(tuple(map(int, filter(None, s.split(", ")))) for s in each[1:]) for each in shapes
-    ]
-    heads = {(stored[:1], wanted[:1]) for stored, wanted in sizes if stored[1:] == wanted[1:]}
-    if sizes and not trial.missing and not trial.unexpected and len(heads) == 1:
-        if all(stored[1:] == wanted[1:] for stored, wanted in sizes):
-            (stored, wanted) = next(iter(heads))
-            return (
-                f"the sizes {stored[0]} and {wanted[0]} suggest another class count; "
-                "a teacher needs one output for every class of the data"
-            )
+    sizes = [tuple(_size(shape) for shape in each[1:]) for each in shapes]
+    heads = {(stored[:1], wanted[:1]) for stored, wanted in sizes}
+    named_alike = not trial.missing and not trial.unexpected
+    if named_alike and len(heads) == 1 and all(a[1:] == b[1:] for a, b in sizes):
+        stored, wanted = next(iter(heads))
+        return (
+            f"the sizes {stored[0]} and {wanted[0]} suggest another class count; "
+            "a teacher needs one output for every class of the data"
+        )
     if sizes:
         return "another class count, width or architecture?"
     return "is it another architecture, or does it name its layers otherwise?"
+
+
+def _size(shape: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in shape.split(", ") if part)
 
 
 def _some(names: Sequence[str]) -> str:
