@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillens.errors import CheckpointError
+import distillens
+from distillens.errors import CheckpointError, DistillensError, ModelError, RecipeError
 from distillens.models import ModelRecipe, build_model, load_weights, save_weights
+from distillens.study import read_recipe
+from distillens.yaml_values import dump_yaml, load_yaml
 
 CIFAR = (3, 32, 32)
 
@@ -408,3 +412,279 @@ def test_a_state_that_safetensors_cannot_hold_is_one_line(tmp_path: Path) -> Non
     ):
         with pytest.raises(CheckpointError, match=message):
             save_weights(tmp_path / "a.safetensors", model)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5), ("1E5", 1e5), ("1.e-3", 1e-3), (".5", 0.5), ("-.5e+2", -50.0), ("1.5", 1.5),
+        ("+1e0", 1.0), ("6.02e23", 6.02e23), ("1_000", 1000), ("1_0.5", 10.5), ("010", 10), ("08", 8),
+        ("0o17", 15), ("0x1F", 31), ("-7", -7), (".inf", float("inf")), ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"), ("'1e-5'", "1e-5"), ("1e", "1e"), ("e5", "e5"), (".", "."),
+        ("-", [None]), ("yes", True), ("off", False), ("~", None), ("1.2.3", "1.2.3"), ("", None),
+    ],
+)  # fmt: skip
+def test_numbers_of_recipes_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    found = load_yaml(text)
+    assert found == value
+    assert type(found) is type(value)
+    # What a run writes down is read back as the same, strings that look like numbers too.
+    for each in (value, {"key": [value, text]}):
+        assert load_yaml(dump_yaml(each)) == each
+
+
+MINE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, outputs, eps=1e-3, width=6):
+        assert isinstance(eps, float), eps
+        super().__init__(
+            nn.Flatten(), nn.LayerNorm(64, eps=eps), nn.Linear(64, width), nn.Linear(width, outputs)
+        )
+
+def nothing():
+    return Net(10)
+
+def everything(**kwargs):
+    import helper
+    assert sorted(kwargs) == ["input_shape", "normalisation", "outputs"], kwargs
+    return helper.scaled(Net(kwargs["outputs"]))
+
+def handed_on(**kwargs):
+    return Net(**kwargs)
+
+def means(normalisation, outputs):
+    mean, deviation = normalisation
+    assert mean == (0.5,) and deviation == (0.25,)
+    return Net(outputs)
+
+def broken(input_shape, outputs):
+    return {}["width"]
+
+async def later(outputs):
+    return Net(outputs)
+
+def loss(student, teacher, labels):
+    return ((student - teacher) ** 2).mean()
+
+def a_list():
+    return [Net(10)]
+
+def leaves():
+    raise SystemExit("usage: mine.py")
+
+def hungry(outputs, num_layers):
+    return Net(outputs)
+
+SHARED = Net(10)
+number = 3
+
+def always_the_same():
+    return SHARED
+"""
+HELPER = "def scaled(network):\n    return network\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a recipe's own code."""
+    place = tmp_path / "project"
+    place.mkdir()
+    (place / "mine.py").write_text(MINE)
+    (place / "helper.py").write_text(HELPER)
+    return place
+
+
+def custom(folder: Path, name: str, **arguments: Any) -> nn.Module:
+    recipe = ModelRecipe(name=name, **arguments)
+    recipe.look_in(folder)
+    return build_model(
+        recipe, (1, 8, 8), 10, seed=0, normalisation=((0.5,), (0.25,)), trust_code=True
+    )
+
+
+@pytest.mark.parametrize("function", ["nothing", "everything", "handed_on", "means", "Net"])
+def test_builders_take_any_of_the_arguments(folder: Path, function: str) -> None:
+    path = list(sys.path)
+    network, again = custom(folder, f"mine:{function}"), custom(folder, f"mine:{function}")
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert torch.equal(network.state_dict()["2.weight"], again.state_dict()["2.weight"])
+    assert sys.path == path
+
+
+def test_a_class_takes_the_recipes_arguments_too(folder: Path) -> None:
+    network: Any = custom(folder, "mine:Net", width=3, eps=0.5)
+    assert network[2].out_features == 3
+    assert network[1].eps == 0.5
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("broken", {}, r"cannot be built: KeyError: 'width' \(mine.py, line 2\d\)"),
+        ("later", {}, "is a coroutine function"),
+        ("SHARED", {}, "is a network, not a function"),
+        ("number", {}, "is a int, not a function or class"),
+        ("a_list", {}, "returned a list, not a torch Module"),
+        ("leaves", {}, "SystemExit: usage: mine.py"),
+        ("always_the_same", {}, "returned before"),
+        ("hungry", {}, "needs an argument 'num_layers'"),
+        ("Net", {"widht": 3}, "has no argument 'widht'; did you mean 'width'"),
+        ("Net", {"outputs": 3}, "outputs is set from the data"),
+        ("Net", {"eps": "a"}, "AssertionError: a"),
+        ("Nett", {}, r"mine.py has no 'Nett'; did you mean 'Net'"),
+    ],
+)
+def test_builders_that_cannot_be_used_are_one_line(
+    folder: Path, function: str, arguments: dict[str, Any], message: str
+) -> None:
+    def twice() -> list[nn.Module]:
+        return [custom(folder, f"mine:{function}", **arguments) for _ in range(2)]
+
+    with pytest.raises((RecipeError, ModelError), match=message) as raised:
+        twice()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nowhere_at_all", "No module named 'nowhere_at_all', which it imports"),
+        ("x = (", "it stops with SyntaxError"),
+        ("raise SystemExit(2)", "it stops with SystemExit: 2"),
+        ("1 / 0", "it stops with ZeroDivisionError"),
+    ],
+)
+def test_modules_that_cannot_be_imported_are_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "damaged.py").write_text(text + "\n")
+    with pytest.raises(RecipeError, match=message):
+        custom(tmp_path, "damaged:make")
+    with pytest.raises(RecipeError, match=r"no absent.py in .*PYTHONPATH"):
+        custom(tmp_path, "absent:make")
+
+
+def test_the_recipes_folder_comes_before_modules_of_the_same_name(tmp_path: Path) -> None:
+    """Of Python (code, time), and of another recipe's folder, with what these import."""
+    import code
+
+    make = "import helper\nfrom torch import nn\ndef make(input_shape, outputs):\n    import late\n"
+    make += "    return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs), "
+    make += "nn.Softplus(beta=helper.BETA + late.BETA))\n"
+    for place, beta in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / place).mkdir()
+        for name in ("mine", "code"):
+            (tmp_path / place / f"{name}.py").write_text(make)
+        for name in ("helper", "late"):
+            (tmp_path / place / f"{name}.py").write_text(f"BETA = {beta}\n")
+        (tmp_path / place / "time.py").write_text(make)
+    for _ in range(2):
+        for place, beta in (("one", 1.0), ("two", 2.0)):
+            for name in ("mine", "code"):
+                network: Any = custom(tmp_path / place, f"{name}:make")
+                assert network[2].beta == 2 * beta
+    assert sys.modules["code"] is code
+    with pytest.raises(RecipeError, match=r"'time' is a built-in module of Python.*rename"):
+        custom(tmp_path / "one", "time:make")
+
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "digits", "train_size": 60, "test_size": 60},
+    "teacher": {
+        "model": {"name": "mlp", "hidden": [8]},
+        "training": {"epochs": 1, "learning_rate": 0.1},
+    },
+    "student": {
+        "model": {"name": "mine:Net", "eps": "EPS"},
+        "training": {"epochs": 1, "learning_rate": 0.1},
+    },
+    "supervisions": [{"kind": "one-hot"}, {"kind": "offline", "loss": {"name": "mine:loss"}}],
+    "complexity": None,
+}
+
+
+def test_arguments_of_models_are_numbers_in_files_overrides_and_runs(folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(dump_yaml(TINY).replace("EPS", "1e-5"))
+    with pytest.raises(RecipeError, match="--trust-code"):
+        read_recipe(path)
+    recipe = read_recipe(path, trust_code=True)
+    assert recipe.student.model.arguments == {"eps": 1e-5}
+    changed = ["student.model.eps=2E-4", "student.training.learning_rate=1e-2"]
+    recipe = read_recipe(path, changed, trust_code=True)
+    assert recipe.student.model.arguments["eps"] == 2e-4
+    assert recipe.student.training.learning_rate == 0.01
+
+
+def test_a_run_finds_the_code_beside_its_recipe_again(folder: Path, tmp_path: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(dump_yaml(TINY).replace("EPS", "1e-5"))
+    out = tmp_path / "runs" / "tiny"
+    distillens.run(path, out, trust_code=True)
+    assert load_yaml((out / "recipe.yaml").read_text())["code"] == "../../project"
+    # The same command goes on; another place of the same tree is the same recipe.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for each in (folder, tmp_path / "runs"):
+        each.rename(moved / each.name)
+    for name in [name for name in sys.modules if name in ("mine", "helper")]:
+        del sys.modules[name]
+    recipe = read_recipe(moved / "runs" / "tiny" / "recipe.yaml", trust_code=True)
+    assert recipe.student.model.code_folder == moved / "project"
+    (moved / "project").rename(tmp_path / "elsewhere")
+    for name in [name for name in sys.modules if name in ("mine", "helper")]:
+        del sys.modules[name]
+    with pytest.raises(RecipeError, match=r"no mine.py in .*project.*PYTHONPATH"):
+        read_recipe(moved / "runs" / "tiny" / "recipe.yaml", trust_code=True)
+
+
+def test_a_folder_of_code_that_nothing_uses_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    content = {**TINY, "code": "src", "supervisions": [{"kind": "one-hot"}]}
+    content["student"] = {**TINY["student"], "model": {"name": "mlp"}}
+    path.write_text(dump_yaml(content))
+    with pytest.raises(RecipeError, match="code is 'src'"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("where", ["{path}", {"path": "{path}"}, {"path": "{path}", "key": "ema"}])
+def test_a_published_checkpoint_is_a_teacher_in_three_lines(tmp_path: Path, where: Any) -> None:
+    published = trained(PublishedResNet(1, "A", "shortcut", "linear"))
+    published.conv1 = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
+    path = tmp_path / "resnet8.th"
+    state = nn.DataParallel(published).state_dict()
+    torch.save({"ema" if "ema" in str(where) else "state_dict": state, "epoch": 3}, path)
+    given = json.loads(json.dumps(where).replace("{path}", str(path)))
+    recipe = {
+        **TINY,
+        "teacher": {"model": {"name": "resnet8"}, "checkpoint": given},
+        "student": {**TINY["student"], "model": {"name": "mlp"}},
+        "supervisions": [{"kind": "offline"}],
+        "deviation": False,
+    }
+    result = distillens.run(recipe, tmp_path / "run")
+    assert any("resnet8.th: read" in note and "translated" in note for note in result.notes)
+    from distillens.data import DataRecipe, Normalisation, load_splits
+    from distillens.runs import Run, read_arrays
+
+    splits = load_splits(DataRecipe.model_validate(recipe["data"]))
+    inputs = Normalisation.of(splits.train)(splits.test.inputs)
+    with torch.no_grad():
+        wanted = published(inputs)
+    found = read_arrays(Run(tmp_path / "run").teacher.logits)["test"]
+    torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_mistakes_in_the_checkpoint_are_named(tmp_path: Path) -> None:
+    teacher = {"model": {"name": "mlp"}}
+    for given, message in (
+        ({"path": "a", "kye": "b"}, "unknown key 'teacher.checkpoint.kye'; did you mean 'key'"),
+        ({"key": "b"}, "'teacher.checkpoint.path' is missing"),
+        (3, r"give a path, or {path, key, strip}, got 3"),
+    ):
+        recipe = {**TINY, "teacher": {**teacher, "checkpoint": given}}
+        with pytest.raises(DistillensError, match=message):
+            distillens.run(recipe, tmp_path / "run")

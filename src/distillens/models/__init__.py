@@ -18,6 +18,7 @@ from distillens.models.resnet import CifarResNet
 from distillens.models.transformer import Encoder, LanguageModel, tokens_of
 from distillens.models.vgg import VGG16
 from distillens.models.weights import (
+    checkpoint_digest,
     digest_file,
     load_safely,
     load_state,
@@ -39,6 +40,7 @@ __all__ = [
     "build_model",
     "check_model",
     "check_outputs",
+    "checkpoint_digest",
     "count_parameters",
     "digest_file",
     "load_safely",

@@ -429,7 +429,7 @@ def _cause(trial: Trial, shapes: list[tuple[Any, ...]], explained: bool) -> str:
     sizes = [tuple(_size(shape) for shape in each[1:]) for each in shapes]
     heads = {(stored[:1], wanted[:1]) for stored, wanted in sizes}
     named_alike = not trial.missing and not trial.unexpected
-    if named_alike and len(heads) == 1 and all(a[1:] == b[1:] for a, b in sizes):
+    if named_alike and len(heads) == 1 and all(a and b and a[1:] == b[1:] for a, b in sizes):
         stored, wanted = next(iter(heads))
         return (
             f"the sizes {stored[0]} and {wanted[0]} suggest another class count; "

@@ -81,7 +81,7 @@ def run(
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return _carry_out(recipe, opened, accelerator, trust_code, silent, spread)
-    open_run(folder, recipe.model_dump(mode="json"), _as_now)
+    open_run(folder, recipe.as_written_in(folder), _as_now)
     with locked(opened):
         accelerator.wait_for_everyone()
         try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.supervision.losses import Loss
-from distillens.supervision.recipe import SupervisionRecipe, parts_of
+from distillens.supervision.recipe import LossRecipe, SupervisionRecipe, parts_of
 from distillens.training.processes import Precision
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.trackers import Tracker
@@ -22,21 +25,44 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CheckpointRecipe(_Part):
+    """Weights in a file, and where in the file if that is ambiguous.
+
+    ``key`` is the dotted place of the state dict, such as ``state_dict_ema``; ``strip`` is a prefix
+    that is removed from its names, such as ``teacher.``. Both are found out where only one state dict
+    fits the model (see `distillens.models.load_weights`).
+    """
+
+    path: str = Field(min_length=1)
+    key: str | None = None
+    strip: str | None = None
+
+
 class TeacherRecipe(_Part):
     """Where the teacher comes from: trained here, read from a checkpoint, or given as logits.
 
     ``model`` and ``training`` train one on the labels with cross-entropy; ``run`` takes the one that
-    another run trained on the same data; ``model`` and ``checkpoint`` (safetensors or a torch state
-    dict) read one; ``logits`` names an npz with the arrays ``train`` and ``test`` (rows in the order
-    of the source), for a teacher that is only known by what it said.
+    another run trained on the same data; ``model`` and ``checkpoint`` read one (``checkpoint`` is a
+    path to safetensors or to a file of ``torch.save``, or ``{path, key, strip}``); ``logits`` names an
+    npz with the arrays ``train`` and ``test`` (rows in the order of the source), for a teacher that is
+    only known by what it said.
     """
 
     model: ModelRecipe | None = None
     training: TrainingRecipe | None = None
-    checkpoint: str | None = None
+    checkpoint: CheckpointRecipe | None = None
     logits: str | None = None
     run: str | None = None
     seed: int = Field(default=1000, ge=0, le=MAX_SEED)
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _a_path_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"path": value}
+        if value is None or isinstance(value, (dict, CheckpointRecipe)):
+            return value
+        raise ValueError(f"give a path, or {{path, key, strip}}, got {value!r}")
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherRecipe:
@@ -104,6 +130,14 @@ class Recipe(_Part):
     supervisions: tuple[SupervisionRecipe, ...] = Field(min_length=1)
     complexity: ComplexityRecipe | None = ComplexityRecipe()
     deviation: bool = True
+    code: str | None = Field(default=None, min_length=1)
+    """Folder of the modules that ``module:function`` names; by default that of the recipe."""
+
+    @model_validator(mode="after")
+    def _find_code(self) -> Recipe:
+        for part in self.custom_parts() if self.code else ():
+            part.look_in(Path(self.code or "."))
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -139,6 +173,21 @@ class Recipe(_Part):
     def cache_bytes(self) -> int:
         """Room for teacher logits, in bytes."""
         return round(self.cache_gigabytes * 1e9)
+
+    def custom_parts(self) -> Iterator[ModelRecipe | LossRecipe]:
+        """Yield the models and losses that are code of the recipe's own."""
+        parts: list[Any] = [self.teacher.model, self.student.model]
+        parts += [getattr(p, "loss", None) for each in self.supervisions for p in parts_of(each)]
+        for part in parts:
+            if isinstance(part, (ModelRecipe, LossRecipe)) and part.is_custom:
+                yield part
+
+    def as_written_in(self, folder: Path) -> dict[str, Any]:
+        """Return plain values for a file in a folder, from which ``code`` is counted."""
+        content = self.model_dump(mode="json")
+        if self.code is not None:
+            content["code"] = os.path.relpath(self.code, folder.resolve())
+        return content
 
     def seeds_of(self, entry: Any) -> tuple[int, ...]:
         """Return the seeds of a supervision, in the recipe's order."""

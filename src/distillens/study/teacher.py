@@ -14,7 +14,7 @@ from torch import nn
 from distillens.atomic import write_atomically
 from distillens.data import Examples
 from distillens.errors import DataError, ModelError, RunError
-from distillens.models import ModelRecipe, digest_file, load_weights
+from distillens.models import ModelRecipe, checkpoint_digest, load_weights
 from distillens.results import Cell
 from distillens.runs import NetworkFiles, find_run, read_arrays, read_data, read_json
 from distillens.study.networks import (
@@ -27,6 +27,7 @@ from distillens.study.networks import (
     write_cell,
 )
 from distillens.study.reading import read_recipe
+from distillens.study.recipe import TeacherRecipe
 from distillens.supervision import (
     CachedTeacher,
     LogitCache,
@@ -135,7 +136,7 @@ class StudyTeacher:
     def _given(self) -> nn.Module:
         assert self.model is not None
         network = self.scene.build(self.model, 0)
-        load_weights(Path(self.scene.recipe.teacher.checkpoint or ""), network)
+        _load(self.scene.recipe.teacher, network)
         return network.to(self.scene.accelerator.device).eval()
 
 
@@ -163,10 +164,10 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
             title=f"teacher ({recipe.model.name})",
         )
         return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
-    source = Path(recipe.checkpoint or recipe.logits or "")
+    source = Path(recipe.checkpoint.path if recipe.checkpoint else recipe.logits or "")
     if not source.is_file():
         raise DataError(f"no file {source}; teacher.checkpoint or teacher.logits must name one")
-    digest = digest_file(source)
+    digest = checkpoint_digest(source)
     if files.cell.is_file():
         cell = read_cell(files)
         if cell.weights_digest != digest:
@@ -191,11 +192,25 @@ def _given(scene: Scene, source: Path, digest: str) -> None:
         )  # fmt: skip
         return
     network = scene.build(recipe.model, 0)
-    load_weights(source, network)
+    note = _load(recipe, network)
     network.to(scene.accelerator.device).eval()
-    evaluate(
-        scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0, digest=digest
-    )
+    if note:
+        write_atomically(files.loading, note + "\n")
+    with scene.progress(note or f"teacher: {source.name}", 1) as advance:
+        evaluate(
+            scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
+            digest=digest,
+        )  # fmt: skip
+        advance(1)
+
+
+def _load(recipe: TeacherRecipe, network: nn.Module) -> str:
+    """Load the teacher's checkpoint; return how it was read, in a line, empty if as it is."""
+    given = recipe.checkpoint
+    assert given is not None
+    path = Path(given.path)
+    note = load_weights(path, network, key=given.key, strip=given.strip)
+    return f"teacher, from {path.name}: {note}" if note else ""
 
 
 def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
