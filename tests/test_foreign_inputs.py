@@ -6,3 +6,4 @@ pytest.register_assert_rewrite("foreign")
 
 from foreign.command_line import *  # noqa: E402, F403
 from foreign.given_teacher import *  # noqa: E402, F403
+from foreign.weights import *  # noqa: E402, F403

@@ -35,12 +35,13 @@ from distillens.atomic import write_atomically
 from distillens.errors import RunError
 from distillens.npz import load_npz
 from distillens.results import WRITE_AGAIN, StudyResult, from_json
+from distillens.yaml_values import dump_yaml, load_yaml
 
 LOCK = ".lock"
 """The file in a run folder that the process which works on it holds."""
 
 FREE_KEYS = (
-    "data.path", "description", "complexity", "deviation", "cache_gigabytes", "trackers",
+    "data.path", "description", "complexity", "deviation", "cache_gigabytes", "trackers", "code",
 )  # fmt: skip
 """Keys in which a resumed run may differ, with all below them: none of them changes a network, and
 what lies at the path is compared by its fingerprint."""
@@ -71,6 +72,11 @@ class NetworkFiles:
     def logits(self) -> Path:
         """Logits at the last epoch: arrays train and test, in the order of the examples."""
         return self.folder / "logits.npz"
+
+    @property
+    def loading(self) -> Path:
+        """How the weights of a given teacher were found in its checkpoint, in a line."""
+        return self.folder / "loading.txt"
 
     @property
     def validation(self) -> Path:
@@ -252,7 +258,7 @@ def check_folder(
 
 
 def _as_yaml(recipe: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False, allow_unicode=True)
+    return dump_yaml(json.loads(json.dumps(recipe)))
 
 
 def _refuse_links(run: Run) -> None:
@@ -416,7 +422,7 @@ def read_data(run: Run) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise RunError(f"{path} cannot be read: {text}; choose another --out") from None

@@ -15,6 +15,7 @@ from .transformer import Encoder as Encoder
 from .transformer import LanguageModel as LanguageModel
 from .transformer import tokens_of as tokens_of
 from .vgg import VGG16 as VGG16
+from .weights import checkpoint_digest as checkpoint_digest
 from .weights import digest_file as digest_file
 from .weights import load_safely as load_safely
 from .weights import load_state as load_state

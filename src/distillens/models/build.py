@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, validate_call
 from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
+from distillens.models.custom import FROM_DATA, call_builder, check_builder
 from distillens.models.external import external_builder, is_external
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.random_features import RandomFeatures
-from distillens.models.resnet import CifarResNet
+from distillens.models.resnet import CifarResNet, Shortcut
 from distillens.models.transformer import Encoder, text_shape
 from distillens.models.vgg import VGG16
+from distillens.user_code import import_named
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -28,8 +30,9 @@ class ModelRecipe(BaseModel):
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
     ``{name: random-features, width: 5000, features_seed: 0}``, for text
-    ``{name: encoder, layers: 2, width: 128}``, or ``{name: "package.module:function", …}``, called
-    with ``input_shape`` and ``outputs``, for text also ``vocabularies``;
+    ``{name: encoder, layers: 2, width: 128}``, or ``{name: "package.module:function", …}``, a
+    function or class that is called with the arguments of the recipe and with whatever its signature
+    names of ``input_shape``, ``outputs``, ``vocabularies`` and ``normalisation``;
     ``{name: "timm:mobilenetv3_small_100"}`` and ``{name: "transformers:NAME_OR_FOLDER"}`` are those
     libraries' (see :func:`distillens.models.external.external_builder` for their arguments).
     """
@@ -37,6 +40,21 @@ class ModelRecipe(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(min_length=1)
+    _code_folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the name is a ``module:function``, code that belongs to the recipe."""
+        return ":" in self.name and not is_external(self.name)
+
+    @property
+    def code_folder(self) -> Path | None:
+        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
+        return self._code_folder
+
+    def look_in(self, folder: Path | None) -> None:
+        """Set `code_folder`."""
+        self._code_folder = folder
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -66,8 +84,8 @@ def _random_features(
 
 
 def _resnet(depth: int) -> Callable[..., Any]:
-    def build(input_shape: tuple[int, ...], outputs: int) -> Any:
-        return CifarResNet(input_shape, outputs, depth)
+    def build(input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
+        return CifarResNet(input_shape, outputs, depth, shortcut)
 
     return build
 
@@ -99,9 +117,6 @@ def _encoder(
     )
 
 
-FROM_DATA = ("input_shape", "outputs", "vocabularies")
-"""Arguments of builders that no recipe sets."""
-
 BUILDERS: dict[str, Callable[..., Any]] = {
     "encoder": _encoder,
     "lenet5": _lenet5,
@@ -124,8 +139,9 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     # A recipe may be read where the extra is missing; building the model asks for it.
     if is_external(recipe.name):
         return
-    builder = _builder(recipe.name, trust_code)
-    if recipe.name not in BUILDERS:
+    builder = _builder(recipe, trust_code)
+    if recipe.is_custom:
+        check_builder(recipe.name, builder, recipe.arguments)
         return
     known = [key for key in inspect.signature(builder).parameters if key not in FROM_DATA]
     for key in recipe.arguments:
@@ -141,12 +157,14 @@ def build_model(
     *,
     seed: int,
     vocabularies: tuple[int, ...] = (),
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     trust_code: bool = False,
 ) -> nn.Module:
     """Build a freshly initialised network; its weights are a function of the seed.
 
     The global random state is left as it was. ``vocabularies`` are those of text, whose inputs are
-    tokens (see `distillens.data.Examples`).
+    tokens (see `distillens.data.Examples`). ``normalisation`` is the mean and the standard deviation
+    of each channel that inputs are normalised with; a ``module:function`` gets it if it asks for it.
 
     Raises
     ------
@@ -156,7 +174,7 @@ def build_model(
         The network cannot take these inputs, or gives other outputs than asked for.
     """
     check_model(recipe, trust_code=trust_code)
-    builder = _builder(recipe.name, trust_code)
+    builder = _builder(recipe, trust_code)
     given = {"vocabularies": vocabularies} if vocabularies else {}
     if recipe.name in BUILDERS:
         if given and "vocabularies" not in inspect.signature(builder).parameters:
@@ -168,7 +186,24 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = builder(input_shape=input_shape, outputs=outputs, **given, **recipe.arguments)
+            if recipe.is_custom:
+                model = call_builder(
+                    recipe.name,
+                    builder,
+                    {
+                        "input_shape": input_shape,
+                        "outputs": outputs,
+                        "vocabularies": vocabularies,
+                        "normalisation": normalisation,
+                    },
+                    recipe.arguments,
+                    seed=seed,
+                    folder=recipe.code_folder,
+                )
+            else:
+                model = builder(
+                    input_shape=input_shape, outputs=outputs, **given, **recipe.arguments
+                )
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -198,8 +233,9 @@ def check_outputs(
         with torch.no_grad():
             dtype = torch.int64 if tokens else torch.float32
             outcome = model(torch.zeros(2, *input_shape, device=device, dtype=dtype))
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        text = " ".join(str(error).split())[:160]
+    # A network of the user's own may fail in any way.
+    except Exception as error:
+        text = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelError(f"{what} cannot take inputs of shape {input_shape}: {text}") from None
     finally:
         model.train(was_training)
@@ -224,26 +260,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _builder(name: str, trust_code: bool) -> Callable[..., Any]:
+def _builder(recipe: ModelRecipe, trust_code: bool) -> Callable[..., Any]:
+    name = recipe.name
     if name in BUILDERS:
         return BUILDERS[name]
     if is_external(name):
         return external_builder(name)
-    module, colon, function = name.partition(":")
-    if not colon:
+    if not recipe.is_custom:
         raise RecipeError(
             f"no model {name!r}{nearest(name, BUILDERS)} "
             "(or timm:NAME, transformers:NAME, or module:function with --trust-code)"
         )
-    if not trust_code:
-        raise RecipeError(
-            f"model {name!r} would run code of the recipe's author; "
-            "read it, then pass --trust-code (trust_code=True)"
-        )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(
-            f"model {name!r} cannot be imported: {error}; a file {module}.py must lie on Python's "
-            "path: PYTHONPATH=. adds the current folder"
-        ) from None
+    return import_named(name, "model", trusted=trust_code, folder=recipe.code_folder)

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import pickle
 import struct
+import sys
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from distillens.atomic import write_atomically
-from distillens.errors import CheckpointError, nearest
+from distillens.errors import CheckpointError
+from distillens.models.checkpoints import find_mappings, load_content
 
 
 def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
-    """Return what a weights file holds: the state dict of a model, or one given, as safetensors."""
+    """Return what a weights file holds: the state dict of a model, or one given, as safetensors.
+
+    Raises
+    ------
+    CheckpointError
+        An entry is no tensor, or has a type that safetensors does not have.
+    """
     named = source.state_dict() if isinstance(source, nn.Module) else source
-    state = {name: t.detach().cpu().contiguous() for name, t in named.items()}
-    # Tied weights share memory, which the format refuses; each name gets a copy of its own.
-    seen: set[int] = set()
-    for name, tensor in state.items():
-        if tensor.data_ptr() in seen:
-            state[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    return save(state)
+    state: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{name!r} of the model's state is a {type(value).__name__}; safetensors holds "
+                "tensors only, so get_extra_state must return one"
+            )
+        tensor = value.detach().cpu()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
+        tensor = tensor.resolve_conj().resolve_neg().contiguous()
+        # Tied weights and views share memory, which the format refuses; each gets its own.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() > tensor.nbytes:
+            tensor = tensor.clone()
+        storages.add(storage.data_ptr())
+        state[name] = tensor
+    try:
+        return save(state)
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+        raise CheckpointError(
+            f"a model with weights of the types {', '.join(kinds)} cannot be saved as "
+            f"safetensors: {' '.join(str(error).split())[:120]}"
+        ) from None
 
 
 def save_weights(path: Path, source: nn.Module | Mapping[str, Tensor]) -> str:
@@ -48,46 +78,106 @@ DAMAGE = (
 """What reading damaged bytes raises, depending on where the damage is."""
 
 
+def _plain_classes() -> list[Any]:
+    """Return classes of values that stand beside weights and run no code when they are read."""
+    kinds: list[Any] = [argparse.Namespace, SimpleNamespace, PosixPath, np.ndarray, np.dtype]
+    kinds += {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        kinds += [(getattr(_multiarray, each), f"{module}.{each}") for each in _NUMPY]
+    return kinds
+
+
+_NUMPY = ("scalar", "_reconstruct")
+_multiarray = sys.modules[np.empty(0).__reduce__()[0].__module__]
+
+
 def load_safely(path: Path) -> Any:
     """Read what ``torch.save`` wrote; nothing but tensors and plain values is unpickled.
+
+    Plain values are numbers, strings and their collections, NumPy numbers and arrays, and the
+    ``argparse.Namespace`` that many training programs save beside the weights.
 
     Raises
     ------
     CheckpointError
         The file is damaged, or holds other objects.
     """
+    with torch.serialization.safe_globals(_plain_classes()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise CheckpointError(_refusal(path)) from None
+        except DAMAGE as error:
+            text = " ".join(str(error).split())[:120] or "it ends too early"
+            if "TorchScript" in text:
+                text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
+            if isinstance(error, KeyError):
+                # Which key torch's reader lacked says nothing to the file's owner.
+                text = "it is neither safetensors nor a file of torch.save"
+            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+
+
+def _refusal(path: Path) -> str:
+    """Return why a pickle is not read, with the classes that it names where they can be listed."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is damaged or holds objects other than tensors, which are never unpickled; "
-            "save model.state_dict() or safetensors"
-        ) from None
-    except DAMAGE as error:
-        text = " ".join(str(error).split())[:120] or "it ends too early"
-        if isinstance(error, KeyError):
-            # Which key torch's reader lacked says nothing to the file's owner.
-            text = "it is neither safetensors nor a file of torch.save"
-        raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (pickle.UnpicklingError, *DAMAGE):
+        names = []
+    shown = f" ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else ""
+    whole = any(name.startswith("torch.nn.modules.") for name in names)
+    advice = (
+        "a whole module was saved: load it with the code that made it, then save model.state_dict()"
+        if whole
+        else "save model.state_dict() or safetensors"
+    )
+    return (
+        f"{path} is damaged or holds objects other than tensors{shown}, which are never unpickled; "
+        f"{advice}"
+    )
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Read a checkpoint as it is: safetensors, the index of its shards, or a file of ``torch.save``.
+
+    Raises
+    ------
+    CheckpointError
+        The file or a shard is missing or damaged, or holds objects that are never unpickled.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}")
+    if path.name.endswith(".index.json"):
+        return {name: t for each in shards(path) for name, t in read_checkpoint(each).items()}
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A header of JSON behind its length; files of torch.save begin otherwise.
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        try:
+            return load_file(path)
+        except DAMAGE as error:
+            text = " ".join(str(error).split())[:120] or "it ends too early"
+            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+    return load_safely(path)
+
+
+def shards(index: Path) -> list[Path]:
+    """Return the files that the index of a sharded checkpoint names, beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [index.parent / Path(name).name for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index} is no index of a checkpoint's shards") from None
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict.
+    """Read a state dict that stands alone, or under ``state_dict``.
 
     Raises
     ------
     CheckpointError
         The file is missing, damaged, or holds anything but named tensors.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except DAMAGE as error:
-            text = " ".join(str(error).split())[:120] or "it ends too early"
-            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
-    state = load_safely(path)
+    state = read_checkpoint(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if state == {}:
@@ -103,33 +193,61 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a checkpoint into a model.
+def load_weights(
+    path: Path, model: nn.Module, *, key: str | None = None, strip: str | None = None
+) -> str:
+    """Load a checkpoint into a model, whichever program wrote it.
+
+    The state dict may be nested (``state_dict``, ``model``, ``net``, …), its names may have a prefix
+    of a wrapper (``module.``, ``_orig_mod.``, …) or lack one, and its values may have another
+    floating-point type. Whatever the model's strict ``load_state_dict`` accepts is accepted.
+
+    Parameters
+    ----------
+    path
+        A file of safetensors, the ``.index.json`` of its shards, or a file of ``torch.save``.
+    model
+        The model; unchanged if an error is raised.
+    key
+        Where the state dict is nested, as a dotted path such as ``"state_dict_ema"``; by default it
+        is searched for.
+    strip
+        A prefix to remove from the names, such as ``"teacher."``; entries without it are left out.
+        By default it is found out.
+
+    Returns
+    -------
+    str
+        What was done beyond ``load_state_dict``, in one line; empty if nothing was.
 
     Raises
     ------
     CheckpointError
-        As :func:`load_state`, or names or shapes differ from the model's, or a weight is not finite.
+        The file cannot be read, no part of it fits the model, several different parts do, or a value
+        is not finite or has no equal in the model's type.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "resnet.pt"
+    >>> wrapped = {f"module.{name}": t for name, t in nn.Linear(3, 2).state_dict().items()}
+    >>> torch.save({"state_dict": wrapped, "epoch": 7}, path)
+    >>> load_weights(path, nn.Linear(3, 2))
+    "read 'state_dict'; removed the prefix 'module.'"
     """
-    state, wanted = load_state(path), model.state_dict()
-    for name, tensor in wanted.items():
-        if name not in state:
-            raise CheckpointError(
-                f"{path} has no weight {name!r}{nearest(name, state)}; is it another architecture?"
-            )
-        if state[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{path}: {name!r} has shape {tuple(state[name].shape)}, "
-                f"the model needs {tuple(tensor.shape)}; another class count or architecture?"
-            )
-        if not bool(torch.isfinite(state[name]).all()):
-            raise CheckpointError(f"{path}: {name!r} holds a NaN or an infinity")
-    if extra := sorted(set(state) - set(wanted)):
-        raise CheckpointError(
-            f"{path} has {len(extra)} weights that the model lacks, first {extra[0]!r}; "
-            "another architecture?"
-        )
-    model.load_state_dict(state)
+    content = read_checkpoint(path)
+    if next(find_mappings(content), None) is None:
+        # Says what it is instead; an empty state dict is one of a model without weights.
+        load_state(path)
+    return load_content(content, model, str(path), key=key, strip=strip)
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint; of the index of shards, that of the shards too."""
+    if not path.name.endswith(".index.json"):
+        return digest_file(path)
+    digests = [digest_file(each) for each in (path, *shards(path))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:

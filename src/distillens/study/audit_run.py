@@ -190,7 +190,7 @@ def _other_teacher(
             f"the teacher of {folder} saw other data: fingerprint {str(found)[:12]}, here "
             f"{here[:12]}; give a run with the same data recipe"
         )
-    if recipe.teacher.model != run.teacher.model:
+    if _values(recipe.teacher.model) != _values(run.teacher.model):
         raise RunError(
             f"the teacher of {folder} is {_words(recipe.teacher.model)}, this run's "
             f"{_words(run.teacher.model)}; as a reference it must differ in its seed alone"
@@ -201,6 +201,10 @@ def _other_teacher(
         )
     logits = network_logits(other.teacher)
     return read_result(other).name, {split: logits[split] for split in SPLITS}
+
+
+def _values(model: ModelRecipe | None) -> dict[str, object] | None:
+    return None if model is None else model.model_dump()
 
 
 def _words(model: ModelRecipe | None) -> str:

@@ -77,7 +77,7 @@ def run(
     trainings = (recipe.teacher.training, recipe.student.training)
     # Said before the teacher is trained, though only the student may be meant.
     check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
-    described = recipe.model_dump(mode="json")
+    described = recipe.as_written_in(folder)
     run_files = Run(folder)
     if accelerator.is_main_process:
         check_folder(folder, described, as_of_today)

@@ -95,7 +95,7 @@ def check(
         return RecipeCheck(name, tuple(found.problems), ())
     found.problems += missing_places(parsed)
     folder = user_path(out) if out is not None else Path("runs") / slug(parsed.name)
-    described = parsed.model_dump(mode="json")
+    described = parsed.as_written_in(folder)
     found.attempt(lambda: check_folder(folder, described, as_of_today))
     return _check_scene(parsed, folder, trust_code, found)
 
@@ -189,6 +189,7 @@ def _teacher(scene: Scene, found: _Findings) -> CheckedNetwork | None:
     given = found.attempt(lambda: find_teacher(scene))
     if given is None or len(found.problems) > known:
         return None
+    found.notes += [given.note] if given.note else []
     shares = {
         split: accuracy(given.logits[split], getattr(scene.splits, split).labels.numpy())[0]
         for split in ("train", "validation")
@@ -198,7 +199,7 @@ def _teacher(scene: Scene, found: _Findings) -> CheckedNetwork | None:
         role="teacher",
         model=recipe.model.name if recipe.model is not None else "known by its logits",
         parameters=given.parameters,
-        origin=f"{recipe.checkpoint or recipe.logits}",
+        origin=str(recipe.checkpoint.path if recipe.checkpoint is not None else recipe.logits),
         epochs=0,
         seconds_per_step=None,
         accuracies=tuple(shares.items()),

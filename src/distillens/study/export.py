@@ -124,11 +124,12 @@ def export_run(
     tokenizers = _tokenizers(run, shipped)
     card = _card(recipe, choice, data, shipped, tokenizers)
     files = run.student(choice.place, choice.cell.supervision, choice.cell.seed)
-    network = _network(card, _checkpoint(files, card), trust_code)
+    code = recipe.student.model.code_folder
+    network = _network(card, _checkpoint(files, card), trust_code, code)
     probe, notes = _probe(recipe, network, files, data, shipped, tokenizers)
     target = _target(Path(out) if out is not None else None, card)
     written = [
-        _export_file(target / FILES[name], name, network, card, probe, trust_code)
+        _export_file(target / FILES[name], name, network, card, probe, trust_code, code)
         for name in dict.fromkeys(formats)
     ]
     for name, text in zip(card.tokenizers, tokenizers, strict=True):
@@ -141,6 +142,8 @@ def export_run(
 
 def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, Export]:
     """Rebuild an exported network from its safetensors file and ``model.json``.
+
+    With ``trust_code`` a ``module:function`` model is imported from the folder or Python's path.
 
     Returns
     -------
@@ -169,7 +172,7 @@ def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mod
             raise CheckpointError(
                 f"{path} is missing or not what {CARD} describes; export it again"
             )
-    return _network(card, weights, trust_code), card
+    return _network(card, weights, trust_code, Path(folder).resolve()), card
 
 
 def default_folder(card: Export) -> Path:
@@ -262,10 +265,12 @@ def _checkpoint(files: NetworkFiles, card: Export) -> Path:
     return path
 
 
-def _network(card: Export, weights: Path, trust_code: bool) -> nn.Module:
+def _network(card: Export, weights: Path, trust_code: bool, code: Path | None) -> nn.Module:
+    model = ModelRecipe.model_validate(card.model)
+    model.look_in(code)
     outputs = 1 if len(card.classes) == 2 else len(card.classes)
     network = build_model(
-        ModelRecipe.model_validate(card.model),
+        model,
         card.input_shape,
         outputs,
         seed=0,
@@ -331,12 +336,18 @@ def _target(out: Path | None, card: Export) -> Path:
 
 
 def _export_file(
-    path: Path, kind: str, network: nn.Module, card: Export, probe: _Probe, trust_code: bool
+    path: Path,
+    kind: str,
+    network: nn.Module,
+    card: Export,
+    probe: _Probe,
+    trust_code: bool,
+    code: Path | None,
 ) -> ExportedFile:
     try:
         if kind == "safetensors":
             save_weights(path, network.network if isinstance(network, Normalised) else network)
-            program: Program = _network(card, path, trust_code)
+            program: Program = _network(card, path, trust_code, code)
         elif kind == "torch":
             write_torch(path, network, probe.inputs[1][:2])
             program = read_torch(path)

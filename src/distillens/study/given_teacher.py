@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from distillens.array_files import Rows, read_rows
 from distillens.data import Examples
 from distillens.errors import DataError, ModelError
 from distillens.measures.intervals import wilson_interval
-from distillens.models import count_parameters, digest_file, load_weights
+from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights
 from distillens.runs import read_arrays
 from distillens.study.networks import Scene, predict_splits
+from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy
 
 ARRAY_SUFFIXES = (".npz", ".safetensors")
@@ -38,11 +40,14 @@ class GivenTeacher:
         SHA-256 of the file or files that it was read from.
     parameters
         Trainable parameters; 0 where only logits are known.
+    note
+        How the weights were found in the checkpoint, in a line; empty if as they are.
     """
 
     logits: Mapping[str, NDArray[np.float32]]
     digest: str
     parameters: int
+    note: str = ""
 
 
 def read_given_teacher(scene: Scene) -> GivenTeacher | None:
@@ -66,11 +71,21 @@ def read_given_teacher(scene: Scene) -> GivenTeacher | None:
         given = GivenTeacher(_read_logits(scene), digest, 0)
     else:
         network = scene.build(recipe.model, 0)
-        load_weights(Path(recipe.checkpoint or ""), network)
+        note = load_checkpoint(recipe, network)
         network.to(scene.accelerator.device).eval()
-        given = GivenTeacher(predict_splits(scene, network), digest, count_parameters(network))
+        logits = predict_splits(scene, network)
+        given = GivenTeacher(logits, digest, count_parameters(network), note)
     _check_accuracy(scene, given)
     return given
+
+
+def load_checkpoint(recipe: TeacherRecipe, network: nn.Module) -> str:
+    """Load the teacher's checkpoint; return how it was read, in a line, empty if as it is."""
+    given = recipe.checkpoint
+    assert given is not None
+    path = Path(given.path)
+    note = load_weights(path, network, key=given.key, strip=given.strip)
+    return f"teacher, from {path.name}: {note}" if note else ""
 
 
 def given_digest(scene: Scene) -> str:
@@ -83,7 +98,7 @@ def given_digest(scene: Scene) -> str:
     """
     recipe = scene.recipe.teacher
     if recipe.checkpoint is not None:
-        return digest_file(_present(recipe.checkpoint, "teacher.checkpoint"))
+        return checkpoint_digest(_present(recipe.checkpoint.path, "teacher.checkpoint"))
     if isinstance(recipe.logits, str):
         return digest_file(_present(recipe.logits, "teacher.logits"))
     places = (recipe.logits or {}).items()
@@ -117,6 +132,9 @@ def _check_accuracy(scene: Scene, given: GivenTeacher) -> None:
         right += known
         total += len(labels)
         counts += np.bincount(labels, minlength=len(counts))
+    if given.note:
+        with scene.progress(given.note, 1) as advance:
+            advance(1)
     with scene.progress(f"teacher: right on {' and '.join(shown)}", 1) as advance:
         advance(1)
     interval = wilson_interval(right / total, total)

@@ -92,6 +92,8 @@ class Outcome:
                 "the teacher is known by its logits on the original pictures; students saw "
                 "augmented ones with the same logits"
             )
+        if self.teacher.files.loading.is_file():
+            notes.append(self.teacher.files.loading.read_text(encoding="utf-8").strip())
         if self.teacher.training is not None and len(recipe.seeds) > 1:
             notes.append("all seeds of the students share one teacher")
         if self.scene.top_k is not None:

@@ -15,11 +15,13 @@ from pydantic_core import ErrorDetails
 
 from distillens.errors import DataError, RecipeError, nearest
 from distillens.models.build import check_model
+from distillens.paths import user_path
 from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import parts_of
+from distillens.yaml_values import Loader, load_yaml
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(Loader):
     """Safe loading that refuses a key written twice, of which YAML would keep the last."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
@@ -58,17 +60,31 @@ def read_recipe(
 ) -> Recipe:
     """Read a recipe file (or the name of a shipped one) and apply ``key=value`` overrides.
 
+    The folder of the file comes first where ``module:function`` names are imported.
+
     Raises
     ------
     RecipeError
         The file is missing or no YAML, a key is unknown, a value has the wrong type or range.
     """
-    content = load_recipe(where)
+    path = _find(where)
+    content = load_recipe(path)
     if content.get("kind") == "language":
         raise RecipeError(f"{where} is a recipe of language models; use `distillens language`")
     for override in overrides:
         override_key(content, override)
-    return parse_recipe(content, trust_code=trust_code)
+    asked = content.get("code")
+    if asked is None or isinstance(asked, str):
+        content["code"] = str((path.parent / (asked or ".")).resolve())
+    recipe = parse_recipe(content, trust_code=trust_code)
+    if any(recipe.custom_parts()):
+        return recipe
+    if asked is not None:
+        raise RecipeError(
+            f"code is {asked!r}, a folder for names such as module:function, and the recipe has "
+            "none; leave it out"
+        )
+    return recipe.model_copy(update={"code": None})
 
 
 def recipe_problems(content: dict[str, Any]) -> list[str]:
@@ -96,13 +112,15 @@ def missing_places(recipe: Recipe) -> list[str]:
             found.append(f"no file {path}; data.path must name an .npz file")
         elif _is_place(data.path) and not path.exists():
             found.append(f"there is no {path}; data.path must name the data set")
-    files = {"teacher.checkpoint": teacher.checkpoint}
+    files = {}
+    if teacher.checkpoint is not None:
+        files["teacher.checkpoint"] = teacher.checkpoint.path
     if isinstance(teacher.logits, str):
         files["teacher.logits"] = teacher.logits
     else:
         files |= {f"teacher.logits.{split}": at for split, at in (teacher.logits or {}).items()}
     for key, place in files.items():
-        if place is not None and not (path := Path(place.partition("::")[0])).is_file():
+        if not (path := Path(place.partition("::")[0])).is_file():
             found.append(f"no file {path}; {key} must name one")
     if teacher.run is not None and not Path(teacher.run).is_dir():
         found.append(f"no folder {teacher.run}; teacher.run must name a run folder")
@@ -158,21 +176,26 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
     RecipeError
         It is missing or no YAML of keys.
     """
-    path = Path(where)
-    if not _is_file(path):
-        shipped = shipped_recipes()
-        if str(where) not in shipped:
-            if path.suffix in (".yaml", ".yml"):
-                raise RecipeError(f"there is no recipe {path}; check the path")
-            raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
-        path = shipped[str(where)]
+    path = _find(where)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
         raise RecipeError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is no recipe: it holds a {type(content).__name__}, not keys")
     return content
+
+
+def _find(where: str | Path) -> Path:
+    path = user_path(where)
+    if _is_file(path):
+        return path
+    shipped = shipped_recipes()
+    if str(where) in shipped:
+        return shipped[str(where)]
+    if path.suffix in (".yaml", ".yml"):
+        raise RecipeError(f"there is no recipe {path}; check the path")
+    raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
 
 
 def _is_file(path: Path) -> bool:
@@ -189,7 +212,7 @@ def override_key(content: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"override {override!r} is not of the form key=value")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         value = text
     *way, last = key.strip().split(".")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.paths import UserPath
-from distillens.supervision.recipe import Loss, SupervisionRecipe, parts_of
+from distillens.supervision.recipe import Loss, LossRecipe, SupervisionRecipe, parts_of
 from distillens.training.recipe import Precision, Tracker, TrainingRecipe
 
 MAX_SEED = 2**32 - 1
@@ -20,27 +23,52 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CheckpointRecipe(_Part):
+    """Weights in a file, and where in the file if that is ambiguous.
+
+    ``key`` is the dotted place of the state dict, such as ``state_dict_ema``; ``strip`` is a prefix
+    that is removed from its names, such as ``teacher.``. Both are found out where only one state dict
+    fits the model (see `distillens.models.load_weights`).
+    """
+
+    path: UserPath = Field(min_length=1)
+    key: str | None = None
+    strip: str | None = None
+
+
 class TeacherRecipe(_Part):
     """Where the teacher comes from: trained here, read from a checkpoint, or given as logits.
 
     ``model`` and ``training`` train one on the labels with cross-entropy; ``run`` takes the one that
-    another run trained on the same data; ``model`` and ``checkpoint`` (safetensors or a torch state
-    dict) read one; ``logits`` is for a teacher of which only the outputs are known: an npz or
-    safetensors file with the arrays ``train``, ``test`` and, if there is one, ``validation``, or a
-    mapping from these names to npy, npz, csv, parquet or safetensors files (``FILE`` or
-    ``FILE::KEY``). Rows are looked up by an index where the file has one (``train_index``, or a
-    column ``index``); otherwise there is a row for every example of the source, or for every example
-    in use. ``allow_weak`` accepts a given teacher that is no better than always answering the most
+    another run trained on the same data; ``model`` and ``checkpoint`` read one (``checkpoint`` is a
+    path to safetensors or to a file of ``torch.save``, or ``{path, key, strip}``).
+
+    ``logits`` is for a teacher of which only the outputs are known: an npz or safetensors file with
+    the arrays ``train``, ``test`` and, if there is one, ``validation``, or a mapping from these names
+    to npy, npz, csv, parquet or safetensors files (``FILE`` or ``FILE::KEY``). Rows are looked up by
+    an index where the file has one (``train_index``, or a column ``index``); otherwise there is a row
+    for every example of the source, or for every example in use.
+
+    ``allow_weak`` accepts a given teacher that is no better than always answering the most
     frequent class.
     """
 
     model: ModelRecipe | None = None
     training: TrainingRecipe | None = None
-    checkpoint: UserPath | None = None
+    checkpoint: CheckpointRecipe | None = None
     logits: UserPath | dict[Literal["train", "validation", "test"], UserPath] | None = None
     run: UserPath | None = None
     allow_weak: bool = False
     seed: int = Field(default=1000, ge=0, le=MAX_SEED)
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _a_path_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"path": value}
+        if value is None or isinstance(value, (dict, CheckpointRecipe)):
+            return value
+        raise ValueError(f"give a path, or {{path, key, strip}}, got {value!r}")
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherRecipe:
@@ -116,6 +144,14 @@ class Recipe(_Part):
     supervisions: tuple[SupervisionRecipe, ...] = Field(min_length=1)
     complexity: ComplexityRecipe | None = ComplexityRecipe()
     deviation: bool = True
+    code: str | None = Field(default=None, min_length=1)
+    """Folder of the modules that ``module:function`` names; by default that of the recipe."""
+
+    @model_validator(mode="after")
+    def _find_code(self) -> Recipe:
+        for part in self.custom_parts() if self.code else ():
+            part.look_in(Path(self.code or "."))
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +199,21 @@ class Recipe(_Part):
     def cache_bytes(self) -> int:
         """Room for teacher logits, in bytes."""
         return round(self.cache_gigabytes * 1e9)
+
+    def custom_parts(self) -> Iterator[ModelRecipe | LossRecipe]:
+        """Yield the models and losses that are code of the recipe's own."""
+        parts: list[Any] = [self.teacher.model, self.student.model]
+        parts += [getattr(p, "loss", None) for each in self.supervisions for p in parts_of(each)]
+        for part in parts:
+            if isinstance(part, (ModelRecipe, LossRecipe)) and part.is_custom:
+                yield part
+
+    def as_written_in(self, folder: Path) -> dict[str, Any]:
+        """Return plain values for a file in a folder, from which ``code`` is counted."""
+        content = self.model_dump(mode="json")
+        if self.code is not None:
+            content["code"] = os.path.relpath(self.code, folder.resolve())
+        return content
 
     def seeds_of(self, entry: Any) -> tuple[int, ...]:
         """Return the seeds of a supervision, in the recipe's order."""

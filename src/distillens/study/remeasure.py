@@ -33,6 +33,7 @@ from distillens.study.networks import Scene
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 from distillens.training import accelerator_for
+from distillens.yaml_values import load_yaml
 
 
 def measure_run(
@@ -261,7 +262,7 @@ def _like_labels(values: NDArray[np.generic], classes: int) -> bool:
 
 def _model_recipe(model: str) -> ModelRecipe:
     try:
-        content = yaml.safe_load(model)
+        content = load_yaml(model)
         return ModelRecipe.model_validate(
             {"name": content} if isinstance(content, str) else content
         )

@@ -14,10 +14,15 @@ from torch import nn
 from distillens.atomic import write_atomically
 from distillens.data import Examples
 from distillens.errors import RunError
-from distillens.models import ModelRecipe, load_weights
+from distillens.models import ModelRecipe
 from distillens.results import Cell
 from distillens.runs import NetworkFiles, find_run, read_data, read_json
-from distillens.study.given_teacher import GivenTeacher, given_digest, read_given_teacher
+from distillens.study.given_teacher import (
+    GivenTeacher,
+    given_digest,
+    load_checkpoint,
+    read_given_teacher,
+)
 from distillens.study.networks import (
     Scene,
     network_logits,
@@ -135,7 +140,7 @@ class StudyTeacher:
     def _given(self) -> nn.Module:
         assert self.model is not None
         network = self.scene.build(self.model, 0)
-        load_weights(Path(self.scene.recipe.teacher.checkpoint or ""), network)
+        load_checkpoint(self.scene.recipe.teacher, network)
         return network.to(self.scene.accelerator.device).eval()
 
 
@@ -188,6 +193,8 @@ def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTea
         )
         return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
     if scene.main and given is not None:
+        if given.note:
+            write_atomically(files.loading, given.note + "\n")
         write_cell(
             scene, files, given.logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
             digest=given.digest, parameters=given.parameters,
@@ -195,9 +202,9 @@ def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTea
     scene.accelerator.wait_for_everyone()
     cell = read_cell(files)
     if given is None and cell.weights_digest != given_digest(scene):
+        source = recipe.checkpoint.path if recipe.checkpoint is not None else recipe.logits
         raise RunError(
-            f"{recipe.checkpoint or recipe.logits} is not the teacher that {scene.run.folder} was "
-            "made with; choose another --out"
+            f"{source} is not the teacher that {scene.run.folder} was made with; choose another --out"
         )
     return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from distillens.supervision.recipe import (
 )
 from distillens.supervision.teachers import OnlineTeacher, TeacherCheckpoint
 from distillens.supervision.values import Distillation, Mixed, OneHot, Switched, TeacherLoss
+from distillens.user_code import import_named
 
 NEGLIGIBLE = 1e-3
 """Weights of a decaying average below this share of the newest one are left out."""
@@ -169,7 +169,7 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
         return lambda f, g, labels, temperature, mask: dist(
             f, g, temperature, inter_weight=inter, intra_weight=intra
         )
-    function = _import(recipe.name, trust_code)
+    function = _import(recipe, trust_code)
 
     def custom(
         logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
@@ -194,20 +194,11 @@ def check_losses(entry: Any, *, trust_code: bool) -> None:
     """
     loss = getattr(entry, "loss", None)
     if loss is not None and ":" in loss.name:
-        _import(loss.name, trust_code)
+        _import(loss, trust_code)
 
 
-def _import(name: str, trust_code: bool) -> Callable[..., Tensor]:
-    if not trust_code:
-        raise RecipeError(
-            f"loss {name!r} would run code of the recipe's author; "
-            "read it, then pass --trust-code (trust_code=True)"
-        )
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise RecipeError(f"loss {name!r} cannot be imported: {error}") from None
+def _import(loss: LossRecipe, trust_code: bool) -> Callable[..., Tensor]:
+    found = import_named(loss.name, "loss", trusted=trust_code, folder=loss.code_folder)
     if not callable(found):
-        raise RecipeError(f"loss {name!r} is a {type(found).__name__}, not a function")
+        raise RecipeError(f"loss {loss.name!r} is a {type(found).__name__}, not a function")
     return cast(Callable[..., Tensor], found)

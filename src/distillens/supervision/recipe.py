@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from distillens.errors import SupervisionError
 from distillens.supervision.pace import TemperatureSchedule, pace_of
@@ -44,6 +45,21 @@ class LossRecipe(_Part):
 
     name: str
     weights: tuple[float, float] | None = None
+    _code_folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the name is a ``module:function``, code that belongs to the recipe."""
+        return ":" in self.name
+
+    @property
+    def code_folder(self) -> Path | None:
+        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
+        return self._code_folder
+
+    def look_in(self, folder: Path | None) -> None:
+        """Set `code_folder`."""
+        self._code_folder = folder
 
     @model_validator(mode="after")
     def _known(self) -> LossRecipe:

@@ -1,0 +1,174 @@
+"""Build the networks that a recipe names as ``module:function``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+
+from distillens.errors import DistillensError, ModelError, RecipeError, nearest
+from distillens.user_code import importable
+
+FROM_DATA = ("input_shape", "outputs", "vocabularies", "normalisation")
+"""Arguments of builders that no recipe sets."""
+
+Builder = Callable[..., Any]
+
+_handed_out: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
+"""Trainable parameters of the networks that builders have returned."""
+
+
+def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse a builder that cannot be called with the arguments of a recipe.
+
+    Raises
+    ------
+    RecipeError
+        It is no function or class, an argument does not exist, or one is missing.
+    """
+    if isinstance(builder, nn.Module):
+        raise RecipeError(
+            f"model {name!r} is a network, not a function that builds one, so every seed would "
+            "share its weights; name a function or the class"
+        )
+    if not callable(builder):
+        raise RecipeError(f"model {name!r} is a {type(builder).__name__}, not a function or class")
+    if inspect.iscoroutinefunction(builder):
+        raise RecipeError(f"model {name!r} is a coroutine function; write it without async")
+    for key in FROM_DATA:
+        if key in arguments:
+            raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
+    parameters = _parameters(builder)
+    if parameters is None:
+        return
+    kinds = {key: parameter.kind for key, parameter in parameters.items()}
+    named = [key for key, kind in kinds.items() if kind not in (_ALL, _REST, _PLACED)]
+    for key in arguments:
+        if key not in named and _ALL not in kinds.values():
+            known = [each for each in named if each not in FROM_DATA]
+            hint = nearest(key, known) if known else "; it takes none"
+            raise RecipeError(f"model {name!r} has no argument {key!r}{hint}")
+    for key, parameter in parameters.items():
+        required = parameter.default is inspect.Parameter.empty and kinds[key] not in (_ALL, _REST)
+        if required and (kinds[key] is _PLACED or key not in {*arguments, *FROM_DATA}):
+            raise RecipeError(
+                f"model {name!r} needs an argument {key!r}; write it beside the name, or use the "
+                f"names that are set from the data: {', '.join(FROM_DATA)}"
+            )
+
+
+def call_builder(
+    name: str,
+    builder: Builder,
+    offered: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    *,
+    seed: int,
+    folder: Path | None = None,
+) -> nn.Module:
+    """Call a builder with the arguments of a recipe and what it takes of those offered.
+
+    Parameters
+    ----------
+    name
+        ``module:function``.
+    builder
+        A function that returns a network, or a class of networks.
+    offered
+        Values of `FROM_DATA`. The builder gets those that its signature names, and with ``**kwargs``
+        all that are not empty.
+    arguments
+        Those of the recipe.
+    seed
+        Of torch's random numbers.
+    folder
+        First on the import path during the call: a builder may import modules beside the recipe.
+
+    Raises
+    ------
+    RecipeError
+        The arguments do not fit the signature.
+    ModelError
+        The builder stops with an error, or returns no network or one that it returned before.
+    """
+    parameters = _parameters(builder)
+    named = set(FROM_DATA[:2]) if parameters is None else set(parameters)
+    takes_all = parameters is not None and any(p.kind is _ALL for p in parameters.values())
+    given = {key: value for key, value in offered.items() if key in named or (takes_all and value)}
+    try:
+        with importable(folder, name.partition(":")[0]):
+            model = _call(builder, given, arguments, named, seed)
+    except DistillensError:
+        raise
+    # Code of the user's own may end in any way.
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())[:240]
+        kind = RecipeError if isinstance(error, TypeError) else ModelError
+        raise kind(
+            f"model {name!r} cannot be built: {type(error).__name__}"
+            f"{f': {text}' if text else ''}{_place(error, builder)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} returned a {type(model).__name__}, not a torch Module")
+    _refuse_second(name, model)
+    return model
+
+
+_ALL, _REST = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+_PLACED = inspect.Parameter.POSITIONAL_ONLY
+
+
+def _parameters(builder: Builder) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(builder).parameters
+    # Some callables of compiled libraries have no signature.
+    except (TypeError, ValueError):
+        return None
+
+
+def _call(
+    builder: Builder,
+    given: dict[str, Any],
+    arguments: Mapping[str, Any],
+    named: set[str],
+    seed: int,
+) -> Any:
+    while True:
+        torch.manual_seed(seed)
+        try:
+            return builder(**given, **arguments)
+        except TypeError as error:
+            # A function that hands its **kwargs on takes only what the other one knows.
+            found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if found is None or found[1] not in given or found[1] in named:
+                raise
+            del given[found[1]]
+
+
+def _place(error: BaseException, builder: Builder) -> str:
+    """Return the last line of the user's own code that an error went through."""
+    try:
+        own = inspect.getfile(builder)
+    except TypeError:
+        return ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == own]
+    return f" ({Path(own).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _refuse_second(name: str, model: nn.Module) -> None:
+    """Refuse weights that another network of this process trains or has been loaded into."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(_handed_out.get(id(parameter)) is parameter for parameter in trained):
+        raise ModelError(
+            f"{name} returned weights that it had returned before, so networks would change each "
+            "other; build a new network in every call"
+        )
+    for parameter in trained:
+        _handed_out[id(parameter)] = parameter

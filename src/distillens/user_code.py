@@ -1,0 +1,142 @@
+"""Import what a recipe names as ``module:function``, its own folder first on the import path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distillens.errors import RecipeError, nearest
+
+_modules: dict[Path, dict[str, ModuleType]] = {}
+"""By folder: modules whose names other modules of this process have too."""
+
+
+@contextmanager
+def importable(folder: Path | None, name: str = "") -> Iterator[None]:
+    """Put a folder first on the import path, for as long as the context is open.
+
+    A module that is loaded from elsewhere does not stand in for one of the folder: neither the module
+    ``name`` itself, nor the modules of another recipe's folder. Both are back when the context ends.
+    """
+    if folder is None:
+        yield
+        return
+    own = _modules.setdefault(folder, {})
+    loaded = {path.stem for path in _files(folder)} & sys.modules.keys()
+    private = {_top(each) for each in own} | {
+        each
+        for each in loaded
+        if not _is_of(folder, each) and (each == _top(name) or _is_of_a_recipe(each))
+    }
+
+    def take() -> dict[str, ModuleType]:
+        return {each: sys.modules.pop(each) for each in [*sys.modules] if _top(each) in private}
+
+    hidden = take()
+    sys.modules.update(own)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(folder))
+        own.update(take())
+        sys.modules.update(hidden)
+
+
+def file_in(folder: Path, module: str) -> Path | None:
+    """Return the file of a module or package that lies in a folder, or None."""
+    top = _top(module)
+    for path in (folder / top / "__init__.py", folder / f"{top}.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def import_named(name: str, what: str, *, trusted: bool, folder: Path | None = None) -> Any:
+    """Import ``module:function``.
+
+    Parameters
+    ----------
+    name
+        The module and a name in it, with a colon between.
+    what
+        What it is to the recipe, for messages: "model" or "loss".
+    trusted
+        Whether code that a recipe names may run.
+    folder
+        Where to look first: the recipe's folder.
+
+    Raises
+    ------
+    RecipeError
+        The code is not trusted, cannot be imported, or lacks the name.
+    """
+    if not trusted:
+        raise RecipeError(
+            f"{what} {name!r} would run code of the recipe's author; "
+            "read it, then pass --trust-code (trust_code=True)"
+        )
+    module_name, _, function = name.partition(":")
+    failed = f"{what} {name!r} cannot be imported"
+    try:
+        with importable(folder, module_name):
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise RecipeError(f"{failed}: {error}, which it imports") from error
+        raise RecipeError(
+            f"{failed}: there is no {module_name}.py in "
+            f"{'the current folder' if folder is None else folder}, nor a module of this name on "
+            "Python's path; PYTHONPATH=FOLDER adds a folder"
+        ) from None
+    # Importing runs the module, which may end in any way.
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())[:160]
+        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise RecipeError(f"{failed}: it stops with {said}") from error
+    found: Any = module
+    for part in function.split("."):
+        if not hasattr(found, part):
+            raise RecipeError(f"{failed}: {_lacks(module, part, folder, vars(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def _lacks(module: ModuleType, part: str, folder: Path | None, known: dict[str, Any]) -> str:
+    where = getattr(module, "__file__", None) or "a built-in module of Python"
+    hidden = None if folder is None else file_in(folder, module.__name__)
+    if hidden is not None and str(hidden) != where and "." not in module.__name__:
+        return f"{module.__name__!r} is {where}, not {hidden}; rename the file"
+    names = [each for each in known if not each.startswith("_")]
+    return f"{where} has no {part!r}{nearest(part, names)}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the modules of a folder: files without their ending, and packages."""
+    packages = (path.parent for path in folder.glob("*/__init__.py"))
+    return [*folder.glob("*.py"), *packages]
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_of(folder: Path, top: str) -> bool:
+    return top in sys.modules and file_in(folder, top) == _file(sys.modules[top])
+
+
+def _is_of_a_recipe(top: str) -> bool:
+    file = _file(sys.modules.get(top))
+    return file is not None and any(file == file_in(folder, top) for folder in _modules)
+
+
+def _file(module: ModuleType | None) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if isinstance(file, str) else None
