@@ -134,8 +134,8 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
     elif with_train:
         chosen = with_train[0]
     else:
-        found = sorted({split for splits in configs.values() for split in splits})
-        named = f" among its splits {found}" if found else ""
+        known = sorted({split for splits in configs.values() for split in splits})
+        named = f" among its splits {known}" if known else ""
         raise DataError(f"{folder} holds no train*.parquet{named}; a Hugging Face folder needs one")
     found: Splits = {}
     for split, parts in configs[chosen].items():

@@ -11,6 +11,7 @@ from distillens.data.augment import Augmentation
 from distillens.data.examples import Examples, Splits
 from distillens.data.folders import read_folder
 from distillens.data.huggingface import read_huggingface
+from distillens.data.normalisation import AnyNormalisation
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.sources import Source, read_digits, read_idx, read_npz
 from distillens.data.text import Texts, read_text
@@ -28,6 +29,9 @@ class DataRecipe(BaseModel):
     pictures of a folder are cropped and resized; without it they must all have one size.
     ``config`` and ``test_split`` name a configuration and the test split of a Hugging Face data set
     that has several.
+    ``normalisation`` is that of the inputs of all networks that name none of their own; see
+    `distillens.data.normalisation.AnyNormalisation`. None measures it on the training examples, but
+    for networks with pretrained weights of another library, which get that library's.
     ``tokenizers`` belong to text: models see the tokens of the first, or of the one whose number
     their ``tokenizer`` names.
     """
@@ -49,6 +53,7 @@ class DataRecipe(BaseModel):
     label_noise: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
     augmentation: Augmentation = Augmentation()
+    normalisation: AnyNormalisation | None = None
     tokenizers: tuple[TokenizerRecipe, ...] = ()
 
     @model_validator(mode="after")

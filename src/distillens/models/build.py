@@ -29,7 +29,9 @@ class ModelRecipe(BaseModel):
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
     ``{name: random-features, width: 5000, features_seed: 0}``, for text
     ``{name: encoder, layers: 2, width: 128}``, or ``{name: "package.module:function", …}``, called
-    with ``input_shape`` and ``outputs``, for text also ``vocabularies``;
+    with ``input_shape`` and ``outputs``, for text also ``vocabularies``, and, where its signature
+    names ``normalisation``, with the mean and the standard deviation (a tuple of one number for each
+    channel, each) that its inputs have been normalised with;
     ``{name: "timm:mobilenetv3_small_100"}`` and ``{name: "transformers:NAME_OR_FOLDER"}`` are those
     libraries' (see :func:`distillens.models.external.external_builder` for their arguments).
     """
@@ -99,7 +101,7 @@ def _encoder(
     )
 
 
-FROM_DATA = ("input_shape", "outputs", "vocabularies")
+FROM_DATA = ("input_shape", "outputs", "vocabularies", "normalisation")
 """Arguments of builders that no recipe sets."""
 
 BUILDERS: dict[str, Callable[..., Any]] = {
@@ -141,12 +143,14 @@ def build_model(
     *,
     seed: int,
     vocabularies: tuple[int, ...] = (),
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     trust_code: bool = False,
 ) -> nn.Module:
     """Build a freshly initialised network; its weights are a function of the seed.
 
     The global random state is left as it was. ``vocabularies`` are those of text, whose inputs are
-    tokens (see `distillens.data.Examples`).
+    tokens (see `distillens.data.Examples`). ``normalisation`` is the mean and the standard deviation
+    of each channel that inputs are normalised with; builders get it that name it in their signature.
 
     Raises
     ------
@@ -157,7 +161,9 @@ def build_model(
     """
     check_model(recipe, trust_code=trust_code)
     builder = _builder(recipe.name, trust_code)
-    given = {"vocabularies": vocabularies} if vocabularies else {}
+    given: dict[str, Any] = {"vocabularies": vocabularies} if vocabularies else {}
+    if normalisation is not None and _names(builder, "normalisation"):
+        given["normalisation"] = normalisation
     if recipe.name in BUILDERS:
         if given and "vocabularies" not in inspect.signature(builder).parameters:
             raise ModelError(
@@ -181,6 +187,14 @@ def build_model(
         raise ModelError(f"{recipe.name} returned a {type(model).__name__}, not a torch Module")
     check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
     return model
+
+
+def _names(builder: Callable[..., Any], parameter: str) -> bool:
+    try:
+        return parameter in inspect.signature(builder).parameters
+    # Some callables of other libraries have no signature.
+    except (TypeError, ValueError):
+        return False
 
 
 def check_outputs(

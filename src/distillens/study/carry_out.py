@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 
 from distillens.atomic import write_atomically
-from distillens.data import Normalisation, Splits
+from distillens.data import Splits
 from distillens.errors import RunError
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
@@ -21,6 +22,7 @@ from distillens.runs import Run, locked, open_run, read_data, read_result, slug
 from distillens.study.complexity import measure_complexity
 from distillens.study.deviations import measure_deviations
 from distillens.study.networks import Scene
+from distillens.study.normalisations import InputScale
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
 from distillens.study.reading import parse_recipe, read_recipe
@@ -104,7 +106,7 @@ def _carry_out(
     began, clock = now(), time.perf_counter()
     scene = Scene.of(recipe, run, accelerator, trust_code, progress)
     if scene.main:
-        _bind_data(run, scene.splits, scene.normalisation)
+        _bind_data(run, scene.splits, scene.scales)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
@@ -140,7 +142,7 @@ def _as_now(content: dict[str, Any]) -> dict[str, Any]:
         return content
 
 
-def _bind_data(run: Run, splits: Splits, normalisation: Normalisation | None) -> None:
+def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> None:
     described = {
         "fingerprint": splits.fingerprint,
         "train": len(splits.train),
@@ -150,12 +152,9 @@ def _bind_data(run: Run, splits: Splits, normalisation: Normalisation | None) ->
         "input_shape": list(splits.train.input_shape),
         "input_type": str(splits.train.inputs.dtype).removeprefix("torch."),
         "vocabularies": list(splits.train.vocabularies),
-        "normalisation": None
-        if normalisation is None
-        else {
-            "mean": normalisation.mean.flatten().tolist(),
-            "deviation": normalisation.deviation.flatten().tolist(),
-        },
+        "normalisation": scales["data"].record,
+        "teacher_normalisation": scales["teacher"].record,
+        "student_normalisation": scales["student"].record,
         "changed_labels": [asdict(change) for change in splits.changed],
     }
     if run.data.is_file():

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from distillens.data.normalisation import AnyNormalisation
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.supervision.losses import Loss
@@ -28,7 +29,8 @@ class TeacherRecipe(_Part):
     ``model`` and ``training`` train one on the labels with cross-entropy; ``run`` takes the one that
     another run trained on the same data; ``model`` and ``checkpoint`` (safetensors or a torch state
     dict) read one; ``logits`` names an npz with the arrays ``train`` and ``test`` (rows in the order
-    of the source), for a teacher that is only known by what it said.
+    of the source), for a teacher that is only known by what it said. ``normalisation`` is that of
+    its inputs, by default the data's.
     """
 
     model: ModelRecipe | None = None
@@ -36,6 +38,7 @@ class TeacherRecipe(_Part):
     checkpoint: str | None = None
     logits: str | None = None
     run: str | None = None
+    normalisation: AnyNormalisation | None = None
     seed: int = Field(default=1000, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
@@ -53,14 +56,22 @@ class TeacherRecipe(_Part):
                 "a teacher with training or a checkpoint needs a model; "
                 "one given as logits or by its run has none"
             )
+        if self.normalisation is not None and self.model is None:
+            raise ValueError(
+                f"a teacher given by its {given[0]} takes no normalisation; leave it out"
+            )
         return self
 
 
 class StudentRecipe(_Part):
-    """The student and how it is trained, the same under every supervision."""
+    """The student and how it is trained, the same under every supervision.
+
+    ``normalisation`` is that of its inputs, by default the data's.
+    """
 
     model: ModelRecipe
     training: TrainingRecipe
+    normalisation: AnyNormalisation | None = None
 
 
 class ComplexityRecipe(_Part):

@@ -69,7 +69,7 @@ class StudyTeacher:
     def at(self, epoch: int) -> nn.Module:
         """Return the network after an epoch of its training."""
         assert self.model is not None
-        return self.scene.load(self.model, self.files, epoch)
+        return self.scene.load(self.model, self.files, epoch, "teacher")
 
     def network(self) -> nn.Module | None:
         """Return the finished network; None where only its logits are known."""
@@ -125,7 +125,7 @@ class StudyTeacher:
     def _says(self, epoch: int, examples: Examples) -> np.ndarray:
         scene = self.scene
         device = scene.accelerator.device
-        return predict(self.at(epoch), examples, scene.normalisation, device=device)
+        return predict(self.at(epoch), examples, scene.normalisation_of("teacher"), device=device)
 
     def _checkpoint(self, cache: LogitCache, epoch: int) -> Teacher:
         expected = self.cell.weights_digest if epoch == self.epochs else None
@@ -134,7 +134,7 @@ class StudyTeacher:
 
     def _given(self) -> nn.Module:
         assert self.model is not None
-        network = self.scene.build(self.model, 0)
+        network = self.scene.build(self.model, 0, "teacher")
         load_weights(Path(self.scene.recipe.teacher.checkpoint or ""), network)
         return network.to(self.scene.accelerator.device).eval()
 
@@ -161,6 +161,7 @@ def prepare_teacher(scene: Scene) -> StudyTeacher:
             name=TEACHER,
             seed=recipe.seed,
             title=f"teacher ({recipe.model.name})",
+            role="teacher",
         )
         return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
     source = Path(recipe.checkpoint or recipe.logits or "")
@@ -190,12 +191,13 @@ def _given(scene: Scene, source: Path, digest: str) -> None:
             digest=digest, parameters=0,
         )  # fmt: skip
         return
-    network = scene.build(recipe.model, 0)
+    network = scene.build(recipe.model, 0, "teacher")
     load_weights(source, network)
     network.to(scene.accelerator.device).eval()
     evaluate(
-        scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0, digest=digest
-    )
+        scene, files, network, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
+        digest=digest, role="teacher",
+    )  # fmt: skip
 
 
 def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
