@@ -19,16 +19,21 @@ from distillens.data import Augmentation, Batches, Normalisation, examples_from_
 from distillens.data.normalisation import PRESETS, MeanAndStd, normalisation_for
 from distillens.data.recipe import DataRecipe
 from distillens.errors import DataError, ModelError, RecipeError
+from distillens.kernel import ntk_similarity
 from distillens.models import MLP, ModelRecipe, build_model, load_weights, save_weights
 from distillens.models.external import pretrained_normalisation
 from distillens.results import StudyResult
 from distillens.runs import Run
+from distillens.study.audit_run import audit_run
 from distillens.study.complexity import complexity_kernel
+from distillens.study.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.study.export import export_run, load_export
 from distillens.study.gram_profile import compare_kernels
 from distillens.study.networks import Scene, network_logits
 from distillens.study.normalisations import between, choose_scales
 from distillens.study.reading import parse_recipe, read_recipe
+from distillens.study.students import StudentTeachers
+from distillens.study.teacher import prepare_teacher
 from distillens.supervision.cache import LogitCache
 from distillens.training import accelerator_for, predict
 
@@ -251,6 +256,50 @@ def test_kernels_are_compared_on_the_teachers_own_pixels(
     expected = compare_kernels(student, inside, inputs, None)
     assert found.similarity == pytest.approx(expected.similarity, rel=1e-3)
     assert found.alignment == pytest.approx(expected.alignment, rel=1e-3)
+
+
+def test_an_audit_gives_each_network_its_own_pixels(
+    study: tuple[Path, StudyResult, nn.Module],
+) -> None:
+    """Checkpoints must give the logits that the run stored; kernels are as in the report."""
+    folder, _, teacher = study
+    audit, _ = audit_run(
+        folder, student="taught", over_training=4, kernel_examples=6, resamples=100
+    )
+    recipe, run = read_recipe(folder / "recipe.yaml"), Run(folder)
+    scene = Scene.of(recipe, run, accelerator_for("float32"), False)
+    drawn = np.sort(np.random.default_rng(0).permutation(40)[:6])
+    pixels = scene.splits.test.inputs[drawn].float() / 255
+    student = scene.load(recipe.student.model, run.student(1, "taught", 0), 1)
+    inside = Internal(teacher, torch.tensor(MEAN), torch.tensor(STD))
+    expected = ntk_similarity(student, inside, pixels, probes=16, seed=0)
+    found = audit.students[0].kernels[0].ntk_similarity.value
+    assert found == pytest.approx(expected.value, rel=1e-3)
+
+
+def test_a_cotrained_teacher_and_the_eigenspace_have_the_teachers_pixels(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny |= {"complexity": None, "deviation": False}
+    tiny["supervisions"] = [{"kind": "one-hot"}, {"kind": "co-trained", "name": "beside"}]
+    tiny["teacher"]["normalisation"] = "none"
+    dl.run(tiny, tmp_path / "run")
+    recipe, run = parse_recipe(tiny), Run(tmp_path / "run")
+    scene = Scene.of(recipe, run, accelerator_for("float32"), False)
+    batches = {
+        role: scene.batches(recipe.student.training, 0, role) for role in ("teacher", "student")
+    }
+    teacher = prepare_teacher(scene)
+    caches = [LogitCache(run.cache, batches[role], "float32") for role in ("teacher", "student")]
+    beside = StudentTeachers(scene, teacher, caches[0], caches[1], None).cotrained()
+    alone = scene.build(teacher.model, 1000, "teacher").eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = alone(next(batches["teacher"].epoch(0)).inputs)
+    found = beside.logits(next(batches["student"].epoch(0)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # The first layers of the two see other inputs, whose eigenvectors cannot be compared.
+    with pytest.raises(ModelError, match="other inputs"):
+        measure_eigenspace([tmp_path / "run"], EigenspaceTask())
 
 
 def test_a_later_run_takes_the_teachers_normalisation_with_it(
