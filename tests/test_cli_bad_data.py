@@ -203,7 +203,7 @@ DATA: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "parquet without rows": ("huggingface", table(LABELS[:0]), "no examples"),
     "parquet label missing": ("huggingface", table([0, 1, None]), "one integer an example"),
     "parquet label negative": ("huggingface", table([0, 1, -1]), "label -1 of example 2"),
-    "parquet words as labels": ("huggingface", table(["a", "b", "a"]), "columns would do"),
+    "parquet fractions as labels": ("huggingface", table([0.5, 1, 0]), "columns would do"),
     "parquet picture cut": (
         "huggingface", table([0, 1], [{"bytes": b"\x89PNG", "path": None}] * 2), "image 0 cannot",
     ),

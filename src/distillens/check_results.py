@@ -23,10 +23,8 @@ class CheckedData(Result):
     test_counts: tuple[int, ...]
     """Test examples of each class."""
     input_shape: tuple[int, ...]
-    mean: tuple[float, ...] | None
-    """Subtracted from each channel; None where inputs are not normalised."""
-    deviation: tuple[float, ...] | None
-    """Each channel is divided by it; None where inputs are not normalised."""
+    normalisation: str
+    """What the teacher's and the student's inputs are normalised with."""
 
 
 @dataclass(frozen=True)

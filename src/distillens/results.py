@@ -176,6 +176,8 @@ class Provenance(_Result):
     machine: str
     data_fingerprint: str
     teacher_digest: str
+    normalisation: str = ""
+    """What inputs are normalised with, in words; empty in results of earlier versions."""
 
 
 @dataclass(frozen=True)

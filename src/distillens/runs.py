@@ -383,21 +383,28 @@ class _Scale(BaseModel):
     deviation: list[Annotated[FiniteFloat, Field(gt=0)]]
 
 
+class _Origin(_Scale):
+    origin: str = Field(alias="from")
+
+
 class _Data(BaseModel):
-    """What data.json holds. Earlier versions wrote no input_type, normalisation and vocabularies."""
+    """What data.json holds. Earlier versions wrote no input_type, normalisations and vocabularies."""
 
     fingerprint: str
     classes: list[str] = Field(min_length=2)
     input_shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     input_type: str | None = None
     normalisation: _Scale | None = None
+    teacher_normalisation: _Origin | None = None
+    student_normalisation: _Origin | None = None
     vocabularies: list[Annotated[int, Field(ge=1)]] = []
 
     @model_validator(mode="after")
     def _a_number_a_channel(self) -> _Data:
-        scale, channels = self.normalisation, self.input_shape[0]
-        if scale is not None and not len(scale.mean) == len(scale.deviation) == channels:
-            raise ValueError(f"normalisation needs {channels} means and deviations")
+        channels = self.input_shape[0]
+        for scale in (self.normalisation, self.teacher_normalisation, self.student_normalisation):
+            if scale is not None and not len(scale.mean) == len(scale.deviation) == channels:
+                raise ValueError(f"normalisation needs {channels} means and deviations")
         return self
 
 

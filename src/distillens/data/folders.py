@@ -6,6 +6,8 @@ train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotati
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,12 @@ from distillens.errors import DataError
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+UNREAD = frozenset(
+    (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".npy", ".psd", ".svg")
+)
+"""Suffixes of image files that are not read; other files, such as Thumbs.db, are no images."""
+COPIES = frozenset(("__MACOSX", "@eaDir"))
+"""Folders in which macOS and network storage keep thumbnails and attributes of the images."""
 TEST_FOLDERS = ("test", "val", "validation", "valid")
 ANNOTATIONS = "val_annotations.txt"
 
@@ -38,8 +46,11 @@ def read_folder(folder: Path, image_size: int | None = None) -> Source:
     Classes are numbered in the order of their sorted names, files within a class are sorted by path;
     so an example's index does not depend on the file system. The test split is the first of ``test/``,
     ``val/``, ``validation/`` and ``valid/`` that has labels; another one beside it is left alone,
-    since validation examples are taken out of the training examples. Pictures become grey only if
-    all of a data set's are; transparency is dropped.
+    since validation examples are taken out of the training examples. Labels and pixels are those
+    that torchvision's ``ImageFolder`` gives: images are converted to RGB, transparency is dropped,
+    and an EXIF orientation is not applied. Only if all images of a data set are stored as grey
+    values do they keep one channel. Hidden files and folders, and the copies that operating systems
+    keep in folders such as ``__MACOSX``, are left out. Links are followed.
 
     Parameters
     ----------
@@ -53,7 +64,8 @@ def read_folder(folder: Path, image_size: int | None = None) -> Source:
     ------
     DataError
         A folder is missing, a class is empty or unknown, an annotation names no file, an image is
-        damaged or differs in size from the others.
+        damaged, of a format that is not read, or differs in size from the others; a link is broken
+        or leads to a folder that contains it.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; data.path must name the folder of the data set")
@@ -118,14 +130,61 @@ def _by_folder(split: Path, classes: tuple[str, ...]) -> Listing:
                 f"{split / name} is a class that the training folder lacks; it has "
                 f"{len(classes)} classes, first {classes[0]!r}"
             )
-        files = sorted(
-            file for file in (split / name).rglob("*") if file.suffix.lower() in SUFFIXES
-        )
+        files = sorted(file for file in visible_files(split / name) if _is_image(file))
         if not files:
             raise DataError(f"{split / name} holds no image; fill or delete the class")
         listing.files.extend(files)
         listing.labels.extend([known[name]] * len(files))
     return listing
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without hidden ones; links are followed, each folder once.
+
+    Raises
+    ------
+    DataError
+        A folder cannot be read, a link is broken or leads to a folder that contains it.
+    """
+    real = Path(os.path.realpath(folder))
+    yield from _visible_files(folder, tuple(real.parents), set())
+
+
+def _visible_files(folder: Path, above: tuple[Path, ...], seen: set[Path]) -> Iterator[Path]:
+    real = Path(os.path.realpath(folder))
+    if real in above:
+        raise DataError(f"{folder} is a link to {real}, which contains it; delete the link")
+    if real in seen:
+        return
+    seen.add(real)
+    for entry in sorted(_entries(folder)):
+        if not _is_visible(entry):
+            continue
+        if entry.is_dir() and entry.suffix.lower() in SUFFIXES:
+            raise DataError(f"{entry} is a folder with the name of an image; rename or delete it")
+        if entry.is_dir():
+            yield from _visible_files(entry, (*above, real), seen)
+        elif entry.is_file():
+            yield entry
+        elif entry.is_symlink():
+            raise DataError(
+                f"{entry} is a link to {entry.readlink()}, which does not exist; "
+                "mend or delete the link"
+            )
+
+
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name not in COPIES
+
+
+def _is_image(file: Path) -> bool:
+    suffix = file.suffix.lower()
+    if suffix in UNREAD:
+        raise DataError(
+            f"{file} is of a format that is not read; convert it to PNG, or move it out of the class "
+            "folder"
+        )
+    return suffix in SUFFIXES
 
 
 def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
@@ -143,7 +202,7 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
         if name in labels:
             raise DataError(f"{path} line {number}: {name} is there twice; fetch the file again")
         labels[name] = known[label]
-    there = {file.name for file in _entries(images) if file.suffix.lower() in SUFFIXES}
+    there = {file.name for file in _entries(images) if _is_visible(file) and _is_image(file)}
     for name in sorted(there.symmetric_difference(labels)):
         raise DataError(
             f"{path} gives no class for {images / name}; fetch the data set again"
@@ -157,7 +216,7 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in _entries(folder) if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in _entries(folder) if p.is_dir() and _is_visible(p))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from distillens.data.augment import Augmentation
 from distillens.data.examples import Examples, Splits
 from distillens.data.folders import read_folder
 from distillens.data.huggingface import read_huggingface
+from distillens.data.normalisation import AnyNormalisation
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.sources import Source, read_digits, read_idx, read_npz
 from distillens.data.text import Texts, read_text
@@ -27,6 +28,11 @@ class DataRecipe(BaseModel):
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
     the share of training labels replaced by a wrong one. ``image_size`` is the side to which the
     pictures of a folder are cropped and resized; without it they must all have one size.
+    ``config`` and ``test_split`` name a configuration and the test split of a Hugging Face data set
+    that has several.
+    ``normalisation`` is that of the inputs of all networks that name none of their own; see
+    `distillens.data.normalisation.AnyNormalisation`. None measures it on the training examples, but
+    for networks with pretrained weights of another library, which get that library's.
     ``tokenizers`` belong to text: models see the tokens of the first, or of the one whose number
     their ``tokenizer`` names.
     """
@@ -38,6 +44,8 @@ class DataRecipe(BaseModel):
     image_column: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    config: str | None = None
+    test_split: str | None = None
     image_size: int | None = Field(default=None, ge=1)
     train_size: int | None = Field(default=None, ge=1)
     validation_size: int = Field(default=0, ge=0)
@@ -46,6 +54,7 @@ class DataRecipe(BaseModel):
     label_noise: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
     augmentation: Augmentation = Augmentation()
+    normalisation: AnyNormalisation | None = None
     tokenizers: tuple[TokenizerRecipe, ...] = ()
 
     @model_validator(mode="after")
@@ -56,6 +65,9 @@ class DataRecipe(BaseModel):
             raise ValueError(
                 f"image_size resizes the pictures of source 'folder', not those of {self.source!r}"
             )
+        for key in ("config", "test_split"):
+            if getattr(self, key) is not None and self.source not in ("huggingface", "text"):
+                raise ValueError(f"{key} belongs to source 'huggingface' or 'text'; leave it out")
         if (self.source == "text") != bool(self.tokenizers):
             raise ValueError(
                 "source 'text' needs data.tokenizers, one or more; others have none, "
@@ -93,18 +105,33 @@ def load_splits(recipe: DataRecipe) -> Splits:
 
 def _read_text(recipe: DataRecipe) -> Texts:
     assert recipe.path is not None  # the recipe refuses text without a path
-    return read_text(recipe.path, recipe.text_column, recipe.label_column)
+    return read_text(
+        recipe.path,
+        recipe.text_column,
+        recipe.label_column,
+        config=recipe.config,
+        test_split=recipe.test_split,
+    )
 
 
 def _read(recipe: DataRecipe) -> Source:
     if recipe.path is None:
         return read_digits()
+    # Groups name labels as the source has them.
+    from_one = recipe.groups is None
     if recipe.source == "idx":
-        return read_idx(Path(recipe.path))
+        return read_idx(Path(recipe.path), from_one=from_one)
     if recipe.source == "npz":
-        return read_npz(Path(recipe.path))
+        return read_npz(Path(recipe.path), from_one=from_one)
     if recipe.source == "huggingface":
-        return read_huggingface(recipe.path, recipe.image_column, recipe.label_column)
+        return read_huggingface(
+            recipe.path,
+            recipe.image_column,
+            recipe.label_column,
+            config=recipe.config,
+            test_split=recipe.test_split,
+            from_one=from_one,
+        )
     if recipe.source == "folder":
         return read_folder(Path(recipe.path), recipe.image_size)
     raise DataError("data.path is set, but source 'digits' reads no file; name another source")
@@ -123,11 +150,6 @@ def _train_and_test(source: Source, recipe: DataRecipe) -> tuple[Examples, Examp
     if test.input_shape != train.input_shape:
         raise DataError(
             f"training inputs have shape {train.input_shape}, test inputs {test.input_shape}"
-        )
-    if len(test.classes) > len(train.classes):
-        raise DataError(
-            f"the test split has {len(test.classes)} classes, the training split "
-            f"{len(train.classes)}; a label is out of range"
         )
     if recipe.test_size is not None:
         test = subset(test, recipe.test_size, recipe.seed, "data.test_size")

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from distillens.data.dataset_files import choose_splits, has_tables
 from distillens.data.examples import Examples, check_labels
 from distillens.data.huggingface import choose_column, load_tables
 from distillens.data.sources import Source, one_line
 from distillens.errors import DataError
 
-SPLITS = ("train", "test", "validation", "valid", "dev")
-"""Names of files and splits; the first one there after "train" is the test split."""
+SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+"""Names of files; the test split is the one called test, else the one of a validation split."""
 ENDINGS = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
 
 
@@ -40,7 +41,14 @@ class _Table:
     classes: dict[str, Sequence[str]]
 
 
-def read_text(path: str, text_column: str | None = None, label_column: str | None = None) -> Texts:
+def read_text(
+    path: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    *,
+    config: str | None = None,
+    test_split: str | None = None,
+) -> Texts:
     """Read sentences and labels.
 
     Parameters
@@ -52,24 +60,27 @@ def read_text(path: str, text_column: str | None = None, label_column: str | Non
     text_column, label_column
         Which columns to use; needed only where more than one would do. Labels are integers from 0, or
         names, which become classes in alphabetical order.
+    config, test_split
+        Which configuration and which test split to read, where there are several.
 
     Raises
     ------
     DataError
         Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
     """
-    files = _files(Path(path))
-    if not files and Path(path).is_dir() and not any(Path(path).rglob("train*.parquet")):
+    folder = Path(path)
+    files = _files(folder)
+    if not files and folder.is_dir() and not has_tables(folder):
         raise DataError(
             f"{path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
         )
-    if files:
-        tables = {split: _read_table(file) for split, file in files.items()}
+    if files and config is None:
+        chosen = choose_splits(files, test_split, path)
+        tables = {split: _read_table(files[name]) for split, name in chosen.items()}
     else:
-        tables = {name: _of_dataset(table) for name, table in load_tables(path).items()}
-    if "train" not in tables:
-        raise DataError(f"{path} has the splits {sorted(tables)}; a split named 'train' is needed")
-    test = next((name for name in SPLITS[1:] if name in tables), None)
+        loaded = load_tables(path, config, test_split)
+        tables = {split: _of_dataset(table) for split, table in loaded.items()}
+    test = "test" if "test" in tables else None
     sentences: dict[str, list[str]] = {}
     source: Source = {}
     classes: Sequence[str] | None = None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
@@ -86,6 +87,77 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
             raise ModelError(f"model {name!r} cannot be built: {text}") from None
 
     return build
+
+
+def pretrained_normalisation(
+    name: str, arguments: Mapping[str, Any], build: Callable[[], nn.Module]
+) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """Return what a pretrained model's own library normalises images in [0, 1] with.
+
+    Parameters
+    ----------
+    name, arguments
+        Of the model, as in a recipe.
+    build
+        Builds it; called for models of timm, which carry their ``pretrained_cfg``. Models of Hugging
+        Face have a ``preprocessor_config.json`` beside their weights.
+
+    Returns
+    -------
+    Mean and standard deviation of each channel, and where they stand; None where the weights are not
+    pretrained or nothing is said.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be built, or the file beside it is damaged.
+    """
+    library, _, inner = name.partition(":")
+    if not is_external(name) or not arguments.get("pretrained", library == "transformers"):
+        return None
+    if library == "timm":
+        found = getattr(build(), "pretrained_cfg", None)
+        mean, std = (_field(found, key) for key in ("mean", "std"))
+        where = f"pretrained_cfg of {name}"
+    else:
+        mean, std = _preprocessing(_import(library, name), name, inner, arguments.get("revision"))
+        where = f"preprocessor_config.json of {name}"
+    if mean is None or std is None:
+        return None
+    numbers = np.atleast_1d(mean), np.atleast_1d(std)
+    if numbers[0].shape != numbers[1].shape or not (numbers[1] > 0).all():
+        raise ModelError(f"{where} has the mean {mean} and the deviation {std}; set normalisation")
+    return tuple(numbers[0].tolist()), tuple(numbers[1].tolist()), where
+
+
+def _field(config: Any, key: str) -> Any:
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+
+def _preprocessing(
+    transformers: Any, name: str, inner: str, revision: str | None
+) -> tuple[Any, Any]:
+    """Return the mean and the deviation, in units of [0, 1], of an image processor's configuration."""
+    where = {} if revision is None else {"revision": revision}
+    try:
+        with _quiet(transformers):
+            read = transformers.ImageProcessingMixin.get_image_processor_dict
+            config, _ = read(inner, **where)
+    except OSError as error:
+        if "valid JSON" in str(error):
+            raise ModelError(f"model {name!r}: {' '.join(str(error).split())[:240]}") from None
+        # Most models of text, and some of images, have none.
+        return None, None
+    mean, std = config.get("image_mean"), config.get("image_std")
+    if not config.get("do_normalize", True):
+        mean, std = [0.0], [1.0]
+    if mean is None or std is None:
+        return None, None
+    # Processors rescale bytes first: byte * factor - offset is what they normalise.
+    rescaled = config.get("do_rescale", True)
+    unit = 255 * (config.get("rescale_factor", 1 / 255) if rescaled else 1.0)
+    offset = 1.0 if rescaled and config.get("rescale_offset", False) else 0.0
+    return (np.atleast_1d(mean) + offset) / unit, np.atleast_1d(std) / unit
 
 
 @dataclass(frozen=True)

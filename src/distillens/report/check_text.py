@@ -43,12 +43,7 @@ def _data(data: CheckedData) -> list[str]:
         f"classes: {len(data.classes)}: {names}{more}; "
         f"{smallest:,} to {largest:,} training examples each"
     )
-    if data.mean is not None and data.deviation is not None:
-        mean, deviation = (
-            ", ".join(f"{value:.4g}" for value in values[:3]) + ", …" * (len(values) > 3)
-            for values in (data.mean, data.deviation)
-        )
-        lines.append(f"normalisation: mean {mean}; standard deviation {deviation}")
+    lines.append(f"normalisation: {printable(data.normalisation)}")
     return lines
 
 

@@ -104,6 +104,7 @@ def _provenance(result: StudyResult) -> Safe:
         ("Took", duration(made.seconds)),
         ("Machine", made.machine),
         ("Versions", listed(versions) or "–"),
+        *([("Normalisation of inputs", made.normalisation)] if made.normalisation else []),
         ("Data fingerprint", element("code", made.data_fingerprint)),
         ("Teacher digest", element("code", made.teacher_digest)),
         ("Result schema", str(result.schema_version)),

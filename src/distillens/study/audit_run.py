@@ -273,7 +273,10 @@ def _over_training(wanted: _Wanted, student: FinishedStudent) -> tuple[OverTrain
             for split, watch in watches.items():
                 examples = getattr(scene.splits, split).take(rows[split])
                 outputs = predict(
-                    network, examples, scene.normalisation, device=scene.accelerator.device
+                    network,
+                    examples,
+                    scene.normalisation_of("student"),
+                    device=scene.accelerator.device,
                 )
                 if epoch == last:
                     _check_stored(student, outputs, network_logits(files)[split][rows[split]])
@@ -326,11 +329,12 @@ def _likeness(
     network = scene.load(run.recipe.student.model, student.files, last)
     teacher = run.teacher.network()
     assert teacher is not None  # one that is known by its logits alone is not compared
+    teacher = scene.on_student_inputs(teacher)
     count = min(wanted.kernel_examples, len(scene.splits.test))
     drawn = np.random.default_rng(_SEED).permutation(len(scene.splits.test))[:count]
     examples = scene.splits.test.take(np.sort(drawn))
     batches = Batches(
-        examples, count, normalisation=scene.normalisation, seed=None,
+        examples, count, normalisation=scene.normalisation_of("student"), seed=None,
         device=scene.accelerator.device,
     )  # fmt: skip
     inputs = next(iter(batches.epoch(0))).inputs

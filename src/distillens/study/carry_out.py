@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distillens.atomic import write_atomically
-from distillens.data import Normalisation, Splits
+from distillens.data import Splits
 from distillens.errors import RunError
 from distillens.paths import user_path
 from distillens.progress import Progress, silent
@@ -22,6 +23,7 @@ from distillens.study.complexity import measure_complexity
 from distillens.study.deviations import measure_deviations
 from distillens.study.given_teacher import GivenTeacher
 from distillens.study.networks import Scene
+from distillens.study.normalisations import InputScale
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
 from distillens.study.reading import parse_recipe, read_recipe
@@ -100,7 +102,7 @@ def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> Stud
     began, clock = now(), time.perf_counter()
     recipe, run, accelerator = scene.recipe, scene.run, scene.accelerator
     if scene.main:
-        _bind_data(run, scene.splits, scene.normalisation)
+        _bind_data(run, scene.splits, scene.scales)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     teacher = prepare_teacher(scene, given)
     outcome = Outcome(scene, teacher, began, clock, _earlier(run))
@@ -134,7 +136,7 @@ def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
         return content
 
 
-def _bind_data(run: Run, splits: Splits, normalisation: Normalisation | None) -> None:
+def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> None:
     described = {
         "fingerprint": splits.fingerprint,
         "train": len(splits.train),
@@ -144,12 +146,9 @@ def _bind_data(run: Run, splits: Splits, normalisation: Normalisation | None) ->
         "input_shape": list(splits.train.input_shape),
         "input_type": str(splits.train.inputs.dtype).removeprefix("torch."),
         "vocabularies": list(splits.train.vocabularies),
-        "normalisation": None
-        if normalisation is None
-        else {
-            "mean": normalisation.mean.flatten().tolist(),
-            "deviation": normalisation.deviation.flatten().tolist(),
-        },
+        "normalisation": scales["data"].record,
+        "teacher_normalisation": scales["teacher"].record,
+        "student_normalisation": scales["student"].record,
         "changed_labels": [asdict(change) for change in splits.changed],
     }
     if run.data.is_file():

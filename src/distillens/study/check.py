@@ -20,6 +20,7 @@ from distillens.runs import Run, check_folder, slug
 from distillens.study.carry_out import as_of_today
 from distillens.study.estimate import estimate_run, seconds_per_step
 from distillens.study.networks import Scene
+from distillens.study.normalisations import Role, described
 from distillens.study.reading import (
     load_recipe,
     missing_places,
@@ -120,7 +121,7 @@ def _check_scene(recipe: Recipe, folder: Path, trust_code: bool, found: _Finding
 
 
 def _data(scene: Scene, found: _Findings) -> CheckedData:
-    splits, scale = scene.splits, scene.normalisation
+    splits = scene.splits
     names = splits.train.classes
     train, test = (_counts(part, len(names)) for part in (splits.train, splits.test))
     for split, counts in (("training", train), ("test", test)):
@@ -141,8 +142,7 @@ def _data(scene: Scene, found: _Findings) -> CheckedData:
         train_counts=train,
         test_counts=test,
         input_shape=splits.train.input_shape,
-        mean=None if scale is None else tuple(scale.mean.flatten().tolist()),
-        deviation=None if scale is None else tuple(scale.deviation.flatten().tolist()),
+        normalisation=described(scene.scales),
     )
 
 
@@ -157,9 +157,9 @@ def _shared(train: Examples, test: Examples) -> int:
 
 
 def _trained(
-    scene: Scene, role: str, model: ModelRecipe, training: TrainingRecipe, found: _Findings
+    scene: Scene, role: Role, model: ModelRecipe, training: TrainingRecipe, found: _Findings
 ) -> CheckedNetwork | None:
-    network = found.attempt(lambda: scene.build(model, 0))
+    network = found.attempt(lambda: scene.build(model, 0, role))
     if network is None:
         return None
     last = len(scene.splits.train) % training.batch_size
@@ -170,7 +170,7 @@ def _trained(
         )
         seconds = None
     else:
-        seconds = found.attempt(lambda: seconds_per_step(scene, model, training))
+        seconds = found.attempt(lambda: seconds_per_step(scene, model, training, role))
     return CheckedNetwork(
         role=role,
         model=model.name,
@@ -210,7 +210,7 @@ def _estimate(scene: Scene, networks: tuple[CheckedNetwork, ...], found: _Findin
     steps = {network.role: network.seconds_per_step for network in networks}
     teacher: nn.Module | None = None
     if scene.recipe.teacher.model is not None:
-        teacher = scene.build(scene.recipe.teacher.model, 0)
+        teacher = scene.build(scene.recipe.teacher.model, 0, "teacher")
     student = steps["student"]
     assert student is not None
     estimate = found.attempt(lambda: estimate_run(scene, steps.get("teacher"), student, teacher))

@@ -75,7 +75,8 @@ class _Setting:
         whole: Examples = getattr(scene.splits, recipe.split)
         size = min(recipe.examples, len(whole))
         examples = subset(whole, size, recipe.seed, "complexity.examples")
-        batches = Batches(examples, size, normalisation=scene.normalisation, seed=None)
+        normalisation = scene.normalisation_of("student")
+        batches = Batches(examples, size, normalisation=normalisation, seed=None)
         return cls(
             entry=entry,
             seed=seed,
@@ -139,6 +140,7 @@ class _Last:
         if network is not None:
             student = setting.network(scene, epoch).eval()
             network = network.to(scene.accelerator.device).eval()
+            network = scene.on_student_inputs(network)
             outputs_of_both = 0 if setting.form == "binary" else None
             try:
                 compared = compare_kernels(
@@ -294,7 +296,8 @@ def _target_sets(
     if teacher.epochs is not None:
         followed = teacher.epoch_followed(epoch, scene.recipe.student.training.epochs)
         device = scene.accelerator.device
-        online = predict(teacher.at(followed), examples, scene.normalisation, device=device)
+        normalisation = scene.normalisation_of("teacher")
+        online = predict(teacher.at(followed), examples, normalisation, device=device)
         targets = teacher_targets(online, temperature, coding)
         found.append(_TargetSet("online teacher", targets, temperature, followed))
     return found

@@ -22,7 +22,7 @@ def _cost(scene: Scene, network: str, model: ModelRecipe) -> NetworkCost:
     if not path.is_file():
         train = scene.splits.train
         cost = measure_cost(
-            scene.build(model, 0),
+            scene.build(model, 0, "teacher" if network == "teacher" else "student"),
             train.input_shape,
             device=scene.accelerator.device,
             vocabularies=train.vocabularies,

@@ -43,6 +43,7 @@ from distillens.study.comparable import check_comparable
 from distillens.study.layers import find_layer
 from distillens.study.network_course import NetworkCourse, alike, check_checkpoints
 from distillens.study.networks import Scene, read_cell, weights_digest
+from distillens.study.normalisations import Role
 from distillens.study.provenance import own_version
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
@@ -208,11 +209,13 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
         if files.folder not in sides:
             check_checkpoints(files, epochs)
             digest = weights_digest(files, epochs, read_cell(files).weights_digest)
-            layer = find_layer(scene.build(model, 0), task.layer, who)
+            # The teacher of a self-distilled student is a student itself.
+            role: Role = "teacher" if files.folder == teacher.files.folder else "student"
+            layer = find_layer(scene.build(model, 0, role), task.layer, who)
             # The run's teacher is trained with cross-entropy, whatever the students' loss.
-            squared = scene.recipe.loss == "squared-error" and files.folder != teacher.files.folder
+            squared = scene.recipe.loss == "squared-error" and role == "student"
             sides[files.folder] = NetworkCourse(
-                scene, files, model, epochs, layer, examples, count, digest, squared
+                scene, files, model, epochs, layer, examples, count, digest, squared, role
             )
         return sides[files.folder]
 
@@ -292,7 +295,7 @@ def _prediction_arrays(
         network = theirs.network(0)
         kernel = EmpiricalNTK(network, outputs="trace", dtype=torch.float64, alone=True)
         batches = Batches(
-            examples, len(examples), normalisation=scene.normalisation, seed=None,
+            examples, len(examples), normalisation=theirs.normalisation, seed=None,
             device=scene.accelerator.device,
         )  # fmt: skip
         gram = kernel.gram(next(batches.epoch(0)).inputs)

@@ -21,6 +21,7 @@ from distillens.errors import TrainingError
 from distillens.models import ModelRecipe
 from distillens.study.complexity import complexity_plan
 from distillens.study.networks import Scene
+from distillens.study.normalisations import Role
 from distillens.study.students import Student
 from distillens.supervision import OneHot
 from distillens.supervision.recipe import parts_of
@@ -50,7 +51,9 @@ class _FirstBatches:
         return islice(self.batches.epoch(epoch), self.steps)
 
 
-def seconds_per_step(scene: Scene, model: ModelRecipe, training: TrainingRecipe) -> float:
+def seconds_per_step(
+    scene: Scene, model: ModelRecipe, training: TrainingRecipe, role: Role
+) -> float:
     """Train a fresh network on labels for about a second and return the seconds of a step.
 
     Nothing is written.
@@ -60,8 +63,8 @@ def seconds_per_step(scene: Scene, model: ModelRecipe, training: TrainingRecipe)
     TrainingError
         The network cannot be trained as the recipe says.
     """
-    network = scene.build(model, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = scene.batches(training, 0)
+    network = scene.build(model, 0, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = scene.batches(training, 0, role)
 
     def train(steps: int) -> float:
         history = fit(
@@ -169,7 +172,7 @@ def _seconds_per_example(scene: Scene, network: nn.Module) -> float:
     device = scene.accelerator.device
     network.to(device)
     began = time.perf_counter()
-    predict(network, part, scene.normalisation, device=device)
+    predict(network, part, scene.normalisation_of("teacher"), device=device)
     return (time.perf_counter() - began) / len(part)
 
 

@@ -184,12 +184,17 @@ def _read_data(run: Run) -> dict[str, Any]:
     data = read_data(run)
     if data.get("vocabularies"):
         return data
-    if data.get("normalisation") is None or data.get("input_type") is None:
+    if _student_scale(data) is None or data.get("input_type") is None:
         raise RunError(
             f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "
             "recipe again with the same --out, which trains nothing anew and adds it"
         )
     return data
+
+
+def _student_scale(data: dict[str, Any]) -> dict[str, Any] | None:
+    # Earlier versions normalised the inputs of all networks in one way.
+    return data.get("student_normalisation") or data.get("normalisation")
 
 
 def _tokenizers(run: Run, shipped: ShippedInputs) -> tuple[str, ...]:
@@ -219,7 +224,7 @@ def _card(
     shipped: ShippedInputs,
     tokenizers: tuple[str, ...],
 ) -> Export:
-    normalisation = data.get("normalisation") or {"mean": (), "deviation": ()}
+    normalisation = _student_scale(data) or {"mean": (), "deviation": ()}
     return Export(
         schema_version=SCHEMA,
         study=recipe.name,
@@ -275,6 +280,7 @@ def _network(card: Export, weights: Path, trust_code: bool, code: Path | None) -
         outputs,
         seed=0,
         vocabularies=card.vocabularies,
+        normalisation=None if card.vocabularies else (card.mean, card.deviation),
         trust_code=trust_code,
     )
     load_weights(weights, network)

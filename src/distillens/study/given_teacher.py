@@ -70,10 +70,10 @@ def read_given_teacher(scene: Scene) -> GivenTeacher | None:
     if recipe.model is None:
         given = GivenTeacher(_read_logits(scene), digest, 0)
     else:
-        network = scene.build(recipe.model, 0)
+        network = scene.build(recipe.model, 0, "teacher")
         note = load_checkpoint(recipe, network)
         network.to(scene.accelerator.device).eval()
-        logits = predict_splits(scene, network)
+        logits = predict_splits(scene, network, "teacher")
         given = GivenTeacher(logits, digest, count_parameters(network), note)
     _check_accuracy(scene, given)
     return given

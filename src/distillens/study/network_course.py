@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from distillens.data import Examples
+from distillens.data import Examples, Normalisation
 from distillens.eigenspace_results import Projected
 from distillens.errors import RunError
 from distillens.measures import prediction_targets, teacher_targets
@@ -21,6 +21,7 @@ from distillens.models import ModelRecipe, load_state, load_weights
 from distillens.runs import NetworkFiles
 from distillens.study.layers import LayerInputs, layer_inputs, weight_matrix
 from distillens.study.networks import Scene
+from distillens.study.normalisations import Role
 from distillens.training import predict
 
 
@@ -38,6 +39,7 @@ class NetworkCourse:
     digest: str
     squared: bool
     """Whether it was trained with squared error, and gives probabilities and no logits."""
+    role: Role = "student"
     inputs: LayerInputs = field(init=False)
     moved: bool = field(init=False)
     """Whether training changes what the layer is given."""
@@ -47,13 +49,17 @@ class NetworkCourse:
         self.inputs, self.moved = last, not alike(first.rows_MD, last.rows_MD)
 
     def _inputs(self, epoch: int) -> LayerInputs:
-        scene = self.scene
         network, device = self.network(epoch), self.scene.accelerator.device
-        return layer_inputs(network, self.layer, self.examples, scene.normalisation, device)
+        return layer_inputs(network, self.layer, self.examples, self.normalisation, device)
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What its inputs are normalised with."""
+        return self.scene.normalisation_of(self.role)
 
     @cached_property
     def _built(self) -> nn.Module:
-        return self.scene.build(self.model, 0).to(self.scene.accelerator.device).eval()
+        return self.scene.build(self.model, 0, self.role).to(self.scene.accelerator.device).eval()
 
     def network(self, epoch: int) -> nn.Module:
         """Return the network after an epoch: one for all epochs, good until the next call."""
@@ -76,12 +82,11 @@ class NetworkCourse:
     @cached_property
     def predictions(self) -> NDArray[np.float64]:
         """What it says at every checkpoint, in the coding of its targets."""
-        scene = self.scene
         code = prediction_targets if self.squared else teacher_targets
-        device = scene.accelerator.device
+        device = self.scene.accelerator.device
         return np.stack(
             [
-                code(predict(self.network(e), self.examples, scene.normalisation, device=device))
+                code(predict(self.network(e), self.examples, self.normalisation, device=device))
                 for e in range(self.epochs + 1)
             ]
         )

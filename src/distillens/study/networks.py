@@ -25,6 +25,7 @@ from distillens.models import (
 from distillens.progress import Progress, silent
 from distillens.results import Cell, from_json, to_json
 from distillens.runs import NetworkFiles, Run, read_arrays
+from distillens.study.normalisations import InputScale, Role, between, choose_scales
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision
 from distillens.training import (
@@ -47,8 +48,8 @@ class Scene:
     recipe: Recipe
     run: Run
     splits: Splits
-    normalisation: Normalisation | None
-    """None for text."""
+    scales: Mapping[str, InputScale]
+    """What the inputs of "teacher" and "student" are normalised with, and what "data" says."""
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
@@ -66,10 +67,17 @@ class Scene:
     ) -> Scene:
         """Load the data of a recipe, for the run that it makes."""
         splits = load_splits(recipe.data)
-        # Tokens are names, not amounts.
-        text = bool(splits.train.vocabularies)
-        normalisation = None if text else Normalisation.of(splits.train)
-        return cls(recipe, run, splits, normalisation, accelerator, progress, trust_code)
+        scales = choose_scales(recipe, run, splits.train, trust_code=trust_code)
+        return cls(recipe, run, splits, scales, accelerator, progress, trust_code)
+
+    def normalisation_of(self, role: Role) -> Normalisation | None:
+        """Return what a network's inputs are normalised with; None leaves them as they are."""
+        return self.scales[role].normalisation
+
+    def on_student_inputs(self, teacher: nn.Module) -> nn.Module:
+        """Return the teacher as a network that takes inputs normalised as the student's."""
+        mine, theirs = (self.normalisation_of(role) for role in ("student", "teacher"))
+        return between(mine, theirs, teacher)
 
     @property
     def main(self) -> bool:
@@ -88,7 +96,7 @@ class Scene:
         asked = self.recipe.cache_top_k
         return asked if asked is not None and asked < self.outputs else None
 
-    def build(self, model: ModelRecipe, seed: int) -> nn.Module:
+    def build(self, model: ModelRecipe, seed: int, role: Role = "student") -> nn.Module:
         """Build a freshly initialised network for these examples."""
         train = self.splits.train
         return build_model(
@@ -97,21 +105,24 @@ class Scene:
             self.outputs,
             seed=seed,
             vocabularies=train.vocabularies,
+            normalisation=self.scales[role].numbers,
             trust_code=self.trust_code,
         )
 
-    def load(self, model: ModelRecipe, files: NetworkFiles, epoch: int) -> nn.Module:
+    def load(
+        self, model: ModelRecipe, files: NetworkFiles, epoch: int, role: Role = "student"
+    ) -> nn.Module:
         """Build a network with the weights that it had after an epoch."""
-        network = self.build(model, 0)
+        network = self.build(model, 0, role)
         load_weights(files.weights(epoch), network)
         return network.to(self.accelerator.device).eval()
 
-    def batches(self, training: TrainingRecipe, seed: int) -> Batches:
-        """Return the training batches in the order of a seed."""
+    def batches(self, training: TrainingRecipe, seed: int, role: Role = "student") -> Batches:
+        """Return the training batches in the order of a seed, normalised for a network."""
         return Batches(
             self.splits.train,
             training.batch_size,
-            normalisation=self.normalisation,
+            normalisation=self.normalisation_of(role),
             augmentation=self.recipe.data.augmentation,
             seed=seed,
             device=self.accelerator.device,
@@ -132,6 +143,7 @@ def train_network(
     seed: int,
     title: str,
     start: int | None = None,
+    role: Role = "student",
 ) -> Cell:
     """Train a network, or take up where it was left, and return its numbers.
 
@@ -144,7 +156,7 @@ def train_network(
     before = scene.tracked.take(training.epochs)
     if files.cell.is_file():
         return read_cell(files)
-    network = scene.build(model, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = scene.build(model, start, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if scene.accelerator.num_processes > 1 and scene.accelerator.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     torch.manual_seed(start)
@@ -152,7 +164,7 @@ def train_network(
     history = fit(
         network,
         supervision(),
-        scene.batches(training, seed),
+        scene.batches(training, seed, role),
         training,
         store=store,
         # One for each network: an accelerator holds on to all that it ever prepared.
@@ -164,7 +176,9 @@ def train_network(
     if scene.main:
         # A sharded network runs on all processes or not at all: one process reads it whole.
         finished = (
-            scene.load(model, files, training.epochs) if is_sharded(scene.accelerator) else network
+            scene.load(model, files, training.epochs, role)
+            if is_sharded(scene.accelerator)
+            else network
         )
         evaluate(
             scene,
@@ -175,6 +189,7 @@ def train_network(
             epochs=training.epochs,
             seconds=history.seconds,
             digest=history.digest or "",
+            role=role,
         )
     scene.accelerator.wait_for_everyone()
     return read_cell(files)
@@ -205,10 +220,11 @@ def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None)
     return digest
 
 
-def predict_splits(scene: Scene, network: nn.Module) -> dict[str, np.ndarray]:
+def predict_splits(scene: Scene, network: nn.Module, role: Role) -> dict[str, np.ndarray]:
     """Return a network's (N, C) logits on the un-augmented examples of every split."""
+    normalisation, device = scene.normalisation_of(role), scene.accelerator.device
     return {
-        split: predict(network, examples, scene.normalisation, device=scene.accelerator.device)
+        split: predict(network, examples, normalisation, device=device)
         for split in ("train", "validation", "test")
         if (examples := getattr(scene.splits, split)) is not None
     }
@@ -224,12 +240,13 @@ def evaluate(
     epochs: int,
     seconds: float,
     digest: str,
+    role: Role = "student",
 ) -> None:
     """Write a finished network's logits and numbers."""
     write_cell(
         scene,
         files,
-        predict_splits(scene, network),
+        predict_splits(scene, network, role),
         name=name,
         seed=seed,
         epochs=epochs,

@@ -19,6 +19,7 @@ from distillens.results import (
 )
 from distillens.study.costs import network_costs
 from distillens.study.networks import Scene
+from distillens.study.normalisations import described
 from distillens.study.provenance import provenance
 from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher
@@ -67,7 +68,9 @@ class Outcome:
         return result
 
     def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
-        now = provenance(self.began, time.perf_counter() - self.clock, fingerprint, teacher)
+        seconds = time.perf_counter() - self.clock
+        scales = described(self.scene.scales)
+        now = replace(provenance(self.began, seconds, fingerprint, teacher), normalisation=scales)
         if self.earlier is None:
             return now
         # A run that was taken up again began when it first did, and took the time of all sessions.
@@ -99,7 +102,7 @@ class Outcome:
         if self.scene.top_k is not None:
             cache = LogitCache(
                 self.teacher.cache_folder,
-                self.scene.batches(recipe.student.training, 0),
+                self.scene.batches(recipe.student.training, 0, "teacher"),
                 recipe.precision,
                 top_k=self.scene.top_k,
             )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from distillens.data.normalisation import AnyNormalisation
 from distillens.data.recipe import DataRecipe
 from distillens.models.build import ModelRecipe
 from distillens.paths import UserPath
@@ -50,7 +51,7 @@ class TeacherRecipe(_Part):
     for every example of the source, or for every example in use.
 
     ``allow_weak`` accepts a given teacher that is no better than always answering the most
-    frequent class.
+    frequent class. ``normalisation`` is that of its inputs, by default the data's.
     """
 
     model: ModelRecipe | None = None
@@ -58,6 +59,7 @@ class TeacherRecipe(_Part):
     checkpoint: CheckpointRecipe | None = None
     logits: UserPath | dict[Literal["train", "validation", "test"], UserPath] | None = None
     run: UserPath | None = None
+    normalisation: AnyNormalisation | None = None
     allow_weak: bool = False
     seed: int = Field(default=1000, ge=0, le=MAX_SEED)
 
@@ -93,14 +95,22 @@ class TeacherRecipe(_Part):
             raise ValueError(
                 "allow_weak concerns a teacher given as a checkpoint or as logits; leave it out"
             )
+        if self.normalisation is not None and self.model is None:
+            raise ValueError(
+                f"a teacher given by its {given[0]} takes no normalisation; leave it out"
+            )
         return self
 
 
 class StudentRecipe(_Part):
-    """The student and how it is trained, the same under every supervision."""
+    """The student and how it is trained, the same under every supervision.
+
+    ``normalisation`` is that of its inputs, by default the data's.
+    """
 
     model: ModelRecipe
     training: TrainingRecipe
+    normalisation: AnyNormalisation | None = None
 
 
 class ComplexityRecipe(_Part):

@@ -35,6 +35,9 @@ class StudentTeachers:
     scene: Scene
     teacher: StudyTeacher
     cache: LogitCache
+    """Of the teacher's logits."""
+    own: LogitCache
+    """Of the logits of students, whose inputs may be normalised in another way."""
     before: NetworkFiles | None
     """The finished student of the generation before."""
 
@@ -56,7 +59,9 @@ class StudentTeachers:
         assert model is not None  # the recipe refuses a co-trained teacher without training
         assert training is not None
         recipe = self.scene.recipe
-        module = self.scene.build(model, recipe.teacher.seed).to(self.scene.accelerator.device)
+        module = self.scene.build(model, recipe.teacher.seed, "teacher")
+        # It is given the student's batches.
+        module = self.scene.on_student_inputs(module.to(self.scene.accelerator.device))
         steps = len(self.cache.batches)
         total = recipe.student.training.epochs * steps
         return CotrainedTeacher(
@@ -73,7 +78,7 @@ class StudentTeachers:
         files, recipe = self.before, self.scene.recipe.student
         last = recipe.training.epochs
         digest = weights_digest(files, last, read_cell(files).weights_digest)
-        return CachedTeacher(self.cache, digest, lambda: self.scene.load(recipe.model, files, last))
+        return CachedTeacher(self.own, digest, lambda: self.scene.load(recipe.model, files, last))
 
 
 @dataclass(frozen=True)
@@ -208,13 +213,15 @@ def _supervision(
     scene: Scene, teacher: StudyTeacher, entry: Any, seed: int, before: NetworkFiles | None
 ) -> Supervision:
     training = scene.recipe.student.training
-    batches = scene.batches(training, seed)
-    cache = LogitCache(
-        teacher.cache_folder,
-        batches,
-        scene.recipe.precision,
-        max_bytes=scene.recipe.cache_bytes,
-        top_k=scene.top_k,
+    cache, own = (
+        LogitCache(
+            teacher.cache_folder,
+            scene.batches(training, seed, role),
+            scene.recipe.precision,
+            max_bytes=scene.recipe.cache_bytes,
+            top_k=scene.top_k,
+        )
+        for role in ("teacher", "student")
     )
-    setting = Setting(scene.recipe.loss, training.epochs * len(batches), scene.trust_code)
-    return build_supervision(entry, setting, StudentTeachers(scene, teacher, cache, before))
+    setting = Setting(scene.recipe.loss, training.epochs * len(own.batches), scene.trust_code)
+    return build_supervision(entry, setting, StudentTeachers(scene, teacher, cache, own, before))

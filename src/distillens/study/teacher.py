@@ -74,7 +74,7 @@ class StudyTeacher:
     def at(self, epoch: int) -> nn.Module:
         """Return the network after an epoch of its training."""
         assert self.model is not None
-        return self.scene.load(self.model, self.files, epoch)
+        return self.scene.load(self.model, self.files, epoch, "teacher")
 
     def network(self) -> nn.Module | None:
         """Return the finished network; None where only its logits are known."""
@@ -130,7 +130,7 @@ class StudyTeacher:
     def _says(self, epoch: int, examples: Examples) -> np.ndarray:
         scene = self.scene
         device = scene.accelerator.device
-        return predict(self.at(epoch), examples, scene.normalisation, device=device)
+        return predict(self.at(epoch), examples, scene.normalisation_of("teacher"), device=device)
 
     def _checkpoint(self, cache: LogitCache, epoch: int) -> Teacher:
         expected = self.cell.weights_digest if epoch == self.epochs else None
@@ -139,7 +139,7 @@ class StudyTeacher:
 
     def _given(self) -> nn.Module:
         assert self.model is not None
-        network = self.scene.build(self.model, 0)
+        network = self.scene.build(self.model, 0, "teacher")
         load_checkpoint(self.scene.recipe.teacher, network)
         return network.to(self.scene.accelerator.device).eval()
 
@@ -162,7 +162,7 @@ def find_teacher(scene: Scene) -> GivenTeacher | None:
         return None
     if recipe.training is not None:
         assert recipe.model is not None
-        scene.build(recipe.model, 0)
+        scene.build(recipe.model, 0, "teacher")
     return read_given_teacher(scene)
 
 
@@ -190,6 +190,7 @@ def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTea
             name=TEACHER,
             seed=recipe.seed,
             title=f"teacher ({recipe.model.name})",
+            role="teacher",
         )
         return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
     if scene.main and given is not None:
