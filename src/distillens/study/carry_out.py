@@ -27,6 +27,7 @@ from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, one_by_one, train_students
 from distillens.study.teacher import StudyTeacher, prepare_teacher
+from distillens.study.tuning import tune_students
 from distillens.training import accelerator_for, check_accelerator, start_trackers
 
 
@@ -73,7 +74,7 @@ def run(
         recipe = parse_recipe(recipe, trust_code=trust_code)
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
     accelerator = accelerator_for(recipe.precision)
-    trainings = (recipe.teacher.training, recipe.student.training)
+    trainings = (recipe.teacher.training, *map(recipe.training_of, recipe.supervisions))
     # Said before the teacher is trained, though only the student may be meant.
     check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
     opened = Run(folder)
@@ -109,6 +110,7 @@ def _carry_out(
     # A student that cannot be built is found out before the teacher is trained.
     scene.build(recipe.student.model, 0)
     teacher = prepare_teacher(scene)
+    scene = tune_students(scene, teacher, spread)
     outcome = Outcome(scene, teacher, began, clock, _earlier(run))
     # Written after every network, so that a run which is cut short shows what is there.
     write = outcome.write if scene.main else _nothing

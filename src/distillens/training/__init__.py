@@ -1,7 +1,7 @@
 """The one training loop, its recipe and its checkpoints."""
 
 from distillens.training.loop import History, Hook, fit, make_optimizer
-from distillens.training.predict import accuracy, predict
+from distillens.training.predict import accuracy, is_right, predict
 from distillens.training.processes import (
     Precision,
     accelerator_for,
@@ -26,6 +26,7 @@ __all__ = [
     "accuracy",
     "check_accelerator",
     "fit",
+    "is_right",
     "is_sharded",
     "log_epoch",
     "make_optimizer",
