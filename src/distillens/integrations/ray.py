@@ -217,7 +217,9 @@ def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:
     return lambda student: remote.remote(here, folder, student, scene.trust_code, threads)
 
 
-def _train(here: Path, folder: Path, student: Student, trust_code: bool, threads: int) -> Cell | Trial:
+def _train(
+    here: Path, folder: Path, student: Student, trust_code: bool, threads: int
+) -> Cell | Trial:
     """Train a student; runs in a Ray worker."""
     # Paths in a recipe count from where the command was given.
     if here.is_dir():

@@ -177,7 +177,9 @@ class Recipe(_Part):
     def tuning_seed(self) -> int:
         """The seed of the trainings that select a learning rate; it is none of ``seeds``."""
         after = max(self.seeds) + 1
-        return after if after <= MAX_SEED else next(s for s in range(MAX_SEED) if s not in self.seeds)
+        return (
+            after if after <= MAX_SEED else next(s for s in range(MAX_SEED) if s not in self.seeds)
+        )
 
     def _check_trainings(self) -> None:
         for place, entry in enumerate(self.supervisions):

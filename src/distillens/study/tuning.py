@@ -116,7 +116,11 @@ def _merit(trial: Trial) -> tuple[float, float, float]:
     loss = trial.validation_loss
     if trial.validation_accuracy is None or loss is None:
         return (-math.inf, -math.inf, -trial.learning_rate)
-    return (trial.validation_accuracy, -math.inf if math.isnan(loss) else -loss, -trial.learning_rate)
+    return (
+        trial.validation_accuracy,
+        -math.inf if math.isnan(loss) else -loss,
+        -trial.learning_rate,
+    )
 
 
 def _with_rates(recipe: Recipe, tuning: Tuning) -> Recipe:
