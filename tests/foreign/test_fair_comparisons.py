@@ -44,6 +44,7 @@ def digests(result: StudyResult) -> dict[tuple[str, int], str]:
 
 
 def test_no_choice_reads_test_labels(tuned: dict[str, Any], tmp_path: Path) -> None:
+    tuned["tune"]["learning_rate"] = [0.05, 0.5]
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, size=400)
     inputs = rng.normal(size=(4, 6))[labels] + rng.normal(size=(400, 6))
@@ -183,7 +184,7 @@ def test_a_rate_that_diverges_is_not_chosen(tuned: dict[str, Any], tmp_path: Pat
     assert [one.learning_rate for one in result.tuning.chosen] == [0.1, 0.1]
     assert sum("diverged with learning rate 1e+37" in note for note in result.notes) == 2
     tuned["tune"]["learning_rate"] = [1e36, 1e37]
-    with pytest.raises(TrainingError, match="'no KD' diverged with every learning rate of tune"):
+    with pytest.raises(TrainingError, match="diverged with every learning rate of tune"):
         distillens.run(tuned, tmp_path / "all")
 
 
@@ -307,7 +308,7 @@ def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Pa
     done = export_run(tmp_path / "run", student=switched, out=tmp_path / "export")
     assert done.epoch == 5
     audit, _ = audit_run(
-        tmp_path / "run", student=switched, over_training=40, kernel_examples=20, resamples=100
+        tmp_path / "run", student=switched, over_training=40, kernel_examples=0, resamples=100
     )
     way = audit.students[0].over_training
     assert way is not None

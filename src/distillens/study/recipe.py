@@ -129,6 +129,11 @@ class Recipe(_Part):
         twice = [title for title, count in titles.items() if count > 1]
         if twice:
             raise ValueError(f"two supervisions are called {twice[0]!r}; give one another name")
+        if "teacher" in titles:
+            raise ValueError(
+                "a supervision is called 'teacher', which is the teacher's own name in tables; "
+                "give it another name"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         for entry in self.supervisions:
