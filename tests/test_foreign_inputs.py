@@ -6,6 +6,7 @@ pytest.register_assert_rewrite("foreign")
 
 from foreign.command_line import *  # noqa: E402, F403
 from foreign.data_sources import *  # noqa: E402, F403
+from foreign.fair_comparisons import *  # noqa: E402, F403
 from foreign.given_teacher import *  # noqa: E402, F403
 from foreign.normalisation import *  # noqa: E402, F403
 from foreign.weights import *  # noqa: E402, F403

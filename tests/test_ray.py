@@ -83,6 +83,22 @@ def test_two_workers_end_as_one_process_does(
     assert len({name for _, name in logged}) == 11
 
 
+def test_workers_select_the_learning_rates_of_one_process(
+    grid: dict[str, Any], tmp_path: Path, spread: Spread
+) -> None:
+    grid |= {"seeds": [0], "tune": {"learning_rate": [0.02, 0.1]}}
+    grid["data"]["validation_size"] = 60
+    grid["supervisions"] = [
+        {"kind": "self-distillation", "training": {"epochs": 2}},
+        {"kind": "one-hot", "training": {"batch_size": 16}},
+    ]
+    distillens.run(grid, tmp_path / "one")
+    distillens.run(grid, tmp_path / "two", spread=spread)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert len(results(tmp_path / "two")["tuning"]["trials"]) == 4
+
+
 def test_an_interrupted_run_is_taken_up_again(
     grid: dict[str, Any], tmp_path: Path, spread: Spread, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("supervisions.1.alpha", 1.5, "supervisions.1.alpha: .*less than or equal to 1, got 1.5"),
         ("supervisions.1.kind", "ofline", "supervisions.1: .*'ofline'"),
         ("supervisions.1", {"kind": "one-hot"}, "two supervisions are called 'no KD'"),
+        ("supervisions.1.name", "teacher", "a supervision is called 'teacher'"),
         ("seeds", [1, 1], "seeds must differ"),
         ("data.source", "idx", "needs data.path"),
         ("teacher.checkpoint", "a.pt", "exactly one of training, checkpoint, logits and run"),

@@ -33,6 +33,9 @@ from distillens.results import (
     Row,
     Spectrum,
     StudyResult,
+    Trial,
+    TunedRate,
+    Tuning,
     from_json,
     to_json,
 )
@@ -168,7 +171,7 @@ def points_of(deviation: Deviation, seed: int) -> dict[str, np.ndarray]:
 def study() -> StudyResult:
     rows = tuple(row_of(*studied) for studied in STUDIED)
     cells = tuple(
-        Cell(name, seed, 61_706, 20, 7.25, train, accuracy, 4000, None, "9f" * 32)
+        Cell(name, seed, 61_706, 20, 7.25, train, accuracy, 4000, accuracy + 0.003, "9f" * 32)
         for name, _, accuracies, train in STUDIED
         for seed, accuracy in enumerate(accuracies)
     )
@@ -198,6 +201,20 @@ def study() -> StudyResult:
             teacher_digest="sha256:77ab" + "1" * 60,
         ),
         notes=("the validation split is small: checkpoints were not chosen on it",),
+    )
+
+
+def validated(accuracies: dict[str, float | None]) -> StudyResult:
+    """Return the study with other mean validation accuracies of some students."""
+    result = study()
+    return replace(
+        result,
+        cells=tuple(
+            replace(cell, validation_accuracy=accuracies[cell.supervision])
+            if cell.supervision in accuracies
+            else cell
+            for cell in result.cells
+        ),
     )
 
 
@@ -276,18 +293,82 @@ class TestTable:
         ):
             assert said in text
 
-    def test_only_the_best_student_is_bold(self):
-        lines = terminal(study(), colour=True).splitlines()
+    @pytest.mark.parametrize("best", list(SLOPES))
+    def test_only_the_student_chosen_on_validation_is_bold(self, best):
+        result = validated(dict.fromkeys(SLOPES, 0.8) | {best: 0.81})
+        lines = terminal(result, colour=True).splitlines()
         bold = [line for line in lines if "\x1b[1m" in line and "61,706" in line]
-        assert [name for name in SLOPES if any(name in line for line in bold)] == ["online τ=4"]
+        assert [name for name in SLOPES if any(name in line for line in bold)] == [best]
+        assert "Bold: highest mean validation accuracy among students (81.00 %)." in " ".join(
+            terminal(result).split()
+        )
+        text = own_text(render(result, {}))
+        assert re.findall(r'<tr class="best"><th scope="row">.*?</span>(.*?)</th>', text) == [best]
 
-    def test_students_that_print_alike_share_the_bold(self):
+    def test_of_equals_the_first_of_the_recipe_is_bold(self):
+        text = markdown_table(validated({"offline τ=4": 0.9, "online τ=4": 0.9}))
+        assert "**offline τ=4**" in text
+        assert "**online τ=4**" not in text
+
+    def test_nothing_is_bold_without_validation_or_while_networks_are_open(self):
+        for result, said in (
+            (replace(validated({"no KD": None}), validation_examples=0), "without validation"),
+            (replace(study(), open_cells=("no KD, seed 3",)), "networks are not trained"),
+        ):
+            text = markdown_table(result)
+            assert "**" not in text
+            assert (
+                f"Nothing is bold{':' * (said[0] == 'w')} {'while ' * (said[0] == 'n')}{said}"
+                in text
+            )
+            assert 'class="best"' not in own_text(render(result, {}))
+
+    @pytest.mark.parametrize(
+        ("rates", "own", "said"),
+        [
+            (
+                (0.05, 0.05, 0.05, 0.05),
+                {},
+                "share the learning rate 0.05, although τ² and α change",
+            ),
+            ((0.05, 0.05, 0.02, 0.05), {"learning_rate": 0.02}, "τ=4 (learning rate 0.02)."),
+            (
+                (0.05, 0.05, 0.05, 0.05),
+                {"epochs": 9, "schedule": {"kind": "cosine"}},
+                "Training of its own: offline τ=4 (epochs 9, schedule kind cosine). All supervisions",
+            ),
+        ],
+    )
+    def test_says_with_which_learning_rates_students_were_trained(self, rates, own, said):
         result = study()
-        twin = replace(result.rows[-1], name="switched")
-        text = markdown_table(replace(result, rows=(*result.rows, twin)))
-        assert "**online τ=4**" in text
-        assert "**switched**" in text
-        assert "shared at the digits shown" in text
+        students = [
+            replace(row, learning_rate=rate, training=own if row.name == "offline τ=4" else {})
+            for row, rate in zip(result.rows[1:], rates, strict=True)
+        ]
+        told = replace(result, rows=(result.rows[0], *students))
+        text = " ".join(terminal(told).split())
+        assert said in text
+        assert ("All supervisions share" in text) == (len(set(rates)) == 1)
+        assert "learning rate" not in terminal(result)
+
+    def test_says_which_learning_rates_were_chosen(self):
+        tuning = Tuning(
+            3,
+            (0.02, 0.01, 0.04),
+            (TunedRate("no KD", 0.04, True), TunedRate("offline τ=4", 0.02, False)),
+            (
+                Trial("no KD", 3, 0.04, 20, 7.0, 0.815, 0.612, "ab"),
+                Trial("no KD", 3, 0.02, 20, 7.0, None, None, "", "the loss is nan"),
+            ),
+        )
+        result = replace(study(), tuning=tuning)
+        assert (
+            "Learning rate chosen on validation with seed 3 out of 0.01, 0.02, 0.04: "
+            "no KD 0.04 (edge of the grid), offline τ=4 0.02."
+        ) in " ".join(terminal(result).split())
+        text = own_text(render(result, {}))
+        assert '<tr class="best"><th scope="row">no KD</th><td>0.04</td><td>81.50</td>' in text
+        assert "<td>0.02</td><td>diverged</td>" in text
 
     def test_one_seed_has_neither_std_nor_interval(self):
         result = study()
@@ -610,9 +691,24 @@ class TestPoints:
 
 
 class TestSummary:
+    def test_the_student_chosen_on_validation_comes_first(self):
+        ((_, text),) = accuracy_summary(validated({"offline τ=4": 0.9}))
+        assert text.startswith(
+            "offline τ=4 has the highest mean validation accuracy of 4 students (90.00 %); it "
+            "reaches a test accuracy of 86.83 ± 0.25 % (n = 3 seeds)."
+        )
+
+    def test_without_validation_no_student_comes_first(self):
+        ((_, text),) = accuracy_summary(validated({"no KD": None}))
+        assert text.startswith("No student was chosen: the run has no validation examples")
+        assert (
+            "lie between 85.00 and 88.37 %. Better than no KD, with an interval above 0: off"
+            in text
+        )
+
     def test_a_gain_that_excludes_zero(self):
         ((_, text),) = accuracy_summary(study())
-        assert text.startswith("online τ=4 has the highest mean test accuracy of 4 students")
+        assert text.startswith("online τ=4 has the highest mean validation accuracy of 4 students")
         assert "an interval that excludes 0" in text
         assert "n = 3 seeds" in text
 
@@ -629,7 +725,7 @@ class TestSummary:
         assert "is open" in text
 
     def test_harm_is_said(self):
-        result = study()
+        result = validated({"offline τ=1": 0.5})
         row = replace(result.rows[2], accuracy=around(0.8, 0.01), gain=around(-0.05, 0.01))
         ((_, text),) = accuracy_summary(replace(result, rows=(*result.rows[:2], row)))
         assert text.startswith("No supervision had a higher mean")

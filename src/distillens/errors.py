@@ -34,6 +34,10 @@ class TrainingError(DistillensError):
     """A training that had to stop, for example because the loss is no longer finite."""
 
 
+class DivergenceError(TrainingError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class RunError(DistillensError):
     """A run folder that is missing something, belongs to another recipe or was changed from outside."""
 

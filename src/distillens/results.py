@@ -5,7 +5,8 @@ Shapes: N examples, C classes. Infinite values are written as the JSON strings "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
@@ -73,6 +74,50 @@ class Cell(_Result):
 
 
 @dataclass(frozen=True)
+class Trial(_Result):
+    """One training of the search for a learning rate: a supervision, a rate and the extra seed.
+
+    It was measured on the validation split alone, at the last epoch. Where the training diverged,
+    accuracy and loss are None and ``failure`` says at which step.
+    """
+
+    supervision: str
+    seed: int
+    learning_rate: float
+    epochs: int
+    seconds: float
+    validation_accuracy: float | None
+    validation_loss: float | None
+    weights_digest: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class TunedRate(_Result):
+    """The learning rate of a supervision that the validation split selected."""
+
+    supervision: str
+    learning_rate: float
+    at_edge: bool
+    """Whether it is the smallest or the largest of the grid, so that a rate beyond may be better."""
+
+
+@dataclass(frozen=True)
+class Tuning(_Result):
+    """How the learning rates of a study were selected.
+
+    Each supervision has the rate with the highest validation accuracy; among equals, the one with
+    the lower validation loss, then the smaller rate.
+    """
+
+    seed: int
+    """Of the trials' initial weights and order of examples; no student has it."""
+    grid: tuple[float, ...]
+    chosen: tuple[TunedRate, ...]
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
 class Cost(_Result):
     """What a network costs where it is used. Latencies are medians over ``runs`` forward passes.
 
@@ -121,6 +166,10 @@ class Row(_Result):
     parameters: int
     seconds: float
     """Mean seconds of training for one network."""
+    learning_rate: float | None = None
+    """Of the students; None for the teacher, and in results of earlier versions."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Keys of the student's training that the recipe overrides for this supervision."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +308,26 @@ class StudyResult(_Result):
     """What the teacher (where its network is known) and the student cost where they are used."""
     open_cells: tuple[str, ...] = ()
     """Networks that are not trained yet, in words; empty when the run is finished."""
+    tuning: Tuning | None = None
+    """How learning rates were selected; None where the recipe sets them."""
+
+
+def validation_means(result: StudyResult) -> dict[str, float]:
+    """Return the mean validation accuracy over seeds of each supervision, in the recipe's order.
+
+    It is empty unless every trained student has been measured on validation examples. Students are
+    chosen by these numbers and never by test accuracies.
+    """
+    found: dict[str, float] = {}
+    for row in result.rows:
+        if row.kind == "teacher":
+            continue
+        values = [cell.validation_accuracy for cell in result.cells if cell.supervision == row.name]
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return {}
+        found[row.name] = statistics.fmean(known)
+    return found
 
 
 @cache

@@ -4,6 +4,8 @@
     data.json                        sizes, classes, fingerprint, changed labels
     teacher/                         a network
     students/<place>-<name>/seed-<s> a network each
+    tuning/<place>-<name>/rate-<r>   a network each, trained to select a learning rate
+    tuning.json                      the learning rates that were selected
     cache/                           teacher logits
     trackers/                        what experiment trackers write
     points/                          npz of the deviation plots
@@ -170,6 +172,15 @@ class Run:
     def student(self, place: int, name: str, seed: int) -> NetworkFiles:
         """The files of the student under the supervision at a place of the recipe."""
         return NetworkFiles(self.folder / "students" / f"{place:02d}-{slug(name)}" / f"seed-{seed}")
+
+    def trial(self, place: int, name: str, rate: float) -> NetworkFiles:
+        """The files of a training that tries a learning rate; its cell is a `Trial`."""
+        return NetworkFiles(self.folder / "tuning" / f"{place:02d}-{slug(name)}" / f"rate-{rate!r}")
+
+    @property
+    def tuning(self) -> Path:
+        """The learning rates that were selected."""
+        return self.folder / "tuning.json"
 
     def points(self, place: int, name: str, seed: int, split: str) -> Path:
         """The npz of a deviation plot."""

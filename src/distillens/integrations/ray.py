@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distillens.errors import RecipeError, RunError
-from distillens.results import Cell
+from distillens.results import Cell, Trial
 from distillens.runs import NetworkFiles
 from distillens.study.elsewhere import train_elsewhere
 from distillens.study.networks import Scene
@@ -129,7 +129,7 @@ class _Running:
 def _begin(scene: Scene, student: Student, bar: ExitStack) -> _Running:
     networks = student.networks(scene)
     seen = {title: len(_records(files)) for title, files in networks.items()}
-    total = scene.recipe.student.training.epochs * len(networks)
+    total = student.training(scene.recipe).epochs * len(networks)
     title = student.title(scene.recipe)
     advance = bar.enter_context(scene.progress(title, total, sum(seen.values())))
     return _Running(student, bar, advance, seen)
@@ -217,7 +217,9 @@ def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:
     return lambda student: remote.remote(here, folder, student, scene.trust_code, threads)
 
 
-def _train(here: Path, folder: Path, student: Student, trust_code: bool, threads: int) -> Cell:
+def _train(
+    here: Path, folder: Path, student: Student, trust_code: bool, threads: int
+) -> Cell | Trial:
     """Train a student; runs in a Ray worker."""
     # Paths in a recipe count from where the command was given.
     if here.is_dir():
@@ -226,7 +228,7 @@ def _train(here: Path, folder: Path, student: Student, trust_code: bool, threads
     return train_elsewhere(folder, student, trust_code=trust_code)
 
 
-def _received(reference: ObjectRef, title: str) -> Cell:
+def _received(reference: ObjectRef, title: str) -> Cell | Trial:
     import ray
     from ray.exceptions import RayError, RayTaskError
 

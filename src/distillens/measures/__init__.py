@@ -29,6 +29,7 @@ from distillens.measures.intervals import (
     accuracy_estimate,
     mean_over_seeds,
     paired_gain,
+    paired_interval,
     wilson_interval,
 )
 from distillens.measures.kernel_fit import KernelFit, kernel_fit
@@ -77,6 +78,7 @@ __all__ = [
     "mean_over_seeds",
     "multiclass_bound",
     "paired_gain",
+    "paired_interval",
     "phi_from_logits",
     "phi_from_probabilities",
     "prediction_targets",

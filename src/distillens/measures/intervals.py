@@ -1,6 +1,6 @@
 """Means with intervals: over seeds, over test examples, over both.
 
-Shapes: S seeds.
+Shapes: S seeds, N test examples.
 """
 
 from __future__ import annotations
@@ -83,17 +83,43 @@ def accuracy_estimate(
 
 
 def paired_gain(
-    accuracies_S: Sequence[float], baseline_S: Sequence[float], level: float = LEVEL
+    accuracies_S: Sequence[float],
+    baseline_S: Sequence[float],
+    level: float = LEVEL,
+    *,
+    differences_N: NDArray[np.floating] | None = None,
 ) -> Estimate:
     """Return the mean difference to a baseline with the same seeds, in the same order.
 
-    The interval is Student's t over the differences; for one seed there is none. It speaks of
-    other seeds on the same test set.
+    The interval combines two parts as the root of the sum of their squares. The first is Student's t
+    over the S differences of accuracies (other seeds). The second is `paired_interval` over
+    ``differences_N`` (another test sample); all seeds share one test set, so it does not shrink to
+    nothing with more seeds. For one seed the interval is the second part alone. Without
+    ``differences_N`` it is the first part alone, and for one seed there is none.
+
+    Parameters
+    ----------
+    accuracies_S, baseline_S
+        One share in [0, 1] a seed.
+    level
+        Of the interval, 0.95 = 95 %.
+    differences_N
+        For each test example the mean over the S seeds of student right (1 or 0) minus baseline
+        right (1 or 0); its mean is the gain.
 
     Raises
     ------
     MeasureError
-        The two differ in length, are empty or not finite.
+        The two differ in length, are empty or not finite; or the mean of ``differences_N`` is not
+        the gain.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> right, baseline = np.array([1, 1, 1, 0, 1]), np.array([1, 0, 1, 0, 1])
+    >>> gain = paired_gain([0.8], [0.6], differences_N=right - baseline)
+    >>> f"{gain.value:.2f} [{gain.interval.low:.2f}, {gain.interval.high:.2f}]"
+    '0.20 [-0.24, 0.52]'
     """
     values = _check_values(accuracies_S, "accuracies")
     baseline = _check_values(baseline_S, "baseline accuracies")
@@ -102,13 +128,68 @@ def paired_gain(
             f"{len(values)} accuracies against {len(baseline)} of the baseline; "
             "give the same seeds in the same order"
         )
-    estimate = mean_over_seeds(list(values - baseline), level)
-    if estimate.interval is None:
-        return estimate
+    gain, seeds = float((values - baseline).mean()), len(values)
+    half = _t_half_width(values - baseline, level) if seeds > 1 else 0.0
+    method = f"Student t over {seeds} differences paired by seed"
+    below = above = half
+    if differences_N is not None:
+        examples = paired_interval(differences_N, level)
+        if abs(float(np.mean(differences_N)) - gain) > 1e-6:
+            raise MeasureError(
+                f"the mean of differences_N is {float(np.mean(differences_N)):g}, but the accuracies "
+                f"differ by {gain:g}; give differences of the same seeds and examples"
+            )
+        below = math.hypot(gain - examples.low, half)
+        above = math.hypot(examples.high - gain, half)
+        paired = f"paired differences of {len(differences_N)} test examples"
+        method = (
+            f"{method} and {paired}, in quadrature" if seeds > 1 else f"{paired} only, one seed"
+        )
+    elif seeds == 1:
+        return Estimate(gain)
     # No two accuracies differ by more than 1.
-    low, high = max(-1.0, estimate.interval.low), min(1.0, estimate.interval.high)
-    method = f"Student t over {len(values)} differences paired by seed"
-    return Estimate(estimate.value, Interval(low, high, level, method))
+    return Estimate(gain, Interval(max(-1.0, gain - below), min(1.0, gain + above), level, method))
+
+
+def paired_interval(differences_N: NDArray[np.floating], level: float = LEVEL) -> Interval:
+    """Return the interval of a mean difference between two classifiers on the same N examples.
+
+    With b examples that only the first classifies correctly and c that only the second does, the
+    variance of the difference of proportions (b − c)/N is (b + c − (b − c)²/N)/N². Following Agresti
+    and Min, half an example is added to each of the four cells (both right, only one, neither) before
+    it is computed, so that the interval does not shrink to nothing where b and c are small:
+
+        D = N + 2,   m = (b − c)/D,   m ± z √((b + c + 1)/D − m²)/√D.
+
+    Where ``differences_N`` are means over seeds, Σd and Σd² take the places of b − c and b + c: the
+    variance is that of the mean over these seeds on another sample of examples.
+
+    Source: Agresti and Min, Statistics in Medicine 24 (2005) 729–740.
+
+    Parameters
+    ----------
+    differences_N
+        First right (1 or 0) minus second right (1 or 0), or its mean over seeds, in [−1, 1].
+    level
+        Of the interval, 0.95 = 95 %.
+
+    Raises
+    ------
+    MeasureError
+        There is no example, or a difference is not within [−1, 1].
+    """
+    d_N = np.asarray(differences_N, dtype=np.float64)
+    if d_N.ndim != 1 or not d_N.size or not (np.abs(d_N) <= 1).all():
+        raise MeasureError(
+            f"differences have shape {d_N.shape} and go from {d_N.min(initial=np.inf):g} to "
+            f"{d_N.max(initial=-np.inf):g}; give one number within [-1, 1] an example"
+        )
+    z = float(stats.norm.ppf(0.5 + _check_level(level) / 2))
+    count = len(d_N) + 2
+    centre = float(d_N.sum()) / count
+    half = z * math.sqrt(((float((d_N**2).sum()) + 1) / count - centre**2) / count)
+    method = f"paired differences of {len(d_N)} examples"
+    return Interval(max(-1.0, centre - half), min(1.0, centre + half), level, method)
 
 
 def mean_of_estimates(

@@ -30,11 +30,10 @@ def accuracy_part(result: StudyResult, colours: dict[str, str]) -> Safe:
         name, *cells = cells_of(row, digits)
         cells.insert(3, _strip(row, result, colours[row.name], low, high))
         body.append([join(swatch(colours[row.name]), name), *cells])
-    best = ranking.best(result)
-    strong = [index for index, row in enumerate(rows) if row in best]
+    strong = [index for index, row in enumerate(rows) if row is ranking.chosen(result)]
     reading = (
         "How to read it: the dot is the mean, the bar its interval, each tick one seed. "
-        "A gain whose interval includes 0 may be the luck of the seeds."
+        "A gain whose interval includes 0 may be due to chance."
     )
     return element(
         "section",
@@ -42,6 +41,7 @@ def accuracy_part(result: StudyResult, colours: dict[str, str]) -> Safe:
         table(heads, body, f"{caption(result)} {reading}", strong),
         _costs(result),
         _networks(result, digits),
+        _trials(result, digits),
         id="accuracy",
     )
 
@@ -154,4 +154,35 @@ def _networks(result: StudyResult, digits: int) -> Safe:
         "details",
         element("summary", f"Each of the {plural(len(result.cells), 'network')}"),
         table(heads, body),
+    )
+
+
+def _trials(result: StudyResult, digits: int) -> Safe:
+    """Return the table of the trainings by which learning rates were selected."""
+    tuning = result.tuning
+    if tuning is None:
+        return Safe("")
+    heads = ["supervision", "learning rate", "validation %", "validation loss", "epochs", "seconds"]
+    selected = {(one.supervision, one.learning_rate) for one in tuning.chosen}
+    body = [
+        [
+            trial.supervision,
+            f"{trial.learning_rate:g}",
+            "diverged" if trial.failure else percent(trial.validation_accuracy, digits),
+            number(trial.validation_loss),
+            str(trial.epochs),
+            seconds(trial.seconds),
+        ]
+        for trial in tuning.trials
+    ]
+    strong = [
+        index
+        for index, trial in enumerate(tuning.trials)
+        if (trial.supervision, trial.learning_rate) in selected
+    ]
+    trials = plural(len(tuning.trials), "training")
+    return element(
+        "details",
+        element("summary", f"The {trials} that selected learning rates (seed {tuning.seed})"),
+        table(heads, body, "Bold: the learning rate selected for the supervision.", strong),
     )

@@ -1,54 +1,79 @@
-"""Which supervision did best, in sentences that claim no more than the intervals allow."""
+"""Which supervision validation selects, in sentences that claim no more than intervals allow."""
 
 from __future__ import annotations
 
 from distillens.report import ranking
 from distillens.report.table import cells_of
 from distillens.report.text import estimate, listed, percent, plural
-from distillens.results import Estimate, Row, StudyResult
+from distillens.results import Estimate, Row, StudyResult, validation_means
 
 
 def accuracy_summary(result: StudyResult) -> list[tuple[str, str]]:
-    """Return (subject, sentences): the best supervision, and its interval against no KD."""
+    """Return (subject, sentences): the student chosen on validation, and its gain with its interval."""
     students = ranking.students(result)
-    best = ranking.best(result)
-    if not best:
+    if not students:
         return []
     reference = ranking.reference_name(result)
-    parts = [_first(result, best, len(students))]
-    if len(best) == 1 and best[0].name != reference:
-        parts.append(_gain(best[0], result, reference))
-    if len(best) == 1:
-        rivals = [row.name for row in students if row not in best and _overlap(row, best[0])]
+    chosen = ranking.chosen(result)
+    parts = [_first(result, chosen, students)]
+    if chosen is None:
+        parts += _beyond(students, reference, result, "above")
+    else:
+        if chosen.name != reference:
+            parts.append(_gain(chosen, result, reference))
+        rivals = [row.name for row in students if row is not chosen and _overlap(row, chosen)]
         if rivals:
             verb = "interval of {} overlaps" if len(rivals) == 1 else "intervals of {} overlap"
-            parts.append(f"The {verb.format(listed(rivals))} with that of {best[0].name}.")
-    if len(students) > 2:
-        parts.append(
-            f"The best of {len(students)} was picked by its test accuracy, "
-            "which flatters it a little."
-        )
-    harmed = [row for row in students if _side(row.gain, 0.0) == "below"]
-    if harmed:
-        told = [f"{row.name} ({_points(row.gain, result)})" for row in harmed]
-        parts.append(f"Worse than {reference}, with an interval below 0: {listed(told)}.")
-    parts += _teacher_gap(result, best[0])
+            parts.append(f"The {verb.format(listed(rivals))} with that of {chosen.name}.")
+    parts += _beyond(students, reference, result, "below")
+    if chosen is not None:
+        parts += _teacher_gap(result, chosen)
     return [("Accuracy", " ".join(parts))]
 
 
-def _first(result: StudyResult, best: list[Row], students: int) -> str:
+def _first(result: StudyResult, chosen: Row | None, students: list[Row]) -> str:
     digits = ranking.accuracy_digits(result)
-    told = f"{cells_of(best[0], digits)[2]} % (n = {plural(len(best[0].seeds), 'seed')})"
-    if len(best) > 1:
+    if len(students) == 1:
+        (only,) = students
         return (
-            f"{listed([row.name for row in best])} share the highest mean test accuracy at the "
-            f"digits shown: {percent(best[0].accuracy.value, digits)} %."
+            f"The only student, {only.name}, reaches a test accuracy of {_reached(only, digits)}."
         )
-    if students == 1:
-        return f"The only student, {best[0].name}, reaches a test accuracy of {told}."
-    if best[0].name == ranking.reference_name(result):
-        return f"No supervision had a higher mean test accuracy than {best[0].name}: {told}."
-    return f"{best[0].name} has the highest mean test accuracy of {students} students: {told}."
+    if chosen is None:
+        why = (
+            f"{plural(len(result.open_cells), 'network')} not trained yet"
+            if result.open_cells
+            else "no validation examples, and test labels are not used for choosing"
+        )
+        accuracies = [row.accuracy.value for row in students]
+        return (
+            f"No student was chosen: the run has {why}. The mean test accuracies of "
+            f"{len(students)} students lie between {percent(min(accuracies), digits)} and "
+            f"{percent(max(accuracies), digits)} %."
+        )
+    mean = percent(validation_means(result)[chosen.name], digits)
+    if chosen.name == ranking.reference_name(result):
+        return (
+            f"No supervision had a higher mean validation accuracy than {chosen.name} ({mean} %), "
+            f"which reaches a test accuracy of {_reached(chosen, digits)}."
+        )
+    return (
+        f"{chosen.name} has the highest mean validation accuracy of {len(students)} students "
+        f"({mean} %); it reaches a test accuracy of {_reached(chosen, digits)}."
+    )
+
+
+def _reached(row: Row, digits: int) -> str:
+    return f"{cells_of(row, digits)[2]} % (n = {plural(len(row.seeds), 'seed')})"
+
+
+def _beyond(students: list[Row], reference: str, result: StudyResult, side: str) -> list[str]:
+    """Return which students' gains have an interval on one side of 0."""
+    found = [row for row in students if _side(row.gain, 0.0) == side]
+    if not found:
+        return []
+    told = [f"{row.name} ({_points(row.gain, result)})" for row in found]
+    word = "Better" if side == "above" else "Worse"
+    return [f"{word} than {reference}, with an interval {side} 0: {listed(told)}."]
 
 
 def _gain(row: Row, result: StudyResult, reference: str) -> str:
@@ -58,9 +83,12 @@ def _gain(row: Row, result: StudyResult, reference: str) -> str:
     side = _side(row.gain, 0.0)
     if side is None:
         return f"{told}; no interval is defined, so whether it holds for other seeds is open."
+    over = "" if len(row.seeds) > 1 else " (over test examples only, since there is one seed)"
     if side == "includes":
-        return f"{told}, an interval that includes 0: these seeds do not show that it helps."
-    return f"{told}, an interval that excludes 0."
+        return (
+            f"{told}, an interval{over} that includes 0: these results do not show that it helps."
+        )
+    return f"{told}, an interval{over} that excludes 0."
 
 
 def _points(gain: Estimate | None, result: StudyResult) -> str:
@@ -84,14 +112,14 @@ def _overlap(one: Row, other: Row) -> bool:
     return first.low <= second.high and second.low <= first.high
 
 
-def _teacher_gap(result: StudyResult, best: Row) -> list[str]:
+def _teacher_gap(result: StudyResult, chosen: Row) -> list[str]:
     teacher = next((row for row in result.rows if row.kind == ranking.TEACHER), None)
     if teacher is None:
         return []
     digits = ranking.accuracy_digits(result)
-    gap = teacher.accuracy.value - best.accuracy.value
+    gap = teacher.accuracy.value - chosen.accuracy.value
     way = "below" if gap >= 0 else "above"
     return [
-        f"The best mean lies {percent(abs(gap), digits)} percentage points {way} the teacher's "
-        f"{percent(teacher.accuracy.value, digits)} %."
+        f"The mean test accuracy of {chosen.name} lies {percent(abs(gap), digits)} percentage points "
+        f"{way} the teacher's {percent(teacher.accuracy.value, digits)} %."
     ]

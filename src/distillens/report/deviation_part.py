@@ -107,8 +107,8 @@ def _pictures(
     reference = ranking.reference_name(result)
     drawn_names = [name for name in names(result) if any(key[0] == name for key in panels)]
     others = [name for name in drawn_names if name != reference] or drawn_names
-    best = {row.name for row in ranking.best(result)}
-    first = next((index for index, name in enumerate(others) if name in best), 0)
+    chosen = ranking.chosen(result)
+    first = others.index(chosen.name) if chosen is not None and chosen.name in others else 0
     choices = []
     for index, name in enumerate(others):
         figures = []

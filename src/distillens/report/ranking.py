@@ -1,9 +1,9 @@
-"""Which row is which: the teacher, the reference, and the best student with its ties."""
+"""Which row is which: the teacher, the reference, and the student that validation selects."""
 
 from __future__ import annotations
 
-from distillens.report.text import fixed, percent
-from distillens.results import Row, StudyResult
+from distillens.report.text import fixed
+from distillens.results import Row, StudyResult, validation_means
 
 TEACHER = "teacher"
 ONE_HOT = "one-hot"
@@ -41,14 +41,17 @@ def reference_name(result: StudyResult) -> str:
     return next((row.name for row in result.rows if row.kind == ONE_HOT), "no KD")
 
 
-def best(result: StudyResult) -> list[Row]:
-    """Return the students with the highest mean test accuracy; those that print alike all count."""
-    rows = students(result)
-    if not rows:
-        return []
-    digits = accuracy_digits(result)
-    top = percent(max(row.accuracy.value for row in rows), digits)
-    return [row for row in rows if percent(row.accuracy.value, digits) == top]
+def chosen(result: StudyResult) -> Row | None:
+    """Return the student with the highest mean validation accuracy; of equals the recipe's first.
+
+    There is none where students have no validation accuracy, and while networks are not trained yet:
+    test accuracies are not for choosing.
+    """
+    means = {} if result.open_cells else validation_means(result)
+    if not means:
+        return None
+    name = max(means, key=means.__getitem__)
+    return next(row for row in students(result) if row.name == name)
 
 
 def level(result: StudyResult) -> str:

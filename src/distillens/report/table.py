@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -18,11 +20,11 @@ from distillens.report.text import (
     printable,
     seconds,
 )
-from distillens.results import Row, StudyResult
+from distillens.results import Row, StudyResult, Tuning, validation_means
 
 
 def accuracy_table(result: StudyResult) -> Table:
-    """Return the accuracy table for the terminal, the best student in bold.
+    """Return the accuracy table for the terminal, the student chosen on validation in bold.
 
     Parameters
     ----------
@@ -50,12 +52,12 @@ def accuracy_table(result: StudyResult) -> Table:
             justify="right" if index else "left",
             no_wrap=index > 0,
         )
-    best = ranking.best(result)
+    chosen = ranking.chosen(result)
     for row in ranking.ordered(result):
         name, *cells = cells_of(row, ranking.accuracy_digits(result))
         # Text, not str: rich would read brackets in a name as markup.
         stacked = [Text(cell) for cell in _stacked([printable(name), *cells])]
-        table.add_row(*stacked, style="bold" if row in best else None)
+        table.add_row(*stacked, style="bold" if row is chosen else None)
     return table
 
 
@@ -74,11 +76,11 @@ def markdown_table(result: StudyResult) -> str:
     """
     lines = [markdown_line(headings(result))]
     lines.append(markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
-    best = ranking.best(result)
+    chosen = ranking.chosen(result)
     for row in ranking.ordered(result):
         name, *cells = cells_of(row, ranking.accuracy_digits(result))
         cells.insert(0, markdown_text(name))
-        lines.append(markdown_line([f"**{cell}**" for cell in cells] if row in best else cells))
+        lines.append(markdown_line([f"**{cell}**" for cell in cells] if row is chosen else cells))
     lines += ["", markdown_text(caption(result)), ""]
     if result.costs:
         lines += [markdown_line(list(HEADINGS)), markdown_line(["---"] * len(HEADINGS))]
@@ -138,11 +140,67 @@ def caption(result: StudyResult) -> str:
     methods = [printable(method) for method in ranking.methods(result)]
     if methods:
         parts.append(f"Intervals: {'; '.join(methods)}.")
-    if len(ranking.best(result)) > 1:
-        parts.append("Bold: highest mean among students, shared at the digits shown.")
-    else:
-        parts.append("Bold: highest mean among students.")
+    parts += [printable(sentence) for sentence in _learning_rates(result)]
+    if ranking.students(result):
+        parts.append(_bold(result))
     return " ".join(parts)
+
+
+def _bold(result: StudyResult) -> str:
+    """Return what bold means, or why nothing is bold."""
+    chosen = ranking.chosen(result)
+    if chosen is not None:
+        mean = percent(validation_means(result)[chosen.name], ranking.accuracy_digits(result))
+        return f"Bold: highest mean validation accuracy among students ({mean} %)."
+    if result.open_cells:
+        return "Nothing is bold while networks are not trained."
+    return (
+        "Nothing is bold: without validation examples no student can be chosen, since test labels "
+        "are not used for choosing."
+    )
+
+
+def _learning_rates(result: StudyResult) -> list[str]:
+    """Return with which learning rates students were trained, and who selected them."""
+    rows = [row for row in ranking.students(result) if row.learning_rate is not None]
+    told = []
+    own = {row.name: row.training for row in rows if row.training}
+    if own:
+        listed = [f"{name} ({_settings(training)})" for name, training in own.items()]
+        told.append(f"Training of its own: {', '.join(listed)}.")
+    if result.tuning is not None:
+        told.append(_tuned(result.tuning))
+        return told
+    rates = {row.learning_rate for row in rows}
+    if len(rows) > 1 and len(rates) == 1:
+        told.append(
+            f"All supervisions share the learning rate {rates.pop():g}, although τ² and α change "
+            "the effective step size; tune selects a rate for each."
+        )
+    return told
+
+
+def _tuned(tuning: Tuning) -> str:
+    grid = ", ".join(f"{rate:g}" for rate in sorted(tuning.grid))
+    chosen = [
+        f"{one.supervision} {one.learning_rate:g}{' (edge of the grid)' if one.at_edge else ''}"
+        for one in tuning.chosen
+    ]
+    return (
+        f"Learning rate chosen on validation with seed {tuning.seed} out of {grid}: "
+        f"{', '.join(chosen)}."
+    )
+
+
+def _settings(training: dict[str, Any]) -> str:
+    """Write the keys of a training with their values: "epochs 40, schedule kind cosine"."""
+    words = []
+    for key, value in training.items():
+        if isinstance(value, dict):
+            words += [f"{key} {inner} {value[inner]}" for inner in value]
+        else:
+            words.append(f"{key} {value}")
+    return ", ".join(words).replace("_", " ")
 
 
 def _stacked(cells: list[str]) -> list[str]:

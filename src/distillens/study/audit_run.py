@@ -238,7 +238,7 @@ def _over_training(wanted: _Wanted, student: FinishedStudent) -> tuple[OverTrain
     """Look at every checkpoint on some examples of each split."""
     run, files = wanted.run, student.files
     scene, model = run.scene, run.recipe.student.model
-    last = run.recipe.student.training.epochs
+    last = student.cell.epochs
     epochs = files.epochs()
     if last not in epochs:
         raise RunError(
@@ -300,7 +300,7 @@ def _check_stored(student: FinishedStudent, found: NDArray, stored: NDArray) -> 
 
 
 def _switch(run: FinishedRun, student: FinishedStudent) -> Switch | None:
-    entry, training = student.entry, run.recipe.student.training
+    entry, training = student.entry, run.recipe.training_of(student.entry)
     if not isinstance(entry, SwitchedRecipe):
         return None
     each = len(run.scene.batches(training, 0))
@@ -324,7 +324,7 @@ def _likeness(
 ) -> KernelLikeness:
     """Compare a student's kernel with its teacher's at their last epochs, on test inputs."""
     run, scene = wanted.run, wanted.run.scene
-    last = run.recipe.student.training.epochs
+    last = student.cell.epochs
     weights_digest(student.files, last, student.cell.weights_digest)
     network = scene.load(run.recipe.student.model, student.files, last)
     teacher = run.teacher.network()

@@ -30,6 +30,7 @@ from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, one_by_one, train_students
 from distillens.study.teacher import StudyTeacher, find_teacher, prepare_teacher
+from distillens.study.tuning import tune_students
 from distillens.training import accelerator_for, check_accelerator, start_trackers
 
 
@@ -76,7 +77,7 @@ def run(
         recipe = parse_recipe(recipe, trust_code=trust_code)
     folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
     accelerator = accelerator_for(recipe.precision)
-    trainings = (recipe.teacher.training, recipe.student.training)
+    trainings = (recipe.teacher.training, *map(recipe.training_of, recipe.supervisions))
     # Said before the teacher is trained, though only the student may be meant.
     check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
     described = recipe.as_written_in(folder)
@@ -105,6 +106,7 @@ def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> Stud
         _bind_data(run, scene.splits, scene.scales)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     teacher = prepare_teacher(scene, given)
+    scene = tune_students(scene, teacher, spread)
     outcome = Outcome(scene, teacher, began, clock, _earlier(run))
     # Written after every network, so that a run which is cut short shows what is there.
     write = outcome.write if scene.main else _nothing

@@ -111,7 +111,8 @@ def _check_scene(recipe: Recipe, folder: Path, trust_code: bool, found: _Finding
     )
     if scene is not None:
         result = replace(result, data=_data(scene, found))
-        student = _trained(scene, "student", recipe.student.model, recipe.student.training, found)
+        trainings = [recipe.training_of(entry) for entry in recipe.supervisions]
+        student = _trained(scene, "student", recipe.student.model, trainings, found)
         teacher = _teacher(scene, found)
         networks = tuple(network for network in (teacher, student) if network is not None)
         result = replace(result, networks=networks)
@@ -157,16 +158,22 @@ def _shared(train: Examples, test: Examples) -> int:
 
 
 def _trained(
-    scene: Scene, role: Role, model: ModelRecipe, training: TrainingRecipe, found: _Findings
+    scene: Scene,
+    role: Role,
+    model: ModelRecipe,
+    trainings: Sequence[TrainingRecipe],
+    found: _Findings,
 ) -> CheckedNetwork | None:
     network = found.attempt(lambda: scene.build(model, 0, role))
     if network is None:
         return None
-    last = len(scene.splits.train) % training.batch_size
-    if last == 1 and any(isinstance(module, _BatchNorm) for module in network.modules()):
+    training = trainings[0] if role == "teacher" else scene.recipe.student.training
+    examples = len(scene.splits.train)
+    sizes = {each.batch_size for each in trainings if examples % each.batch_size == 1}
+    if sizes and any(isinstance(module, _BatchNorm) for module in network.modules()):
         found.problems.append(
             f"the last batch of the {role}'s epochs has one example, which BatchNorm cannot train "
-            f"on; change {role}.training.batch_size ({training.batch_size}) or data.train_size"
+            f"on; change the batch_size {min(sizes)} of its training or data.train_size"
         )
         seconds = None
     else:
@@ -184,7 +191,7 @@ def _trained(
 def _teacher(scene: Scene, found: _Findings) -> CheckedNetwork | None:
     recipe = scene.recipe.teacher
     if recipe.training is not None and recipe.model is not None:
-        return _trained(scene, "teacher", recipe.model, recipe.training, found)
+        return _trained(scene, "teacher", recipe.model, [recipe.training], found)
     known = len(found.problems)
     given = found.attempt(lambda: find_teacher(scene))
     if given is None or len(found.problems) > known:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
 from distillens.errors import RecipeError, RunError, nearest
-from distillens.results import Cell, StudyResult
+from distillens.results import Cell, StudyResult, validation_means
 from distillens.runs import slug
 from distillens.study.recipe import Recipe
 
@@ -88,13 +87,13 @@ def _best(titles: list[str], done: dict[str, list[Cell]], result: StudyResult) -
         )
     if len(titles) == 1:
         return titles[0], "the run's only supervision"
-    if any(cell.validation_accuracy is None for title in titles for cell in done[title]):
+    means = validation_means(result)
+    if not means:
         raise RunError(
             "the run has no validation examples to choose a student by, and test labels are not for "
             f"choosing; name one with --student: {listed}"
         )
-    means = {title: statistics.fmean(map(_validation, done[title])) for title in titles}
-    best = max(titles, key=means.__getitem__)
+    best = max(means, key=means.__getitem__)
     return best, f"highest mean validation accuracy of {len(titles)} students ({means[best]:.4f})"
 
 

@@ -83,7 +83,7 @@ class _Setting:
             files=scene.run.student(place, entry.title, seed),
             examples=examples,
             inputs=next(batches.epoch(0)).inputs,
-            epochs=complexity_epochs(recipe.epochs, scene.recipe.student.training.epochs),
+            epochs=complexity_epochs(recipe.epochs, scene.recipe.training_of(entry).epochs),
             form="binary" if coding_of(scene.outputs) == "binary" else recipe.form,
         )
 
@@ -222,7 +222,7 @@ def measure_complexity(
             found = kernel.gram(setting.inputs)
             gram = found.values.cpu().numpy()
             notes += [f"epoch {epoch}: {note}" for note in found.notes]
-            sets = _target_sets(scene, teacher, recipe, examples, epoch)
+            sets = _target_sets(scene, teacher, recipe, setting, epoch)
             decomposed = _decomposed(gram, form, sets) if epoch == epochs[-1] else None
             spectra.append(_spectrum(epoch, gram, decomposed))
             mean_diagonal = spectra[-1].trace / gram[..., 0].size
@@ -282,9 +282,10 @@ def _final_logits(
 
 
 def _target_sets(
-    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples, epoch: int
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, setting: _Setting, epoch: int
 ) -> list[_TargetSet]:
     """Return what is measured at an epoch of the student, but for random labels."""
+    examples = setting.examples
     coding, classes = coding_of(scene.outputs), len(examples.classes)
     temperature = recipe.temperature
     labels = label_targets(examples.labels.numpy(), classes, coding)
@@ -294,7 +295,7 @@ def _target_sets(
         _TargetSet("final teacher", final, temperature, teacher.epochs),
     ]
     if teacher.epochs is not None:
-        followed = teacher.epoch_followed(epoch, scene.recipe.student.training.epochs)
+        followed = teacher.epoch_followed(epoch, scene.recipe.training_of(setting.entry).epochs)
         device = scene.accelerator.device
         normalisation = scene.normalisation_of("teacher")
         online = predict(teacher.at(followed), examples, normalisation, device=device)

@@ -224,7 +224,7 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
     for student in students:
         mine = side(
             student.files(scene), scene.recipe.student.model,
-            scene.recipe.student.training.epochs, "student",
+            student.training(scene.recipe).epochs, "student",
         )  # fmt: skip
         theirs = side(*_teacher_of(scene, teacher, student), "teacher")
         measured.append(_compare(scene, task, pairs, student, theirs, mine, axes, notes))
@@ -358,8 +358,9 @@ def _teacher_of(
         assert teacher.model is not None and teacher.training is not None  # noqa: PT018
         return teacher.files, teacher.model, teacher.training.epochs
     generations = list(student.networks(scene).values())
-    before = generations[-2] if len(generations) > 1 else origin.files(scene)
-    return before, recipe.student.model, recipe.student.training.epochs
+    if len(generations) > 1:
+        return generations[-2], recipe.student.model, student.training(recipe).epochs
+    return origin.files(scene), recipe.student.model, origin.training(recipe).epochs
 
 
 def _summaries(found: list[_Measured]) -> list[BiasSummary]:

@@ -6,16 +6,17 @@ import socket
 from pathlib import Path
 
 from distillens.errors import RunError
-from distillens.results import Cell
+from distillens.results import Cell, Trial
 from distillens.runs import Run, read_data
 from distillens.study.networks import Scene
 from distillens.study.reading import read_recipe
 from distillens.study.students import Student, train_student
 from distillens.study.teacher import prepare_teacher
+from distillens.study.tuning import tuned
 from distillens.training import accelerator_for
 
 
-def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False) -> Cell:
+def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
     """Train a student of a run whose teacher is finished, and write its folder.
 
     Nothing comes here but the folder's name: the recipe and the teacher are read out of it, the
@@ -34,7 +35,7 @@ def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False)
             f"{folder} is no run on {host}; the run folder must lie on a file system "
             "that all workers share"
         )
-    recipe = read_recipe(run.recipe, trust_code=trust_code)
+    recipe = tuned(read_recipe(run.recipe, trust_code=trust_code), run)
     scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
     found, here = read_data(run)["fingerprint"], scene.splits.fingerprint
     if found != here:

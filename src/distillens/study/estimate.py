@@ -101,7 +101,7 @@ def estimate_run(
     recipe = scene.recipe
     parts: list[tuple[str, float]] = []
     checkpoints = cache = 0
-    steps = -(-len(scene.splits.train) // recipe.student.training.batch_size)
+    trials, batch_size = 0.0, recipe.student.training.batch_size
     if teacher_step is not None and recipe.teacher.training is not None and teacher is not None:
         training = recipe.teacher.training
         each = -(-len(scene.splits.train) // training.batch_size)
@@ -110,10 +110,18 @@ def estimate_run(
     student_bytes = _state_size(scene.build(recipe.student.model, 0))
     for place, entry in enumerate(recipe.supervisions):
         networks = sum(len(Student(place, seed).networks(scene)) for seed in recipe.seeds_of(entry))
-        epochs = recipe.student.training.epochs
+        training = recipe.training_of(entry)
+        steps = training.epochs * -(-len(scene.splits.train) // training.batch_size)
         extra = (teacher_step or 0.0) if _trains_teacher(entry) else 0.0
-        parts.append((entry.title, networks * epochs * steps * (student_step + extra)))
-        checkpoints += networks * (epochs + 1) * student_bytes
+        # A step takes time in proportion to its examples.
+        each = steps * (student_step * training.batch_size / batch_size + extra)
+        parts.append((entry.title, networks * each))
+        if recipe.tune is not None:
+            generations = networks // len(recipe.seeds_of(entry))
+            trials += len(recipe.tune.learning_rate) * generations * each
+        checkpoints += networks * (training.epochs + 1) * student_bytes
+    if trials:
+        parts.append(("selecting learning rates", trials))
     blocks = teacher_passes(scene)
     if blocks and teacher is not None:
         rows = len(scene.splits.train)
@@ -142,9 +150,9 @@ def teacher_passes(scene: Scene) -> int:
     """
     recipe = scene.recipe
     changes = recipe.data.augmentation.changes
-    epochs = recipe.student.training.epochs
     blocks: set[tuple[Any, ...]] = set()
     for entry in recipe.supervisions:
+        epochs = recipe.training_of(entry).epochs
         for part in parts_of(entry):
             if part.kind == "offline":
                 which = ("offline", part.early_stop, part.average)

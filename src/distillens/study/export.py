@@ -230,7 +230,7 @@ def _card(
         study=recipe.name,
         student=choice.cell.supervision,
         seed=choice.cell.seed,
-        epoch=recipe.student.training.epochs,
+        epoch=choice.cell.epochs,
         chosen_by=choice.why,
         model=recipe.student.model.model_dump(mode="json"),
         input_shape=shipped.shape,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 
 from distillens.atomic import write_atomically
 from distillens.data import Batches, Normalisation, Splits, load_splits
-from distillens.errors import CheckpointError, RunError
+from distillens.errors import CheckpointError, DivergenceError, RunError
 from distillens.models import (
     ModelRecipe,
     build_model,
@@ -23,12 +23,13 @@ from distillens.models import (
     load_weights,
 )
 from distillens.progress import Progress, silent
-from distillens.results import Cell, from_json, to_json
+from distillens.results import Cell, Trial, from_json, to_json
 from distillens.runs import NetworkFiles, Run, read_arrays
 from distillens.study.normalisations import InputScale, Role, between, choose_scales
 from distillens.study.recipe import Recipe
-from distillens.supervision import Supervision
+from distillens.supervision import Supervision, cross_entropy, squared_error
 from distillens.training import (
+    History,
     Steps,
     Store,
     TrainingRecipe,
@@ -150,12 +151,88 @@ def train_network(
     ``seed`` names the cell and sets the order of the examples; ``start`` sets the initial weights
     and what dropout draws, by default the same.
     """
+
+    def measure(network: nn.Module, history: History) -> None:
+        evaluate(
+            scene,
+            files,
+            network,
+            name=name,
+            seed=seed,
+            epochs=training.epochs,
+            seconds=history.seconds,
+            digest=history.digest or "",
+            role=role,
+        )
+
     start = seed if start is None else start
+    _train(scene, files, model, training, supervision, measure, (seed, start), title, role)
+    return read_cell(files)
+
+
+def train_trial(
+    scene: Scene,
+    files: NetworkFiles,
+    model: ModelRecipe,
+    training: TrainingRecipe,
+    supervision: Callable[[], Supervision],
+    *,
+    name: str,
+    seed: int,
+    title: str,
+    start: int | None = None,
+) -> Trial:
+    """Train a network that tries a learning rate, or take up where it was left.
+
+    It is measured on the validation split alone; test examples are not looked at. A training that
+    diverges is a trial without accuracy. Parameters are those of `train_network`.
+    """
+    trial = Trial(name, seed, training.learning_rate, training.epochs, 0.0, None, None, "")
+
+    def measure(network: nn.Module, history: History) -> None:
+        examples = scene.splits.validation
+        assert examples is not None  # the recipe refuses tune without validation examples
+        normalisation = scene.normalisation_of("student")
+        logits = predict(network, examples, normalisation, device=scene.accelerator.device)
+        loss = cross_entropy if scene.recipe.loss == "cross-entropy" else squared_error
+        measured = replace(
+            trial,
+            seconds=history.seconds,
+            validation_accuracy=accuracy(logits, examples.labels.numpy())[0],
+            validation_loss=float(loss(torch.from_numpy(logits), examples.labels)),
+            weights_digest=history.digest or "",
+        )
+        write_atomically(files.cell, to_json(measured))
+
+    start = seed if start is None else start
+    try:
+        _train(scene, files, model, training, supervision, measure, (seed, start), title)
+    except DivergenceError as error:
+        # Losses are those of a process: another one may not have seen that they diverged.
+        if scene.accelerator.num_processes > 1:
+            raise
+        write_atomically(files.cell, to_json(replace(trial, failure=str(error))))
+    return read_trial(files)
+
+
+def _train(
+    scene: Scene,
+    files: NetworkFiles,
+    model: ModelRecipe,
+    training: TrainingRecipe,
+    supervision: Callable[[], Supervision],
+    measure: Callable[[nn.Module, History], None],
+    seeds: tuple[int, int],
+    title: str,
+    role: Role = "student",
+) -> None:
+    """Train a network unless its cell is there; ``measure`` writes the cell on the main process."""
+    seed, start = seeds
     # Every process must see the same state of the folder before one of them changes it.
     scene.accelerator.wait_for_everyone()
     before = scene.tracked.take(training.epochs)
     if files.cell.is_file():
-        return read_cell(files)
+        return
     network = scene.build(model, start, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if scene.accelerator.num_processes > 1 and scene.accelerator.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -180,24 +257,18 @@ def train_network(
             if is_sharded(scene.accelerator)
             else network
         )
-        evaluate(
-            scene,
-            files,
-            finished,
-            name=name,
-            seed=seed,
-            epochs=training.epochs,
-            seconds=history.seconds,
-            digest=history.digest or "",
-            role=role,
-        )
+        measure(finished, history)
     scene.accelerator.wait_for_everyone()
-    return read_cell(files)
 
 
 def read_cell(files: NetworkFiles) -> Cell:
     """Return the numbers of a finished network."""
     return from_json(Cell, files.cell.read_bytes(), str(files.cell))
+
+
+def read_trial(files: NetworkFiles) -> Trial:
+    """Return what a finished trial of a learning rate found."""
+    return from_json(Trial, files.cell.read_bytes(), str(files.cell))
 
 
 def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None) -> str:

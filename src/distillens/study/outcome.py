@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
 
 from distillens.atomic import write_atomically
 from distillens.results import (
@@ -15,15 +18,19 @@ from distillens.results import (
     Deviation,
     Provenance,
     StudyResult,
+    Tuning,
     to_json,
 )
 from distillens.study.costs import network_costs
-from distillens.study.networks import Scene
+from distillens.study.networks import Scene, network_logits
 from distillens.study.normalisations import described
 from distillens.study.provenance import provenance
+from distillens.study.students import Student
 from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher
+from distillens.study.tuning import read_tuning
 from distillens.supervision import LogitCache
+from distillens.training import is_right
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Outcome:
     clock: float
     earlier: Provenance | None = None
     """Of the run's results before this session."""
+    known: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
+    """Which test examples students classify correctly, by place and seed."""
 
     def write(
         self,
@@ -45,6 +54,7 @@ class Outcome:
     ) -> StudyResult:
         """Write and return what is known; networks that are not trained yet are named as open."""
         recipe, splits, cell = self.scene.recipe, self.scene.splits, self.teacher.cell
+        tuning = read_tuning(self.scene.run) if recipe.tune is not None else None
         result = StudyResult(
             schema_version=SCHEMA,
             name=recipe.name,
@@ -55,17 +65,25 @@ class Outcome:
             validation_examples=len(splits.validation) if splits.validation else 0,
             test_examples=len(splits.test),
             changed_labels=len(splits.changed),
-            rows=rows(recipe, cell, students),
+            rows=rows(recipe, cell, students, self._right),
             cells=(cell, *(cell for cells in students for cell in cells)),
             complexity=tuple(curves),
             deviations=tuple(deviations),
             provenance=self._provenance(splits.fingerprint, cell.weights_digest),
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *tuning_notes(tuning)),
             costs=network_costs(self.scene, self.teacher),
             open_cells=tuple(self._open(students)),
+            tuning=tuning,
         )
         write_atomically(self.scene.run.results, to_json(result))
         return result
+
+    def _right(self, place: int, seed: int) -> NDArray[np.bool_]:
+        if (place, seed) not in self.known:
+            logits = network_logits(Student(place, seed).files(self.scene))["test"]
+            right = is_right(logits, self.scene.splits.test.labels.numpy())
+            self.known[place, seed] = right
+        return self.known[place, seed]
 
     def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
         seconds = time.perf_counter() - self.clock
@@ -121,3 +139,23 @@ class Outcome:
                 "no trajectory of the teacher is known, so complexity has no online teacher"
             )
         return notes
+
+
+def tuning_notes(tuning: Tuning | None) -> list[str]:
+    """Return what a reader must know of the selection of learning rates."""
+    if tuning is None:
+        return []
+    grid = ", ".join(f"{rate:g}" for rate in sorted(tuning.grid))
+    edge = [f"{one.supervision} ({one.learning_rate:g})" for one in tuning.chosen if one.at_edge]
+    notes = []
+    if edge:
+        notes.append(
+            f"the selected learning rate is at the edge of the grid {grid} for {', '.join(edge)}; "
+            "a rate beyond the grid may be better"
+        )
+    notes += [
+        f"{trial.supervision} diverged with learning rate {trial.learning_rate:g}: {trial.failure}"
+        for trial in tuning.trials
+        if trial.failure
+    ]
+    return notes

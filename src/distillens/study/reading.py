@@ -269,6 +269,9 @@ def _explain(error: ErrorDetails) -> str:
 
 def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
     """Return the keys that a part of the recipe knows, following an error's location."""
+    if location[:1] == ("supervisions",) and "training" in location:
+        # What a supervision overrides are keys of the student's training.
+        location = ("student", *location[location.index("training") :])
     models = _models(kind)
     for part in location:
         if isinstance(part, int):

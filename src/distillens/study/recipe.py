@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from distillens.data.normalisation import AnyNormalisation
 from distillens.data.recipe import DataRecipe
@@ -103,7 +111,7 @@ class TeacherRecipe(_Part):
 
 
 class StudentRecipe(_Part):
-    """The student and how it is trained, the same under every supervision.
+    """The student and how it is trained; a supervision may override keys of ``training``.
 
     ``normalisation`` is that of its inputs, by default the data's.
     """
@@ -132,6 +140,20 @@ class ComplexityRecipe(_Part):
     seed: int = Field(default=0, ge=0)
 
 
+class TuneRecipe(_Part):
+    """Learning rates from which the validation split selects one for each supervision."""
+
+    learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        min_length=2
+    )
+
+    @model_validator(mode="after")
+    def _rates_differ(self) -> TuneRecipe:
+        if len(set(self.learning_rate)) < len(self.learning_rate):
+            raise ValueError(f"learning rates must differ, got {list(self.learning_rate)}")
+        return self
+
+
 class Recipe(_Part):
     """A study: one teacher, one student, several supervisions and seeds."""
 
@@ -152,6 +174,8 @@ class Recipe(_Part):
     teacher: TeacherRecipe
     student: StudentRecipe
     supervisions: tuple[SupervisionRecipe, ...] = Field(min_length=1)
+    tune: TuneRecipe | None = None
+    """Select the learning rate of each supervision on the validation split."""
     complexity: ComplexityRecipe | None = ComplexityRecipe()
     deviation: bool = True
     code: str | None = Field(default=None, min_length=1)
@@ -181,11 +205,17 @@ class Recipe(_Part):
         twice = [title for title, count in titles.items() if count > 1]
         if twice:
             raise ValueError(f"two supervisions are called {twice[0]!r}; give one another name")
+        if "teacher" in titles:
+            raise ValueError(
+                "a supervision is called 'teacher', which is the teacher's own name in tables; "
+                "give it another name"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         for entry in self.supervisions:
             if extra := sorted(set(entry.seeds or ()) - set(self.seeds)):
                 raise ValueError(f"{entry.title!r} names seed {extra[0]}, which seeds lacks")
+        self._check_trainings()
         kinds = {entry.kind for entry in self.supervisions}
         self._check_self_distillation()
         self._check_trajectories()
@@ -194,11 +224,12 @@ class Recipe(_Part):
                 "complexity is measured along the one-hot student; "
                 "add a supervision of kind one-hot or set complexity to null"
             )
-        last = self.student.training.epochs
+        labelled = next((one for one in self.supervisions if one.kind == "one-hot"), None)
+        last = self.training_of(labelled).epochs
         for epoch in (self.complexity.epochs or ()) if self.complexity else ():
             if not 0 <= epoch <= last:
                 raise ValueError(
-                    f"complexity.epochs names {epoch}; the student has epochs 0 to {last}"
+                    f"complexity.epochs names {epoch}; the one-hot student has epochs 0 to {last}"
                 )
         on_validation = self.complexity is not None and self.complexity.split == "validation"
         if on_validation and not self.data.validation_size:
@@ -228,6 +259,40 @@ class Recipe(_Part):
     def seeds_of(self, entry: Any) -> tuple[int, ...]:
         """Return the seeds of a supervision, in the recipe's order."""
         return tuple(seed for seed in self.seeds if entry.seeds is None or seed in entry.seeds)
+
+    def training_of(self, entry: Any) -> TrainingRecipe:
+        """Return how the student of a supervision is trained.
+
+        Keys of ``entry.training`` replace those of ``student.training``, within ``schedule`` key by
+        key. None as the entry gives the student's own training.
+        """
+        change = None if entry is None else entry.training
+        return self.student.training if not change else _merged(self.student.training, change)
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed of the trainings that select a learning rate; it is none of ``seeds``."""
+        after = max(self.seeds) + 1
+        return (
+            after if after <= MAX_SEED else next(s for s in range(MAX_SEED) if s not in self.seeds)
+        )
+
+    def _check_trainings(self) -> None:
+        for place, entry in enumerate(self.supervisions):
+            try:
+                self.training_of(entry)
+            except ValidationError as error:
+                raise _moved(error, ("supervisions", place, "training")) from None
+            if self.tune is not None and "learning_rate" in (entry.training or {}):
+                raise ValueError(
+                    f"{entry.title!r} sets training.learning_rate, which tune selects; "
+                    "leave one of the two out"
+                )
+        if self.tune is not None and not self.data.validation_size:
+            raise ValueError(
+                "tune selects learning rates on the validation split, but data.validation_size is 0; "
+                "set it to the number of training examples to validate on"
+            )
 
     def _check_self_distillation(self) -> None:
         labelled = {
@@ -267,3 +332,28 @@ class Recipe(_Part):
                 raise ValueError(
                     f"{entry.title!r} needs a validation split; set data.validation_size"
                 )
+
+
+def _merged(training: TrainingRecipe, change: Mapping[str, Any]) -> TrainingRecipe:
+    values = training.model_dump()
+    if change.get("optimizer", "sgd") != "sgd":
+        # Adam and AdamW have coefficients of their own, so the student's momentum is left out.
+        del values["momentum"]
+    schedule = change.get("schedule")
+    if isinstance(schedule, dict):
+        change = {**change, "schedule": {**values["schedule"], **schedule}}
+    return TrainingRecipe.model_validate({**values, **change})
+
+
+def _moved(error: ValidationError, place: tuple[int | str, ...]) -> ValidationError:
+    """Return a validation error of a part with its locations counted from the whole."""
+    lines = [
+        InitErrorDetails(
+            type=line["type"],
+            loc=(*place, *line["loc"]),
+            input=line["input"],
+            ctx=line.get("ctx", {}),
+        )
+        for line in error.errors()
+    ]
+    return ValidationError.from_exception_data(error.title, lines)

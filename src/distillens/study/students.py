@@ -6,9 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillens.results import Cell
+from distillens.results import Cell, Trial
 from distillens.runs import NetworkFiles
-from distillens.study.networks import Scene, read_cell, train_network, weights_digest
+from distillens.study.networks import (
+    Scene,
+    read_cell,
+    read_trial,
+    train_network,
+    train_trial,
+    weights_digest,
+)
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher
 from distillens.supervision import (
@@ -22,10 +29,19 @@ from distillens.supervision import (
     TeacherCheckpoint,
     build_supervision,
 )
-from distillens.training import make_optimizer
+from distillens.training import TrainingRecipe, make_optimizer
 
 APART = 10_000
 """Between the seeds of two generations, which must not start from the same weights."""
+
+
+@dataclass(frozen=True)
+class Previous:
+    """A finished student that teaches the next generation."""
+
+    files: NetworkFiles
+    epochs: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,9 @@ class StudentTeachers:
     """Of the teacher's logits."""
     own: LogitCache
     """Of the logits of students, whose inputs may be normalised in another way."""
-    before: NetworkFiles | None
+    epochs: int
+    """Of the student."""
+    before: Previous | None
     """The finished student of the generation before."""
 
     def final(self) -> Teacher:
@@ -63,7 +81,7 @@ class StudentTeachers:
         # It is given the student's batches.
         module = self.scene.on_student_inputs(module.to(self.scene.accelerator.device))
         steps = len(self.cache.batches)
-        total = recipe.student.training.epochs * steps
+        total = self.epochs * steps
         return CotrainedTeacher(
             module,
             make_optimizer(module, training),
@@ -75,26 +93,43 @@ class StudentTeachers:
     def previous_generation(self) -> Teacher:
         """Return the student of the generation before."""
         assert self.before is not None
-        files, recipe = self.before, self.scene.recipe.student
-        last = recipe.training.epochs
-        digest = weights_digest(files, last, read_cell(files).weights_digest)
-        return CachedTeacher(self.own, digest, lambda: self.scene.load(recipe.model, files, last))
+        files, last = self.before.files, self.before.epochs
+        model = self.scene.recipe.student.model
+        digest = weights_digest(files, last, self.before.digest)
+        return CachedTeacher(self.own, digest, lambda: self.scene.load(model, files, last))
 
 
 @dataclass(frozen=True)
 class Student:
-    """A student of the grid: the place of its supervision in the recipe, and its seed."""
+    """A student of the grid: the place of its supervision in the recipe, and its seed.
+
+    One with a ``rate`` is a trial, by which a learning rate is selected.
+    """
 
     place: int
     seed: int
+    rate: float | None = None
 
     def title(self, recipe: Recipe) -> str:
         """Return what it is called where several are listed."""
-        return f"{recipe.supervisions[self.place].title}, seed {self.seed}"
+        return f"{recipe.supervisions[self.place].title}, {self._told()}"
+
+    def _told(self) -> str:
+        trial = "" if self.rate is None else f", trial of learning rate {self.rate:g}"
+        return f"seed {self.seed}{trial}"
+
+    def training(self, recipe: Recipe) -> TrainingRecipe:
+        """Return how it is trained."""
+        training = recipe.training_of(recipe.supervisions[self.place])
+        if self.rate is None:
+            return training
+        return training.model_copy(update={"learning_rate": self.rate})
 
     def files(self, scene: Scene) -> NetworkFiles:
         """Return its files."""
         title = scene.recipe.supervisions[self.place].title
+        if self.rate is not None:
+            return scene.run.trial(self.place, title, self.rate)
         return scene.run.student(self.place, title, self.seed)
 
     def networks(self, scene: Scene) -> dict[str, NetworkFiles]:
@@ -104,25 +139,33 @@ class Student:
         if last == 1:
             return {self.title(scene.recipe): files}
         return {
-            f"{entry.title}, generation {number}, seed {self.seed}": (
+            f"{entry.title}, generation {number}, {self._told()}": (
                 files if number == last else files.generation(number)
             )
             for number in range(1, last + 1)
         }
 
     def origin(self, recipe: Recipe) -> Student | None:
-        """Return the student that must be finished before: self-distillation starts from labels."""
-        if recipe.supervisions[self.place].kind != "self-distillation":
+        """Return the student that must be finished before: self-distillation starts from labels.
+
+        A trial starts from the one-hot trial of the learning rate that was selected for labels, which
+        ``recipe`` holds by then.
+        """
+        mine = recipe.supervisions[self.place]
+        if mine.kind != "self-distillation":
             return None
-        return next(
-            Student(place, self.seed)
+        seed = self.seed if self.rate is None else recipe.seeds_of(mine)[0]
+        place, labels = next(
+            (place, entry)
             for place, entry in enumerate(recipe.supervisions)
-            if entry.kind == "one-hot" and self.seed in recipe.seeds_of(entry)
+            if entry.kind == "one-hot" and seed in recipe.seeds_of(entry)
         )
+        rate = None if self.rate is None else recipe.training_of(labels).learning_rate
+        return Student(place, self.seed, rate)
 
 
-Done = Callable[[Student, Cell], object]
-"""Called with a student that was trained now, and its numbers."""
+Done = Callable[[Student, Cell | Trial], object]
+"""Called with a student that was trained now, and its numbers: of a trial a `Trial`."""
 
 Spread = Callable[[Scene, StudyTeacher, Sequence[Student], Done], None]
 """Trains the given students, each by `train_student` and after its origin, wherever it likes."""
@@ -155,7 +198,7 @@ def train_students(
         if files.cell.is_file():
             found[student] = read_cell(files)
             # Trackers have seen its epochs; those that follow come after them.
-            scene.tracked.take(recipe.student.training.epochs * len(student.networks(scene)))
+            scene.tracked.take(student.training(recipe).epochs * len(student.networks(scene)))
 
     def table() -> list[list[Cell]]:
         return [
@@ -163,7 +206,8 @@ def train_students(
             for k, entry in enumerate(recipe.supervisions)
         ]
 
-    def trained(student: Student, cell: Cell) -> None:
+    def trained(student: Student, cell: Cell | Trial) -> None:
+        assert isinstance(cell, Cell)
         found[student] = cell
         done(table())
 
@@ -185,34 +229,52 @@ def _in_order(recipe: Recipe) -> list[Student]:
     ]
 
 
-def train_student(scene: Scene, teacher: StudyTeacher, student: Student) -> Cell:
-    """Train a student, or take up where it was left; its origin must be finished."""
+def train_student(scene: Scene, teacher: StudyTeacher, student: Student) -> Cell | Trial:
+    """Train a student, or take up where it was left; its origin must be finished.
+
+    A trial ends with the first generation that diverges.
+    """
     recipe, seed = scene.recipe, student.seed
-    entry = recipe.supervisions[student.place]
-    origin = student.origin(recipe)
-    before = origin.files(scene) if origin is not None else None
-    cell = None
+    entry, training = recipe.supervisions[student.place], student.training(recipe)
+    before = _origin(scene, student)
+    train = train_network if student.rate is None else train_trial
+    cell: Cell | Trial | None = None
     for generation, (title, mine) in enumerate(student.networks(scene).items(), 1):
-        cell = train_network(
+        cell = train(
             scene,
             mine,
             recipe.student.model,
-            recipe.student.training,
-            lambda before=before: _supervision(scene, teacher, entry, seed, before),
+            training,
+            lambda before=before: _supervision(scene, teacher, entry, training, seed, before),
             name=entry.title,
             seed=seed,
             start=seed + (generation * APART if before is not None else 0),
             title=title,
         )
-        before = mine
+        if isinstance(cell, Trial) and cell.failure:
+            return cell
+        before = Previous(mine, training.epochs, cell.weights_digest)
     assert cell is not None
     return cell
 
 
+def _origin(scene: Scene, student: Student) -> Previous | None:
+    origin = student.origin(scene.recipe)
+    if origin is None:
+        return None
+    files = origin.files(scene)
+    cell = read_cell(files) if origin.rate is None else read_trial(files)
+    return Previous(files, origin.training(scene.recipe).epochs, cell.weights_digest)
+
+
 def _supervision(
-    scene: Scene, teacher: StudyTeacher, entry: Any, seed: int, before: NetworkFiles | None
+    scene: Scene,
+    teacher: StudyTeacher,
+    entry: Any,
+    training: TrainingRecipe,
+    seed: int,
+    before: Previous | None,
 ) -> Supervision:
-    training = scene.recipe.student.training
     cache, own = (
         LogitCache(
             teacher.cache_folder,
@@ -224,4 +286,5 @@ def _supervision(
         for role in ("teacher", "student")
     )
     setting = Setting(scene.recipe.loss, training.epochs * len(own.batches), scene.trust_code)
-    return build_supervision(entry, setting, StudentTeachers(scene, teacher, cache, own, before))
+    teachers = StudentTeachers(scene, teacher, cache, own, training.epochs, before)
+    return build_supervision(entry, setting, teachers)

@@ -26,6 +26,11 @@ class _Entry(_Part):
     """What tables call it; by default made of the kind and its values."""
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which of the recipe's seeds; None for all."""
+    training: dict[str, Any] | None = None
+    """Keys of the student's training with another value under this supervision.
+
+    The study's recipe merges them with ``student.training`` and checks the result.
+    """
 
     @property
     def title(self) -> str:
@@ -201,6 +206,15 @@ class SwitchedRecipe(_Entry):
     then: SimpleRecipe
     at: float = Field(gt=0, lt=1)
     window: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_training(self) -> SwitchedRecipe:
+        if self.first.training or self.then.training:
+            raise ValueError(
+                "both sides of a switch share one training; "
+                "set training on the switched supervision, not on first or then"
+            )
+        return self
 
     def step(self, steps: int) -> int:
         """Return the step of a training of so many at which the change begins."""

@@ -3,6 +3,7 @@ from .loop import Hook as Hook
 from .loop import fit as fit
 from .loop import make_optimizer as make_optimizer
 from .predict import accuracy as accuracy
+from .predict import is_right as is_right
 from .predict import predict as predict
 from .processes import accelerator_for as accelerator_for
 from .processes import check_accelerator as check_accelerator

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch, EpochSource
-from distillens.errors import CheckpointError, TrainingError
+from distillens.errors import CheckpointError, DivergenceError, TrainingError
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.supervision.losses import predicted
@@ -164,7 +164,7 @@ def _check_weights(accelerator: Accelerator, model: nn.Module, record: EpochReco
     # The losses are those before each update: the last update's result shows in the weights alone.
     name = first_not_finite(accelerator, model)
     if name is not None:
-        raise TrainingError(
+        raise DivergenceError(
             f"the weights are no longer finite after step {record.step} (first {name!r}, "
             f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
             f"{record.epoch - 1} is kept; lower the learning rate or lengthen the warm-up"
@@ -255,7 +255,7 @@ class _Loop:
         finite = torch.isfinite(torch.stack(losses))
         if not bool(finite.all()):
             place = first + int((~finite).nonzero()[0, 0])
-            raise TrainingError(
+            raise DivergenceError(
                 f"the loss is {float(losses[place - first])} at step {epoch * self.steps + place} "
                 f"(epoch {epoch + 1}, learning rate {rate:g}); the checkpoint of epoch {epoch} is "
                 "kept; lower the learning rate or lengthen the warm-up"

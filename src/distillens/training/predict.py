@@ -33,7 +33,12 @@ def predict(
 
 def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, int]:
     """Return the share of right predictions and their number. One output: class 1 if positive."""
+    right = int(is_right(logits_NC, labels_N).sum())
+    return right / len(labels_N), right
+
+
+def is_right(logits_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Return for each example whether its prediction is right, (N,). One output: class 1 if positive."""
     one = logits_NC.shape[1] == 1
     guess = logits_NC[:, 0] > 0 if one else logits_NC.argmax(1)
-    right = int((guess == labels_N).sum())
-    return right / len(labels_N), right
+    return guess == labels_N

@@ -1,0 +1,143 @@
+"""Select a learning rate for every supervision on the validation split.
+
+τ² and the teacher's weight α scale a supervision's gradients, so a rate that suits one supervision may
+not suit another. Each supervision, labels alone included, is therefore trained once in full with every
+rate of ``tune.learning_rate`` and a seed that no student has. Test examples are not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from distillens.atomic import write_atomically
+from distillens.errors import TrainingError
+from distillens.results import Cell, Trial, TunedRate, Tuning, from_json, to_json
+from distillens.runs import Run
+from distillens.study.networks import Scene, read_trial
+from distillens.study.recipe import Recipe
+from distillens.study.students import Spread, Student, one_by_one
+from distillens.study.teacher import StudyTeacher
+
+
+def tune_students(scene: Scene, teacher: StudyTeacher, spread: Spread = one_by_one) -> Scene:
+    """Return the scene with the selected learning rate in each supervision's ``training``.
+
+    Without ``tune`` it is returned as it is. Trials that a run holds already are not trained again.
+    Their weights are deleted when all rates are selected; their numbers stay.
+
+    Raises
+    ------
+    TrainingError
+        A supervision diverged with every rate.
+    """
+    recipe = scene.recipe
+    if recipe.tune is None:
+        return scene
+    # Self-distillation starts from the one-hot trial of the rate that was selected for labels.
+    places = range(len(recipe.supervisions))
+    later = [k for k in places if recipe.supervisions[k].kind == "self-distillation"]
+    trials: list[Trial] = []
+    for group in ([k for k in places if k not in later], later):
+        trials += _trials(scene, teacher, spread, group)
+        tuning = _select(recipe, trials)
+        if scene.main:
+            write_atomically(scene.run.tuning, to_json(tuning))
+        scene.accelerator.wait_for_everyone()
+        scene = replace(scene, recipe=_with_rates(recipe, tuning))
+    if scene.main:
+        _delete_weights(scene.run)
+    return scene
+
+
+def read_tuning(run: Run) -> Tuning | None:
+    """Return what was selected so far; None where nothing was."""
+    if not run.tuning.is_file():
+        return None
+    return from_json(Tuning, run.tuning.read_bytes(), str(run.tuning))
+
+
+def tuned(recipe: Recipe, run: Run) -> Recipe:
+    """Return a run's recipe with the learning rates that were selected so far."""
+    tuning = None if recipe.tune is None else read_tuning(run)
+    return recipe if tuning is None else _with_rates(recipe, tuning)
+
+
+def _trials(
+    scene: Scene, teacher: StudyTeacher, spread: Spread, places: Sequence[int]
+) -> list[Trial]:
+    """Train what is open and return the trials of supervisions, rate by rate."""
+    recipe = scene.recipe
+    assert recipe.tune is not None
+    students = [
+        Student(place, recipe.tuning_seed, rate)
+        for place in places
+        for rate in recipe.tune.learning_rate
+    ]
+    found: dict[Student, Trial] = {}
+    for student in students:
+        files = student.files(scene)
+        if files.cell.is_file():
+            found[student] = read_trial(files)
+            # Trackers have seen its epochs; those that follow come after them.
+            scene.tracked.take(student.training(recipe).epochs * len(student.networks(scene)))
+
+    def trained(student: Student, trial: Cell | Trial) -> None:
+        assert isinstance(trial, Trial)
+        found[student] = trial
+
+    spread(scene, teacher, [student for student in students if student not in found], trained)
+    return [found[student] for student in students]
+
+
+def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:
+    assert recipe.tune is not None
+    grid = recipe.tune.learning_rate
+    titles = {trial.supervision for trial in trials}
+    chosen = []
+    for entry in recipe.supervisions:
+        if entry.title not in titles:
+            continue
+        mine = [trial for trial in trials if trial.supervision == entry.title]
+        if all(trial.failure for trial in mine):
+            raise TrainingError(
+                f"{entry.title!r} diverged with every learning rate of tune {list(grid)}; "
+                f"the smallest: {min(mine, key=lambda trial: trial.learning_rate).failure}"
+            )
+        rate = max(mine, key=_merit).learning_rate
+        chosen.append(TunedRate(entry.title, rate, rate in (min(grid), max(grid))))
+    return Tuning(recipe.tuning_seed, grid, tuple(chosen), tuple(trials))
+
+
+def _merit(trial: Trial) -> tuple[float, float, float]:
+    """Return what a trial is ranked by: accuracy, then a lower loss, then a smaller rate."""
+    loss = trial.validation_loss
+    if trial.validation_accuracy is None or loss is None:
+        return (-math.inf, -math.inf, -trial.learning_rate)
+    return (
+        trial.validation_accuracy,
+        -math.inf if math.isnan(loss) else -loss,
+        -trial.learning_rate,
+    )
+
+
+def _with_rates(recipe: Recipe, tuning: Tuning) -> Recipe:
+    rates = {one.supervision: one.learning_rate for one in tuning.chosen}
+
+    def tuned_entry(entry: Any) -> Any:
+        if entry.title not in rates:
+            return entry
+        training = {**(entry.training or {}), "learning_rate": rates[entry.title]}
+        return entry.model_copy(update={"training": training})
+
+    return recipe.model_copy(
+        update={"supervisions": tuple(tuned_entry(entry) for entry in recipe.supervisions)}
+    )
+
+
+def _delete_weights(run: Run) -> None:
+    folder = run.folder / "tuning"
+    for path in (*folder.rglob("epoch-*.safetensors"), *folder.rglob("state.pt")):
+        path.unlink()
