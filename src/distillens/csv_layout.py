@@ -226,9 +226,9 @@ def _numbered(heads: Sequence[str], plain: set[str]) -> bool:
     """Say whether repeated integers were numbered as pandas does: 3, 3.1, 3.2."""
     again: dict[str, int] = {}
     for cell in heads:
-        base, point, number = cell.partition(".")
+        base, _, number = cell.partition(".")
         again[base] = again.get(base, -1) + 1
-        if base not in plain or (point and number != str(again[base])):
+        if base not in plain or number != (str(again[base]) if again[base] else ""):
             return False
     return len(again) < len(heads)
 
