@@ -62,6 +62,8 @@ class Rows:
     keep: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unclear_header: bool = False
+    columns: tuple[str, ...] = ()
+    """All columns of the file, with those that are the index or were left out."""
 
 
 def read_rows(
@@ -168,7 +170,10 @@ def as_rows(value: Any) -> Rows:
 
 
 def _rows(found: TableArray, columns: Columns) -> Rows:
-    return Rows(found.values, found.index, found.names, columns.keep, found.notes, found.unclear)
+    return Rows(
+        found.values, found.index, found.names, columns.keep, found.notes, found.unclear,
+        found.columns,
+    )  # fmt: skip
 
 
 def native(values: NDArray[Any]) -> NDArray[Any]:
@@ -178,9 +183,7 @@ def native(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def read_splits(
-    places: Sequence[str], columns: Columns | None = None
-) -> Rows | dict[str, Rows]:
+def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows | dict[str, Rows]:
     """Read one place, or several written ``SPLIT=PLACE``, one a split.
 
     Raises
@@ -278,7 +281,12 @@ def _of_arrays(
         strict=columns.strict,
     )
     found = split_matrix(where, read(chosen), left)
-    return TableArray(found.values, found.index if index_N is None else index_N, None)
+    return TableArray(
+        found.values,
+        found.index if index_N is None else index_N,
+        None,
+        columns=(*names, *found.columns),
+    )
 
 
 _READERS: Mapping[str, Callable[[Path, str | None, Columns], TableArray]] = {

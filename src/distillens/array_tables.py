@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,12 @@ class Columns:
     header: bool | None = None
     strict: bool = True
 
-    def check(self, where: str, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns named here that exist.
-
-        Raises
-        ------
-        DataError
-            One does not exist, and `strict` is set.
-        """
+    def check(self, where: str, names: Sequence[str]) -> None:
+        """Raise DataError if a column named here does not exist, and `strict` is set."""
         named = [*([] if self.index is None else [self.index]), *self.drop, *self.keep]
         for name in named:
             if self.strict and name not in names:
                 raise DataError(f"{where} has no column {name!r}{nearest(name, names)}")
-        return tuple(name for name in named if name in names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +63,8 @@ class TableArray:
     notes: tuple[str, ...] = ()
     unclear: bool = False
     """Whether the first row may be a header."""
+    columns: tuple[str, ...] = ()
+    """All columns that there were."""
 
 
 def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
@@ -110,7 +105,7 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
         str(path), table.rename_columns([str(i) for i in range(len(names))]), key, columns,
         names=names, headless=written is None,
     )  # fmt: skip
-    return TableArray(found.values, found.index, found.names, found.notes, layout.unclear)
+    return replace(found, unclear=layout.unclear)
 
 
 def read_parquet(path: Path, key: str | None, columns: Columns) -> TableArray:
@@ -158,24 +153,31 @@ def array_of_table(
     if len(places) < len(written):
         repeated = next(name for name in written if written.count(name) > 1)
         raise DataError(f"{where} has several columns named {repeated!r}; rename them")
-    used = columns.check(where, list(places))
+    columns.check(where, list(places))
     read = partial(_array, where, table, places)
     notes: list[str] = []
     index = _index(where, table, written, key, columns, headless, notes)
     if key is not None and key not in places:
         raise DataError(f"{where} has no column {key!r}{nearest(key, places)}")
     values = [name for name in places if name != index and name not in columns.drop]
-    if not values and len(places) == 1:
+    if not values and len(places) == 1 and not columns.strict:
         # A file of one column is its values.
-        values, index, used = list(places), None, ()
+        values, index = list(places), None
     chosen = values if key is None else [key]
     if not chosen:
         raise DataError(f"{where} has no column besides {', '.join(places)}; add the values")
     index_N = None if index is None else _as_index(where, index, read(index))
     if len(chosen) == 1:
-        return TableArray(read(chosen[0]), index_N, None, tuple(notes))
-    arrays = [read(name) for name in chosen]
-    for name, array in zip(chosen, arrays, strict=True):
+        values_N = read(chosen[0])
+        return TableArray(values_N, index_N, None, tuple(notes), columns=tuple(places))
+    values_NC = _stacked(where, chosen, [read(name) for name in chosen])
+    shown = None if headless else tuple(chosen)
+    return TableArray(values_NC, index_N, shown, tuple(notes), columns=tuple(places))
+
+
+def _stacked(where: str, names: Sequence[str], arrays: Sequence[NDArray]) -> NDArray:
+    """Return columns of numbers as (N, C)."""
+    for name, array in zip(names, arrays, strict=True):
         if array.ndim != 1 or array.dtype.kind not in "fiub":
             kind = "lists" if array.ndim != 1 else "text"
             raise DataError(
@@ -184,10 +186,10 @@ def array_of_table(
                 f"it out with --drop {_quoted(name)}"
             )
     kind = np.result_type(*{array.dtype for array in arrays})
-    values_NC = np.empty((len(table), len(arrays)), dtype=kind)
+    values_NC = np.empty((len(arrays[0]), len(arrays)), dtype=kind)
     for place, array in enumerate(arrays):
         values_NC[:, place] = array
-    return TableArray(values_NC, index_N, None if headless else tuple(chosen), tuple(notes))
+    return values_NC
 
 
 def table_of(value: Any) -> Any | None:
@@ -220,16 +222,14 @@ def split_matrix(where: str, values: NDArray, columns: Columns) -> TableArray:
     index_N = None
     if columns.index in names:
         index_N = _as_index(where, columns.index, values[:, names.index(columns.index)])
-    left = [
-        i for i, name in enumerate(names) if name != columns.index and name not in columns.drop
-    ]
+    left = [i for i, name in enumerate(names) if name != columns.index and name not in columns.drop]
     if not left:
         raise DataError(f"{where} has no column besides {', '.join(names)}; add the values")
     if len(left) < len(names):
         run = left[-1] - left[0] + 1 == len(left)
         # A slice of a memory map stays one.
         values = values[:, left[0] : left[-1] + 1] if run else values[:, left]
-    return TableArray(values, index_N, None)
+    return TableArray(values, index_N, None, columns=tuple(names))
 
 
 def _skip_comment(row: Any) -> str:
@@ -278,7 +278,7 @@ def _index(
 
 def _identifies(column: Any) -> bool:
     """Say whether a column holds unique integers or texts."""
-    from pyarrow import compute, types
+    from pyarrow import types
 
     kind = column.type
     if types.is_dictionary(kind):
@@ -290,9 +290,7 @@ def _identifies(column: Any) -> bool:
             return False
     elif not (types.is_integer(kind) or named):
         return False
-    # pyarrow makes its functions as it is imported, unseen by type checkers.
-    count = getattr(compute, "count_distinct")(column).as_py()
-    return column.null_count == 0 and count == len(column)
+    return column.null_count == 0 and len(column.unique()) == len(column)
 
 
 def _as_index(where: str, name: str, index_N: NDArray) -> NDArray:
@@ -301,7 +299,8 @@ def _as_index(where: str, name: str, index_N: NDArray) -> NDArray:
         if not whole.all():
             raise DataError(
                 f"column {name!r} of {where} holds {index_N[np.argmin(whole)]} and cannot be the "
-                "index; an index holds integers or texts"
+                "index, which holds integers or texts; a column of one file alone is named as "
+                f"ROLE={name}, for example teacher={name}"
             )
         return index_N.astype(np.int64)
     return index_N
@@ -341,7 +340,9 @@ def _flat(where: str, name: str, column: Any) -> NDArray:
         return _flat(where, name, column.cast("string"))
     if not _is_list(kind):
         if types.is_nested(kind):
-            raise DataError(f"{where}: column {name!r} has type {kind}; give numbers, lists or text")
+            raise DataError(
+                f"{where}: column {name!r} has type {kind}; give numbers, lists or text"
+            )
         return column.to_numpy(zero_copy_only=False)
     lengths = set(call("list_value_length")(column).unique().to_pylist())
     if None in lengths:

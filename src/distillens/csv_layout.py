@@ -107,8 +107,7 @@ def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
 
 def _sample(path: Path) -> tuple[str, str, bool]:
     """Return the encoding, the first megabyte as text, and whether that is the whole file."""
-    opened = gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         raw = file.read(_SAMPLE_BYTES)
     encoding = "utf-8"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -56,7 +56,10 @@ def class_labels(
         by_name = _by_name(labels_N, names)
         if by_name is not None:
             counted = list(names) == [str(i) for i in range(classes)]
-            return by_name, note if counted else "labels were read as names of classes in the header"
+            return (
+                by_name,
+                note if counted else "labels were read as names of classes in the header",
+            )
     if labels_N.dtype.kind == "U":
         raise MeasureError(_unknown(labels_N, names))
     return check_labels(labels_N, classes).astype(np.int64), note

@@ -104,9 +104,7 @@ def _same_length(roles: Mapping[str, Rows]) -> None:
             )
 
 
-def _matched(
-    roles: Mapping[str, Rows], indices: Mapping[str, NDArray], identify: bool
-) -> Aligned:
+def _matched(roles: Mapping[str, Rows], indices: Mapping[str, NDArray], identify: bool) -> Aligned:
     first = next(iter(indices))
     other = next(role for role in indices if not np.array_equal(indices[role], indices[first]))
     same = {len(index_N) for index_N in indices.values()}

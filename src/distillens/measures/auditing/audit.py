@@ -18,10 +18,10 @@ from distillens.measures.auditing.dissection import dissect
 from distillens.measures.auditing.exaggeration import measure_exaggeration
 from distillens.measures.auditing.given import OUTPUT_ROLES, Given, Split, by_split, check_split
 from distillens.measures.auditing.ledger import keep_ledger
-from distillens.measures.auditing.single_pass import PerExample, look_once
-from distillens.measures.bootstrap import Resampler
 from distillens.measures.auditing.outputs import SUM_TOLERANCE
+from distillens.measures.auditing.single_pass import PerExample, look_once
 from distillens.measures.auditing.verdicts import chance_warnings
+from distillens.measures.bootstrap import Resampler
 from distillens.measures.confidence import OutputKind, Points
 from distillens.measures.intervals import wilson_interval
 from distillens.results import SCHEMA, Estimate

@@ -162,16 +162,20 @@ class Outputs:
     def read(self, chunk: slice) -> Distribution:
         """Read a chunk as probabilities, checked row by row."""
         raw_BC = self._block(chunk)
-        self._check_finite(raw_BC, chunk.start)
         log_p_BC, p_BC = self._buffers(len(raw_BC))
         if self.kind == "logits":
             self._fill(log_p_BC, raw_BC, 0.0)
-            log_p_BC -= log_p_BC.max(axis=1, keepdims=True)
+            with np.errstate(invalid="ignore"):
+                log_p_BC -= log_p_BC.max(axis=1, keepdims=True)
             np.exp(log_p_BC, out=p_BC)
             total_B1 = p_BC.sum(axis=1, keepdims=True)
+            # NaN, +∞ and a row of −∞ alone leave no finite sum.
+            if not np.isfinite(total_B1).all():
+                self._check_finite(raw_BC, chunk.start)
             p_BC /= total_B1
             log_p_BC -= np.log(total_B1)
             return Distribution(p_BC, log_p_BC, "logits")
+        self._check_finite(raw_BC, chunk.start)
         self._check_range(raw_BC, chunk.start)
         self._fill(p_BC, raw_BC, None)
         np.clip(p_BC, 0, self._total, out=p_BC)
