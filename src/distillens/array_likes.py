@@ -43,14 +43,15 @@ def as_array(value: Any) -> NDArray:
         return as_array(value.get())
     if hasattr(value, "toarray"):
         return as_array(value.toarray())
+    array: Any = value
     if isinstance(value, Sequence) and len(value) and hasattr(value[0], "detach"):
-        value = [_from_torch(one) for one in value]
+        array = [_from_torch(one) for one in value]
     try:
-        return _known_type(np.asanyarray(value))
+        return _known_type(np.asanyarray(array))
     except (TypeError, ValueError) as error:
-        if hasattr(value, "__dlpack__"):
-            return as_array(np.from_dlpack(value))
-        first = " ".join(str(error).split())[:150]
+        if hasattr(array, "__dlpack__"):
+            return as_array(np.from_dlpack(array))
+        first = " ".join(str(error).split())[:80]
         raise DataError(f"a {type(value).__name__} cannot be read as an array: {first}") from None
 
 

@@ -23,6 +23,7 @@ INDEX_NAMES = ("id", "index")
 
 _SAMPLE_BYTES = 2**20
 _SAMPLE_ROWS = 1000
+_FEWEST_ROWS = 20
 _DELIMITERS = ("\t", ";", ",", "|")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
@@ -191,15 +192,16 @@ def _has_header(
     ]
     integers = any(_INTEGER.fullmatch(cell.lstrip("+-")) for c in numeric for cell in columns[c])
     whole = all(value.is_integer() for value in values)
-    return _integers_are_header(heads, integers, whole, stated)
+    return _integers_are_header(heads, len(body), integers, whole, stated)
 
 
 def _integers_are_header(
-    heads: Sequence[str], written: bool, whole: bool, stated: bool | None
+    heads: Sequence[str], rows: int, written: bool, whole: bool, stated: bool | None
 ) -> bool | None:
     """Decide on a first row of numbers above numbers: only distinct integers may be class ids.
 
-    ``written`` says whether a number below is written as an integer, ``whole`` whether all are whole.
+    ``rows`` is how many rows below are known, ``written`` says whether a number in them is written as
+    an integer, ``whole`` whether all are whole.
     """
     plain = {cell for cell in heads if _INTEGER.fullmatch(cell)}
     in_order = [cell.removesuffix(".0") for cell in heads] == [str(i) for i in range(len(heads))]
@@ -211,6 +213,9 @@ def _integers_are_header(
     if len(heads) == 1 and not in_order:
         # One column of labels or single outputs: its default name in pandas is 0.
         return False
+    if ids and plain == {"0", "1"} and (written or not in_order or rows < _FEWEST_ROWS):
+        # A saturated prediction of two classes may be written in the same way.
+        return None
     if ids and not written:
         return True
     if not whole and in_order and len(heads) > 2:

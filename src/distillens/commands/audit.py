@@ -237,12 +237,16 @@ def _audit_arrays(
     as_json: bool,
     out: Path | None,
 ) -> None:
-    from distillens.measures.auditing import audit_with_points
+    from distillens.measures.auditing import SUM_TOLERANCE, audit_with_points
     from distillens.report import audit_text, write_audit
     from distillens.results import to_json
 
-    more = {} if tolerance is None else {"tolerance": tolerance}
-    result, points = audit_with_points(given, kind=kind, resamples=resamples, **more)
+    result, points = audit_with_points(
+        given,
+        kind=kind,
+        tolerance=SUM_TOLERANCE if tolerance is None else tolerance,
+        resamples=resamples,
+    )
     if as_json:
         typer.echo(to_json(result), nl=False)
     else:

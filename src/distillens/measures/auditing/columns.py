@@ -22,6 +22,9 @@ NO_CLASS = frozenset(
 )  # fmt: skip
 """Names, in lower case, of columns that hold no output of a class."""
 
+SLACK = 1e-9
+"""Added to tolerances, so that sums of decimals that are off by just as much are accepted."""
+
 _LOOKED_AT = 4096
 _FEWEST_COUNTED = 5
 _SHOWN = 5
@@ -67,8 +70,8 @@ def refuse_other_columns(rows: Rows, who: str, tolerance: float, option: str = "
     raise MeasureError(
         f"column {name!r} of the {who}'s outputs {why}{others}; leave it out with "
         f"{' '.join(f'--drop {one}' for one in each[:_SHOWN])}, use it as the index of the rows with "
-        f"--index {each[0]}, or keep it as a class with --keep {each[0]} (read_rows and Rows take the "
-        "same)"
+        f"--index {each[0]}, or keep it as a class with --keep {each[0]} (from Python: index, drop and "
+        "keep of read_rows, or keep of Rows)"
     )
 
 
@@ -79,7 +82,7 @@ def _suspects(head_BC: NDArray, names: Sequence[str], tolerance: float) -> dict[
         whole_C = (np.isfinite(head_BC) & (head_BC == np.rint(head_BC))).all(axis=0)
         varies_C = (head_BC != head_BC[:1]).any(axis=0)
         inside = bool((head_BC >= 0).all() and (head_BC <= 1).all())
-        sums = inside and bool((np.abs(head_BC.sum(axis=1) - 1) <= tolerance).all())
+        sums = inside and bool((np.abs(head_BC.sum(axis=1) - 1) <= tolerance + SLACK).all())
     found: dict[str, str] = {}
     mixed = not whole_C.all() and not sums
     for place, name in enumerate(names):

@@ -141,10 +141,17 @@ def _outputs(
 
 
 def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
-    """Return the names of the teacher's columns, or of another role's where those only count."""
-    named = [roles[role].names for role in OUTPUT_ROLES if role in roles]
-    known = [names for names in named if names is not None]
-    return next((names for names in known if not only_counts(names)), next(iter(known), None))
+    """Return the names of the teacher's columns, or those of another role with the same order.
+
+    Names that only count the columns give way to those of a role that was matched by position.
+    """
+    mine = roles["teacher"].names
+    if mine is None or only_counts(mine):
+        others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
+        for names in others:
+            if names is not None and set(names) != set(mine or ()):
+                return names
+    return mine
 
 
 def _rows(role: str, value: Any) -> Rows:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import MeasureError
+from distillens.measures.auditing.columns import SLACK
 from distillens.measures.confidence import OutputKind, phi_from_logits
 
 Array = NDArray[np.float64]
@@ -144,7 +145,7 @@ class Outputs:
         single = head_BC.shape[1] == 1
         if not single and kind != "logits" and low >= 0 and high > 1 + _RANGE_TOLERANCE:
             off = np.abs(head_BC.sum(axis=1) - 100).max()
-            if off <= 100 * self.tolerance:
+            if off <= 100 * (self.tolerance + SLACK):
                 self._total = 100.0
                 return "probabilities", f"the {rows} are percentages, which sum to 100"
         if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
@@ -152,7 +153,7 @@ class Outputs:
         if single:
             return None, "a single output within [0, 1]"
         off = float(np.abs(head_BC.sum(axis=1) - 1).max())
-        if off <= self.tolerance:
+        if off <= self.tolerance + SLACK:
             return "probabilities", f"the {rows} lie within [0, 1] and sum to one"
         return None, (
             f"the {rows} lie within [0, 1], but a sum differs from one by {off:.3g}, which --tolerance "
@@ -249,8 +250,8 @@ class Outputs:
         total_B1 = p_BC.sum(axis=1, keepdims=True)
         off_B = np.abs(total_B1[:, 0] / self._total - 1)
         self._off = max(self._off, float(off_B.max()))
-        if self._off > self.tolerance:
-            place = int(np.argmax(off_B > self.tolerance))
+        if self._off > self.tolerance + SLACK:
+            place = int(np.argmax(off_B > self.tolerance + SLACK))
             raise MeasureError(
                 f"the {self.role}'s probabilities sum to {float(total_B1[place, 0]):.4g} at row "
                 f"{self._row(start + place)}; they must sum to one within {self.tolerance:g}: if they "
