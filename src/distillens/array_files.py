@@ -64,6 +64,8 @@ class Rows:
     unclear_header: bool = False
     columns: tuple[str, ...] = ()
     """All columns of the file, with those that are the index or were left out."""
+    numbered: bool = False
+    """Whether the index is the default one of pandas, which numbers the rows."""
 
 
 def read_rows(
@@ -162,17 +164,17 @@ def as_rows(value: Any) -> Rows:
     if table is None:
         return Rows(as_array(value))
     found = array_of_table(f"the {type(value).__name__}", table)
-    index_N = found.index
+    index_N, numbered = found.index, found.numbered
     own = getattr(value, "index", None)
     if index_N is None and getattr(own, "is_unique", False) and getattr(own, "nlevels", 0) == 1:
-        index_N = np.asarray(own)
-    return Rows(found.values, index_N, found.names, (), found.notes)
+        index_N, numbered = np.asarray(own), type(own).__name__ == "RangeIndex"
+    return Rows(found.values, index_N, found.names, (), found.notes, numbered=numbered)
 
 
 def _rows(found: TableArray, columns: Columns) -> Rows:
     return Rows(
         found.values, found.index, found.names, columns.keep, found.notes, found.unclear,
-        found.columns,
+        found.columns, found.numbered,
     )  # fmt: skip
 
 

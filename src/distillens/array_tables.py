@@ -65,6 +65,8 @@ class TableArray:
     """Whether the first row may be a header."""
     columns: tuple[str, ...] = ()
     """All columns that there were."""
+    numbered: bool = False
+    """Whether the index is a column without a name, which usually numbers the rows."""
 
 
 def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
@@ -167,12 +169,17 @@ def array_of_table(
     if not chosen:
         raise DataError(f"{where} has no column besides {', '.join(places)}; add the values")
     index_N = None if index is None else _as_index(where, index, read(index))
+    numbered = index not in (None, columns.index) and written[places[index]] in _NAMES_OF_NAMELESS
     if len(chosen) == 1:
         values_N = read(chosen[0])
-        return TableArray(values_N, index_N, None, tuple(notes), columns=tuple(places))
+        return TableArray(
+            values_N, index_N, None, tuple(notes), columns=tuple(places), numbered=numbered
+        )
     values_NC = _stacked(where, chosen, [read(name) for name in chosen])
     shown = None if headless else tuple(chosen)
-    return TableArray(values_NC, index_N, shown, tuple(notes), columns=tuple(places))
+    return TableArray(
+        values_NC, index_N, shown, tuple(notes), columns=tuple(places), numbered=numbered
+    )
 
 
 def _stacked(where: str, names: Sequence[str], arrays: Sequence[NDArray]) -> NDArray:

@@ -234,7 +234,7 @@ def test_options_resolve_what_is_refused(form: str, tmp_path: Path, capsys):
 
 
 def test_columns_are_matched_by_name():
-    for student in (E[NAMES[::-1]], E[NAMES[::-1]].rename(columns=str.upper)):
+    for student in (E[NAMES[::-1]], E[NAMES[::-1]].rename(columns=lambda name: str(name).upper())):
         assert_same(audited(D, student, Y))
     both = D.add_prefix("teacher_"), E[NAMES[::-1]].add_prefix("student_")
     assert_same(audited(*both, Y))
@@ -299,7 +299,12 @@ def test_rows_are_matched_by_index():
     assert_same(audited(*plain))
     as_text = dl.Rows(S[reverse], ids[reverse].astype("S"))
     assert_same(audited(plain[0], as_text, plain[2]))
-    assert_same(audited(D, E.sample(frac=1, random_state=0), pd.Series(Y)))
+    frames = D.set_axis(ids), E.set_axis(ids).sample(frac=1, random_state=0), pd.Series(Y, ids)
+    assert_same(audited(*frames))
+    # Numbers that a file names "id" or that were given identify examples.
+    shuffled = np.random.default_rng(2).permutation(N)
+    rows = dl.Rows(T, np.arange(N)), dl.Rows(S[shuffled], shuffled), dl.Rows(Y, np.arange(N))
+    assert_same(audited(*rows))
     some = audited(plain[0], dl.Rows(S[:150], ids[:150]), plain[2])
     assert some.ledger.all == audited(T[:150], S[:150], Y[:150]).ledger.all
     assert any("50 of the teacher's 200 rows were left out" in note for note in some.notes)
@@ -308,7 +313,11 @@ def test_rows_are_matched_by_index():
 def test_rows_that_cannot_be_matched_are_refused():
     ids = np.arange(N)[::-1] + 1000
     with pytest.raises(MeasureError, match="or give the labels an index too"):
-        audited(D, E.sample(frac=1, random_state=0), Y)
+        audited(D.set_axis(ids), E.set_axis(ids).sample(frac=1, random_state=0), Y)
+    # The default index of outputs that were computed from shuffled data says nothing about them.
+    with pytest.raises(MeasureError, match="may be of before or after a shuffling"):
+        audited(D, E, pd.Series(Y, np.random.default_rng(2).permutation(N)))
+    assert_same(audited(D, E, pd.Series(Y, ids)))
     # Row numbers do not say which half of the examples a file holds.
     half = dl.Rows(S[:100], np.arange(100))
     with pytest.raises(MeasureError, match="the teacher has 200 rows, the student 100"):
@@ -448,9 +457,10 @@ def test_the_divergence_of_nearly_equal_logits(size: float):
     delta, p = s - t, scipy.special.softmax(t.astype(np.float64), axis=1)
     centred = delta - (p * delta).sum(axis=1, keepdims=True)
     wanted = 0.5 * (p * centred**2).sum(axis=1).mean()
-    for found in (audited(t, s, Y).fidelity.kl_teacher_student, audited(s, t, Y).fidelity):
-        kl = getattr(found, "kl_teacher_student", found)
+    for pair in ((t, s), (s, t)):
+        kl = audited(*pair, Y).fidelity.kl_teacher_student
         assert kl.value == pytest.approx(wanted, rel=1e-6 + size)
+        assert kl.interval is not None
         assert kl.interval.low <= kl.value <= kl.interval.high
     deviation = compare(t, s, Y).kl
     assert deviation == pytest.approx(wanted, rel=1e-6 + size)

@@ -27,7 +27,9 @@ def align(roles: Mapping[str, Rows]) -> Aligned:
 
     Where all indices are the same, rows stay as they are. Otherwise the rows that all roles have
     are audited, in the order of the first role. Row numbers (0, 1, 2, … or 1, 2, 3, …) do not
-    identify examples: they are matched only with an index of exactly the same numbers.
+    identify examples: they are matched only with an index of exactly the same numbers, and only if
+    the index has a name or was given. The default index of pandas may be of before or after a
+    shuffling.
 
     Raises
     ------
@@ -41,6 +43,13 @@ def align(roles: Mapping[str, Rows]) -> Aligned:
     named = {role: index_N for role, index_N in indices.items() if not _counts(index_N)}
     if named:
         first = set(next(iter(named.values())).tolist())
+        for role in indices.keys() - named.keys():
+            if roles[role].numbered and set(indices[role].tolist()) == first:
+                raise MeasureError(
+                    f"the rows of the {role} are numbered in order, the {next(iter(named))}'s are "
+                    "not, and the numbers may be of before or after a shuffling; give every array the "
+                    "index of the data, or none (--drop, or reset_index(drop=True) of pandas)"
+                )
         indices = {
             role: index_N
             for role, index_N in indices.items()
