@@ -206,7 +206,7 @@ def test_a_later_row_that_is_no_probability_is_found(arrays, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["npz", "csv", "parquet", "safetensors"])
-def test_shuffled_rows_are_refused_when_indices_disagree(form, arrays, tmp_path, capsys):
+def test_shuffled_rows_are_matched_by_index_or_refused_without(form, arrays, tmp_path, capsys):
     index = np.arange(100, 100 + N)
     order = np.r_[0:5, np.arange(5, N)[::-1]]
 
@@ -225,12 +225,17 @@ def test_shuffled_rows_are_refused_when_indices_disagree(form, arrays, tmp_path,
             (csv.write_csv if form == "csv" else parquet.write_table)(table, path)
         return str(path)
 
-    words = ["audit", "--teacher", write("teacher", order), "--labels"]
-    words += [write("labels", np.arange(N)), "--student", write("student", np.arange(N))]
-    line = refused(words, capsys)
+    words = ["audit", "--json", "--resamples", "100", "--teacher", write("teacher", order)]
+    words += ["--student", write("student", np.arange(N)), "--labels"]
+    matched = json.loads(printed([*words, write("labels", np.arange(N)[::-1])], capsys))["splits"]
+    labels = save(tmp_path, "bare", arrays["labels"], "npy")
+    line = refused([*words, labels], capsys)
     assert "at row 5 the teacher's index is 159, the student's 105; sort both by index" in line
     write("teacher", np.arange(N))
-    printed([*words, "--json", "--resamples", "100"], capsys)
+    (split,) = json.loads(printed([*words, labels], capsys))["splits"]
+    assert "rows were matched by index" in matched[0]["notes"]
+    assert matched[0]["ledger"]["all"] == split["ledger"]["all"]
+    assert matched[0]["fidelity"]["agreement"] == split["fidelity"]["agreement"]
 
 
 # --- files ---

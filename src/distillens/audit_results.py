@@ -117,12 +117,26 @@ class Exaggeration(_Result):
     """The verdict in words."""
     mislabelled: MislabelledPlace | None
     clipped: int
-    """Points whose probability had to be clipped before φ."""
+    """Points with a probability of exactly 0 or 1, whose infinite φ was placed at the largest
+    finite one (at least 16.1)."""
+
+
+@dataclass(frozen=True)
+class Infinite(_Result):
+    """Examples at which a number is infinite, and the mean over the others."""
+
+    examples: int
+    others: Estimate
+    """NaN where there are no others."""
 
 
 @dataclass(frozen=True)
 class Fidelity(_Result):
-    """How near the student is to the teacher at τ = 1. Divergences are means, in nats."""
+    """How near the student is to the teacher at τ = 1.
+
+    Divergences are means, in nats. One is infinite where a network gives a probability of exactly 0 to a
+    class that the other does not, and its mean is then infinite too.
+    """
 
     identical: bool
     """At every example: the same top class and no difference in any probability."""
@@ -132,6 +146,9 @@ class Fidelity(_Result):
     kl_student_teacher: Estimate
     total_variation: Estimate
     """Mean of ½ Σ|p − q|, in [0, 1]."""
+    infinite_kl_teacher_student: Infinite | None = None
+    """Where the divergence is infinite; None where it is nowhere."""
+    infinite_kl_student_teacher: Infinite | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +179,10 @@ class Calibration(_Result):
     brier: Estimate
     """Mean of Σ_c (p_c − 1[c = label])², in [0, 2]."""
     nll: Estimate
-    """Mean of −ln p[label], in nats."""
+    """Mean of −ln p[label], in nats; infinite where a label has a probability of exactly 0."""
     reliability: tuple[ReliabilityBin, ...]
+    infinite_nll: Infinite | None = None
+    """Where −ln p[label] is infinite; None where it is nowhere."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +268,8 @@ class SplitAudit(_Result):
     dissection: tuple[DissectedPart, ...] = ()
     """The confidence plot taken apart; parts without examples are left out."""
     notes: tuple[str, ...] = ()
+    majority: float | None = None
+    """Share of the most frequent true class; None in audits of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +284,8 @@ class Audit(_Result):
     bootstrap_seed: int
     version: str
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Networks whose accuracy is not above that of always answering the most frequent class."""
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.measure import Measurement
 
 from distillens.commands.terminal import console, error_console, show, show_json
-from distillens.errors import RecipeError
+from distillens.errors import RecipeError, nearest
 from distillens.paths import user_path
 
-_FILES = "An npy, npz, csv, parquet or safetensors file, or FILE::KEY; SPLIT=FILE for several."
+if TYPE_CHECKING:
+    from distillens.array_files import Rows
+
+_ROLES = {"reference": "one-hot student", "other-teacher": "other teacher"}
+"""What the results call roles that have another name on the command line."""
+
+_COLUMN = (
+    "NAME applies to every file that has it, ROLE=NAME to one, such as teacher=f0 (f0 is first)."
+)
+_FILES = "An npy, npz, csv, tsv, parquet or safetensors file, or FILE::KEY; SPLIT=FILE for several."
 
 
 def audit_command(
@@ -30,7 +39,10 @@ def audit_command(
         list[str] | None,
         typer.Option(help="The student's outputs, alike; of a run: a supervision, by default all."),
     ] = None,
-    labels: Annotated[list[str] | None, typer.Option(help="True classes, from 0.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="True classes: integers from 0, or names in the header of the outputs."),
+    ] = None,
     inputs: Annotated[
         list[str] | None, typer.Option(help="Inputs; text is shown with the telling examples.")
     ] = None,
@@ -45,6 +57,29 @@ def audit_command(
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="logits or probabilities; by default detected, and said.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Accepted deviation of a row of rounded probabilities from a sum of 1. [0.001]"
+        ),
+    ] = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help=f"Column that is the index of the rows. {_COLUMN}")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help=f"Column to leave out. {_COLUMN}")] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Column that is a class although it looks like row numbers or labels. {_COLUMN}"
+        ),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether a first row of integers in a csv file is a header; detected if omitted.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     out: Annotated[
@@ -87,6 +122,8 @@ def audit_command(
     arrays = {
         "--teacher": teacher, "--labels": labels, "--inputs": inputs, "--mislabelled": mislabelled,
         "--reference": reference, "--other-teacher": other_teacher, "--kind": kind,
+        "--tolerance": tolerance, "--index": index, "--drop": drop, "--keep": keep,
+        "--header": header,
     }  # fmt: skip
     of_run = {
         "--seed": seed, "--other-teacher-run": other_teacher_run, "--over-training": over_training,
@@ -96,14 +133,12 @@ def audit_command(
         _refuse_given(of_run, "is for the audit of a run; name the run, or leave it out")
         if not (teacher and student and labels):
             raise RecipeError("give a run, or --teacher, --student and --labels")
-        _audit_arrays(
-            {
-                "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
-                "mislabelled": mislabelled, "one-hot student": reference,
-                "other teacher": other_teacher,
-            },
-            kind, resamples, as_json, out,
-        )  # fmt: skip
+        files = {
+            "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
+            "mislabelled": mislabelled, "reference": reference, "other-teacher": other_teacher,
+        }  # fmt: skip
+        given = _read(files, {"--index": index, "--drop": drop, "--keep": keep}, header)
+        _audit_arrays(given, kind, tolerance, resamples, as_json, out)
         return
     _refuse_given(arrays, "is for the audit of arrays; leave it out where a run is given")
     if student is not None and len(student) > 1:
@@ -141,20 +176,88 @@ def _refuse_given(options: Mapping[str, object], why: str) -> None:
             raise RecipeError(f"{name} {why}")
 
 
+def _read(
+    files: Mapping[str, list[str] | None],
+    options: Mapping[str, list[str] | None],
+    header: bool | None,
+) -> dict[str, Rows | dict[str, Rows] | None]:
+    """Read the files of each role, with the columns that options name.
+
+    Raises
+    ------
+    RecipeError
+        An option names no column, or several columns as the index of one file.
+    """
+    from distillens.array_files import read_splits
+    from distillens.array_tables import Columns
+
+    found: dict[str, Rows | dict[str, Rows] | None] = {}
+    known: set[str] = set()
+    used: set[str] = set()
+    for role, places in files.items():
+        if not places:
+            found[_ROLES.get(role, role)] = None
+            continue
+        named = {name: _columns_of(role, each or [], files) for name, each in options.items()}
+        if len(named["--index"]) > 1:
+            raise RecipeError(f"--index names {len(named['--index'])} columns for {role}; give one")
+        rows = read_splits(
+            places,
+            Columns(
+                next(iter(named["--index"].values()), None),
+                tuple(named["--drop"].values()),
+                tuple(named["--keep"].values()),
+                header,
+                strict=False,
+            ),
+        )
+        found[_ROLES.get(role, role)] = rows
+        for one in rows.values() if isinstance(rows, dict) else [rows]:
+            # The only column of a file is its values.
+            columns = set(one.columns) if len(one.columns) > 1 else set()
+            known |= columns
+            each_written = [pair for each in named.values() for pair in each.items()]
+            used |= {written for written, name in each_written if name in columns}
+    for name, each in options.items():
+        for written in each or []:
+            if written not in used:
+                raise RecipeError(
+                    f"{name} {written}: no file has such a column{nearest(written, known)}"
+                )
+    return found
+
+
+def _columns_of(role: str, written: Sequence[str], roles: Iterable[str]) -> dict[str, str]:
+    """Return the columns that an option names for a role, by what was written: NAME or ROLE=NAME."""
+    found = {}
+    for one in written:
+        head, separator, rest = one.partition("=")
+        if separator and head in roles:
+            if head == role:
+                found[one] = rest
+        else:
+            found[one] = one
+    return found
+
+
 def _audit_arrays(
-    roles: Mapping[str, list[str] | None],
+    given: Mapping[str, Rows | dict[str, Rows] | None],
     kind: str | None,
+    tolerance: float | None,
     resamples: int,
     as_json: bool,
     out: Path | None,
 ) -> None:
-    from distillens.array_files import read_splits
-    from distillens.measures.auditing import audit_with_points
+    from distillens.measures.auditing import SUM_TOLERANCE, audit_with_points
     from distillens.report import audit_text, write_audit
     from distillens.results import to_json
 
-    given = {role: read_splits(files) if files else None for role, files in roles.items()}
-    result, points = audit_with_points(given, kind=kind, resamples=resamples)
+    result, points = audit_with_points(
+        given,
+        kind=kind,
+        tolerance=SUM_TOLERANCE if tolerance is None else tolerance,
+        resamples=resamples,
+    )
     if as_json:
         show_json(to_json(result))
     else:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distillens.array_likes import as_array
 from distillens.errors import KernelError, MeasureError
 from distillens.linalg import ASYMMETRY
 
@@ -97,7 +98,7 @@ def kernel_target_alignment(
         centred).
     """
     gram = _Centred(gram_NN, "only", centred=centred)
-    y = np.asarray(targets, dtype=np.float64)
+    y = np.asarray(as_array(targets), dtype=np.float64)
     if y.ndim not in (1, 2) or len(y) != gram.size or y.size == 0:
         raise MeasureError(
             f"targets of shape {y.shape} do not fit a Gram of {gram.size} rows; "
@@ -128,7 +129,7 @@ class _Centred:
     """Reads a Gram by rows: in float64, divided by its largest entry and, as asked, centred."""
 
     def __init__(self, gram: ArrayLike, name: str, *, centred: bool = True) -> None:
-        self._gram = np.asanyarray(gram)
+        self._gram = as_array(gram)
         self._name, self._centred = name, centred
         shape = self._gram.shape
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:

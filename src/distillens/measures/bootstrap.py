@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from distillens.audit_results import Infinite
 from distillens.errors import MeasureError
 from distillens.measures.intervals import LEVEL
 from distillens.results import Estimate, Interval
@@ -88,9 +89,24 @@ class Resampler:
         return Estimate(value, Interval(float(low), float(high), LEVEL, self.method))
 
     def mean(self, values_N: NDArray) -> Estimate:
-        """Return the mean of an array with its interval."""
+        """Return the mean of an array with its interval; an infinite mean has none."""
+        if not np.isfinite(values_N).all():
+            return Estimate(float(np.mean(values_N)))
         sums_R2 = self.sums([np.ones(len(values_N)), values_N])
         return self.estimate(float(np.mean(values_N)), sums_R2[:, 1] / sums_R2[:, 0])
+
+    def without_infinite(self, values_N: NDArray) -> Infinite | None:
+        """Return the number of infinite values and the mean of the others; None without any."""
+        finite_N = np.isfinite(values_N)
+        count = int(np.count_nonzero(~finite_N))
+        if count == 0:
+            return None
+        if count == len(values_N):
+            return Infinite(count, Estimate(float("nan")))
+        kept_N = np.where(finite_N, values_N, 0.0)
+        sums_R2 = self.sums([finite_N, kept_N])
+        mean = float(kept_N[finite_N].mean())
+        return Infinite(count, self.estimate(mean, ratio(sums_R2[:, 1], sums_R2[:, 0])))
 
 
 def ratio(above_R: Array, below_R: Array) -> Array:

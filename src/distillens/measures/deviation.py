@@ -91,9 +91,14 @@ def deviation(
     for name, kind in (("teacher", teacher_kind), ("student", student_kind)):
         if kind == "probabilities":
             notes.append(
-                f"the {name}'s outputs were read as probabilities, clipped to "
-                f"[{clip:g}, 1 - {clip:g}], and divided by their sum for KL"
+                f"the {name}'s outputs were read as probabilities: clipped to [{clip:g}, "
+                f"1 - {clip:g}] for the plot, and divided by their sum for KL"
             )
+    if found.infinite:
+        notes.append(
+            f"KL is infinite at {found.infinite:,} of {len(x_N):,} examples, where the student gives "
+            f"a probability of 0; its mean over the others is {found.finite_kl:.4g}"
+        )
     result = Deviation(
         student=student,
         seed=seed,

@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distillens.array_likes import as_array
 from distillens.errors import MeasureError
 from distillens.results import KernelForm
 
@@ -35,7 +36,7 @@ def gram_blocks(gram: ArrayLike, form: KernelForm) -> NDArray:
         The form is unknown, or the Gram has another number of axes.
     """
     check_form(form)
-    array = np.asarray(gram)
+    array = as_array(gram)
     if array.ndim != (3 if form == "class-diagonal" else 2) or array.size == 0:
         raise MeasureError(
             f"a {form} Gram has shape {_SHAPES[form]}, this one has {array.shape}; "
@@ -60,7 +61,7 @@ def fit_targets(
     MeasureError
         They do not fit a Gram of that form and shape, or are not finite.
     """
-    y = np.asarray(array, dtype=np.float64)
+    y = np.asarray(as_array(array), dtype=np.float64)
     side = gram_shape[-1]
     if form == "binary":
         good, wanted = y.shape == (side,), f"({side},)"

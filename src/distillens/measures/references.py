@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distillens.array_likes import as_array
 from distillens.errors import KernelError, MeasureError
 from distillens.linalg import Factor
 from distillens.measures.complexity import ComplexityMeter
@@ -62,7 +63,7 @@ def diagonal_reference(targets: ArrayLike, form: KernelForm) -> float:
         The form is unknown; or the targets do not fit it, are not finite or are none.
     """
     check_form(form)
-    y = np.asarray(targets, dtype=np.float64)
+    y = np.asarray(as_array(targets), dtype=np.float64)
     if y.ndim != (1 if form == "binary" else 2) or y.size == 0:
         wanted = "(N,)" if form == "binary" else "(N, C)"
         raise MeasureError(f"targets of shape {y.shape} do not fit the form {form}; give {wanted}")

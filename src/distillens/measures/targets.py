@@ -15,6 +15,7 @@ import numpy as np
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
+from distillens.array_likes import as_array
 from distillens.errors import MeasureError
 
 Array = NDArray[np.float64]
@@ -33,7 +34,7 @@ def coding_of(outputs: int) -> Coding:
 
 def softmax(logits_NC: ArrayLike, temperature: float = 1.0) -> Array:
     """Return σ(z/τ) over the last axis, in float64."""
-    scaled = np.asarray(logits_NC, dtype=np.float64) / _check_temperature(temperature)
+    scaled = np.asarray(as_array(logits_NC), dtype=np.float64) / _check_temperature(temperature)
     return scipy.special.softmax(scaled, axis=-1)
 
 
@@ -119,7 +120,7 @@ def prediction_targets(outputs_NC: ArrayLike) -> Array:
 
 def check_labels(labels_N: ArrayLike, classes: int) -> NDArray[np.integer]:
     """Return labels as an integer array, or raise MeasureError if one is not in 0 … C−1."""
-    labels = np.asarray(labels_N)
+    labels = as_array(labels_N)
     if classes < 2:
         raise MeasureError(
             f"{classes} classes; labels need at least 2 (one output means 2 classes)"
@@ -139,7 +140,7 @@ def check_labels(labels_N: ArrayLike, classes: int) -> NDArray[np.integer]:
 
 
 def _check_outputs(outputs_NC: ArrayLike) -> Array:
-    outputs = np.asarray(outputs_NC, dtype=np.float64)
+    outputs = np.asarray(as_array(outputs_NC), dtype=np.float64)
     if outputs.ndim != 2 or outputs.shape[1] == 0:
         raise MeasureError(
             f"outputs have shape {outputs.shape}; give (N, C), or (N, 1) for a single output"

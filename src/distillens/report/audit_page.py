@@ -65,7 +65,12 @@ def audit_page(
             element("dt", name),
             element(
                 "dd",
-                " ".join(f"{split.split}: {_says(split)}" for split in student.audit.splits),
+                " ".join(
+                    [
+                        *(f"Warning: {warning}." for warning in student.audit.warnings),
+                        *(f"{split.split}: {_says(split)}" for split in student.audit.splits),
+                    ]
+                ),
             ),
         )
         for name, student in zip(names, students, strict=True)

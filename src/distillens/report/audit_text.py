@@ -12,6 +12,7 @@ from rich.text import Text
 from distillens.audit_results import (
     Audit,
     Exaggeration,
+    Infinite,
     LedgerEntry,
     OverTraining,
     RunAudit,
@@ -20,7 +21,7 @@ from distillens.audit_results import (
 )
 from distillens.report.audit_curves import moment
 from distillens.report.text import estimate, fixed, number, percent, plural, printable, slope
-from distillens.results import Interval
+from distillens.results import Estimate, Interval
 
 _SHOWN = 5
 _EPOCHS_SHOWN = 6
@@ -28,7 +29,7 @@ _EPOCHS_SHOWN = 6
 
 def audit_text(audit: Audit) -> Group:
     """Return an audit for the terminal: per split the verdict, slopes, fidelity and the ledger."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [_warning(warning) for warning in audit.warnings]
     for role in dict.fromkeys(read.role for read in audit.kinds):
         reads = [read for read in audit.kinds if read.role == role]
         told = dict.fromkeys(f"{read.kind} ({read.how})" for read in reads)
@@ -40,7 +41,11 @@ def audit_text(audit: Audit) -> Group:
 
 def run_audit_text(audit: RunAudit) -> Group:
     """Return the audit of a run's students for the terminal, with the way there and the kernels."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [
+        _warning(f"{student.student}, seed {student.seed}: {warning}")
+        for student in audit.students
+        for warning in student.audit.warnings
+    ]
     if audit.other_teacher is not None:
         parts.append(Text(f"other teacher: that of the run {printable(audit.other_teacher)}"))
     for student in audit.students:
@@ -58,6 +63,10 @@ def run_audit_text(audit: RunAudit) -> Group:
         ]
         parts += [Text(f"note: {printable(note)}") for note in student.notes]
     return Group(*parts)
+
+
+def _warning(text: str) -> Text:
+    return Text(f"warning: {printable(text)}", style="bold red")
 
 
 def _way(over: OverTraining) -> list[RenderableType]:
@@ -119,8 +128,10 @@ def _split(split: SplitAudit) -> list[RenderableType]:
     parts.append(
         Text(
             f"Fidelity: same top class {estimate(fidelity.agreement, 1, 100)} %, "
-            f"KL(teacher ‖ student) {number(fidelity.kl_teacher_student.value)}, "
-            f"KL(student ‖ teacher) {number(fidelity.kl_student_teacher.value)} nats, "
+            f"KL(teacher ‖ student) "
+            f"{_mean(fidelity.kl_teacher_student, fidelity.infinite_kl_teacher_student)}, "
+            f"KL(student ‖ teacher) "
+            f"{_mean(fidelity.kl_student_teacher, fidelity.infinite_kl_student_teacher)} nats, "
             f"total variation {number(fidelity.total_variation.value)}."
         )
     )
@@ -165,10 +176,16 @@ def _calibration(split: SplitAudit) -> Table:
             f"{percent(found.ece, 2)} ({_chance(found.ece_if_calibrated)})",
             f"{percent(found.adaptive_ece, 2)} ({_chance(found.adaptive_ece_if_calibrated)})",
             number(found.brier.value),
-            number(found.nll.value),
+            _mean(found.nll, found.infinite_nll),
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _mean(value: Estimate, infinite: Infinite | None) -> str:
+    if infinite is None:
+        return number(value.value)
+    return f"∞ at {infinite.examples:,}, {number(infinite.others.value)} at the others"
 
 
 def _chance(interval: Interval) -> str:

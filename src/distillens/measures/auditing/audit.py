@@ -18,9 +18,11 @@ from distillens.measures.auditing.dissection import dissect
 from distillens.measures.auditing.exaggeration import measure_exaggeration
 from distillens.measures.auditing.given import OUTPUT_ROLES, Given, Split, by_split, check_split
 from distillens.measures.auditing.ledger import keep_ledger
+from distillens.measures.auditing.outputs import SUM_TOLERANCE
 from distillens.measures.auditing.single_pass import PerExample, look_once
+from distillens.measures.auditing.verdicts import chance_warnings
 from distillens.measures.bootstrap import Resampler
-from distillens.measures.confidence import CLIP, OutputKind, Points
+from distillens.measures.confidence import OutputKind, Points
 from distillens.measures.intervals import wilson_interval
 from distillens.results import SCHEMA, Estimate
 
@@ -35,22 +37,26 @@ def audit(
     reference: Given | None = None,
     other_teacher: Given | None = None,
     kind: str | Mapping[str, str] | None = None,
+    tolerance: float = SUM_TOLERANCE,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
     telling: int = 10,
 ) -> Audit:
     """Audit a student against its teacher, in one pass over the arrays and without any framework.
 
-    Each of the arrays may be an array, `Rows` with a stable index, or a mapping from the name of a
-    split to one of these. Without a mapping there is one split, "all".
+    Each of the arrays may be a NumPy array, a tensor or array of another library, a table of pandas,
+    polars or PyArrow, `Rows` with a stable index, or a mapping from the name of a split to one of
+    these. Without a mapping there is one split, "all". Rows are matched by index where arrays have
+    one, and columns by name where both networks have names.
 
     Parameters
     ----------
     teacher, student
         Outputs (N, C) at τ = 1, or (N, 1) for one output that speaks of class 1. Memory maps are
-        read in chunks.
+        read in chunks. A logit of −∞ masks a class.
     labels
-        True classes (N,), integers in 0 … C−1.
+        True classes (N,), integers in 0 … C−1, or names of classes where the outputs have a header;
+        or one-hot rows (N, C).
     inputs
         (N, …); text and single numbers are shown with the most telling examples.
     mislabelled
@@ -63,6 +69,9 @@ def audit(
         "logits" or "probabilities" for all outputs, or a mapping from role ("teacher", "student",
         "one-hot student", "other teacher") to one of them. What is not stated is detected, and the
         result says why; where it cannot be told it is an error.
+    tolerance
+        How far the sum of a row of probabilities may be from one, because they were rounded. Rows
+        are divided by their sum, and the result notes by how much they were off.
     resamples, bootstrap_seed
         Of the bootstrap; see `distillens.measures.bootstrap`.
     telling
@@ -76,22 +85,25 @@ def audit(
     Raises
     ------
     MeasureError
-        Arrays do not fit each other, a value is NaN or infinite, rows of probabilities do not sum
-        to one, labels are out of range or all the same, a split is empty.
+        Arrays do not fit each other, a value is NaN or +∞, rows of probabilities do not sum to one,
+        a column looks like row numbers or predicted classes, labels are out of range or all the
+        same, a split is empty.
     """
     given = {
         "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
         "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
     }  # fmt: skip
     return audit_with_points(
-        given, kind=kind, resamples=resamples, bootstrap_seed=bootstrap_seed, telling=telling
-    )[0]
+        given, kind=kind, tolerance=tolerance, resamples=resamples, bootstrap_seed=bootstrap_seed,
+        telling=telling,
+    )[0]  # fmt: skip
 
 
 def audit_with_points(
     given: Mapping[str, Given | None],
     *,
     kind: str | Mapping[str, str] | None = None,
+    tolerance: float = SUM_TOLERANCE,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
     telling: int = 10,
@@ -106,7 +118,7 @@ def audit_with_points(
     splits: dict[str, Split] = {}
     for name, roles in by_split(given).items():
         try:
-            splits[name] = check_split(roles, kinds)
+            splits[name] = check_split(roles, kinds, tolerance)
         except MeasureError as error:
             raise _about(name, error) from None
     _check_classes(splits)
@@ -136,6 +148,7 @@ def audit_with_points(
         bootstrap_seed=bootstrap_seed,
         version=_version(),
         seconds=time.perf_counter() - started,
+        warnings=tuple(warning for split in audits for warning in chance_warnings(split)),
     )
     return result, points
 
@@ -143,14 +156,15 @@ def audit_with_points(
 def _audit_split(
     name: str, split: Split, found: PerExample, resampler: Resampler, seed: int, telling: int
 ) -> SplitAudit:
-    notes = [note for outputs in split.outputs.values() for note in outputs.notes]
+    notes = [*split.notes]
+    notes += [note for outputs in split.outputs.values() for note in outputs.notes]
     exaggeration, more = measure_exaggeration(
-        found.x_N, found.y_N, found.references, split.mislabelled_N, found.clipped, resampler
+        found.x_N, found.y_N, found.references, split.mislabelled_N, found.placed, resampler
     )
-    if found.clipped:
+    if found.placed:
         notes.append(
-            f"{found.clipped:,} points had a probability nearer to 0 or 1 than {CLIP:g} and were "
-            "clipped; logits would show them where they are"
+            f"{found.placed:,} points had a probability of exactly 0 or 1 and were placed at log-odds "
+            f"of ±{found.edge:.3g}; logits would show them where they are"
         )
     calibration = tuple(
         measure_calibration(who, judged, split.labels_N, resampler, seed)
@@ -167,6 +181,7 @@ def _audit_split(
         calibration=calibration,
         ledger=ledger,
         dissection=dissect(_points(found, split)),
+        majority=float(np.bincount(split.labels_N).max() / len(split.labels_N)),
         notes=tuple(notes + more),
     )
 
@@ -174,12 +189,15 @@ def _audit_split(
 def _fidelity(found: PerExample, resampler: Resampler) -> Fidelity:
     same_N = found.teacher.top_N == found.student.top_N
     share = float(same_N.mean())
+    forward_N, backward_N = found.kl_teacher_student_N, found.kl_student_teacher_N
     return Fidelity(
         identical=found.differing == 0 and bool(same_N.all()),
         agreement=Estimate(share, wilson_interval(share, len(same_N))),
-        kl_teacher_student=resampler.mean(found.kl_teacher_student_N),
-        kl_student_teacher=resampler.mean(found.kl_student_teacher_N),
+        kl_teacher_student=resampler.mean(forward_N),
+        kl_student_teacher=resampler.mean(backward_N),
         total_variation=resampler.mean(found.total_variation_N),
+        infinite_kl_teacher_student=resampler.without_infinite(forward_N),
+        infinite_kl_student_teacher=resampler.without_infinite(backward_N),
     )
 
 

@@ -48,6 +48,7 @@ def measure_calibration(
         adaptive_ece_if_calibrated=adaptive.if_calibrated(rng),
         brier=resampler.mean(judged.brier_N),
         nll=resampler.mean(judged.nll_N),
+        infinite_nll=resampler.without_infinite(judged.nll_N),
         reliability=even.reliability(),
     )
 

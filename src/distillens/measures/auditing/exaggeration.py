@@ -143,9 +143,10 @@ def _both(
     x: Array, y_N: Array, mask_N: Mask, resampler: Resampler, what: str, notes: list[str]
 ) -> tuple[Drawn, Drawn]:
     """Return the ordinary and the robust slope."""
-    inside_x, inside_y = x[mask_N], y_N[mask_N]
-    y = y_N - inside_y.mean()
-    line = huber_line(inside_x, inside_y - inside_y.mean())
+    # Centred as x is, so that a student equal to its teacher has a slope of exactly 1.
+    y = y_N - y_N[mask_N].mean()
+    inside_x, inside_y = x[mask_N], y[mask_N]
+    line = huber_line(inside_x, inside_y)
     if not line.converged:
         notes.append(f"the robust fit had not settled when it was stopped ({what})")
     columns = [*least_squares_columns(x, y, mask_N), *huber_columns(line, x, y, mask_N)]

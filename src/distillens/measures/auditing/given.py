@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distillens.array_files import Rows
-from distillens.errors import MeasureError
-from distillens.measures.auditing.outputs import Outputs
+from distillens.array_files import Rows, as_rows
+from distillens.array_likes import as_array
+from distillens.errors import DataError, MeasureError
+from distillens.measures.auditing.alignment import Aligned, align
+from distillens.measures.auditing.columns import (
+    column_order,
+    only_counts,
+    refuse_other_columns,
+)
+from distillens.measures.auditing.outputs import SUM_TOLERANCE, Outputs, as_matrix
+from distillens.measures.class_labels import class_labels
 from distillens.measures.confidence import OutputKind
-from distillens.measures.targets import check_labels
 
 Given: TypeAlias = ArrayLike | Rows | Mapping[str, Any]
-"""An array or `Rows`, or one of them for each split by its name."""
+"""An array, tensor, table or `Rows`, or one of them for each split by its name."""
+
+OPTIONS = {"one-hot student": "reference", "other teacher": "other-teacher"}
+"""Options of the command line for roles that have another name there."""
 
 OUTPUT_ROLES = ("teacher", "student", "one-hot student", "other teacher")
 ONE_SPLIT = "all"
@@ -33,6 +44,7 @@ class Split:
     index_N: NDArray | None
     inputs: NDArray | None
     classes: int
+    notes: tuple[str, ...] = ()
 
 
 def by_split(given: Mapping[str, Given | None]) -> dict[str, dict[str, Rows]]:
@@ -48,7 +60,7 @@ def by_split(given: Mapping[str, Given | None]) -> dict[str, dict[str, Rows]]:
         if value is None:
             continue
         splits = value if isinstance(value, Mapping) else {ONE_SPLIT: value}
-        named[role] = {str(name): _rows(one) for name, one in splits.items()}
+        named[role] = {str(name): _rows(role, one) for name, one in splits.items()}
     first_role, first = next(iter(named.items()))
     if not first:
         raise MeasureError(f"the {first_role} was given without any split; give at least one")
@@ -61,46 +73,125 @@ def by_split(given: Mapping[str, Given | None]) -> dict[str, dict[str, Rows]]:
     return {split: {role: named[role][split] for role in named} for split in first}
 
 
-def check_split(roles: dict[str, Rows], kinds: Mapping[str, OutputKind | None]) -> Split:
-    """Check one split's arrays against each other.
+def check_split(
+    roles: dict[str, Rows],
+    kinds: Mapping[str, OutputKind | None],
+    tolerance: float = SUM_TOLERANCE,
+) -> Split:
+    """Check one split's arrays against each other, and bring rows and columns into one order.
 
     Raises
     ------
     MeasureError
-        Lengths, classes or indices differ, labels are out of range, or a mask is no mask.
+        Lengths, classes or indices differ, a column is no class, labels are out of range, or a mask
+        is no mask.
     """
-    outputs = {
-        role: Outputs(role, roles[role].values, kinds[role])
-        for role in OUTPUT_ROLES
-        if role in roles
-    }
-    teacher = outputs["teacher"]
-    for role, rows in roles.items():
-        if len(rows.values) != len(teacher.values):
-            raise MeasureError(
-                f"the teacher has {len(teacher.values):,} rows, the {role} {len(rows.values):,}; "
-                "give the same examples to every role"
-            )
-    for role, other in outputs.items():
-        if other.classes != teacher.classes:
-            raise MeasureError(
-                f"the teacher has {teacher.classes:,} classes, the {role} {other.classes:,}; "
-                "an audit needs the same classes in the same order"
-            )
-    labels_N = check_labels(_column(roles["labels"].values, "labels"), teacher.classes)
-    index_N = _same_index(roles)
+    roles, notes = _without_headers(roles)
+    for role in OUTPUT_ROLES:
+        if role in roles:
+            roles[role] = replace(roles[role], values=as_matrix(role, roles[role].values))
+            option = f"{OPTIONS.get(role, role)}="
+            refuse_other_columns(roles[role], role, tolerance, option)
+    aligned = align(roles)
+    outputs, more = _outputs(roles, kinds, tolerance, aligned)
+    classes = outputs["teacher"].classes
+    labels = roles["labels"]
+    labels_N, note = class_labels(labels.values, classes, _class_names(roles), labels.names)
     mask_N = None
     if "mislabelled" in roles:
         mask_N = _mask(_column(roles["mislabelled"].values, "mislabelled"))
-    inputs = roles["inputs"].values if "inputs" in roles else None
-    return Split(outputs, labels_N, mask_N, index_N, inputs, teacher.classes)
+    notes += [*aligned.notes, *more, *([] if note is None else [note])]
+    return Split(
+        outputs,
+        _taken(labels_N, aligned.rows["labels"]),
+        None if mask_N is None else _taken(mask_N, aligned.rows["mislabelled"]),
+        aligned.index_N,
+        _taken(roles["inputs"].values, aligned.rows["inputs"]) if "inputs" in roles else None,
+        classes,
+        tuple(notes),
+    )
 
 
-def _rows(value: Any) -> Rows:
-    rows = value if isinstance(value, Rows) else Rows(np.asanyarray(value))
+def _outputs(
+    roles: Mapping[str, Rows],
+    kinds: Mapping[str, OutputKind | None],
+    tolerance: float,
+    aligned: Aligned,
+) -> tuple[dict[str, Outputs], list[str]]:
+    """Return the outputs of each role in the order of the teacher's rows and columns, and notes."""
+    found: dict[str, Outputs] = {}
+    notes: list[str] = []
+    for role in OUTPUT_ROLES:
+        if role not in roles:
+            continue
+        rows = roles[role]
+        order_C, note = column_order(roles["teacher"].names, rows.names, role)
+        found[role] = Outputs(
+            role, rows.values, kinds[role], tolerance=tolerance, rows_N=aligned.rows[role],
+            order_C=order_C,
+        )  # fmt: skip
+        notes += [*rows.notes, *([] if note is None else [note])]
+        classes = found["teacher"].classes
+        if found[role].classes != classes:
+            raise MeasureError(
+                f"the teacher has {classes:,} classes, the {role} {found[role].classes:,}; "
+                "an audit needs the same classes in the same order"
+            )
+    return found, notes
+
+
+def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
+    """Return the names of the teacher's columns, or those of another role with the same order.
+
+    Names that only count the columns give way to those of a role that was matched by position.
+    """
+    mine = roles["teacher"].names
+    if mine is None or only_counts(mine):
+        others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
+        for names in others:
+            if names is not None and set(names) != set(mine or ()):
+                return names
+    return mine
+
+
+def _rows(role: str, value: Any) -> Rows:
+    if isinstance(value, str | Path):
+        raise MeasureError(f"the {role} is the text {str(value)[:60]!r}; read files with read_rows")
+    try:
+        rows = as_rows(value)
+        rows = replace(rows, values=as_array(rows.values))
+    except DataError as error:
+        raise MeasureError(f"the {role}: {error}") from None
     if rows.values.ndim == 0:
         raise MeasureError(f"a single {rows.values.dtype} is no array of examples; give (N, …)")
     return rows
+
+
+def _without_headers(roles: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[str]]:
+    """Leave out a first row that may be a header where the other arrays have one row less."""
+    unclear = [role for role, rows in roles.items() if rows.unclear_header]
+    sure = [len(rows.values) for rows in roles.values() if not rows.unclear_header]
+    if not unclear:
+        return dict(roles), []
+    if not sure:
+        raise MeasureError(
+            f"the first row of the {unclear[0]} may be a header or the first example; say which with "
+            "--header or --no-header (read_rows takes header)"
+        )
+    found, notes = dict(roles), []
+    for role in unclear:
+        rows = roles[role]
+        if len(rows.values) == sure[0] + 1:
+            index_N = None if rows.index is None else rows.index[1:]
+            found[role] = replace(rows, values=rows.values[1:], index=index_N)
+            notes.append(
+                f"the first row of the {role} was read as a header: the other arrays have one row less"
+            )
+    return found, notes
+
+
+def _taken(values: NDArray, rows_N: NDArray | None) -> NDArray:
+    return values if rows_N is None else values[rows_N]
 
 
 def _column(values: NDArray, role: str) -> NDArray:
@@ -112,35 +203,8 @@ def _column(values: NDArray, role: str) -> NDArray:
     return np.asarray(column)
 
 
-def _same_index(roles: dict[str, Rows]) -> NDArray | None:
-    """Return the index that roles share, or raise at the first row where two disagree."""
-    first_role, first_N = "", None
-    for role, rows in roles.items():
-        if rows.index is None:
-            continue
-        index_N = np.asarray(rows.index)
-        if index_N.shape != (len(rows.values),):
-            raise MeasureError(
-                f"the {role}'s index has shape {index_N.shape} for {len(rows.values)} rows; "
-                "give one index a row"
-            )
-        if first_N is None:
-            first_role, first_N = role, index_N
-            if len(np.unique(index_N)) < len(index_N):
-                raise MeasureError(f"the {role}'s index repeats; give each row an index of its own")
-            continue
-        differ_N = index_N != first_N
-        if np.any(differ_N):
-            row = int(np.argmax(differ_N))
-            raise MeasureError(
-                f"the rows are in another order: at row {row} the {first_role}'s index is "
-                f"{first_N[row]}, the {role}'s {index_N[row]}; sort both by index"
-            )
-    return first_N
-
-
 def _mask(mask: NDArray) -> NDArray[np.bool_]:
-    if mask.dtype.kind not in "biu" or not np.isin(mask, (0, 1)).all():
+    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise MeasureError(
             f"mislabelled has type {mask.dtype} or values other than 0 and 1; give a mask, "
             "1 where the label is wrong"

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.measures.auditing.outputs import Distribution, Outputs
+from distillens.measures.confidence import differences, place_infinite
 
 Array = NDArray[np.float64]
 
-_CHUNK_NUMBERS = 2**18
-"""Numbers of a chunk: a handful of float32 arrays of this size fit a processor's cache."""
+_CHUNK_NUMBERS = 2**16
+"""Numbers of a chunk: a handful of float64 arrays of this size fit a processor's cache."""
 
 _RELEASE_EVERY = 256
 
@@ -47,7 +48,9 @@ class PerExample:
     kl_teacher_student_N: Array
     kl_student_teacher_N: Array
     total_variation_N: Array
-    clipped: int
+    placed: int
+    """Points with a probability of exactly 0 or 1, which were placed at ±``edge``."""
+    edge: float
     differing: int = field(default=0)
     """Examples with a difference in any probability."""
 
@@ -67,37 +70,27 @@ def look_once(
     x_N, y_N = np.empty(examples), np.empty(examples)
     reference_y = {name: np.empty(examples) for name in references}
     forward_N, backward_N, variation_N = (np.empty(examples) for _ in range(3))
-    clipped = differing = 0
     step = max(1, _CHUNK_NUMBERS // teacher.classes)
     everyone = [teacher, student, *references.values()]
     for turn, start in enumerate(range(0, examples, step)):
         chunk = slice(start, min(start + step, examples))
         te, st = teacher.read(chunk), student.read(chunk)
         k_B, k_student_B = te.p_BC.argmax(axis=1), st.p_BC.argmax(axis=1)
-        x_N[chunk], x_clipped = te.phi(k_B)
-        y_N[chunk], y_clipped = st.phi(k_B)
-        cut_B = x_clipped | y_clipped
+        x_N[chunk], y_N[chunk] = te.phi(k_B), st.phi(k_B)
         for name, outputs in references.items():
-            reference_y[name][chunk], reference_clipped = outputs.read(chunk).phi(k_B)
-            cut_B |= reference_clipped
-        clipped += int(np.count_nonzero(cut_B))
+            reference_y[name][chunk] = outputs.read(chunk).phi(k_B)
         _judge(judged["teacher"], chunk, te, k_B, k_student_B, labels_N[chunk])
         _judge(judged["student"], chunk, st, k_student_B, k_B, labels_N[chunk])
-        ratio_BC = te.log_p_BC - st.log_p_BC
-        forward_N[chunk] = np.einsum("bc,bc->b", te.p_BC, ratio_BC)
-        backward_N[chunk] = -np.einsum("bc,bc->b", st.p_BC, ratio_BC)
-        apart_BC = np.abs(np.subtract(te.p_BC, st.p_BC, out=ratio_BC), out=ratio_BC)
-        variation_N[chunk] = 0.5 * apart_BC.sum(axis=1)
-        differing += int(np.count_nonzero(variation_N[chunk]))
+        forward_N[chunk], backward_N[chunk], variation_N[chunk] = differences(
+            te.p_BC, st.p_BC, te.log_p_BC, st.log_p_BC
+        )
         if turn % _RELEASE_EVERY == _RELEASE_EVERY - 1:
             for outputs in everyone:
                 outputs.release()
-    # Rounding can leave a divergence of −1e-8 where there is none.
-    np.maximum(forward_N, 0, out=forward_N)
-    np.maximum(backward_N, 0, out=backward_N)
+    placed, edge = place_infinite(x_N, y_N, *reference_y.values())
     return PerExample(
         labels_N, x_N, y_N, reference_y, judged["teacher"], judged["student"], forward_N,
-        backward_N, variation_N, clipped, differing,
+        backward_N, variation_N, placed, edge, int(np.count_nonzero(variation_N)),
     )  # fmt: skip
 
 
@@ -114,10 +107,10 @@ def _judge(
     labels_B: NDArray,
 ) -> None:
     rows = np.arange(len(top_B))
-    p_label_B = found.p_BC[rows, labels_B].astype(np.float64)
+    p_label_B = found.p_BC[rows, labels_B]
     into.top_N[chunk] = top_B
     into.confidence_N[chunk] = found.p_BC[rows, top_B]
     into.on_other_N[chunk] = found.p_BC[rows, other_B]
     into.nll_N[chunk] = -found.log_p_BC[rows, labels_B]
-    squares_B = np.einsum("bc,bc->b", found.p_BC, found.p_BC).astype(np.float64)
+    squares_B = np.einsum("bc,bc->b", found.p_BC, found.p_BC)
     into.brier_N[chunk] = squares_B - 2 * p_label_B + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from distillens.audit_results import Verdict
+from distillens.audit_results import SplitAudit, Verdict
 from distillens.results import Estimate
 
 FEWEST = 30
@@ -97,3 +97,22 @@ def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, s
     if found == "yes" and not references:
         said += " No reference was given, and regression to the mean alone tilts slopes."
     return found, said
+
+
+def chance_warnings(split: SplitAudit) -> tuple[str, ...]:
+    """Return a sentence for each network whose accuracy is not above the share of the largest class.
+
+    It is above if the upper end of its Wilson interval is.
+    """
+    found = []
+    for one in split.calibration:
+        interval, majority = one.accuracy.interval, split.majority
+        if interval is None or majority is None or interval.high > majority:
+            continue
+        found.append(
+            f"the accuracy of the {one.who} on the split {split.split!r} is not above chance: "
+            f"{100 * one.accuracy.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], "
+            f"the most frequent class has {100 * majority:.1f} %; check that labels, rows and columns "
+            "belong together"
+        )
+    return tuple(found)
