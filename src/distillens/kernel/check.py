@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
+from distillens.kernel.directions import Directions, Outputs
 from distillens.kernel.memory import LiveBytes
-from distillens.kernel.network import Outputs
 from distillens.kernel.plain import PlainProducts
 
 _EXAMPLES = 8
 _CLASSES = 2
 """Blocks of a class-diagonal Gram that are looked at."""
+_MANY_CLASSES, _FEW_EXAMPLES = 64, 2
+"""Of a mean over more classes, fewer examples are looked at: all classes have to be."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
@@ -50,28 +52,38 @@ class Expected:
 
 
 def expected_products(
-    plain: PlainProducts, directions_CO: Tensor, outputs: Outputs, rows: Tensor, columns: Tensor
+    plain: PlainProducts, directions: Directions, outputs: Outputs, rows: Tensor, columns: Tensor
 ) -> Expected:
     """Return what some products with a Gram of rows and columns have to be."""
     generator = torch.Generator().manual_seed(0)
-    R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
-    C = len(directions_CO)
+    C = len(directions)
+    many = outputs == "trace" and C > _MANY_CLASSES
+    count = _FEW_EXAMPLES if many else _EXAMPLES
+    R, S = (torch.randperm(len(e), generator=generator)[:count] for e in (rows, columns))
     signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
-    signs_SC = signs_SC.to(rows.device, directions_CO.dtype)
+    signs_SC = signs_SC.to(rows.device, directions.dtype)
     classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
 
-    def product(some_CO: Tensor) -> Tensor:
-        return plain.product(rows[R], columns[S], some_CO, signs_SC[:, : len(some_CO)])
+    def product(some: Directions) -> Tensor:
+        return plain.product(rows[R], columns[S], some, signs_SC[:, : len(some)])
+
+    def mean(some: Directions) -> Tensor:
+        return plain.mean_over_outputs(rows[R], columns[S], some, signs_SC[:, 0])[:, None]
 
     with LiveBytes() as live:
         if outputs == "full":
-            found = [product(directions_CO)]
+            found = [product(directions)]
+        elif many:
+            # One output after another takes what some take, and counting takes long.
+            found = [mean(directions.part(0, _CLASSES))]
         elif outputs == "trace":
             # Each logit's kernel on its own, since their mean is no single product.
-            each = [product(direction[None]) for direction in directions_CO]
+            each = [product(direction) for direction in directions.each()]
             found = [torch.stack(each).mean(dim=0)]
         else:
-            found = [product(directions_CO[c][None]) for c in classes]
+            found = [product(directions.part(c, c + 1)) for c in classes]
+    if many:
+        found = [mean(directions)]
     return Expected(R, S, signs_SC, tuple(classes), tuple(found), live.peak)
 
 
