@@ -79,6 +79,7 @@ class Leftovers:
             return directions.of(call_with_weights(self._network, weights, example[None]))[0]
 
         reals = {name: real(weight.detach()) for name, weight in self.weights.items()}
+
         def each(example: Tensor) -> dict[str, Tensor]:
             # One output at a time, as the plan reckons: all C at once take C times the activations.
             return jacrev(lambda given: output(given, example), chunk_size=1)(reals)

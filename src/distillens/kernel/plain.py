@@ -51,22 +51,29 @@ class PlainProducts:
             # Some operations have no forward derivative.
             return torch.cat([self._backward(part, directions, along) for part in parts])
 
-    def mean_over_outputs(
-        self, rows: Tensor, columns: Tensor, directions: Directions, vector_S: Tensor
-    ) -> Tensor:
-        """Return Σ_jc k((i, c), (j, c)) v_j / C, (R,), one backward pass an example and output."""
+    def mean_form(
+        self, rows: Tensor, columns: Tensor, directions: Directions, signs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return uᵀKv for the mean K of C kernels, and the size that it has without cancelling.
+
+        One backward pass for each output, or two where the columns are not the rows. ``signs`` are
+        u and v, one behind the other. The size is the mean of ‖Jᵀu‖‖Jᵀv‖.
+        """
         weights = list(self._parameters.values())
+        u_R, v_S = signs.split([len(rows), len(columns)])
         with torch.enable_grad():
-            columns_SC = directions.of(self._network(columns))
-            rows_RC = [directions.of(self._network(row[None]))[0] for row in rows]
-        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+            rows_C = u_R @ directions.of(self._network(rows))
+            columns_C = v_S @ directions.of(self._network(columns))
+        same = torch.equal(rows, columns) and torch.equal(u_R, v_S)
+        value, size = torch.zeros(2, dtype=torch.float64, device=rows.device)
         C = len(directions)
         for c in range(C):
-            along = gradients_by(columns_SC[:, c] @ vector_S, weights, retain=c + 1 < C)
-            for i, row_C in enumerate(rows_RC):
-                gradients = gradients_by(row_C[c], weights, retain=c + 1 < C)
-                found[i] += sum((a * b).sum() for a, b in zip(along, gradients, strict=True))
-        return found.to(directions.dtype) / C
+            along = gradients_by(rows_C[c], weights, retain=c + 1 < C)
+            other = along if same else gradients_by(columns_C[c], weights, retain=c + 1 < C)
+            value += sum((a * b).sum() for a, b in zip(along, other, strict=True))
+            norms = [torch.stack([a.norm() for a in each]).norm() for each in (along, other)]
+            size += norms[0] * norms[1]
+        return value / C, size / C
 
     def _forward(self, rows: Tensor, directions: Directions, along: dict[str, Tensor]) -> Tensor:
         # Fused attention has no forward derivative, the plain one has. torch's encoder layers run
