@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK, ntk, plan, rows, store
 from distillens.kernel.check import Expected, expected_products
+from distillens.kernel.directions import Outputs
 from distillens.kernel.factors import Outer
 from distillens.kernel.memory import LiveBytes
-from distillens.kernel.network import Outputs
 from distillens.kernel.tiles import GramValues
 from distillens.kernel.ways import Speed
 

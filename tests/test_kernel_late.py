@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distillens.kernel import EmpiricalNTK, late, ntk, oracle_gram, plan
+from distillens.kernel.directions import Outputs
 from distillens.kernel.factors import Outer, Pairing
 from distillens.kernel.late import Late
 from distillens.kernel.memory import LiveBytes
-from distillens.kernel.network import Outputs
 from distillens.kernel.rows import mirror
 from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.ways import Speed

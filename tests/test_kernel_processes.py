@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import spawn
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK
-from distillens.kernel.network import Outputs
+from distillens.kernel.directions import Outputs
 from distillens.kernel.ranks import Ranks
 from distillens.kernel.tiles import GramValues
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillens.kernel import EmpiricalNTK, ntk, oracle_gram, parts
+from distillens.kernel.directions import Outputs
 from distillens.kernel.factors import Factor, Paired, Pairing, Role
-from distillens.kernel.network import Outputs
 from distillens.kernel.rules import RULES
 from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.tokens import Tokens

@@ -5,7 +5,8 @@ Shapes: B, D examples of two blocks, C outputs, P written numbers, M columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from torch import Tensor
 from distillens.errors import KernelError
 from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
+from distillens.kernel.directions import Directions
 from distillens.kernel.factors import Outer, Paired, Pairing
 from distillens.kernel.late import Late, late_scratch
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
-from distillens.kernel.parts import KEPT, choose_parts, numbers_of_pair
+from distillens.kernel.parts import KEPT, Part, Parts, choose_parts, numbers_of_pair
 from distillens.kernel.passes import Passes, measured_passes, timed_pass
 from distillens.kernel.rows import STRIP, add_rows, empty_tile, mirror
 from distillens.kernel.uses import Tracer, Use, output_gradients
@@ -88,6 +90,24 @@ class Block:
         return total
 
 
+@dataclass
+class _Shared:
+    """What the makers for some of one network's outputs have in common."""
+
+    tracer: Tracer
+    leftovers: Leftovers
+    coverage: Coverage
+    purpose: Purpose
+    sample: Tensor
+    parameters: list[Tensor]
+    parts: dict[int, Parts] = field(default_factory=dict)
+    """By how many outputs there are, as is what was measured."""
+    passes: dict[int, Passes] = field(default_factory=dict)
+    seconds: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Of passes of so many examples."""
+    beside: Beside | None = None
+
+
 class BlockMaker:
     """Makes the blocks of one network; knows which numbers go where."""
 
@@ -95,77 +115,116 @@ class BlockMaker:
         self,
         prepared: Prepared,
         coverage: Coverage,
-        directions_CO: Tensor,
+        directions: Directions,
         purpose: Purpose,
         sample: Tensor,
     ) -> None:
-        self._made_of = prepared, coverage, purpose, sample
-        self._some: dict[tuple[int, int], BlockMaker] = {}
-        self._passes: Passes | None = None
-        self._seconds: dict[int, float] = {}
-        self._beside: Beside | None = None
-        self._directions = directions_CO
-        self.pairing: Pairing = purpose.pairing
-        self._parameters = list(prepared.parameters.values())
-        self._tracer = Tracer(
-            prepared.network,
-            {name: prepared.parameters[name] for name in coverage.covered},
-            coverage.repeated,
+        self._shared = _Shared(
+            Tracer(
+                prepared.network,
+                {name: prepared.parameters[name] for name in coverage.covered},
+                coverage.repeated,
+            ),
+            Leftovers(prepared.network, coverage.uncovered),
+            coverage,
+            purpose,
+            sample,
+            list(prepared.parameters.values()),
         )
-        self._leftovers = Leftovers(prepared.network, coverage.uncovered)
-        chosen = choose_parts(self._tracer, coverage.rules(), sample, directions_CO, purpose)
-        self.parts, self._offsets, self._late = chosen.each, chosen.offsets, chosen.late
-        self.pair_numbers = chosen.pair_numbers
+        self._directions = directions
+
+    def some(self, start: int, stop: int) -> BlockMaker:
+        """Return the maker for some of the outputs, which shares all but them."""
+        if (start, stop) == (0, self.outputs):
+            return self
+        made = copy.copy(self)
+        made._directions = self._directions.part(start, stop)
+        return made
+
+    @property
+    def pairing(self) -> Pairing:
+        """Which pairs of outputs are contracted."""
+        return self._shared.purpose.pairing
+
+    @property
+    def _chosen(self) -> Parts:
+        """Return how gradients are contracted; it depends on how many outputs there are."""
+        shared = self._shared
+        if self.outputs not in shared.parts:
+            shared.parts[self.outputs] = choose_parts(
+                shared.tracer,
+                shared.coverage.rules(),
+                shared.sample,
+                self._directions,
+                shared.purpose,
+            )
+        return shared.parts[self.outputs]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All uses, in the order of the calls."""
+        return self._chosen.each
+
+    @property
+    def pair_numbers(self) -> int:
         """Numbers that products of positions take for a pair of examples."""
-        self._rest = slice(chosen.written, chosen.written + self._leftovers.numbers)
-        self.written = self._rest.stop
+        return self._chosen.pair_numbers
+
+    @property
+    def written(self) -> int:
         """P."""
-        self.held = len(directions_CO) * self.written + sum(
+        return self._rest.stop
+
+    @property
+    def _rest(self) -> slice:
+        start = self._chosen.written
+        return slice(start, start + self._shared.leftovers.numbers)
+
+    @property
+    def held(self) -> int:
+        """Numbers that an example's gradients take."""
+        return self.outputs * self.written + sum(
             int(part.choice.cost.held) for part in self.parts if part.choice.way in KEPT
         )
-        """Numbers that an example's gradients take."""
 
-        self.largest_paired = max(
+    @property
+    def largest_paired(self) -> int:
+        """Numbers that an example's gradients by one paired use take, of the largest."""
+        return max(
             (int(part.choice.cost.held) for part in self.parts if part.choice.way == "paired"),
             default=0,
         )
-        """Numbers that an example's gradients by one paired use take, of the largest."""
-
-    def some(self, start: int, stop: int) -> BlockMaker:
-        """Return the maker for some of the outputs."""
-        if (start, stop) == (0, self.outputs):
-            return self
-        if (start, stop) not in self._some:
-            prepared, coverage, purpose, sample = self._made_of
-            some_CO = self._directions[start:stop]
-            self._some[start, stop] = BlockMaker(prepared, coverage, some_CO, purpose, sample)
-        return self._some[start, stop]
 
     def late_scratch(self, examples: int) -> int:
         """Return how many numbers of gradients that are written late exist at a time."""
-        return late_scratch(self._late, examples)
+        return late_scratch(self._chosen.late, examples)
 
     def passes(self, sample: Tensor) -> Passes:
         """Return what making gradients takes in memory, measured once."""
-        if self._passes is None:
-            self._passes = measured_passes(self.make, sample)
-        return self._passes
+        known = self._shared.passes
+        if self.outputs not in known:
+            made = self._chosen  # before the measurement, of which it is no part
+            assert made
+            known[self.outputs] = measured_passes(self.make, sample)
+        return known[self.outputs]
 
     def timed(self, sample: Tensor, count: int) -> float:
         """Return the seconds of a pass of so many examples, measured once."""
-        if count not in self._seconds:
-            self._seconds[count] = timed_pass(self.make, sample, count)
-        return self._seconds[count]
+        known = self._shared.seconds
+        if (self.outputs, count) not in known:
+            known[self.outputs, count] = timed_pass(self.make, sample, count)
+        return known[self.outputs, count]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how the gradients were formed."""
-        return () if self._leftovers.note is None else (self._leftovers.note,)
+        note = self._shared.leftovers.note
+        return () if note is None else (note,)
 
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters that count."""
-        return self._parameters
+        return self._shared.parameters
 
     @property
     def outputs(self) -> int:
@@ -180,36 +239,41 @@ class BlockMaker:
     @property
     def item_size(self) -> int:
         """Bytes of a number."""
-        return self._directions.element_size()
+        return self.dtype.itemsize
 
     def trace(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
         """Run the network: its outputs (B, O) with their graph, and the uses of parameters."""
-        return self._tracer.run(inputs_B)
+        return self._shared.tracer.run(inputs_B)
 
     @property
     def beside(self) -> int:
         """How many passes are best made beside each other."""
         # Calls of torch.func change the network's parameters while they last.
-        return 1 if self._leftovers.numbers else passes_beside(self._directions.device)
+        return 1 if self._shared.leftovers.numbers else passes_beside(self._directions.device)
 
     def make(self, inputs_B: Tensor, forward: int, beside: int = 1) -> Block:
         """Return the gradients of some examples.
 
         Passes of ``forward`` examples each are made, ``beside`` of them beside each other.
         """
-        C = len(self._directions)
-        written = self._directions.new_empty(len(inputs_B), C, self.written)
+        written = torch.empty(
+            len(inputs_B),
+            self.outputs,
+            self.written,
+            dtype=self.dtype,
+            device=self._directions.device,
+        )
 
         def fill(tracer: Tracer, rows: slice) -> list[Paired]:
             return self._fill(tracer, inputs_B[rows], written[rows])
 
         passes = [slice(start, start + forward) for start in range(0, len(inputs_B), forward)]
         if beside == 1 or len(passes) == 1:
-            kept = [fill(self._tracer, rows) for rows in passes]
+            kept = [fill(self._shared.tracer, rows) for rows in passes]
         else:
-            if self._beside is None:
-                self._beside = Beside(self._tracer, beside)
-            kept = self._beside.run(fill, passes)
+            if self._shared.beside is None:
+                self._shared.beside = Beside(self._shared.tracer, beside)
+            kept = self._shared.beside.run(fill, passes)
         columns = [list(uses) for uses in zip(*kept, strict=True)]
         kept.clear()
         paired: list[Paired] = []
@@ -227,17 +291,13 @@ class BlockMaker:
     def _fill(self, tracer: Tracer, inputs_B: Tensor, written_BCP: Tensor) -> list[Paired]:
         """Write the gradients that are written out at once; return the factors of the others."""
         outputs_BO, uses = tracer.run(inputs_B)
-        if outputs_BO.ndim != 2 or len(outputs_BO) != len(inputs_B):
-            raise KernelError(
-                f"for {len(inputs_B)} examples the model returns {tuple(outputs_BO.shape)}; "
-                "a kernel needs logits of shape (N, C)"
-            )
         if len(uses) != len(self.parts):
             raise KernelError(
                 f"the model used its parameters {len(uses)} times where it used them "
                 f"{len(self.parts)} times before; its path must not depend on the inputs"
             )
-        gradients = output_gradients(outputs_BO, uses, self._directions)
+        gradients = output_gradients(self._directions.of(outputs_BO), uses)
+        offsets, leftovers = self._chosen.offsets, self._shared.leftovers
         seen: set[str] = set()
         kept: list[Paired] = []
         for number, (part, use) in enumerate(zip(self.parts, uses, strict=True)):
@@ -252,7 +312,7 @@ class BlockMaker:
                 assert isinstance(factor, Paired)
                 kept.append(factor.apart(copying))
             for role, name in part.written:
-                target = written_BCP[:, :, self._offsets[name]]
+                target = written_BCP[:, :, offsets[name]]
                 if name in seen:
                     factor.add(role, target)
                 elif part.choice.way == "convolved":
@@ -260,6 +320,6 @@ class BlockMaker:
                 else:
                     factor.write(role, target)
                 seen.add(name)
-        if self._leftovers.numbers:
-            written_BCP[:, :, self._rest] = self._leftovers.gradients(inputs_B, self._directions)
+        if leftovers.numbers:
+            written_BCP[:, :, self._rest] = leftovers.gradients(inputs_B, self._directions)
         return kept

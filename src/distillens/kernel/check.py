@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
+from distillens.kernel.directions import Directions, Outputs
 from distillens.kernel.memory import LiveBytes
-from distillens.kernel.network import Outputs
 from distillens.kernel.plain import PlainProducts
 
 _EXAMPLES = 8
 _CLASSES = 2
 """Blocks of a class-diagonal Gram that are looked at."""
+_MANY_CLASSES = 64
+"""Of a mean over more classes one number is looked at: each class takes passes of its own."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
@@ -44,35 +46,60 @@ class Expected:
     classes: tuple[int, ...]
     """The outputs of a class-diagonal Gram that are looked at."""
     products: tuple[Tensor, ...]
-    """Kv: (R, C) for "full", else (R, 1), one for each class that is looked at."""
+    """Kv: (R, C) for "full", else (R, 1), one for each class that is looked at; uᵀKv for a mean
+    over many classes."""
     bytes: int
     """What computing them took."""
+    size: float | None = None
+    """What uᵀKv is compared with, where it was computed; u are the first column's signs."""
 
 
 def expected_products(
-    plain: PlainProducts, directions_CO: Tensor, outputs: Outputs, rows: Tensor, columns: Tensor
+    plain: PlainProducts, directions: Directions, outputs: Outputs, rows: Tensor, columns: Tensor
 ) -> Expected:
     """Return what some products with a Gram of rows and columns have to be."""
     generator = torch.Generator().manual_seed(0)
+    C = len(directions)
+    many = outputs == "trace" and C > _MANY_CLASSES
     R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
-    C = len(directions_CO)
+    if many and rows is columns:
+        S = R
     signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
-    signs_SC = signs_SC.to(rows.device, directions_CO.dtype)
+    signs_SC = signs_SC.to(rows.device, directions.dtype)
     classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
 
-    def product(some_CO: Tensor) -> Tensor:
-        return plain.product(rows[R], columns[S], some_CO, signs_SC[:, : len(some_CO)])
+    def product(some: Directions) -> Tensor:
+        return plain.product(rows[R], columns[S], some, signs_SC[:, : len(some)])
 
+    def form(some: Directions) -> tuple[Tensor, Tensor]:
+        return plain.mean_form(rows[R], columns[S], some, _signs_of_form(signs_SC, len(R)))
+
+    size = None
     with LiveBytes() as live:
         if outputs == "full":
-            found = [product(directions_CO)]
+            found = [product(directions)]
+        elif many:
+            # One output after another takes what some take, and counting takes long.
+            form(directions.part(0, _CLASSES))
+            found = []
         elif outputs == "trace":
             # Each logit's kernel on its own, since their mean is no single product.
-            each = [product(direction[None]) for direction in directions_CO]
+            each = [product(direction) for direction in directions.each()]
             found = [torch.stack(each).mean(dim=0)]
         else:
-            found = [product(directions_CO[c][None]) for c in classes]
-    return Expected(R, S, signs_SC, tuple(classes), tuple(found), live.peak)
+            found = [product(directions.part(c, c + 1)) for c in classes]
+    if many:
+        value, scale = form(directions)
+        found, size = [value[None]], float(scale)
+    return Expected(R, S, signs_SC, tuple(classes), tuple(found), live.peak, size)
+
+
+def _signs_of_form(signs_SC: Tensor, rows: int) -> Tensor:
+    """Return u and v, one behind the other; both are the first column's signs."""
+    v_S = signs_SC[:, 0]
+    # There can be more rows than columns.
+    u_R = v_S.repeat(-(-rows // len(v_S)))[:rows]
+    return torch.cat([u_R, v_S])
 
 
 def zero_notes(expected: Expected, outputs: Outputs, values: Tensor) -> tuple[str, ...]:
@@ -109,11 +136,14 @@ def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramChec
         found = [torch.einsum("rscd,sd->rc", blocks, signs_SC)]
     elif outputs == "class-diagonal":
         found = [values[c][at] @ signs_SC[:, :1] for c in expected.classes]
+    elif expected.size is not None:
+        u_R = _signs_of_form(signs_SC, len(expected.rows_R))[: len(expected.rows_R)]
+        found = [(u_R @ (values[at] @ signs_SC[:, 0]))[None]]
     else:
         found = [values[at] @ signs_SC[:, :1]]
     worst = 0.0
     for seen, wanted in zip(found, expected.products, strict=True):
-        size = float(wanted.norm())
+        size = float(wanted.norm()) if expected.size is None else expected.size
         off = float((seen - wanted.to(seen)).norm())
         worst = max(worst, off / size if size else off)
     tolerance = _TOLERANCE[values.dtype]

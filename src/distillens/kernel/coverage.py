@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
+from distillens.kernel.called import CalledNetwork
 from distillens.kernel.failures import ran_out_of_memory
+from distillens.kernel.gradients import gradients_by
 from distillens.kernel.network import copied
 from distillens.kernel.uses import Layout, Place, Tracer, Use, output_gradients
 
@@ -55,7 +57,9 @@ class Coverage:
         return kept
 
 
-def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Coverage:
+def find_coverage(
+    network: CalledNetwork, parameters: Mapping[str, Tensor], inputs: Tensor
+) -> Coverage:
     """Return where the parameters are used.
 
     Parameters
@@ -70,19 +74,24 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     Raises
     ------
     KernelError
-        An output of the network depends on another example of the batch.
+        An output of the network depends on another example of the batch, or on chance.
     """
-    twin = copied(network).double()
+    twin = copied(network).as_type(torch.float64)
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
+    # Rules know of real numbers only.
+    ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
     probe = _probe(inputs)
-    outputs_BO, uses = Tracer(twin, weights).run(probe)
-    fewer_BO, fewer = Tracer(twin, weights).run(probe[:-1])
-    if outputs_BO.ndim != 2 or len(outputs_BO) != EXAMPLES:
-        raise KernelError(
-            f"for {EXAMPLES} examples the model returns {tuple(outputs_BO.shape)}; "
-            "a kernel needs logits of shape (N, C)"
-        )
+    outputs_BO, uses = Tracer(twin, ruled).run(probe)
+    fewer_BO, fewer = Tracer(twin, ruled).run(probe[:-1])
     if not _near(outputs_BO[:-1], fewer_BO):
+        with torch.no_grad():
+            again_BO = twin(probe)
+        if not _near(again_BO, outputs_BO):
+            raise KernelError(
+                "the model's outputs differ between two calls with the same inputs, so they have "
+                "no kernel; look for dropout that is on in evaluation mode, other random numbers, "
+                "or state that a call changes"
+            )
         raise KernelError(
             "an output of the model changes with the other examples of its batch, so it has no "
             "kernel of its own; look for a normalisation or an attention across examples"
@@ -90,11 +99,13 @@ def find_coverage(network: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
     direction = direction.to(outputs_BO.device)
+    # Outputs that are masked with infinity take no part.
+    direction = direction * torch.isfinite(outputs_BO).all(dim=0)
     truth = _Truth(twin, weights, probe, direction)
     if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
-    repeated, outputs_BO, uses, fewer = _repeated(twin, weights, probe, outputs_BO, uses, fewer)
-    gradients = output_gradients(outputs_BO, uses, direction[None])
+    repeated, outputs_BO, uses, fewer = _repeated(twin, ruled, probe, outputs_BO, uses, fewer)
+    gradients = output_gradients(_along(outputs_BO, direction)[:, None], uses)
     choices = [
         _candidates(use, less, k in repeated)
         for k, (use, less) in enumerate(zip(uses, fewer, strict=True))
@@ -252,13 +263,13 @@ def _alone(
     network: nn.Module, weights: Mapping[str, Tensor], example: Tensor, direction: Tensor
 ) -> list[Tensor]:
     with torch.enable_grad():
-        output = (network(example[None]) @ direction).sum()
-    if not output.requires_grad:
-        return [torch.zeros_like(weight) for weight in weights.values()]
-    gradients = torch.autograd.grad(
-        output, list(weights.values()), allow_unused=True, materialize_grads=True
-    )
-    return list(gradients)
+        output = _along(network(example[None]), direction).sum()
+    return gradients_by(output, list(weights.values()))
+
+
+def _along(outputs_BO: Tensor, direction: Tensor) -> Tensor:
+    """Return a combination of outputs, (B,); of infinite ones none, whatever their factor."""
+    return outputs_BO[:, direction != 0] @ direction[direction != 0]
 
 
 def _probe(inputs: Tensor) -> Tensor:
@@ -266,15 +277,20 @@ def _probe(inputs: Tensor) -> Tensor:
     chosen = inputs[:EXAMPLES]
     while len(chosen) < EXAMPLES:
         chosen = torch.cat([chosen, chosen[:1]])
-    if not chosen.is_floating_point():
+    if not (chosen.is_floating_point() or chosen.is_complex()):
         return chosen
+    kind = torch.complex128 if chosen.is_complex() else torch.float64
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(chosen.shape, generator=generator, dtype=kind).to(chosen.device)
+    chosen = chosen.to(kind)
     # Equal or blank examples would not show that they were mixed up.
-    return chosen.double() + 1e-2 * noise.to(chosen.device) * (chosen.double().std() + 1e-3)
+    return chosen + 1e-2 * noise * (chosen.std() + 1e-3)
 
 
 def _near(found: Tensor, wanted: Tensor) -> bool:
+    # Masked outputs are infinite; other infinities and NaN are not near to anything.
+    masked = found.isinf() & (found == wanted)
+    found, wanted = found.masked_fill(masked, 0.0), wanted.masked_fill(masked, 0.0)
     return _largest(found - wanted) <= _TOLERANCE * _largest(wanted)
 
 

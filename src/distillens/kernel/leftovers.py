@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from distillens.errors import KernelError
+from distillens.kernel.called import call_with_weights
+from distillens.kernel.directions import Directions
 from distillens.kernel.failures import ran_out_of_memory
+from distillens.kernel.gradients import as_parameters, gradients_by, real, real_numbers
 
 
 class Leftovers:
@@ -27,7 +30,7 @@ class Leftovers:
     @property
     def numbers(self) -> int:
         """P."""
-        return sum(weight.numel() for weight in self.weights.values())
+        return sum(real_numbers(weight) for weight in self.weights.values())
 
     @property
     def note(self) -> str | None:
@@ -42,7 +45,7 @@ class Leftovers:
             f"since torch.func failed: {self._refused}"
         )
 
-    def gradients(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:
+    def gradients(self, inputs_B: Tensor, directions: Directions) -> Tensor:
         """Return the gradients, (B, C, P).
 
         Raises
@@ -53,14 +56,14 @@ class Leftovers:
         try:
             if self._refused is None:
                 try:
-                    return self._by_func(inputs_B, directions_CO)
+                    return self._by_func(inputs_B, directions)
                 except (RuntimeError, NotImplementedError) as error:
                     if ran_out_of_memory(error):
                         raise
                     # vmap does not know some operations; single backward passes know all, and
                     # fail again where it is the model that fails.
                     self._refused = str(error).partition("\n")[0]
-            return self._by_backward(inputs_B, directions_CO)
+            return self._by_backward(inputs_B, directions)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -70,26 +73,27 @@ class Leftovers:
                 "go through at a time, or leave these out with parameters="
             ) from error
 
-    def _by_func(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:
-        def output(weights: dict[str, Tensor], example: Tensor) -> Tensor:
-            return directions_CO @ functional_call(self._network, weights, (example[None],))[0]
+    def _by_func(self, inputs_B: Tensor, directions: Directions) -> Tensor:
+        def output(reals: dict[str, Tensor], example: Tensor) -> Tensor:
+            weights = as_parameters(reals, self.weights)
+            return directions.of(call_with_weights(self._network, weights, example[None]))[0]
 
-        weights = {name: weight.detach() for name, weight in self.weights.items()}
-        # One output at a time, as the plan reckons: all C at once take C times the activations.
-        each = jacrev(output, chunk_size=1)
-        tree = vmap(each, in_dims=(None, 0))(weights, inputs_B)
-        B, C = len(inputs_B), len(directions_CO)
-        return torch.cat([tree[name].reshape(B, C, -1) for name in weights], dim=2).detach()
+        reals = {name: real(weight.detach()) for name, weight in self.weights.items()}
 
-    def _by_backward(self, inputs_B: Tensor, directions_CO: Tensor) -> Tensor:
+        def each(example: Tensor) -> dict[str, Tensor]:
+            # One output at a time, as the plan reckons: all C at once take C times the activations.
+            return jacrev(lambda given: output(given, example), chunk_size=1)(reals)
+
+        tree = vmap(each)(inputs_B)
+        B, C = len(inputs_B), len(directions)
+        return torch.cat([tree[name].reshape(B, C, -1) for name in reals], dim=2).detach()
+
+    def _by_backward(self, inputs_B: Tensor, directions: Directions) -> Tensor:
         weights = list(self.weights.values())
         rows = []
         for example in inputs_B:
             with torch.enable_grad():
-                outputs_C = directions_CO @ self._network(example[None])[0]
-            gradients = [
-                torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True)
-                for value in outputs_C
-            ]
+                outputs_C = directions.of(self._network(example[None]))[0]
+            gradients = [gradients_by(value, weights, retain=True) for value in outputs_C]
             rows.append(torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]))
         return torch.stack(rows)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from distillens.kernel.blocks import BlockMaker
 from distillens.kernel.coverage import Coverage, find_coverage
+from distillens.kernel.directions import Directions, Outputs, directions, pairing_of
 from distillens.kernel.memory import LiveBytes
-from distillens.kernel.network import Outputs, Prepared, directions, pairing_of
+from distillens.kernel.network import Prepared, explained
 from distillens.kernel.plan import Job, Plan, Sizes, make_plan, plan_at_once
 from distillens.kernel.ways import Purpose, Speed
 
@@ -28,7 +29,7 @@ class Makers:
         self._counts: dict[torch.Size, int] = {}
         self._coverage: Coverage | None = None
         self._covered_shape: torch.Size | None = None
-        self._makers: dict[tuple[int | None, Purpose], BlockMaker] = {}
+        self._makers: dict[Purpose, BlockMaker] = {}
         """What was measured of making gradients stays with their makers."""
         self._last: BlockMaker | None = None
         self.look_bytes = 0
@@ -37,7 +38,8 @@ class Makers:
     @property
     def notes(self) -> tuple[str, ...]:
         """What has to be known of how the last maker's gradients were made."""
-        return self._last.notes if self._last is not None else ()
+        made = self._last.notes if self._last is not None else ()
+        return (*self._prepared.notes, *made)
 
     def count(self, rows: Tensor) -> int:
         """Return O for such examples."""
@@ -45,11 +47,10 @@ class Makers:
             self._counts[rows.shape[1:]] = self._prepared.count_outputs(rows[:1])
         return self._counts[rows.shape[1:]]
 
-    def directions(self, rows: Tensor, logit: int | None = None) -> Tensor:
-        """Return the outputs that gradients are made of, (C, O), or one logit's."""
+    def directions(self, rows: Tensor) -> Directions:
+        """Return the outputs that gradients are made of."""
         prepared = self._prepared
-        wanted = self._outputs if logit is None else logit
-        return directions(wanted, self.count(rows), prepared.dtype, prepared.device)
+        return directions(self._outputs, self.count(rows), prepared.dtype, prepared.device)
 
     def look_at(self, rows: Tensor) -> None:
         """Find out where the parameters are used, unless that is known of such examples."""
@@ -57,7 +58,7 @@ class Makers:
         if self._coverage is not None and self._covered_shape == rows.shape[1:]:
             return
         # Where examples lie among the axes of a call can depend on their shape.
-        with LiveBytes() as live:
+        with LiveBytes() as live, explained("on a few examples in float64"):
             self._coverage = find_coverage(self._prepared.network, self._prepared.parameters, rows)
         self.look_bytes = live.peak
         self._covered_shape = rows.shape[1:]
@@ -68,7 +69,6 @@ class Makers:
         rows: Tensor,
         speed: Speed,
         pairs_each: float | None,
-        logit: int | None = None,
         at_once: bool = False,
     ) -> BlockMaker:
         """Return what makes the gradients of such examples, which were looked at.
@@ -81,19 +81,16 @@ class Makers:
             Of this machine.
         pairs_each
             With how many others an example is paired; None for gradients that take the least room.
-        logit
-            One logit in place of the kernel's outputs.
         at_once
             All examples are contracted at once, so that gradients can be written late.
         """
         assert self._coverage is not None
         purpose = Purpose(pairing_of(self._outputs), speed, pairs_each, at_once)
-        if (logit, purpose) not in self._makers:
-            some_CO = self.directions(rows, logit)
-            self._makers[logit, purpose] = BlockMaker(
-                self._prepared, self._coverage, some_CO, purpose, rows[:SAMPLE]
+        if purpose not in self._makers:
+            self._makers[purpose] = BlockMaker(
+                self._prepared, self._coverage, self.directions(rows), purpose, rows[:SAMPLE]
             )
-        self._last = self._makers[logit, purpose]
+        self._last = self._makers[purpose]
         return self._last
 
     def planned(

@@ -6,32 +6,34 @@ Shapes: B examples, O outputs of the network, C combinations of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distillens.errors import KernelError, nearest
-from distillens.kernel.factors import Pairing
+from distillens.errors import DistillensError, KernelError, nearest
+from distillens.kernel.called import CalledNetwork, held_tensors
+from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
 
-OutputForm = Literal["sum", "class-diagonal", "trace", "full"]
-Outputs = int | tuple[int, int] | OutputForm
-"""c: one logit. (a, b): logit a minus logit b. "sum": the sum of the logits. "class-diagonal": each
-logit apart. "trace": the mean over logits of their kernels. "full": all pairs of logits."""
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A copy of the network in evaluation mode, in the type to compute in."""
 
-    network: nn.Module
+    network: CalledNetwork
     parameters: Mapping[str, Tensor]
     dtype: torch.dtype
     device: torch.device
+    originals: Mapping[str, nn.Parameter]
+    """Parameters of the model that this is a copy of."""
 
     def examples(self, inputs: Tensor, what: str) -> Tensor:
         """Return inputs on the device, in the type of the network unless they are integers.
@@ -50,22 +52,33 @@ class Prepared:
                 f"{what} have shape {tuple(inputs.shape)}; give at least one example, (N, ...)"
             )
         inputs = usable(inputs)
-        if inputs.is_floating_point():
+        if inputs.is_floating_point() or inputs.is_complex():
             if not torch.isfinite(inputs).all():
                 raise KernelError(f"{what} hold NaN or infinity; clean the data first")
-            return inputs.to(self.device, self.dtype)
+            kind = self.dtype.to_complex() if inputs.is_complex() else self.dtype
+            return inputs.to(self.device, kind)
         return inputs.to(self.device)
 
     def count_outputs(self, example: Tensor) -> int:
-        """Return O, after a look at what the network makes of one example."""
-        with torch.no_grad():
-            result = self.network(example)
-        if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != 1:
-            seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise KernelError(
-                f"for one example the model returns {seen}; a kernel needs logits of shape (1, C)"
-            )
-        return result.shape[1]
+        """Return O, after a look at what the network makes of one example.
+
+        Raises
+        ------
+        KernelError
+            The network fails, or what it returns holds no logits (1, O).
+        """
+        with explained(f"on one example of shape {tuple(example.shape)} in {_name(example.dtype)}"):
+            return self.network.look(example, self.originals).shape[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the types that the network would have computed in."""
+        if not self.network.reduced:
+            return ()
+        return (
+            f"the model's forward uses {' and '.join(sorted(self.network.reduced))}; the kernel is "
+            f"that of the same network computed in {_name(self.dtype)} throughout",
+        )
 
 
 def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dtype) -> Prepared:
@@ -75,40 +88,93 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
     ------
     KernelError
         BatchNorm in training mode or without running statistics; weights that are not finite;
-        an unknown parameter, or none that requires gradients; a model that cannot be copied.
+        an unknown parameter, or none that requires gradients; a model that cannot be copied or
+        differentiated.
     """
     if dtype not in (torch.float32, torch.float64):
         raise KernelError(f"kernels are computed in float32 or float64, not {dtype}")
-    refuse_batch_statistics(model)
-    network = copied(model).to(dtype).eval()
+    inner, prefix = unwrapped(model)
+    refuse_without_derivatives(inner)
+    refuse_batch_statistics(inner)
+    network = CalledNetwork(copied(inner).eval(), dtype)
+    if parameters is not None:
+        parameters = [name.removeprefix(prefix) for name in parameters]
     chosen = chosen_parameters(network, parameters)
     for name, weight in network.named_parameters():
-        weight.requires_grad_(name in chosen)
-    return Prepared(network, chosen, dtype, next(iter(chosen.values())).device)
+        if weight.is_floating_point() or weight.is_complex():
+            weight.requires_grad_(name in chosen)
+    originals = WeakValueDictionary(inner.named_parameters())
+    return Prepared(network, chosen, dtype, next(iter(chosen.values())).device, originals)
+
+
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turn what a model raises into an error that says where it failed.
+
+    Raises
+    ------
+    KernelError
+        The body raised anything but for memory that ran out.
+    """
+    try:
+        yield
+    except DistillensError:
+        raise
+    except Exception as error:
+        # A model may raise anything.
+        if ran_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split()) or "no message"
+        raise KernelError(f"the model fails {where}: {type(error).__name__}: {said}") from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return a model without what torch wraps around it, and what that put before its names."""
+    prefix = ""
+    while True:
+        name = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+        wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        if name == "module" and not isinstance(model, wrappers):
+            return model, prefix
+        model, prefix = getattr(model, name), f"{prefix}{name}."
 
 
 def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
     """Return the parameters to differentiate by, after a look at all numbers of the network.
+
+    Frozen parameters count if they are named.
 
     Raises
     ------
     KernelError
         A weight or buffer is not finite; an unknown parameter, or none that requires gradients.
     """
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if not torch.isfinite(tensor).all():
-            raise KernelError(f"the model's {name} holds NaN or infinity; load a sound checkpoint")
-    trainable = {name: each for name, each in network.named_parameters() if each.requires_grad}
-    names = list(trainable) if parameters is None else list(dict.fromkeys(parameters))
+    known = {
+        name: each
+        for name, each in network.named_parameters()
+        if each.is_floating_point() or each.is_complex()
+    }
+    trainable = [name for name, each in known.items() if each.requires_grad]
+    names = trainable if parameters is None else list(dict.fromkeys(parameters))
     for name in names:
-        if name not in trainable:
-            raise KernelError(f"no trainable parameter {name!r}{nearest(name, trainable)}")
+        if name not in known:
+            raise KernelError(f"no parameter {name!r}{nearest(name, known)}")
     if not names:
         raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
-    return {name: trainable[name] for name in names}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        # Masks hold infinity, which no training moves.
+        sound = torch.isfinite(tensor) if name in names else ~torch.isnan(tensor)
+        if not sound.all():
+            what = "NaN or infinity" if name in names else "NaN"
+            raise KernelError(f"the model's {name} holds {what}; load a sound checkpoint")
+    return {name: known[name] for name in names}
 
 
-def copied(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
+def copied(model: Model, *, share_parameters: bool = False) -> Model:
     """Return a copy of a model, with parameters of its own or with the same.
 
     Raises
@@ -121,8 +187,8 @@ def copied(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     made = {
         id(held): held.detach().clone()
         for module in model.modules()
-        for held in vars(module).values()
-        if isinstance(held, Tensor) and not held.is_leaf
+        for held in held_tensors(vars(module))
+        if not held.is_leaf
     }
     if share_parameters:
         made |= {id(parameter): parameter for parameter in model.parameters()}
@@ -135,36 +201,32 @@ def copied(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
         ) from None
 
 
-def pairing_of(outputs: Outputs) -> Pairing:
-    """Return which pairs of outputs a form contracts."""
-    return "full" if outputs == "full" else "diagonal"
-
-
-def directions(outputs: Outputs, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the combinations of a network's outputs that a kernel is taken of, (C, O).
+def refuse_without_derivatives(model: nn.Module) -> None:
+    """Raise KernelError if a model cannot be differentiated as it is.
 
     Raises
     ------
     KernelError
-        The network has no such output, or the form is unknown.
+        It is a TorchScript or quantised module, on the meta device, or not initialised.
     """
-    one = torch.eye(count, dtype=dtype, device=device)
-    if isinstance(outputs, str):
-        if outputs not in get_args(OutputForm):
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
             raise KernelError(
-                f"unknown outputs {outputs!r}{nearest(outputs, get_args(OutputForm))}, "
-                "or the number of a logit, or two of them"
+                f"{f'module {name!r}' if name else 'the model'} is a TorchScript module, whose "
+                "calls cannot be followed; give the Python module that it was made of"
             )
-        return one.sum(dim=0, keepdim=True) if outputs == "sum" else one
-    chosen: list[int] = [outputs] if isinstance(outputs, int) else list(outputs)
-    if len(chosen) > 2 or len(set(chosen)) < len(chosen):
-        raise KernelError(f"outputs are {outputs}; give one logit, or two for their difference")
-    for number in chosen:
-        if not 0 <= number < count:
-            raise KernelError(f"no output {number}; the model has outputs 0 to {count - 1}")
-    if len(chosen) == 1:
-        return one[chosen[0]][None]
-    return (one[chosen[0]] - one[chosen[1]])[None]
+        if ".quantized" in type(module).__module__:
+            raise KernelError(
+                f"module {name!r} is quantised and has no derivative by its weights; give the "
+                "floating-point model"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise KernelError(
+                f"{name} is not initialised yet; call the lazy module on an example first"
+            )
+        if tensor.is_meta:
+            raise KernelError(f"{name} is on the meta device and has no values; load weights first")
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products, zero_notes
+from distillens.kernel.directions import Directions, Outputs
 from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.makers import SAMPLE, Makers
 from distillens.kernel.memory import free_memory
-from distillens.kernel.network import Outputs, Prepared, prepare
+from distillens.kernel.network import Prepared, prepare
 from distillens.kernel.plain import PlainProducts
 from distillens.kernel.plan import Job, Plan, Sizes, forward_size
 from distillens.kernel.products import KernelProduct
@@ -151,7 +152,7 @@ class EmpiricalNTK:
             check=check,
             plan=plan,
             seconds=time.perf_counter() - began,
-            notes=(*maker.notes, *zero),
+            notes=(*self._makers.notes, *zero),
         )
 
     @differentiating
@@ -164,11 +165,11 @@ class EmpiricalNTK:
         across = None if other is None else columns
         speed = measured_speed(self._prepared.dtype, self._prepared.device)
         self._makers.look_at(rows)
-        directions_CO = self._makers.directions(rows)
+        directions = self._makers.directions(rows)
         ranks = Ranks.here(self._alone)
         # One product takes as much room as all.
-        some_CO = directions_CO if self.outputs == "full" else directions_CO[:1]
-        expected = self._expected(some_CO, rows, columns)
+        some = directions if self.outputs == "full" else directions.part(0, 1)
+        expected = self._expected(some, rows, columns)
         budget = self._budget(ranks)
         job = self._job(rows, across, on_disk, budget, ranks.count, expected)
         return self._makers.planned(rows, job, speed, timed=True)[1]
@@ -220,7 +221,7 @@ class EmpiricalNTK:
                 f"{count} logits; give ({count}, N) or ({count}, N, M)"
             )
         found = [
-            self._product(rows, logit)(
+            self._product(rows, (logit, logit + 1))(
                 vectors[logit] if self.outputs == "class-diagonal" else vectors
             )
             for logit in range(count)
@@ -232,10 +233,22 @@ class EmpiricalNTK:
     def diagonal(self, inputs: Tensor) -> Tensor:
         """Return the kernel of each example with itself: (N,), (C, N) or, for "full", (NC,)."""
         rows, _ = self._examples(inputs, None)
-        squares_NC = self._product(rows, keep=False).diagonal().view(len(rows), -1)
+        if self.outputs not in ("class-diagonal", "trace"):
+            return self._product(rows, keep=False).diagonal()
+        step, count = self._outputs_at_once(rows), self._makers.count(rows)
+        found: list[Tensor] = []
+        for start in range(0, count, step):
+            some = self._product(rows, (start, min(start + step, count)), keep=False)
+            squares_CN = some.diagonal().view(len(rows), -1).T
+            if self.outputs == "class-diagonal":
+                found.append(squares_CN)
+            else:
+                # The sum over all logits so far.
+                total_N = squares_CN.double().sum(dim=0)
+                found = [found[0] + total_N if found else total_N]
         if self.outputs == "class-diagonal":
-            return squares_NC.T
-        return squares_NC.mean(dim=1) if self.outputs == "trace" else squares_NC.flatten()
+            return torch.cat(found)
+        return (found[0] / count).to(self._prepared.dtype)
 
     def trace(self, inputs: Tensor) -> Tensor:
         """Return Tr K in float64: a scalar, or (C,) for "class-diagonal"."""
@@ -246,13 +259,15 @@ class EmpiricalNTK:
         """Return the outputs that the kernel is taken of, (N, C), in the kernel's type."""
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
-        directions_CO = self._makers.directions(rows)
+        directions = self._makers.directions(rows)
         # One place for all: many small results, each above a pass's large scratch on the heap, would
         # keep the allocator from using that again.
-        found = directions_CO.new_empty(len(rows), len(directions_CO))
+        found = torch.empty(
+            len(rows), len(directions), dtype=prepared.dtype, device=prepared.device
+        )
         with torch.no_grad():
             for part, into in zip(rows.split(_BATCH), found.split(_BATCH), strict=True):
-                into.copy_(prepared.network(part) @ directions_CO.T)
+                into.copy_(directions.of(prepared.network(part)))
         return found
 
     @differentiating
@@ -260,14 +275,12 @@ class EmpiricalNTK:
         """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
         rows, _ = self._examples(inputs, None)
         prepared = self._prepared
-        directions_CO = self._makers.directions(rows)
+        directions = self._makers.directions(rows)
         generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(
-            len(rows), len(directions_CO), generator=generator, dtype=torch.float64
-        )
+        vector = torch.randn(len(rows), len(directions), generator=generator, dtype=torch.float64)
         vector = vector.to(prepared.device, prepared.dtype)
         plain = PlainProducts(prepared.network, prepared.parameters, _BATCH)
-        wanted = plain.product(rows, rows, directions_CO, vector)
+        wanted = plain.product(rows, rows, directions, vector)
         found = product(vector.flatten()).view_as(wanted)
         size = float(wanted.norm())
         return float((found - wanted).norm()) / size if size else 0.0
@@ -283,8 +296,9 @@ class EmpiricalNTK:
         return self._makers.notes
 
     def _product(
-        self, rows: Tensor, logit: int | None = None, *, keep: bool = True
+        self, rows: Tensor, some: tuple[int, int] | None = None, *, keep: bool = True
     ) -> KernelProduct:
+        """Return the kernel of all outputs that it is taken of, or of consecutive ones."""
         ranks = Ranks.here(self._alone)
         if ranks.count > 1:
             ranks.require_same(made_of(self._prepared, self.outputs, rows, None))
@@ -292,7 +306,8 @@ class EmpiricalNTK:
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
             self._makers.look_at(rows)
-            maker = self._makers.maker(rows, speed, None, logit)
+            maker = self._makers.maker(rows, speed, None)
+            maker = maker if some is None else maker.some(*some)
             passes = maker.passes(rows[:SAMPLE])
             least = max(passes.fixed + passes.each, self._makers.look_bytes)
             if budget < least:
@@ -303,6 +318,17 @@ class EmpiricalNTK:
         forward = forward_size(passes, maker.item_size, budget // 4)
         room = min(ranks.gathered(budget - passes.fixed - forward * passes.each))
         return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
+
+    def _outputs_at_once(self, rows: Tensor) -> int:
+        """Return how many logits' gradients are made together, of kernels taken one by one."""
+        ranks = Ranks.here(self._alone)
+        speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
+        self._makers.look_at(rows)
+        one = self._makers.maker(rows, speed, None).some(0, 1)
+        passes = one.passes(rows[:SAMPLE])
+        each = passes.fixed + passes.each + 2 * one.held * one.item_size
+        most = min(ranks.gathered(self._budget(ranks))) // (4 * each)
+        return max(1, min(most, self._makers.count(rows)))
 
     def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:
@@ -330,13 +356,13 @@ class EmpiricalNTK:
         if store is None:
             return None
         across = len(rows) if columns is None else len(columns)
-        count = self._makers.directions(rows).shape[0]
+        count = len(self._makers.directions(rows))
         shape = gram_shape(self.outputs, count, len(rows), across)
         return GramStore(Path(store), same, shape, self._prepared.dtype, ranks)
 
-    def _expected(self, directions_CO: Tensor, rows: Tensor, columns: Tensor) -> Expected:
+    def _expected(self, directions: Directions, rows: Tensor, columns: Tensor) -> Expected:
         plain = PlainProducts(self._prepared.network, self._prepared.parameters)
-        return expected_products(plain, directions_CO, self.outputs, rows, columns)
+        return expected_products(plain, directions, self.outputs, rows, columns)
 
     def _job(
         self,

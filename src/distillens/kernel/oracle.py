@@ -14,11 +14,13 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from distillens.errors import KernelError, nearest
-from distillens.kernel.grad_mode import differentiating, usable
-from distillens.kernel.network import chosen_parameters, copied, refuse_batch_statistics
+from distillens.kernel.called import CalledNetwork
+from distillens.kernel.grad_mode import differentiating
+from distillens.kernel.gradients import as_parameters, gradients_by, real, real_numbers
+from distillens.kernel.network import Prepared, prepare
 
 OutputForm = Literal["class-diagonal", "trace", "full"]
 Jacobian = Callable[[Tensor], Tensor]
@@ -75,26 +77,23 @@ def oracle_gram(
         result is not finite; the outputs are not (B, C); the model contains BatchNorm that uses the
         statistics of the batch; a name or an output is unknown.
     """
-    refuse_batch_statistics(model)
-    network = copied(model).double().eval()
-    weights = {
-        name: weight.detach() for name, weight in chosen_parameters(network, parameters).items()
-    }
-    device = next(iter(weights.values())).device
-    rows = _examples(inputs, device, "inputs")
-    columns = rows if other is None else _examples(other, device, "other inputs")
+    prepared = prepare(model, parameters, torch.float64)
+    weights = {name: weight.detach() for name, weight in prepared.parameters.items()}
+    device = prepared.device
+    rows = prepared.examples(inputs, "inputs")
+    columns = rows if other is None else prepared.examples(other, "other inputs")
     if rows.shape[1:] != columns.shape[1:]:
         raise KernelError(
             f"inputs of shape {tuple(rows.shape)} and others of shape {tuple(columns.shape)} "
             "do not fit; examples must have one shape"
         )
-    classes = _classes(network, rows[:1], outputs)
+    classes = _classes(prepared, rows[:1], outputs)
     chosen = slice(outputs, outputs + 1) if isinstance(outputs, int) else slice(None)
     made = 1 if isinstance(outputs, int) else classes
-    jacobian = _jacobian(network, weights, chosen, vectorised)
+    jacobian = _jacobian(prepared.network, weights, chosen, vectorised)
 
     shape = _shape(len(rows), len(columns), made, outputs)
-    per_example = 8 * made * sum(weight.numel() for weight in weights.values())
+    per_example = 8 * made * sum(real_numbers(weight) for weight in weights.values())
     examples = len(rows) if other is None else len(rows) + len(columns)
     step, keep = _plan(examples, per_example, 8 * math.prod(shape), max_bytes, block)
     left = _blocks(jacobian, rows, step, keep)
@@ -147,17 +146,21 @@ def _tile(left_BCP: Tensor, right_BCP: Tensor, outputs: int | OutputForm) -> Ten
 
 
 def _jacobian(
-    network: nn.Module, weights: dict[str, Tensor], chosen: slice, vectorised: bool
+    network: CalledNetwork, weights: dict[str, Tensor], chosen: slice, vectorised: bool
 ) -> Jacobian:
     """Return the function from examples (B, …) to their Jacobians (B, C, P), for chosen outputs."""
 
-    def output(weights: dict[str, Tensor], example: Tensor) -> Tensor:
+    def output(reals: dict[str, Tensor], example: Tensor) -> Tensor:
         # Tied weights have one name here; functional_call puts it in every place.
-        return functional_call(network, weights, (example[None],))[0, chosen]
+        outputs_1O = network.with_weights(as_parameters(reals, weights), example[None])
+        return outputs_1O[0, chosen]
 
     def by_vmap(examples: Tensor) -> Tensor:
+        reals = {name: real(weight) for name, weight in weights.items()}
         try:
-            tree = vmap(jacrev(output), in_dims=(None, 0), randomness="error")(weights, examples)
+            # The example is no argument of jacrev, which takes no complex ones.
+            each = vmap(lambda e: jacrev(lambda given: output(given, e))(reals), randomness="error")
+            tree = each(examples)
         except RuntimeError as error:
             raise KernelError(
                 f"torch.func failed on the model ({str(error).partition(chr(10))[0]}); "
@@ -166,7 +169,7 @@ def _jacobian(
         return torch.cat([tree[name].flatten(2) for name in weights], dim=2).detach()
 
     def by_backward(examples: Tensor) -> Tensor:
-        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        leaves = {name: real(weight.detach()).requires_grad_() for name, weight in weights.items()}
         return torch.stack(
             [torch.stack(list(_gradients(output(leaves, e), leaves))) for e in examples]
         )
@@ -177,9 +180,7 @@ def _jacobian(
 def _gradients(outputs_C: Tensor, leaves: dict[str, Tensor]) -> Iterator[Tensor]:
     """Yield the gradient of each output of one example, (P,)."""
     for value in outputs_C:
-        gradients = torch.autograd.grad(
-            value, list(leaves.values()), retain_graph=True, materialize_grads=True
-        )
+        gradients = gradients_by(value, list(leaves.values()), retain=True)
         yield torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -206,30 +207,9 @@ def _plan(
     return step, (examples + 4 * step) * per_example <= budget
 
 
-def _examples(inputs: Tensor, device: torch.device, what: str) -> Tensor:
-    """Return inputs on the device, in float64 unless they are integers (tokens)."""
-    if inputs.ndim == 0 or len(inputs) == 0:
-        raise KernelError(
-            f"{what} have shape {tuple(inputs.shape)}; give at least one example, (N, ...)"
-        )
-    inputs = usable(inputs)
-    if inputs.is_floating_point():
-        inputs = inputs.double()
-        if not torch.isfinite(inputs).all():
-            raise KernelError(f"{what} hold NaN or infinity; clean the data first")
-    return inputs.to(device)
-
-
-def _classes(network: nn.Module, example: Tensor, outputs: int | OutputForm) -> int:
+def _classes(prepared: Prepared, example: Tensor, outputs: int | OutputForm) -> int:
     """Return C after checking the network's output and the choice of outputs against it."""
-    with torch.no_grad():
-        result = network(example)
-    if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != 1:
-        seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise KernelError(
-            f"for one example the model returns {seen}; a kernel needs logits of shape (1, C)"
-        )
-    classes = result.shape[1]
+    classes = prepared.count_outputs(example)
     if isinstance(outputs, int):
         if not 0 <= outputs < classes:
             raise KernelError(f"no output {outputs}; the model has outputs 0 to {classes - 1}")

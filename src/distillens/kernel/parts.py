@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from distillens.kernel.directions import Directions
 from distillens.kernel.factors import Outer, Paired, Pairing, Role
 from distillens.kernel.late import LateShape
 from distillens.kernel.uses import Place, Tracer, output_gradients
@@ -55,7 +56,7 @@ def choose_parts(
     tracer: Tracer,
     places: Sequence[Place],
     sample: Tensor,
-    directions_CO: Tensor,
+    directions: Directions,
     purpose: Purpose,
 ) -> Parts:
     """Return how the gradients of such examples are best contracted."""
@@ -63,14 +64,14 @@ def choose_parts(
     counts = Counter(name for use in uses for name in use.names.values())
     shared = {name for name, count in counts.items() if count > 1}
     # Outputs differ in no shape, so that one stands for all.
-    gradients = output_gradients(outputs, uses, directions_CO[:1])
+    gradients = output_gradients(directions.part(0, 1).of(outputs), uses)
     parts: list[Part] = []
     late: list[LateShape] = []
     offsets: dict[str, slice] = {}
     written = pair_numbers = 0
     for place, use, gradient in zip(places, uses, gradients, strict=True):
         roles = tuple(use.names)
-        factor = place.factor(use, gradient * len(directions_CO), roles)
+        factor = place.factor(use, gradient * len(directions), roles)
         tied = any(name in shared for name in use.names.values())
         part = Part(place, roles, choose(factor, purpose, tied))
         parts.append(part)

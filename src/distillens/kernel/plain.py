@@ -10,10 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distillens.kernel.called import call_with_weights
+from distillens.kernel.directions import Directions
 from distillens.kernel.failures import ran_out_of_memory
+from distillens.kernel.gradients import as_parameters, gradients_by, real
 
 
 class PlainProducts:
@@ -28,52 +30,74 @@ class PlainProducts:
         self._network, self._parameters, self._batch = network, dict(parameters), batch
 
     def product(
-        self, rows: Tensor, columns: Tensor, directions_CO: Tensor, vector_SC: Tensor
+        self, rows: Tensor, columns: Tensor, directions: Directions, vector_SC: Tensor
     ) -> Tensor:
         """Return Σ_jc k((i, c′), (j, c)) v_jc, (R, C)."""
-        along = {name: torch.zeros_like(weight) for name, weight in self._parameters.items()}
+        along = {name: torch.zeros_like(real(each)) for name, each in self._parameters.items()}
         pairs = zip(columns.split(self._batch), vector_SC.split(self._batch), strict=True)
         for part, vector in pairs:
             with torch.enable_grad():
-                total = ((self._network(part) @ directions_CO.T) * vector).sum()
-            if not total.requires_grad:
-                continue  # no parameter that counts has any effect
-            gradients = torch.autograd.grad(
-                total, list(self._parameters.values()), allow_unused=True, materialize_grads=True
-            )
+                total = (directions.of(self._network(part)) * vector).sum()
+            # Zero where no parameter that counts has any effect.
+            gradients = gradients_by(total, list(self._parameters.values()))
             for summed, gradient in zip(along.values(), gradients, strict=True):
                 summed += gradient
         parts = rows.split(self._batch)
         try:
-            return torch.cat([self._forward(part, directions_CO, along) for part in parts])
+            return torch.cat([self._forward(part, directions, along) for part in parts])
         except (RuntimeError, NotImplementedError) as error:
             if ran_out_of_memory(error):
                 raise
             # Some operations have no forward derivative.
-            return torch.cat([self._backward(part, directions_CO, along) for part in parts])
+            return torch.cat([self._backward(part, directions, along) for part in parts])
 
-    def _forward(self, rows: Tensor, directions_CO: Tensor, along: dict[str, Tensor]) -> Tensor:
+    def mean_form(
+        self, rows: Tensor, columns: Tensor, directions: Directions, signs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return uᵀKv for the mean K of C kernels, and the size that it has without cancelling.
+
+        One backward pass for each output, or two where the columns are not the rows. ``signs`` are
+        u and v, one behind the other. The size is the mean of ‖Jᵀu‖‖Jᵀv‖.
+        """
+        weights = list(self._parameters.values())
+        u_R, v_S = signs.split([len(rows), len(columns)])
+        with torch.enable_grad():
+            rows_C = u_R @ directions.of(self._network(rows))
+            columns_C = v_S @ directions.of(self._network(columns))
+        same = torch.equal(rows, columns) and torch.equal(u_R, v_S)
+        value, size = torch.zeros(2, dtype=torch.float64, device=rows.device)
+        C = len(directions)
+        for c in range(C):
+            along = gradients_by(rows_C[c], weights, retain=c + 1 < C)
+            other = along if same else gradients_by(columns_C[c], weights, retain=c + 1 < C)
+            value += sum((a * b).sum() for a, b in zip(along, other, strict=True))
+            norms = [torch.stack([a.norm() for a in each]).norm() for each in (along, other)]
+            size += norms[0] * norms[1]
+        return value / C, size / C
+
+    def _forward(self, rows: Tensor, directions: Directions, along: dict[str, Tensor]) -> Tensor:
         # Fused attention has no forward derivative, the plain one has. torch's encoder layers run
         # fused too unless a gradient may be asked for.
+        tangents = as_parameters(along, self._parameters)
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             weights = {
-                name: forward_ad.make_dual(weight, along[name])
+                name: forward_ad.make_dual(weight, tangents[name])
                 for name, weight in self._parameters.items()
             }
-            moved = functional_call(self._network, weights, (rows,)) @ directions_CO.T
+            moved = directions.of(call_with_weights(self._network, weights, rows))
             tangent = forward_ad.unpack_dual(moved).tangent
         return torch.zeros_like(moved).detach() if tangent is None else tangent.detach()
 
-    def _backward(self, rows: Tensor, directions_CO: Tensor, along: dict[str, Tensor]) -> Tensor:
+    def _backward(self, rows: Tensor, directions: Directions, along: dict[str, Tensor]) -> Tensor:
         weights = list(self._parameters.values())
-        found = torch.zeros(len(rows), len(directions_CO)).to(directions_CO)
+        found = torch.zeros(
+            len(rows), len(directions), dtype=directions.dtype, device=directions.device
+        )
         for i, row in enumerate(rows):
             with torch.enable_grad():
-                outputs_C = directions_CO @ self._network(row[None])[0]
+                outputs_C = directions.of(self._network(row[None]))[0]
             for c, output in enumerate(outputs_C):
-                gradients = torch.autograd.grad(
-                    output, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+                gradients = gradients_by(output, weights, retain=True)
                 for gradient, name in zip(gradients, self._parameters, strict=True):
                     found[i, c] += (gradient * along[name]).sum()
         return found

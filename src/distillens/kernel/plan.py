@@ -26,6 +26,8 @@ _FORWARD_NUMBERS = 2**25
 """Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
 _THREAD_BYTES = 2**25
 """What a further thread takes beside its tensors: scratch of operations, the allocator's free lists."""
+_MANY_OUTPUTS = 64
+"""More outputs than these are not made together before it is known what one takes."""
 _TIMED = 8
 """Examples of the pass that is timed."""
 
@@ -194,7 +196,7 @@ def make_plan(
     """
     plans: list[tuple[BlockMaker, Plan]] = []
     least = 0
-    outputs = maker.outputs if kept is None else kept.outputs
+    outputs = _outputs_at_once(maker, sample, job) if kept is None else kept.outputs
     while True:
         some = maker.some(0, outputs)
         passes = some.passes(sample)
@@ -233,6 +235,8 @@ def plan_at_once(
 
     The maker's gradients may be written late. For the parameters see `make_plan`.
     """
+    if _outputs_at_once(maker, sample, job) < maker.outputs:
+        return None
     room = _Room(maker, job, maker.passes(sample))
     sizes = room.at_once()
     if room.taken(sizes) > job.budget:
@@ -240,6 +244,30 @@ def plan_at_once(
     plan = _described(maker, maker, job, sizes, room.taken(sizes))
     seconds = _seconds(maker, maker, sample, job, sizes, speed) if timed else None
     return replace(plan, seconds=seconds)
+
+
+def _outputs_at_once(maker: BlockMaker, sample: Tensor, job: Job) -> int:
+    """Return how many outputs a plan starts with: all, unless measuring them might not fit.
+
+    Raises
+    ------
+    KernelError
+        The Gram itself does not fit.
+    """
+    if maker.outputs <= _MANY_OUTPUTS:
+        return maker.outputs
+    free = job.budget - job.gram_bytes
+    if free <= 0:
+        raise KernelError(
+            f"max_memory = {job.budget} bytes is too small for a Gram of {_room(job.gram_bytes)}; "
+            "give more, fewer examples or other outputs, or keep it in a store"
+        )
+    if not job.separable:
+        return maker.outputs
+    one = maker.some(0, 1)
+    # Several outputs take at most as many times what one takes; half of the room is for examples.
+    each = _Room(one, replace(job, setup_bytes=0, gram_bytes=0), one.passes(sample)).least
+    return max(1, min(maker.outputs, free // (2 * each)))
 
 
 class _Room:

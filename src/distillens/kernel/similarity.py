@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
+from distillens.kernel.directions import directions
 from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.network import prepare
 from distillens.kernel.plain import PlainProducts
@@ -174,8 +175,8 @@ def _moved(
                 probe = probe - probe.mean(dim=0)
             moved = []
             for product, x in zip(products, examples, strict=True):
-                one = torch.eye(counts[0], dtype=dtype, device=x.device)
-                found = product.product(x, x, one, probe.to(one)).double().cpu()
+                every = directions("full", counts[0], dtype, x.device)
+                found = product.product(x, x, every, probe.to(x.device, dtype)).double().cpu()
                 if centred:
                     found = found - found.mean(dim=0)
                 size = float(found.norm())

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from distillens.atomic import write_atomically
 from distillens.errors import KernelError
-from distillens.kernel.network import Outputs, Prepared
+from distillens.kernel.directions import Outputs
+from distillens.kernel.network import Prepared
 from distillens.kernel.ranks import Ranks
 
 _SCHEMA = 1
@@ -37,7 +38,7 @@ def made_of(
     network = prepared.network
     tensors = dict([*network.named_parameters(), *network.named_buffers()])
     return {
-        "model": type(network).__qualname__,
+        "model": type(network.model).__qualname__,
         "outputs": outputs,
         "dtype": str(prepared.dtype),
         "parameters": list(prepared.parameters),

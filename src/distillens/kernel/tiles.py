@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import Block, BlockMaker
-from distillens.kernel.network import Outputs
+from distillens.kernel.directions import Outputs
 from distillens.kernel.plan import Plan
 from distillens.kernel.ranks import Ranks
 from distillens.kernel.store import GramStore

@@ -163,23 +163,24 @@ class Tracer:
         return Recorder(self._names, self._copying, self._repeated, examples)
 
 
-def output_gradients(
-    outputs_BC: Tensor, uses: list[Use], directions_CO: Tensor
-) -> list[list[Tensor]]:
+def output_gradients(combined_BC: Tensor, uses: list[Use]) -> list[list[Tensor]]:
     """Return, for each use, the gradients of C combinations of outputs by its output.
 
-    ``directions_CO`` holds the combinations of the network's O outputs. One backward pass each
-    serves all examples, since no output depends on another example.
+    One backward pass each serves all examples, since no output depends on another example.
     """
-    if not uses or not outputs_BC.requires_grad:
+    C = combined_BC.shape[1]
+    if not uses or not combined_BC.requires_grad:
         # Without a graph no use has an effect.
-        return [[torch.zeros_like(use.output) for _ in directions_CO] for use in uses]
+        return [[torch.zeros_like(use.output) for _ in range(C)] for use in uses]
     found: list[list[Tensor]] = [[] for _ in uses]
-    for place, direction in enumerate(directions_CO):
+    for c in range(C):
+        one_BC = torch.zeros_like(combined_BC)
+        one_BC[:, c] = 1.0
         gradients = torch.autograd.grad(
-            (outputs_BC @ direction).sum(),
+            combined_BC,
             [use.output for use in uses],
-            retain_graph=place + 1 < len(directions_CO),
+            one_BC,
+            retain_graph=c + 1 < C,
             allow_unused=True,
         )
         for use, kept, gradient in zip(uses, found, gradients, strict=True):

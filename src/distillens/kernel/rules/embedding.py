@@ -26,15 +26,14 @@ class Embedding(Rule):
         Raises
         ------
         KernelError
-            The gradients that autograd gives are not those of the function, or are sparse.
+            The gradients that autograd gives are not those of the function.
         """
         weight: Tensor = arguments["weight"]
-        for name in ("scale_grad_by_freq", "sparse"):
-            if arguments.get(name) and weight.requires_grad:
-                raise KernelError(
-                    f"an embedding has {name}=True, which changes how its gradients are kept but "
-                    "not what it computes; build the model with False"
-                )
+        if arguments.get("scale_grad_by_freq") and weight.requires_grad:
+            raise KernelError(
+                "an embedding has scale_grad_by_freq=True, which changes its gradients but not "
+                "what it computes; build the model with False"
+            )
         if arguments.get("max_norm") is not None:
             return None
         padding = arguments.get("padding_idx")

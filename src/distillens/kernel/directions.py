@@ -1,0 +1,93 @@
+"""The combinations of a network's outputs that a kernel is taken of.
+
+No matrix is held: for a vocabulary of 32,000 tokens the identity alone would take 4 GiB.
+
+Shapes: B examples, O outputs of the network, C combinations of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distillens.errors import KernelError, nearest
+from distillens.kernel.factors import Pairing
+
+OutputForm = Literal["sum", "class-diagonal", "trace", "full"]
+Outputs = int | tuple[int, int] | OutputForm
+"""c: one logit. (a, b): logit a minus logit b. "sum": the sum of the logits. "class-diagonal": each
+logit apart. "trace": the mean over logits of their kernels. "full": all pairs of logits."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """C combinations of O outputs: some consecutive outputs, a difference of two, or the sum."""
+
+    form: Literal["outputs", "difference", "sum"]
+    first: int
+    """The first output, or the one that is subtracted from."""
+    second: int
+    """The output behind the last one, or the one that is subtracted."""
+    dtype: torch.dtype
+    device: torch.device
+
+    def __len__(self) -> int:
+        return self.second - self.first if self.form == "outputs" else 1
+
+    def part(self, start: int, stop: int) -> Directions:
+        """Return some of the combinations."""
+        if self.form != "outputs" or (start, stop) == (0, len(self)):
+            return self
+        return replace(self, first=self.first + start, second=self.first + stop)
+
+    def each(self) -> Iterator[Directions]:
+        """Yield the combinations one by one."""
+        return (self.part(c, c + 1) for c in range(len(self)))
+
+    def of(self, outputs_BO: Tensor) -> Tensor:
+        """Return the combinations of outputs, (B, C)."""
+        if self.form == "sum":
+            return outputs_BO.sum(dim=1, keepdim=True)
+        if self.form == "difference":
+            return (outputs_BO[:, self.first] - outputs_BO[:, self.second])[:, None]
+        if len(self) == outputs_BO.shape[1]:
+            return outputs_BO
+        return outputs_BO[:, self.first : self.second]
+
+
+def pairing_of(outputs: Outputs) -> Pairing:
+    """Return which pairs of outputs a form contracts."""
+    return "full" if outputs == "full" else "diagonal"
+
+
+def directions(
+    outputs: Outputs, count: int, dtype: torch.dtype, device: torch.device
+) -> Directions:
+    """Return the combinations of a network's outputs that a kernel is taken of.
+
+    Raises
+    ------
+    KernelError
+        The network has no such output, or the form is unknown.
+    """
+    if isinstance(outputs, str):
+        if outputs not in get_args(OutputForm):
+            raise KernelError(
+                f"unknown outputs {outputs!r}{nearest(outputs, get_args(OutputForm))}, "
+                "or the number of a logit, or two of them"
+            )
+        form = "sum" if outputs == "sum" else "outputs"
+        return Directions(form, 0, count, dtype, device)
+    chosen: list[int] = [outputs] if isinstance(outputs, int) else list(outputs)
+    if len(chosen) > 2 or len(set(chosen)) < len(chosen):
+        raise KernelError(f"outputs are {outputs}; give one logit, or two for their difference")
+    for number in chosen:
+        if not 0 <= number < count:
+            raise KernelError(f"no output {number}; the model has outputs 0 to {count - 1}")
+    if len(chosen) == 1:
+        return Directions("outputs", chosen[0], chosen[0] + 1, dtype, device)
+    return Directions("difference", chosen[0], chosen[1], dtype, device)

@@ -1,0 +1,129 @@
+"""A network is run in one floating-point type, whatever types its forward asks for.
+
+Many published networks enter `torch.autocast` in their forward or cast to bfloat16 and back. A
+kernel is made of derivatives; those of rounded functions are zero or rounded themselves. The kernel
+is therefore that of the network without rounding, in the type that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_TYPES = {each for each in vars(torch).values() if isinstance(each, torch.dtype)}
+_CASTS: dict[Any, torch.dtype] = {
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+    Tensor.float: torch.float32,
+    Tensor.double: torch.float64,
+    Tensor.chalf: torch.complex32,
+    Tensor.cfloat: torch.complex64,
+    Tensor.cdouble: torch.complex128,
+}
+_EMBEDDINGS: dict[Any, int] = {functional.embedding: 6, functional.embedding_bag: 7}
+"""The place of ``sparse`` among the arguments."""
+
+
+def stand_ins(dtype: torch.dtype) -> dict[torch.dtype, torch.dtype]:
+    """Return what takes the place of every other floating-point type: a real type or its complex
+    counterpart."""
+    kinds = {
+        each: dtype.to_complex() if each.is_complex else dtype
+        for each in _TYPES
+        if each.is_complex or each.is_floating_point
+    }
+    return {each: kind for each, kind in kinds.items() if each != kind}
+
+
+class OnePrecision(TorchFunctionMode):
+    """Replaces types that a network computes in by others, while it is entered.
+
+    Casts to a replaced type and new tensors in it get the other type, autocast is switched off, and
+    gradients of embeddings are dense.
+
+    Parameters
+    ----------
+    replaced
+        Types, and those that take their place.
+    device_type
+        Where the network computes.
+    reduced
+        Is told what a float32 network would have computed in less than float32.
+    """
+
+    def __init__(
+        self, replaced: Mapping[torch.dtype, torch.dtype], device_type: str, reduced: set[str]
+    ) -> None:
+        super().__init__()
+        self._types, self._device_type, self._reduced = replaced, device_type, reduced
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Make the call in other types."""
+        if torch.is_autocast_enabled(self._device_type):
+            self._reduced.add("torch.autocast")
+            # Its context sets this back when it ends.
+            torch.set_autocast_enabled(self._device_type, False)
+        kwargs = kwargs or {}
+        if (cast := _CASTS.get(func)) is not None:
+            func, args = Tensor.to, (args[0], cast, *args[1:])
+        elif func in _EMBEDDINGS:
+            args, kwargs = _dense(func, args, kwargs)
+        if func is not Tensor.view or args[0].is_floating_point() or args[0].is_complex():
+            inplace = getattr(func, "__name__", "").endswith("_")
+            args = tuple(
+                each if inplace and not place else self._replaced(each)
+                for place, each in enumerate(args)
+            )
+            kwargs = {
+                name: each if name == "out" else self._replaced(each)
+                for name, each in kwargs.items()
+            }
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.dtype in self._types:
+            return result.to(self._types[result.dtype])
+        return result
+
+    def _replaced(self, given: Any) -> Any:
+        """Return an argument in another type: a type, a tensor, or a list of tensors."""
+        if isinstance(given, Tensor):
+            return given.to(self._types[given.dtype]) if given.dtype in self._types else given
+        if isinstance(given, torch.dtype):
+            if given not in self._types:
+                return given
+            if given.itemsize < (8 if given.is_complex else 4):
+                self._reduced.add(f"casts to {str(given).removeprefix('torch.')}")
+            return self._types[given]
+        if type(given) in (list, tuple):
+            return type(given)(self._replaced(each) for each in given)
+        return given
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch autocast off where the caller has it on."""
+    enabled = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    for kind in enabled:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, True)
+
+
+def _dense(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of an embedding with dense gradients; the values are the same."""
+    place = _EMBEDDINGS[func]
+    if len(args) > place:
+        return (*args[:place], False, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "sparse": False}
