@@ -37,7 +37,9 @@ def class_labels(labels: Any) -> Tensor:
     try:
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
-        raise DataError(f"labels are a {type(labels).__name__} of no numbers; {SUPPORTED}") from None
+        raise DataError(
+            f"labels are a {type(labels).__name__} of no numbers; {SUPPORTED}"
+        ) from None
     if found.is_floating_point() or found.is_complex():
         raise DataError(
             f"labels are {str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}; "

@@ -17,7 +17,7 @@ from distillens.supervision.losses import (
     class_index,
     mean_over,
     nan_outside,
-    ratio_less_one,
+    probability_gap,
     soft_cross_entropy,
 )
 
@@ -70,40 +70,45 @@ def dist(
     if mask is not None:
         there = there & mask[:, None]
     student, teacher = student / temperature, teacher / temperature
-    zero = student.new_zeros(1)
-    inter = mean_over(_decorrelation(*_scaled(student, teacher, zero, zero), there), mask)
-    columns = (values.T for values in _scaled(student, teacher, *_scales(student, teacher, there)))
-    intra = mean_over(_decorrelation(*columns, there.T), there.any(0))
+    p, q = log_softmax(student, -1), log_softmax(teacher, -1)
+    with torch.no_grad():
+        gap = probability_gap(student, teacher)
+    zero = p.new_zeros(1)
+    inter = mean_over(_decorrelation(*_scaled(p, q, gap, zero, zero), there), mask)
+    scaled = _scaled(p, q, gap, *_scales(p, q, there))
+    intra = mean_over(_decorrelation(scaled[0].T, scaled[1].T, there.T), there.any(0))
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
 @torch.no_grad()
-def _scales(student: Tensor, teacher: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+def _scales(log_p: Tensor, log_q: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """Return (C,) logarithms by which the classes of student and teacher are divided.
 
     A correlation over examples does not depend on the class's scale, which may be far below 1. Where
     the networks' scales are alike they get one scale, so that their difference keeps its meaning.
     """
     mine, theirs = (
-        log_softmax(each, -1).masked_fill(~there, -torch.inf).amax(0).nan_to_num(neginf=0.0)
-        for each in (student, teacher)
+        each.masked_fill(~there, -torch.inf).amax(0).nan_to_num(neginf=0.0)
+        for each in (log_p, log_q)
     )
     alike = (mine - theirs).abs() < 1
     both = torch.maximum(mine, theirs)
     return torch.where(alike, both, mine), torch.where(alike, both, theirs)
 
 
+TINY = -80.0
+"""Logarithm of the scale below which differences of probabilities leave the range of float32."""
+
+
 def _scaled(
-    student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_scale: Tensor
+    log_p: Tensor, log_q: Tensor, gap: Tensor, mine: Tensor, theirs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the teacher's scaled probabilities, and the student's less the teacher's."""
-    p = (log_softmax(student, -1) - student_scale).exp()
-    q = (log_softmax(teacher, -1) - teacher_scale).exp()
-    with torch.no_grad():
-        near, ratio = ratio_less_one(student, teacher)
-        gap = torch.where(near & (student_scale == teacher_scale), q * ratio, p - q)
+    p, q = (log_p - mine).exp(), (log_q - theirs).exp()
+    accurate = (mine == theirs) & (mine > TINY)
+    value = torch.where(accurate, gap * (-mine.clamp_min(TINY)).exp(), (p - q).detach())
     # The value is the accurate one, the gradient that of the student's probabilities.
-    return q, gap + (p - p.detach())
+    return q, value + (p - p.detach())
 
 
 def _decorrelation(other: Tensor, gap: Tensor, there: Tensor) -> Tensor:

@@ -171,7 +171,10 @@ def both_logits(
     SupervisionError
         Their shapes differ.
     """
-    student, teacher = bare_logits(logits, "the student"), bare_logits(teacher_logits, "the teacher")
+    student, teacher = (
+        bare_logits(logits, "the student"),
+        bare_logits(teacher_logits, "the teacher"),
+    )
     if student.shape != teacher.shape:
         raise SupervisionError(
             f"the teacher gives logits of shape {tuple(teacher.shape)}, the student "
@@ -215,7 +218,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         student, teacher = ctx.saved_tensors
         to_student = to_teacher = None
         if ctx.needs_input_grad[0]:
-            to_student = grad[..., None] * _difference(student, teacher)
+            to_student = grad[..., None] * probability_gap(student, teacher)
         if ctx.needs_input_grad[1]:
             q, bits = softmax(teacher, -1), log_softmax(student, -1)
             bits = bits.masked_fill(q == 0, 0)
@@ -229,30 +232,21 @@ def _cross_entropies(student: Tensor, teacher: Tensor) -> Tensor:
     return -(q * log_softmax(student, -1).masked_fill(q == 0, 0)).sum(-1)
 
 
-FAR = 60.0
-"""Differences of logits above which their exponential may leave the range of float32."""
+def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return σ(f) − σ(g), whose rounding is relative to the difference and not to its two terms.
 
-
-def _difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return σ(f) − σ(g), whose rounding is relative to the difference and not to its two terms."""
-    near, ratio = ratio_less_one(student, teacher)
-    p, q = softmax(student, -1), softmax(teacher, -1)
-    return torch.where(near, q * ratio, p - q)
-
-
-def ratio_less_one(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (…, 1) where it can be computed, and (…, C) values of σ(f)/σ(g) − 1 there.
-
-    With u = f − g up to a constant, e = exp(u) − 1 and S = Σ σ(g)·e, it is (e − S)/(1 + S): no two
-    probabilities are subtracted. Classes of probability 0 in both do not matter.
+    Where log σ(f) and log σ(g) differ by less than 1, the difference of probabilities is computed from
+    that of the logits, f − g. Their constants, which float32 knows to about 1e-6 only, are corrected
+    such that the differences add up to zero.
     """
     p, q = softmax(student, -1), softmax(teacher, -1)
-    u = (student - teacher).masked_fill(p + q == 0, 0)
-    u = u - (q * u).sum(-1, keepdim=True)
-    near = u.abs().amax(-1, keepdim=True) < FAR
-    e = torch.where(near, u, 0).expm1()
-    total = (q * e).sum(-1, keepdim=True)
-    return near, (e - total) / (1 + total)
+    apart = student - teacher
+    highest, place = q.max(-1, keepdim=True)
+    shift = apart.gather(-1, place) - (p.gather(-1, place) / highest).log()
+    apart = apart - shift
+    gap = torch.where(apart.abs() < 1, q * apart.expm1(), p - q)
+    total = gap.sum(-1, keepdim=True)
+    return (gap - total * q) / (1 + total)
 
 
 def _labelled(
