@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distillens.data.augment import Augmentation, augment
 from distillens.data.examples import Examples
+from distillens.data.labels import class_labels, counting_mask, fit_to_logits
 from distillens.errors import DataError
 
 
@@ -35,7 +36,10 @@ class Batch:
         Factor of this batch's mean loss, so that the sum over micro-batches and the mean over
         processes is the mean over the global batch.
     mask : Tensor or None
-        (B, T) bool: positions that count.
+        (B,) or (B, T) bool: examples or positions that count.
+    classes : int or None
+        Number of classes, if it is known; it tells logits from other outputs of a network that
+        returns a tuple.
     """
 
     inputs: Tensor
@@ -44,6 +48,7 @@ class Batch:
     epoch: int = 0
     weight: float = 1.0
     mask: Tensor | None = None
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,10 +64,27 @@ class Batch:
 
     def counted(self, values: Tensor) -> Tensor:
         """Return the sum of (B,) or (B, T) values over the positions that count."""
-        return (values if self.mask is None else values * self.mask).sum()
+        # Not a product with the mask: 0 times a NaN is a NaN.
+        return (values if self.mask is None else values.masked_fill(~self.mask, 0)).sum()
+
+    def fitted(self, logits: Tensor) -> Batch:
+        """Return the batch with int64 labels and mask of the logits' shape without its last axis.
+
+        Raises
+        ------
+        DataError
+            The labels are no integers, or labels or mask do not fit the logits.
+        """
+        labels, mask = fit_to_logits(self.labels, self.mask, logits)
+        if labels is self.labels and mask is self.mask:
+            return self
+        return replace(self, labels=labels, mask=mask)
 
     def split(self, parts: int) -> Iterator[Batch]:
         """Yield micro-batches whose weights add up to this batch's."""
+        if parts == 1:
+            yield self
+            return
         size = math.ceil(len(self) / parts)
         whole = len(self) if self.mask is None else int(self.mask.sum())
         for start in range(0, len(self), size):
@@ -220,7 +242,9 @@ class Batches:
         inputs = self.normalisation(inputs) if self.normalisation else _as_float(inputs)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return Batch(inputs, labels, indices, epoch, weight)
+        return Batch(
+            inputs, labels, indices, epoch, weight, classes=len(self.examples.classes) or None
+        )
 
 
 class LoaderBatches:
@@ -231,15 +255,26 @@ class LoaderBatches:
     loader
         Anything with a length that yields :class:`Batch` objects, ``(inputs, labels, indices)`` or
         ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
+        Labels are integer class labels; those equal to -100 do not count, as in torch.
     device
         Where batches are wanted.
+    classes
+        Number of classes. It is needed only for networks that return a tuple of which several
+        elements can be the logits.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        device: torch.device | str = "cpu",
+        *,
+        classes: int | None = None,
+    ) -> None:
         if not hasattr(loader, "__len__"):
             raise DataError(f"the loader {type(loader).__name__} has no length; give it __len__")
         self.loader = loader
         self.device = torch.device(device)
+        self.classes = classes
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
@@ -248,14 +283,20 @@ class LoaderBatches:
         """Yield the loader's batches; its own randomness decides their order."""
         for item in self.loader:
             if isinstance(item, Batch):
-                yield replace(item, epoch=epoch)
+                labels = class_labels(item.labels)
+                mask = counting_mask(labels, item.mask)
+                classes = item.classes or self.classes
+                yield replace(item, labels=labels, mask=mask, epoch=epoch, classes=classes)
                 continue
             if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
                 raise DataError(
                     "a loader must yield (inputs, labels) or (inputs, labels, indices), "
                     f"got {type(item).__name__}"
                 )
-            inputs, labels = item[0].to(self.device), item[1].to(self.device)
+            labels = class_labels(item[1])
+            mask = counting_mask(labels, None)
+            mask = None if mask is None else mask.to(self.device)
+            inputs, labels = item[0].to(self.device), labels.to(self.device)
             # -1 marks an example without a stable index; whoever needs one refuses it.
             indices = item[2].cpu() if len(item) == 3 else torch.full((len(labels),), -1)
-            yield Batch(inputs, labels, indices, epoch)
+            yield Batch(inputs, labels, indices, epoch, mask=mask, classes=self.classes)

@@ -18,7 +18,8 @@ def next_tokens(batch: Batch) -> Batch:
     """Return a batch of tokens (B, T) as inputs, labels and mask (B, T − 1): each label comes next."""
     tokens_BT = batch.inputs
     labels = tokens_BT[:, 1:]
-    return replace(batch, inputs=tokens_BT[:, :-1], labels=labels, mask=labels >= 0)
+    # The classes of the examples are not the tokens that are predicted here.
+    return replace(batch, inputs=tokens_BT[:, :-1], labels=labels, mask=labels >= 0, classes=None)
 
 
 class NextTokens:

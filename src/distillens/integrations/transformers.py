@@ -18,6 +18,7 @@ from distillens.data import PADDING, Batch
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.models import load_safely
 from distillens.supervision import OneHot, Supervision
+from distillens.supervision.protocol import is_across_examples
 
 try:
     from transformers import Trainer
@@ -64,7 +65,8 @@ class DistillationTrainer(Trainer):
     Raises
     ------
     SupervisionError
-        Another loss or label smoothing is asked for as well, or several GPUs share one process.
+        Another loss or label smoothing is asked for as well, several GPUs share one process, or the
+        supervision's loss may compare the examples of a batch that is computed in parts.
     """
 
     def __init__(
@@ -82,6 +84,13 @@ class DistillationTrainer(Trainer):
             raise SupervisionError(
                 f"{self.args.n_gpu} GPUs share this process, which splits batches unseen; "
                 "launch a process a GPU with accelerate or torchrun"
+            )
+        parts = self.args.gradient_accumulation_steps * self.args.world_size
+        if is_across_examples(supervision) and parts > 1:
+            raise SupervisionError(
+                f"the loss may compare the examples of a batch, which is computed in {parts} parts "
+                "(micro-batches × processes); use one of each, or, if it is a mean over examples, set "
+                "across_examples = False on your loss function or supervision"
             )
         self.supervision = supervision
         self._index_column = index_column

@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, validate_call
 from torch import Tensor, nn
 
-from distillens.errors import ModelError, RecipeError, nearest
+from distillens.data.outputs import bare_logits, logits_of
+from distillens.errors import DataError, ModelError, RecipeError, nearest
 from distillens.models.custom import FROM_DATA, call_builder, check_builder
 from distillens.models.external import external_builder, is_external
 from distillens.models.lenet import LeNet5
@@ -214,16 +215,39 @@ def build_model(
             raise RecipeError(f"model {recipe.name!r} cannot be built: {error}") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"{recipe.name} returned a {type(model).__name__}, not a torch Module")
-    check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
+    shape = check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
+    if shape != (2, outputs):
+        # Whoever runs the model then gets logits: training, kernels and exports.
+        model.register_forward_hook(_GiveLogits(outputs))
     return model
+
+
+class _GiveLogits:
+    """A hook that replaces a model's output by the logits in it."""
+
+    def __init__(self, outputs: int) -> None:
+        self.outputs = outputs
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
+        return logits_of(output, (len(inputs[0]),), lambda: {self.outputs}, whose="the model")
 
 
 def check_outputs(
     model: nn.Module, input_shape: tuple[int, ...], outputs: int, what: str, *, tokens: bool = False
-) -> None:
-    """Run two zero inputs through a model and refuse it if it does not give (2, outputs).
+) -> tuple[int, ...] | None:
+    """Run two zero inputs through a model and refuse it if its logits are not (2, outputs).
 
-    With ``tokens`` they are whole numbers, the first token of every vocabulary.
+    With ``tokens`` they are whole numbers, the first token of every vocabulary. Logits are found in an
+    output as `distillens.data.outputs.logits_of` says.
+
+    Returns
+    -------
+    The shape of the output, or None if it is not a tensor.
+
+    Raises
+    ------
+    ModelError
+        The model cannot take the inputs, or does not give these logits.
     """
     was_training = model.training
     parameter = next(model.parameters(), None)
@@ -239,15 +263,15 @@ def check_outputs(
         raise ModelError(f"{what} cannot take inputs of shape {input_shape}: {text}") from None
     finally:
         model.train(was_training)
-    if not isinstance(outcome, Tensor):
-        raise ModelError(
-            f"{what} gives a {type(outcome).__name__}; it must return logits, a tensor"
-        )
-    shape = tuple(outcome.shape)
+    try:
+        shape = tuple(logits_of(outcome, (2,), lambda: {outputs}, whose=what).shape)
+    except DataError:
+        shape = tuple(bare_logits(outcome).shape)
     if shape != (2, outputs):
         raise ModelError(
             f"{what} gives outputs of shape {shape} for 2 inputs; the task needs (2, {outputs})"
         )
+    return tuple(outcome.shape) if isinstance(outcome, Tensor) else None
 
 
 def reads_one_tokenizer(recipe: ModelRecipe) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
+from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import Stateless, Teacher
 
 
@@ -43,7 +44,7 @@ class AveragedTeacher(Stateless):
     def logits(self, batch: Batch) -> Tensor:
         """Return the mean logits."""
         parts = [
-            weight * teacher.logits(batch)
+            weight * full_precision(teacher.logits(batch))
             for teacher, weight in zip(self._teachers, self._weights, strict=True)
         ]
         total = parts[0]

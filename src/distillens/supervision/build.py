@@ -13,7 +13,7 @@ from distillens.errors import RecipeError, SupervisionError
 from distillens.supervision.averaged import AveragedTeacher, decaying_weights
 from distillens.supervision.compared import decoupled, dist
 from distillens.supervision.pace import TemperatureSchedule, pace_of
-from distillens.supervision.protocol import Supervision, Teacher
+from distillens.supervision.protocol import Supervision, Teacher, is_across_examples
 from distillens.supervision.recipe import (
     AverageRecipe,
     CotrainedRecipe,
@@ -161,19 +161,28 @@ def _temperature(value: float | TemperatureSchedule, steps: int) -> float | Call
 def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
     if recipe.name == "dkd":
         target, other = recipe.weights or (1.0, 8.0)
-        return lambda f, g, labels, temperature, mask: decoupled(
-            f, g, labels, temperature, target_weight=target, other_weight=other
+        return _NamedLoss(
+            lambda f, g, labels, temperature, mask: decoupled(
+                f, g, labels, temperature, target_weight=target, other_weight=other, mask=mask
+            ),
+            across_examples=False,
         )
     if recipe.name == "dist":
         inter, intra = recipe.weights or (1.0, 1.0)
-        return lambda f, g, labels, temperature, mask: dist(
-            f, g, temperature, inter_weight=inter, intra_weight=intra
+        return _NamedLoss(
+            lambda f, g, labels, temperature, mask: dist(
+                f, g, temperature, inter_weight=inter, intra_weight=intra, mask=mask
+            ),
+            across_examples=True,
         )
     function = _import(recipe, trust_code)
 
     def custom(
         logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
     ) -> Tensor:
+        if mask is not None:
+            # The function is not told of positions that do not count.
+            logits, teacher, labels = logits[mask], teacher[mask], labels[mask]
         value = function(logits, teacher, labels)
         if not isinstance(value, Tensor) or value.ndim:
             raise SupervisionError(
@@ -181,7 +190,23 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
             )
         return value
 
-    return custom
+    return _NamedLoss(custom, across_examples=is_across_examples(function))
+
+
+@dataclass(frozen=True)
+class _NamedLoss:
+    function: TeacherLoss
+    across_examples: bool
+
+    def __call__(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        temperature: float,
+        mask: Tensor | None,
+    ) -> Tensor:
+        return self.function(logits, teacher, labels, temperature, mask)
 
 
 def check_losses(entry: Any, *, trust_code: bool) -> None:

@@ -25,7 +25,7 @@ from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
 from distillens.errors import SupervisionError
 from distillens.supervision.compressed import compress, expand
-from distillens.supervision.protocol import Stateless
+from distillens.supervision.protocol import Stateless, teacher_logits
 from distillens.supervision.teachers import RecordedTeacher
 
 CHUNK = 128
@@ -184,7 +184,7 @@ class LogitCache:
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             for start in range(0, count, CHUNK):
                 batch = self.batches.take(np.arange(start, min(start + CHUNK, count)), epoch)
-                rows.append(module(batch.inputs).float().cpu())
+                rows.append(teacher_logits(module(batch.inputs), batch).float().cpu())
         return torch.cat(rows)
 
 

@@ -1,15 +1,25 @@
 """Named losses that users compare with: decoupled distillation and DIST.
 
-Both take logits (B, C) with C ≥ 2, of all examples of a batch, and labels (B,).
+Both take logits (B, C) with C ≥ 2, of all examples of a batch. Precision, classes whose logit is −inf
+and examples outside the mask are treated as in `distillens.supervision.losses`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax, one_hot, softmax
+from torch.nn.functional import log_softmax
 
+from distillens.data.labels import fit_to_logits
 from distillens.errors import SupervisionError
+from distillens.supervision.losses import (
+    both_logits,
+    class_index,
+    mean_over,
+    nan_outside,
+    probability_gap,
+    soft_cross_entropy,
+)
 
 
 def decoupled(
@@ -20,33 +30,23 @@ def decoupled(
     *,
     target_weight: float = 1.0,
     other_weight: float = 8.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Decoupled knowledge distillation (Zhao et al., CVPR 2022, eq. 7), times τ².
 
     ``target_weight`` (the paper's α) weighs the divergence between the binary distributions label
     against the rest; ``other_weight`` (β) that between the distributions over the other classes.
     """
-    _two_classes("dkd", logits)
-    true = one_hot(labels, logits.shape[-1]).bool()
-    student, teacher = logits / temperature, teacher_logits / temperature
-    log_student, log_teacher = log_softmax(student, -1), log_softmax(teacher, -1)
-    target = kl_div(
-        _binary(log_student, true), _binary(log_teacher, true), log_target=True, reduction="none"
-    )
+    student, teacher, mask = both_logits(logits, teacher_logits, mask)
+    _two_classes("dkd", student)
+    labels, mask = fit_to_logits(labels, mask, student)
+    index, valid = class_index(labels, mask, student.shape[-1])
+    student, teacher = student / temperature, teacher / temperature
+    target = _divergence(_against_rest(student, index), _against_rest(teacher, index))
     # Without the label's logit what remains is the softmax over the other classes.
-    hidden = torch.finfo(logits.dtype).min
-    other_student = log_softmax(student.masked_fill(true, hidden), -1)
-    other_teacher = log_softmax(teacher.masked_fill(true, hidden), -1)
-    gap = (other_teacher - other_student).masked_fill(true, 0.0)
-    other = (other_teacher.exp() * gap).sum(-1)
-    return temperature**2 * (target_weight * target.sum(-1) + other_weight * other).mean()
-
-
-def _binary(log_probabilities: Tensor, true: Tensor) -> Tensor:
-    """Return (B, 2) logarithms of the label's probability and of all others' together."""
-    label = log_probabilities[true]
-    rest = log_probabilities.masked_fill(true, -torch.inf).logsumexp(-1)
-    return torch.stack([label, rest], -1)
+    other = _divergence(*(_without(each, index) for each in (student, teacher)))
+    total = nan_outside(target_weight * target + other_weight * other, valid)
+    return temperature**2 * mean_over(total, mask)
 
 
 def dist(
@@ -56,24 +56,105 @@ def dist(
     *,
     inter_weight: float = 1.0,
     intra_weight: float = 1.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """DIST (Huang et al., NeurIPS 2022, eq. 8 to 10), times τ².
 
     One minus Pearson's correlation of teacher and student probabilities: over the classes of each
-    example (inter) and over the examples of each class (intra).
+    example (inter) and over the examples of each class (intra). The loss compares the examples of a
+    batch, so it is not the mean of the losses of its parts.
     """
-    _two_classes("dist", logits)
-    student = softmax(logits / temperature, -1)
-    teacher = softmax(teacher_logits / temperature, -1)
-    inter = 1 - _pearson(student, teacher).mean()
-    intra = 1 - _pearson(student.T, teacher.T).mean()
+    student, teacher, mask = both_logits(logits, teacher_logits, mask)
+    _two_classes("dist", student)
+    there = ~(torch.isneginf(student) & torch.isneginf(teacher))
+    if mask is not None:
+        there = there & mask[:, None]
+    student, teacher = student / temperature, teacher / temperature
+    p, q = log_softmax(student, -1), log_softmax(teacher, -1)
+    with torch.no_grad():
+        gap = probability_gap(student, teacher)
+    zero = p.new_zeros(1)
+    inter = mean_over(_decorrelation(*_scaled(p, q, gap, zero, zero), there), mask)
+    scaled = _scaled(p, q, gap, *_scales(p, q, there))
+    intra = mean_over(_decorrelation(scaled[0].T, scaled[1].T, there.T), there.any(0))
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
-def _pearson(one: Tensor, other: Tensor) -> Tensor:
-    one = one - one.mean(-1, keepdim=True)
-    other = other - other.mean(-1, keepdim=True)
-    return torch.cosine_similarity(one, other, dim=-1, eps=1e-8)
+@torch.no_grad()
+def _scales(log_p: Tensor, log_q: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (C,) logarithms by which the classes of student and teacher are divided.
+
+    A correlation over examples does not depend on the class's scale, which may be far below 1. Where
+    the networks' scales are alike they get one scale, so that their difference keeps its meaning.
+    """
+    mine, theirs = (
+        each.masked_fill(~there, -torch.inf).amax(0).nan_to_num(neginf=0.0)
+        for each in (log_p, log_q)
+    )
+    alike = (mine - theirs).abs() < 1
+    both = torch.maximum(mine, theirs)
+    return torch.where(alike, both, mine), torch.where(alike, both, theirs)
+
+
+TINY = -80.0
+"""Logarithm of the scale below which differences of probabilities leave the range of float32."""
+
+
+def _scaled(
+    log_p: Tensor, log_q: Tensor, gap: Tensor, mine: Tensor, theirs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the teacher's scaled probabilities, and the student's less the teacher's."""
+    p, q = (log_p - mine).exp(), (log_q - theirs).exp()
+    accurate = (mine == theirs) & (mine > TINY)
+    value = torch.where(accurate, gap * (-mine.clamp_min(TINY)).exp(), (p - q).detach())
+    # The value is the accurate one, the gradient that of the student's probabilities.
+    return q, value + (p - p.detach())
+
+
+def _decorrelation(other: Tensor, gap: Tensor, there: Tensor) -> Tensor:
+    """Return (N,) values 1 − r, r Pearson's correlation of the rows of other + gap and other.
+
+    Only entries that are there count. It is computed as half the squared distance of the normalised
+    rows, from their gap: 1 − r itself would be lost in rounding where r is near 1. A correlation with
+    a constant is undefined and taken as 0.
+    """
+    count = there.sum(-1, keepdim=True).clamp_min(1).to(other.dtype)
+    noise = [_noise(values, there) * count.sqrt() for values in (other + gap, other)]
+    gap, other = _centred(gap, there, count), _centred(other, there, count)
+    one = other + gap
+    sizes = [values.square().sum(-1, keepdim=True) for values in (one, other)]
+    defined = (sizes[0] > noise[0] ** 2) & (sizes[1] > noise[1] ** 2)
+    mine, theirs = (torch.where(defined, size, 1).sqrt() for size in sizes)
+    shrink = (gap * (one + other)).sum(-1, keepdim=True) / (mine * theirs * (mine + theirs))
+    distance = (gap / mine - other * shrink).square().sum(-1)
+    return torch.where(defined[:, 0], 0.5 * distance, 1)
+
+
+def _noise(values: Tensor, there: Tensor) -> Tensor:
+    """Return (N, 1) bounds below which differences within a row are rounding."""
+    largest = values.detach().masked_fill(~there, 0).amax(-1, keepdim=True)
+    return 8 * torch.finfo(values.dtype).eps * largest
+
+
+def _centred(values: Tensor, there: Tensor, count: Tensor) -> Tensor:
+    mean = values.masked_fill(~there, 0).sum(-1, keepdim=True) / count
+    return (values - mean).masked_fill(~there, 0)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return (…,) Kullback-Leibler divergences of the student's softmax from the teacher's."""
+    return soft_cross_entropy(student, teacher) - soft_cross_entropy(teacher, teacher)
+
+
+def _against_rest(logits: Tensor, index: Tensor) -> Tensor:
+    """Return (B, 2) logits of the label and of all other classes together."""
+    right = logits.gather(-1, index[..., None])
+    return torch.cat([right, _without(logits, index).logsumexp(-1, keepdim=True)], -1)
+
+
+def _without(logits: Tensor, index: Tensor) -> Tensor:
+    # Not −inf, so that a row in which no other class is left has a softmax.
+    return logits.scatter(-1, index[..., None], torch.finfo(logits.dtype).min)
 
 
 def _two_classes(name: str, logits: Tensor) -> None:

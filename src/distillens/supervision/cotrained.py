@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
-from distillens.supervision.protocol import Supervision
+from distillens.supervision.losses import full_precision
+from distillens.supervision.protocol import Supervision, student_logits, teacher_logits
 
 
 class CotrainedTeacher:
@@ -56,10 +58,12 @@ class CotrainedTeacher:
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = self.module(batch.inputs)
+                output = self.module(batch.inputs)
+            logits = student_logits(output, batch, self.supervision)
+            batch = replace(batch, classes=logits.shape[-1])
             self.optimizer.zero_grad()
             # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
-            (self.supervision.loss(logits.float(), batch, step) * batch.weight).backward()
+            (self.supervision.loss(full_precision(logits), batch, step) * batch.weight).backward()
         self._average_gradients()
         self.optimizer.step()
 
@@ -68,7 +72,8 @@ class CotrainedTeacher:
         """Return the teacher's outputs after its step, in evaluation mode."""
         self.module.eval()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self.module(batch.inputs).float()
+            output = self.module(batch.inputs)
+        return full_precision(teacher_logits(output, batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizer and the state of its own supervision."""

@@ -11,10 +11,17 @@ from torch.nn.functional import interpolate, normalize
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
-from distillens.supervision.protocol import Stateless, Supervision
+from distillens.supervision.losses import full_precision
+from distillens.supervision.protocol import (
+    Stateless,
+    Supervision,
+    class_counts,
+    is_across_examples,
+    student_logits,
+)
 
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
-"""From the student's and the teacher's features of a batch to a scalar."""
+"""From the student's and the teacher's features of a batch, in float32, to a scalar."""
 
 
 def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -23,6 +30,7 @@ def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     A map is the mean over channels of the squared features, so channel counts may differ; the
     teacher's map is resized where the positions do.
     """
+    student_BCHW, teacher_BCHW = full_precision(student_BCHW), full_precision(teacher_BCHW)
     student, teacher = _attention(student_BCHW), _attention(teacher_BCHW)
     if student.shape[-2:] != teacher.shape[-2:]:
         teacher = interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)
@@ -56,8 +64,14 @@ class Features(Stateless):
 
     Notes
     -----
+    A loss of your own, or a base, that may compare the examples of a batch is refused together with
+    ``accumulate`` above 1, because the features of the whole batch are never there at once. A loss
+    that is a mean over examples says so by its attribute ``across_examples = False``.
+
     Call :meth:`close` (or use it as a context manager) to take the hooks off the student.
     """
+
+    reads_layers = True
 
     def __init__(
         self,
@@ -73,6 +87,9 @@ class Features(Stateless):
             raise SupervisionError("features need at least one pair of layers, got none")
         self.base, self.teacher, self.weight = base, teacher.eval(), weight
         self._pairs, self._loss = dict(pairs), loss
+        self.across_examples = is_across_examples(base) or (
+            loss is not attention_transfer and is_across_examples(loss)
+        )
         self._student_features: dict[str, Tensor] = {}
         self._teacher_features: dict[str, Tensor] = {}
         self._hooks = [
@@ -98,17 +115,24 @@ class Features(Stateless):
         Raises
         ------
         SupervisionError
-            The student did not run before, so that there are no features.
+            The student did not run before, so that there are no features, or a layer gives no tensor.
         """
         with torch.no_grad():
             self.teacher(batch.inputs)
+        logits = student_logits(logits, batch, self.base)
         total = self.base.loss(logits, batch, step)
         for mine, theirs in self._pairs.items():
             if mine not in self._student_features:
                 raise SupervisionError(f"layer {mine!r} of the student did not run before the loss")
-            feature = self._student_features.pop(mine)
-            total = total + self.weight * self._loss(feature, self._teacher_features[theirs])
+            feature = _tensor(self._student_features.pop(mine), mine)
+            taught = _tensor(self._teacher_features[theirs], theirs)
+            with torch.autocast(feature.device.type, enabled=False):
+                total = total + self.weight * self._loss(feature, taught)
         return total
+
+    def class_counts(self, batch: Batch) -> set[int]:
+        """Return the numbers of classes that what is fitted besides knows."""
+        return class_counts(self.base, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of what is fitted besides."""
@@ -137,6 +161,18 @@ def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
             f"the {whose} has no layer {name!r}{nearest(name, set(layers) - {''})}"
         )
     return layers[name]
+
+
+def _tensor(output: Any, name: str) -> Tensor:
+    """Return a layer's output in the precision of the loss; a tuple must hold one tensor."""
+    parts = output if isinstance(output, tuple | list) else [output]
+    found = [each for each in parts if isinstance(each, Tensor) and each.is_floating_point()]
+    if len(found) != 1:
+        raise SupervisionError(
+            f"layer {name!r} gives a {type(output).__name__} with {len(found)} floating-point "
+            "tensors; features need a layer that gives one"
+        )
+    return full_precision(found[0])
 
 
 def _keep(store: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from distillens.data.batches import Batch
+from distillens.data.outputs import logits_of
 
 
 @runtime_checkable
@@ -15,6 +16,10 @@ class Supervision(Protocol):
 
     The loop calls ``advance(batch, step)`` once a global step, then ``loss`` for each of its
     micro-batches. Logits have shape (B, C), or (B, T, C) with ``batch.mask`` (B, T).
+
+    A supervision may have the attribute ``across_examples``, False if its loss is the mean of losses
+    of single examples. Without it, or if it is True, the loop with ``accumulate`` above 1 calls
+    ``loss`` once, with the logits of the whole batch, and several processes are refused.
     """
 
     def advance(self, batch: Batch, step: int) -> None:
@@ -67,3 +72,53 @@ class Stateless:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take up."""
+
+
+def is_across_examples(supervision: Any) -> bool:
+    """Say whether a loss may compare the examples of a batch, so that it must see all of them.
+
+    This is assumed of a supervision or loss function that does not say otherwise by an attribute
+    ``across_examples = False``.
+    """
+    return bool(getattr(supervision, "across_examples", True))
+
+
+def reads_layers(supervision: Any) -> bool:
+    """Say whether a supervision reads inner features, which belong to one forward pass."""
+    return bool(getattr(supervision, "reads_layers", False))
+
+
+def class_counts(source: Any, batch: Batch) -> set[int]:
+    """Return how many classes a supervision or teacher may have; empty if it does not know."""
+    found = getattr(source, "class_counts", None)
+    return set() if found is None else found(batch)
+
+
+def student_logits(output: Any, batch: Batch, supervision: Any) -> Tensor:
+    """Return the logits in a student's output, with the class axis last.
+
+    If it is a tuple of which several elements can be the logits, the number of classes decides: the
+    batch's, or the teacher's.
+
+    Raises
+    ------
+    ModelError, DataError
+        As `distillens.data.outputs.logits_of`.
+    """
+
+    def counts() -> set[int]:
+        return {batch.classes} if batch.classes else class_counts(supervision, batch)
+
+    return logits_of(output, batch.labels.shape, counts, whose="the student")
+
+
+def teacher_logits(output: Any, batch: Batch) -> Tensor:
+    """Return the logits in a teacher's output, with the class axis last.
+
+    Raises
+    ------
+    ModelError, DataError
+        As `distillens.data.outputs.logits_of`.
+    """
+    known = {batch.classes} if batch.classes else set()
+    return logits_of(output, batch.labels.shape, lambda: known, whose="the teacher")

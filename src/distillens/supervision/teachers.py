@@ -5,26 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
+from distillens.data.outputs import candidates, tensor_or_parts
 from distillens.errors import SupervisionError
 from distillens.supervision.pace import Pace, pace_of
-from distillens.supervision.protocol import Stateless, Teacher
+from distillens.supervision.protocol import Stateless, Teacher, teacher_logits
 
 
 class FixedTeacher(Stateless):
-    """Any module, in evaluation mode; the offline teacher."""
+    """Any module, in evaluation mode; the offline teacher.
+
+    Its output is a tensor of logits, an object or mapping with ``logits``, such as a `ModelOutput` of
+    transformers, or a tuple in which one element has as many classes as the student.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """Return the module's outputs for the batch."""
+        """Return the module's logits for the batch.
+
+        Raises
+        ------
+        ModelError, DataError
+            As `distillens.data.outputs.logits_of`.
+        """
+        return teacher_logits(self._outputs(batch), batch)
+
+    @torch.no_grad()
+    def class_counts(self, batch: Batch) -> set[int]:
+        """Return the numbers of classes that the module's output can have."""
+        found = tensor_or_parts(self._outputs(batch), "the teacher")
+        if isinstance(found, Tensor):
+            return {self.logits(batch).shape[-1]}
+        return {each.shape[-1] for each in candidates(found, batch.labels.shape)}
+
+    def _outputs(self, batch: Batch) -> Any:
         return self.module.to(batch.inputs.device)(batch.inputs)
 
 
@@ -68,7 +91,11 @@ class RecordedTeacher(Stateless):
             )
         found = self._logits[rows if isinstance(self._logits, Tensor) else rows.numpy()]
         values = torch.as_tensor(found).to(batch.inputs.device)
-        if not bool(torch.isfinite(values).all()):
+        # −inf is the logit of a class that is masked.
+        wrong = torch.isnan(values) | torch.isposinf(values)
+        if batch.mask is not None and batch.mask.shape == values.shape[:-1]:
+            wrong &= batch.mask[..., None]
+        if bool(wrong.any()):
             raise SupervisionError("the teacher logits hold a NaN or an infinity")
         return values
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distillens.data.batches import Batch
@@ -12,22 +14,38 @@ from distillens.errors import SupervisionError
 from distillens.supervision.losses import (
     LABEL_LOSSES,
     TEACHER_LOSSES,
+    both_logits,
     check_temperature,
     smoothed_cross_entropy,
     smoothed_squared_error,
 )
-from distillens.supervision.protocol import Stateless, Supervision, Teacher
+from distillens.supervision.protocol import (
+    Stateless,
+    Supervision,
+    Teacher,
+    class_counts,
+    is_across_examples,
+    reads_layers,
+    student_logits,
+    teacher_logits,
+)
 from distillens.supervision.recipe import Loss
 
 TeacherLoss = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
-"""(student logits, teacher logits, labels, temperature, mask) → scalar."""
+"""(student logits, teacher logits, labels, temperature, mask) → scalar.
+
+Logits come in float32 (or float64), with zeros at positions that the mask leaves out.
+"""
 
 
 class OneHot(Stateless):
     """The dataset labels (eq. 1, or squared error).
 
-    ``smoothing`` ε mixes them with the uniform distribution: (1 − ε)·one-hot + ε/C.
+    ``smoothing`` ε mixes them with the uniform distribution: (1 − ε)·one-hot + ε/C. Labels are
+    integers; without a mask, those equal to -100 do not count.
     """
+
+    across_examples = False
 
     def __init__(self, loss: Loss = "cross-entropy", smoothing: float = 0.0) -> None:
         if not 0 <= smoothing <= 1:
@@ -39,7 +57,14 @@ class OneHot(Stateless):
         self._smoothing = smoothing
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
-        """Return the mean loss to the labels."""
+        """Return the mean loss to the labels.
+
+        Raises
+        ------
+        DataError
+            The labels are no integers, do not fit the logits, or one is no class.
+        """
+        logits = student_logits(logits, batch, self)
         if self._smoothing:
             return self._smoothed(logits, batch.labels, self._smoothing, batch.mask)
         return self._loss(logits, batch.labels, batch.mask)
@@ -58,7 +83,9 @@ class Distillation:
         A number, or a function of the step.
     loss
         "cross-entropy", "squared-error", or a function (student logits, teacher logits, labels,
-        temperature, mask) → scalar.
+        temperature, mask) → scalar. A function gets float32 logits. It may compare the examples of a
+        batch; if it is a mean over them, its attribute ``across_examples = False`` says so and lets
+        micro-batches and several processes compute it in parts.
     """
 
     def __init__(
@@ -71,6 +98,7 @@ class Distillation:
         if not callable(temperature):
             check_temperature(temperature)
         self._temperature = temperature
+        self.across_examples = callable(loss) and is_across_examples(loss)
         self._loss = loss if callable(loss) else without_labels(TEACHER_LOSSES[loss])
 
     def temperature(self, step: int) -> float:
@@ -83,16 +111,24 @@ class Distillation:
         self.teacher.advance(batch, step)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
-        """Return the mean loss to the teacher's outputs."""
-        teacher_logits = self.teacher.logits(batch)
-        if teacher_logits.shape != logits.shape:
-            raise SupervisionError(
-                f"the teacher gives logits of shape {tuple(teacher_logits.shape)}, the student "
-                f"{tuple(logits.shape)}; both must have the same classes"
-            )
-        return self._loss(
-            logits, teacher_logits.to(logits), batch.labels, self.temperature(step), batch.mask
-        )
+        """Return the mean loss to the teacher's outputs.
+
+        Raises
+        ------
+        SupervisionError
+            Teacher and student have different classes.
+        """
+        logits = student_logits(logits, batch, self)
+        batch = replace(batch.fitted(logits), classes=logits.shape[-1])
+        given = teacher_logits(self.teacher.logits(batch), batch)
+        # The teacher's logits are not rounded to the type of the student's.
+        student, teacher, mask = both_logits(logits, given, batch.mask)
+        with torch.autocast(student.device.type, enabled=False):
+            return self._loss(student, teacher, batch.labels, self.temperature(step), mask)
+
+    def class_counts(self, batch: Batch) -> set[int]:
+        """Return the teacher's numbers of classes that are possible."""
+        return class_counts(self.teacher, batch) or {self.teacher.logits(batch).shape[-1]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the teacher's state, where it has one."""
@@ -122,6 +158,20 @@ class _Pair:
     def __init__(self, first: Supervision, second: Supervision) -> None:
         self.parts = (first, second)
 
+    @property
+    def across_examples(self) -> bool:
+        """Whether one of the losses may compare the examples of a batch."""
+        return any(is_across_examples(part) for part in self.parts)
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether one of the losses reads inner features."""
+        return any(reads_layers(part) for part in self.parts)
+
+    def class_counts(self, batch: Batch) -> set[int]:
+        """Return the numbers of classes that the parts know."""
+        return set().union(*(class_counts(part, batch) for part in self.parts))
+
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
         raise NotImplementedError
@@ -134,6 +184,7 @@ class _Pair:
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the weighted sum of the parts that count."""
+        logits = student_logits(logits, batch, self)
         terms = [
             part.loss(logits, batch, step) * weight
             for part, weight in self._weighed(step)

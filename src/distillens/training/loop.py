@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch, EpochSource
+from distillens.data.labels import IGNORED, outside
 from distillens.errors import CheckpointError, DivergenceError, TrainingError
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.supervision.losses import predicted
-from distillens.supervision.protocol import Supervision
+from distillens.supervision.protocol import Supervision, is_across_examples, student_logits
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.sharding import first_not_finite, prepare, whole
@@ -29,6 +30,7 @@ from distillens.training.trajectory import (
     write_history,
     write_state,
 )
+from distillens.training.whole_batch import check_parts, set_random_state, whole_batch
 
 CHECK_EVERY = 50
 """Steps between two looks at the losses: looking at each would make a GPU wait for the host."""
@@ -71,12 +73,14 @@ def fit(
     Parameters
     ----------
     model
-        Any module whose output the supervision can take. On return it holds the last weights; under
-        FSDP it is sharded in place and stays so, and the store has the whole weights.
+        Any module that returns logits (B, C), or (B, T, C) for labels (B, T): as a tensor, as an object
+        or mapping with ``logits``, or in a tuple in which one element can be the logits. On return
+        it holds the last weights; under FSDP it is sharded in place and stays so, and the store has
+        the whole weights.
     supervision
         What it fits.
     batches
-        Source of the epochs' batches.
+        Source of the epochs' batches. Labels are integer class labels of shape (B,) or (B, T).
     recipe
         Epochs, batch size, learning rate and so on.
     store
@@ -94,12 +98,18 @@ def fit(
     ------
     TrainingError
         The loss is no longer finite; the checkpoint of the last whole epoch is kept. Or the
-        accelerator asks for what this loop does not support.
+        accelerator asks for what this loop does not support, or the loss compares the examples of a
+        batch that several processes share.
+    DataError
+        Labels are no integers, do not fit the logits, or are no classes.
+    ModelError
+        The model's output holds no logits.
     CheckpointError
         A checkpoint cannot be written or read.
     """
     accelerator = accelerator or accelerator_for("float32")
     check_accelerator(accelerator, compiled=recipe.compile)
+    check_parts(supervision, recipe.accumulate, accelerator.num_processes)
     sharded = is_sharded(accelerator)
     optimizer = make_optimizer(model, recipe, fused=not sharded)
     # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
@@ -183,6 +193,8 @@ class _Loop:
     ) -> None:
         self.model, self.supervision, self.optimizer = model, supervision, optimizer
         self.recipe, self.accelerator, self.steps = recipe, accelerator, steps
+        self.across_examples = is_across_examples(supervision)
+        self.classes: int | None = None
 
     def epoch(
         self, batches: EpochSource, epoch: int, advance: Callable[[int], None]
@@ -190,11 +202,13 @@ class _Loop:
         began = time.perf_counter()
         self.model.train()
         losses: list[Tensor] = []
+        extremes: list[Tensor] = []
         right = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
         seen, checked, rate = 0, 0, 0.0
         for place, batch in enumerate(batches.epoch(epoch)):
             step = epoch * self.steps + place
             batch = batch.to(self.accelerator.device)
+            batch = replace(batch, classes=batch.classes or self.classes)
             self.supervision.advance(batch, step)
             total = self.recipe.epochs * self.steps
             rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
@@ -202,24 +216,18 @@ class _Loop:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = torch.zeros((), device=self.accelerator.device)
-            parts = list(batch.split(self.recipe.accumulate))
-            for number, part in enumerate(parts, 1):
-                with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                    logits = self._logits(part)
-                    weighed = self.supervision.loss(logits, part, step) * part.weight
-                    self.accelerator.backward(weighed)
-                loss += weighed.detach()
-                right += part.counted(predicted(logits.detach()) == part.labels)
-                seen += int(part.counted(torch.ones_like(part.labels)))
+            loss, hits, counted = self._backward(batch, step)
+            right += hits
+            seen += int(counted)
             self.optimizer.step()
             self.optimizer.zero_grad()
             losses.append(loss)
+            extremes.append(_label_extremes(batch))
             if len(losses) - checked >= CHECK_EVERY:
-                self._check(losses[checked:], epoch, checked, rate)
+                self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
                 checked = len(losses)
             advance(1)
-        self._check(losses[checked:], epoch, checked, rate)
+        self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
         mean = torch.stack(losses).double().mean()
         local = torch.stack([mean, right.double(), torch.tensor(float(seen)).to(mean)])
         summed = self.accelerator.reduce(local, "sum")
@@ -234,13 +242,47 @@ class _Loop:
             seconds=time.perf_counter() - began,
         )
 
+    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Add up a step's gradients; return its loss, right predictions and labels that count."""
+        device = self.accelerator.device
+        loss = torch.zeros((), device=device)
+        right, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+        parts = list(batch.split(self.recipe.accumulate))
+        together = None
+        if self.across_examples and len(parts) > 1:
+            together = whole_batch(self.model, self._logits, self.supervision, batch, parts, step)
+        for number, part in enumerate(parts, 1):
+            if together is not None:
+                set_random_state(together.random[number - 1], device)
+            with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
+                logits = self._logits(part)
+                if together is None:
+                    weighed = self.supervision.loss(logits, part, step) * part.weight
+                    loss += weighed.detach()
+                else:
+                    weighed = (logits * together.gradients[number - 1]).sum()
+                self.accelerator.backward(weighed)
+            part = part.fitted(logits)
+            right += part.counted(predicted(logits.detach()) == part.labels)
+            seen += part.counted(torch.ones_like(part.labels))
+        if together is not None:
+            loss = together.loss
+            set_random_state(together.random[-1], device)
+        return loss, right, seen
+
     def _logits(self, part: Batch) -> Tensor:
+        logits = student_logits(self._output(part), part, self.supervision)
+        # A network that returns a tuple is not asked again which element holds the logits.
+        self.classes = logits.shape[-1]
+        return logits
+
+    def _output(self, part: Batch) -> Any:
         try:
             if not is_sharded(self.accelerator):
                 return self.model(part.inputs)
             # Accelerate wraps the forward of other networks in this.
             with self.accelerator.autocast():
-                return self.model(part.inputs).float()
+                return self.model(part.inputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -249,17 +291,29 @@ class _Loop:
                 "that leaves more than one example for the last batch"
             ) from None
 
-    def _check(self, losses: list[Tensor], epoch: int, first: int, rate: float) -> None:
+    def _check(
+        self, losses: list[Tensor], extremes: list[Tensor], epoch: int, first: int, rate: float
+    ) -> None:
         if not losses:
             return
         finite = torch.isfinite(torch.stack(losses))
         if not bool(finite.all()):
             place = first + int((~finite).nonzero()[0, 0])
+            lowest, highest = extremes[place - first].tolist()
+            classes = self.classes or 1
+            if lowest < 0 or highest >= max(classes, 2):
+                raise outside(lowest if lowest < 0 else highest, classes)
             raise DivergenceError(
                 f"the loss is {float(losses[place - first])} at step {epoch * self.steps + place} "
                 f"(epoch {epoch + 1}, learning rate {rate:g}); the checkpoint of epoch {epoch} is "
                 "kept; lower the learning rate or lengthen the warm-up"
             )
+
+
+def _label_extremes(batch: Batch) -> Tensor:
+    """Return the lowest and the highest label that counts, where labels are."""
+    left_out = batch.labels == IGNORED if batch.mask is None else ~batch.mask
+    return torch.stack(batch.labels.masked_fill(left_out, 0).aminmax())
 
 
 def _save(

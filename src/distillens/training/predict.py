@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distillens.data.batches import Batches, Normalisation
+from distillens.data.batches import Batch, Batches, Normalisation
 from distillens.data.examples import Examples
+from distillens.data.outputs import logits_of
 
 BATCH = 512
 
@@ -25,10 +26,15 @@ def predict(
     model.eval()
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
     try:
-        rows = [model(batch.inputs).float().cpu() for batch in batches.epoch(0)]
+        rows = [_logits(model, batch).float().cpu() for batch in batches.epoch(0)]
     finally:
         model.train(was_training)
     return torch.cat(rows).numpy()
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    known = {batch.classes} if batch.classes else set()
+    return logits_of(model(batch.inputs), batch.labels.shape, lambda: known)
 
 
 def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, int]:
