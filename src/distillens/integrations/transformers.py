@@ -18,6 +18,7 @@ from distillens.data import PADDING, Batch
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.models import load_safely
 from distillens.supervision import OneHot, Supervision
+from distillens.supervision.protocol import separate_from
 
 try:
     from transformers import Trainer
@@ -83,6 +84,8 @@ class DistillationTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs share this process, which splits batches unseen; "
                 "launch a process a GPU with accelerate or torchrun"
             )
+        # A teacher that shares weights with the model remains what it is now.
+        separate_from(supervision, self.model)
         self.supervision = supervision
         self._index_column = index_column
         self._labels = OneHot()

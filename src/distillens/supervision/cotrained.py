@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
+from distillens.forward import evaluate, frozen_statistics, input_type, own_inputs, train_mode
 from distillens.supervision.protocol import Supervision
+from distillens.supervision.teachers import wide
 
 
 class CotrainedTeacher:
@@ -42,6 +44,7 @@ class CotrainedTeacher:
         bfloat16: bool = False,
     ) -> None:
         self.module = module
+        self._frozen = frozen_statistics(module)
         self.optimizer = optimizer
         self.supervision = supervision
         self._rate = rate
@@ -52,23 +55,23 @@ class CotrainedTeacher:
         self.supervision.advance(batch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
-        self.module.train()
+        train_mode(self.module, self._frozen)
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = self.module(batch.inputs)
+                logits = self.module(own_inputs(batch.inputs, input_type(self.module)))
             self.optimizer.zero_grad()
             # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
             (self.supervision.loss(logits.float(), batch, step) * batch.weight).backward()
         self._average_gradients()
         self.optimizer.step()
+        # Weights that the student shares must not bring the teacher's gradients to its step.
+        self.optimizer.zero_grad()
 
-    @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return the teacher's outputs after its step, in evaluation mode."""
-        self.module.eval()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self.module(batch.inputs).float()
+            return wide(evaluate(self.module, batch.inputs))
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizer and the state of its own supervision."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
+from torch.utils.hooks import RemovableHandle
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
-from distillens.supervision.protocol import Stateless, Supervision
+from distillens.forward import bring, copied, evaluate, shares_tensors
+from distillens.supervision.protocol import Stateless, Supervision, separate_from
 
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
 """From the student's and the teacher's features of a batch to a scalar."""
@@ -21,7 +23,7 @@ def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Squared distance of the normalised attention maps (Zagoruyko, Komodakis, ICLR 2017).
 
     A map is the mean over channels of the squared features, so channel counts may differ; the
-    teacher's map is resized where the positions do.
+    teacher's map is resized where the positions do. It is computed in float32 at least.
     """
     student, teacher = _attention(student_BCHW), _attention(teacher_BCHW)
     if student.shape[-2:] != teacher.shape[-2:]:
@@ -35,7 +37,8 @@ def _attention(features_BCHW: Tensor) -> Tensor:
             "attention transfer needs features (B, channels, height, width), "
             f"got shape {tuple(features_BCHW.shape)}"
         )
-    return features_BCHW.square().mean(1, keepdim=True)
+    wide = features_BCHW if features_BCHW.dtype == torch.float64 else features_BCHW.float()
+    return wide.square().mean(1, keepdim=True)
 
 
 class Features(Stateless):
@@ -46,9 +49,13 @@ class Features(Stateless):
     base
         What is fitted besides.
     student, teacher
-        The modules whose layers are compared; the teacher is only run, in evaluation mode.
+        The modules whose layers are compared. The teacher is run as by `FixedTeacher`: in evaluation
+        mode, without gradients, and copied first if training the student would change it.
     pairs
-        From names of the student's layers to names of the teacher's, as in ``named_modules``.
+        From names of the student's layers to names of the teacher's, as in ``named_modules``. A layer
+        must return one tensor, or a tuple, list or dict that holds one. Its feature is what it
+        returned, also where a later layer modifies that tensor in place; of a layer that runs several
+        times in a forward pass, it is the last output.
     weight
         Of the sum over pairs.
     loss
@@ -71,22 +78,28 @@ class Features(Stateless):
     ) -> None:
         if not pairs:
             raise SupervisionError("features need at least one pair of layers, got none")
-        self.base, self.teacher, self.weight = base, teacher.eval(), weight
+        self.base, self.teacher, self.weight = base, teacher, weight
         self._pairs, self._loss = dict(pairs), loss
         self._student_features: dict[str, Tensor] = {}
         self._teacher_features: dict[str, Tensor] = {}
-        self._hooks = [
-            _layer(student, name, "student").register_forward_hook(
-                _keep(self._student_features, name)
-            )
-            for name in pairs
-        ]
-        self._hooks += [
-            _layer(teacher, name, "teacher").register_forward_hook(
-                _keep(self._teacher_features, name)
-            )
-            for name in pairs.values()
-        ]
+        self._student_hooks = _watch(student, pairs, self._student_features, "student")
+        try:
+            self._teacher_hooks = _watch(teacher, pairs.values(), self._teacher_features, "teacher")
+        except SupervisionError:
+            _remove(self._student_hooks)
+            raise
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Replace the teacher by a copy if training the student would change it."""
+        base = separate_from(self.base, student)
+        if not shares_tensors(self.teacher, student):
+            return base
+        _remove(self._teacher_hooks)
+        self.teacher = copied(self.teacher)
+        self._teacher_hooks = _watch(
+            self.teacher, self._pairs.values(), self._teacher_features, "teacher"
+        )
+        return True
 
     def advance(self, batch: Batch, step: int) -> None:
         """Advance what is fitted besides."""
@@ -100,14 +113,22 @@ class Features(Stateless):
         SupervisionError
             The student did not run before, so that there are no features.
         """
-        with torch.no_grad():
-            self.teacher(batch.inputs)
+        # Taken first: layers that the teacher shares with the student carry the student's hooks too.
+        features = dict(self._student_features)
+        bring(self.teacher, batch.inputs.device)
+        evaluate(self.teacher, batch.inputs)
+        self._student_features.clear()
         total = self.base.loss(logits, batch, step)
         for mine, theirs in self._pairs.items():
-            if mine not in self._student_features:
+            if mine not in features:
                 raise SupervisionError(f"layer {mine!r} of the student did not run before the loss")
-            feature = self._student_features.pop(mine)
-            total = total + self.weight * self._loss(feature, self._teacher_features[theirs])
+            if theirs not in self._teacher_features:
+                raise SupervisionError(
+                    f"layer {theirs!r} of the teacher does not run in its forward"
+                )
+            wanted = self._teacher_features[theirs].to(features[mine])
+            total = total + self.weight * self._loss(features[mine], wanted)
+        self._teacher_features.clear()
         return total
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,14 +141,25 @@ class Features(Stateless):
 
     def close(self) -> None:
         """Take the hooks off both modules."""
-        for hook in self._hooks:
-            hook.remove()
+        _remove(self._student_hooks + self._teacher_hooks)
 
     def __enter__(self) -> Features:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _watch(
+    module: nn.Module, names: Iterable[str], store: dict[str, Tensor], whose: str
+) -> list[RemovableHandle]:
+    layers = {name: _layer(module, name, whose) for name in names}
+    return [layer.register_forward_hook(_keep(store, name)) for name, layer in layers.items()]
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
@@ -140,7 +172,22 @@ def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
 
 
 def _keep(store: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        store[name] = output
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # A copy: layers such as ReLU(inplace=True) write into the tensor that they are given.
+        store[name] = _only_tensor(name, output).clone()
 
     return hook
+
+
+def _only_tensor(name: str, output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    inner = output.values() if isinstance(output, Mapping) else output
+    inner = list(inner) if isinstance(inner, Iterable) else []
+    tensors = [each for each in inner if isinstance(each, Tensor)]
+    if len(tensors) != 1:
+        raise SupervisionError(
+            f"layer {name!r} returns a {type(output).__name__} with {len(tensors)} tensors; name a "
+            "layer that returns one tensor"
+        )
+    return tensors[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
@@ -17,7 +17,7 @@ from distillens.supervision.losses import (
     smoothed_cross_entropy,
     smoothed_squared_error,
 )
-from distillens.supervision.protocol import Stateless, Supervision, Teacher
+from distillens.supervision.protocol import Stateless, Supervision, Teacher, separate_from
 
 TeacherLoss = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 """(student logits, teacher logits, labels, temperature, mask) → scalar."""
@@ -78,6 +78,10 @@ class Distillation:
         now = self._temperature
         return check_temperature(now(step)) if callable(now) else now
 
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the teacher as it is while the student changes."""
+        return separate_from(self.teacher, student)
+
     def advance(self, batch: Batch, step: int) -> None:
         """Let the teacher follow."""
         self.teacher.advance(batch, step)
@@ -125,6 +129,11 @@ class _Pair:
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
         raise NotImplementedError
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the teachers of both parts as they are while the student changes."""
+        parted = [separate_from(part, student) for part in self.parts]
+        return any(parted)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Advance the parts that count."""

@@ -8,11 +8,11 @@ from torch import nn
 
 from distillens.data.batches import Batches, Normalisation
 from distillens.data.examples import Examples
+from distillens.forward import evaluate, evaluation_mode
 
 BATCH = 512
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     examples: Examples,
@@ -20,14 +20,10 @@ def predict(
     *,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Return (N, C) float32 logits in evaluation mode; the model's mode is left as it was."""
-    was_training = model.training
-    model.eval()
+    """Return (N, C) float32 logits in evaluation mode; every submodule's mode is left as it was."""
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
-    try:
-        rows = [model(batch.inputs).float().cpu() for batch in batches.epoch(0)]
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model):
+        rows = [evaluate(model, batch.inputs).float().cpu() for batch in batches.epoch(0)]
     return torch.cat(rows).numpy()
 
 
