@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class DistillationTrainer(Trainer):
                 "launch a process a GPU with accelerate or torchrun"
             )
         # A teacher that shares weights with the model remains what it is now.
-        separate_from(supervision, self.model)
+        separate_from(supervision, cast(nn.Module, self.model))
         self.supervision = supervision
         self._index_column = index_column
         self._labels = OneHot()

@@ -90,8 +90,12 @@ class RecordedTeacher(Stateless):
         else:
             rows, missing = self._lookup(index)
         if bool(missing.any()):
+            first = int(index[missing][0])
             raise SupervisionError(
-                f"no teacher logits for the example with index {int(index[missing][0])}; "
+                "recorded teacher logits need the index of each example; let the loader yield "
+                "(inputs, labels, indices)"
+                if first == -1
+                else f"no teacher logits for the example with index {first}; "
                 f"{len(self._logits)} rows were given"
             )
         values = self._take(rows)

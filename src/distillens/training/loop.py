@@ -258,7 +258,7 @@ class _Loop:
         seen, checked, rate = 0, 0, 0.0
         for place, batch in enumerate(batches.epoch(epoch)):
             if place == self.steps:
-                raise self._miscounted(epoch, f"has more than the {self.steps}")
+                raise self._miscounted(epoch, f"has more than {place} batches")
             step = epoch * self.steps + place
             batch = batch.to(self.accelerator.device)
             self.supervision.advance(batch, step)
@@ -280,7 +280,7 @@ class _Loop:
                 checked = len(losses)
             advance(1)
         if len(losses) < self.steps:
-            raise self._miscounted(epoch, f"ended after {len(losses)} of the {self.steps}")
+            raise self._miscounted(epoch, f"ended after {len(losses)} batches")
         self._check(losses[checked:], epoch, checked, rate)
         mean = torch.stack(losses).double().mean()
         local = torch.stack([mean, right.double(), torch.tensor(float(seen)).to(mean)])
@@ -322,8 +322,8 @@ class _Loop:
 
     def _miscounted(self, epoch: int, what: str) -> TrainingError:
         return TrainingError(
-            f"epoch {epoch + 1} {what} batches that the length of their source says; the learning "
-            "rate depends on it: give LoaderBatches(loader, steps_per_epoch=...)"
+            f"epoch {epoch + 1} {what}, but their source has length {self.steps}, which the learning "
+            "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
         )
 
     def _logits(self, part: Batch) -> Tensor:
