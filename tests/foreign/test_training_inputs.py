@@ -159,7 +159,7 @@ def test_a_layer_that_returns_more_than_one_tensor_is_no_feature(times: int) -> 
         def forward(self, outputs: tuple[Tensor, ...]) -> Tensor:
             return outputs[0]
 
-    student = nn.Sequential(Several(times), First(), *convolutions()[1:])
+    student = nn.Sequential(Several(times), First(), *list(convolutions())[1:])
     images = torch.randn(4, 3, 8, 8)
     with Features(dl.OneHot(), student, convolutions(), {"0": "0"}) as features:
         if times == 1:
@@ -399,7 +399,9 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "generator": lambda: loader(shuffle=True, generator=seeded()),
     "sampler": lambda: loader(sampler=RandomSampler(range(64), generator=seeded())),
     "weighted": lambda: loader(
-        sampler=WeightedRandomSampler(torch.arange(1.0, 65), 64, generator=seeded())
+        sampler=WeightedRandomSampler(
+            [float(place + 1) for place in range(64)], 64, generator=seeded()
+        )
     ),
     "batch sampler": lambda: DataLoader(
         TensorDataset(X, Y),
@@ -681,8 +683,8 @@ def test_sparse_gradients_train_as_dense_ones(optimizer: Any) -> None:
 
 
 class Detached(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).detach()
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).detach()
 
 
 @pytest.mark.parametrize(
@@ -778,7 +780,7 @@ def test_recorded_logits_are_found_by_any_integers(indices: Any) -> None:
         ([0, 1, 2, 3, 0, 1, 2, 3], [0], "index 0 belongs to 2 rows"),
         ([0, 1, 2, 3, 4, 5, 6, -1], [0], "marks examples without a stable index"),
         ([0, 1, 2, 3, 4, 5, 6, 10**15], [7], "example with index 7; 8 rows"),
-        ([0, 1, 2, 3, 4, 5, 6, 10**15], [-1], "yield \\(inputs, labels, indices\\)"),
+        ([0, 1, 2, 3, 4, 5, 6, 10**15], [-1], "let the data give one"),
         ([0, 1, 2], [0], "8 rows of teacher logits but 3 indices"),
         ([0.0, 1, 2, 3, 4, 5, 6, 7], [0], "one integer a row"),
         ([[0], [1], [2], [3], [4], [5], [6], [7]], [0], "one integer a row"),

@@ -92,8 +92,8 @@ class RecordedTeacher(Stateless):
         if bool(missing.any()):
             first = int(index[missing][0])
             raise SupervisionError(
-                "recorded teacher logits need the index of each example; let the loader yield "
-                "(inputs, labels, indices)"
+                "an example has the index -1, which stands for none, and recorded teacher logits are "
+                "found by the index; let the data give one to each example"
                 if first == -1
                 else f"no teacher logits for the example with index {first}; "
                 f"{len(self._logits)} rows were given"
