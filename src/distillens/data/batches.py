@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distillens.array_files import native
 from distillens.data.augment import Augmentation, augment
 from distillens.data.examples import Examples
 from distillens.data.labels import class_labels, counting_mask, fit_to_logits
+from distillens.data.loader_state import generator_states, loader_parts, restore_generators
 from distillens.errors import DataError
 
 
@@ -104,7 +107,12 @@ class Batch:
 
 
 class EpochSource(Protocol):
-    """What the training loop reads: ``len`` steps an epoch, and the batches of one."""
+    """What the training loop reads: ``len`` steps an epoch, and the batches of one.
+
+    A source whose batches also depend on a random state of its own has two more methods,
+    ``state_dict()`` and ``load_state_dict(state)``, of tensors, numbers and strings. The training
+    loop saves that state with each checkpoint.
+    """
 
     def __len__(self) -> int: ...
 
@@ -247,20 +255,56 @@ class Batches:
         )
 
 
+def _tensor(values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(native(values), order="C"))
+    raise DataError(
+        "a loader must yield tensors or arrays of numbers, "
+        f"got {getattr(values, 'dtype', type(values).__name__)}; write a collate_fn"
+    )
+
+
 class LoaderBatches:
     """A user's own loader as a source of batches.
+
+    Every epoch is a new iteration over the loader. Before it, ``set_epoch(epoch)`` is called on the
+    loader and on each of its parts that has this method, for example a `DistributedSampler`. The
+    states of the random generators that the loader and its parts hold are part of
+    :meth:`state_dict`, so an interrupted training continues with the order that it would have had.
+    Random states inside persistent workers cannot be read; with ``persistent_workers=True`` the order
+    is still the same, but what the workers draw is not.
 
     Parameters
     ----------
     loader
-        Anything with a length that yields :class:`Batch` objects, ``(inputs, labels, indices)`` or
-        ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
+        An iterable, not an iterator, that yields :class:`Batch` objects, ``(inputs, labels, indices)``
+        or ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
         Labels are integer class labels; those equal to -100 do not count, as in torch.
     device
         Where batches are wanted.
     classes
         Number of classes. It is needed only for networks that return a tuple of which several
         elements can be the logits.
+    steps_per_epoch
+        Batches of an epoch. By default the length of the loader; required where it has none, for
+        example for a `DataLoader` over an `IterableDataset`. A loader that yields more batches is
+        stopped after so many; the next epoch iterates over it anew.
+
+    Raises
+    ------
+    DataError
+        The loader has no length and ``steps_per_epoch`` is not given, it has no batches, or it is an
+        iterator, which can be read only once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> examples = TensorDataset(torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))
+    >>> len(LoaderBatches(DataLoader(examples, batch_size=4)))
+    3
     """
 
     def __init__(
@@ -269,19 +313,43 @@ class LoaderBatches:
         device: torch.device | str = "cpu",
         *,
         classes: int | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
-        if not hasattr(loader, "__len__"):
-            raise DataError(f"the loader {type(loader).__name__} has no length; give it __len__")
+        name = type(loader).__name__
+        if isinstance(loader, Iterator):
+            raise DataError(
+                f"the loader is an iterator ({name}), which can be read only once; give an object "
+                "that starts anew in every epoch, such as a list or a DataLoader"
+            )
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise DataError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         self.loader = loader
         self.device = torch.device(device)
         self.classes = classes
+        self._steps = steps_per_epoch
+        if len(self) == 0:
+            raise DataError(
+                f"the loader {name} has no batches; with drop_last=True it needs at least one whole "
+                "batch of examples"
+            )
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
+        if self._steps is not None:
+            return self._steps
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            raise DataError(
+                f"the loader {type(self.loader).__name__} has no length; say how many batches an "
+                "epoch has: LoaderBatches(loader, steps_per_epoch=...)"
+            ) from None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the loader's batches; its own randomness decides their order."""
-        for item in self.loader:
+        for _, part in loader_parts(self.loader):
+            if callable(method := getattr(part, "set_epoch", None)):
+                method(epoch)
+        for item in islice(self.loader, self._steps):
             if isinstance(item, Batch):
                 labels = class_labels(item.labels)
                 mask = counting_mask(labels, item.mask)
@@ -293,10 +361,29 @@ class LoaderBatches:
                     "a loader must yield (inputs, labels) or (inputs, labels, indices), "
                     f"got {type(item).__name__}"
                 )
-            labels = class_labels(item[1])
+            labels = class_labels(_tensor(item[1]))
             mask = counting_mask(labels, None)
             mask = None if mask is None else mask.to(self.device)
-            inputs, labels = item[0].to(self.device), labels.to(self.device)
+            inputs, labels = _tensor(item[0]).to(self.device), labels.to(self.device)
             # -1 marks an example without a stable index; whoever needs one refuses it.
-            indices = item[2].cpu() if len(item) == 3 else torch.full((len(labels),), -1)
+            indices = torch.full((len(labels),), -1)
+            if len(item) == 3:
+                indices = _tensor(item[2]).cpu().to(torch.int64)
             yield Batch(inputs, labels, indices, epoch, mask=mask, classes=self.classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the random generators that the loader and its parts hold.
+
+        A loader with a ``state_dict`` of its own, such as torchdata's `StatefulDataLoader`, is asked
+        for it as well. Empty for a loader without either.
+        """
+        own = getattr(self.loader, "state_dict", None)
+        state = generator_states(self.loader)
+        return state | {"loader.state_dict": own()} if callable(own) else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state_dict` returned."""
+        generators = dict(state)
+        if "loader.state_dict" in generators:
+            self.loader.load_state_dict(generators.pop("loader.state_dict"))  # type: ignore[attr-defined]
+        restore_generators(self.loader, generators)

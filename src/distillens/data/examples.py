@@ -115,8 +115,9 @@ def examples_from_arrays(
     ----------
     inputs
         (N, features), (N, height, width) grey images, (N, channels, height, width), or
-        (N, height, width, channels) uint8 images with 1, 3 or 4 channels. Float inputs are kept as
-        float32, everything else must be uint8.
+        (N, height, width, channels) uint8 images with 1, 3 or 4 channels. Floating-point inputs of any
+        precision, byte order and memory layout are kept as float32, boolean ones as 0 and 1 in
+        float32; everything else must be uint8.
     labels
         (N,) integers.
     classes
@@ -151,8 +152,15 @@ def examples_from_arrays(
 
 
 def _numbers(values: Any, what: str) -> Tensor:
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(f"{what} have masked values; fill them or leave their examples out")
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
     if isinstance(values, np.ndarray):
         values = native(values)
+        if any(stride < 0 for stride in values.strides):
+            # torch has no views that run backwards, such as x[::-1].
+            values = values.copy()
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
@@ -172,7 +180,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
 
 
 def _inputs(inputs: Tensor, where: str) -> Tensor:
-    if inputs.dtype.is_floating_point:
+    if inputs.dtype.is_floating_point or inputs.dtype == torch.bool:
         inputs = inputs.to(torch.float32)
         finite = torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None]).all(1)
         if not bool(finite.all()):
@@ -182,7 +190,10 @@ def _inputs(inputs: Tensor, where: str) -> Tensor:
                 "remove or repair it"
             )
     elif inputs.dtype != torch.uint8:
-        raise DataError(f"{where}: inputs must be uint8 or floating point, got {inputs.dtype}")
+        raise DataError(
+            f"{where}: inputs must be uint8 or floating point, got {inputs.dtype}; convert pixels "
+            "of 0 to 255 to uint8 and other numbers to float32"
+        )
     if len(inputs) and not inputs.numel():
         raise DataError(f"{where}: inputs of shape {tuple(inputs.shape)} hold no values")
     if inputs.ndim == 3:

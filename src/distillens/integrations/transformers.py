@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from distillens.data import PADDING, Batch
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.models import load_safely
 from distillens.supervision import OneHot, Supervision
-from distillens.supervision.protocol import is_across_examples
+from distillens.supervision.protocol import is_across_examples, separate_from
 
 try:
     from transformers import Trainer
@@ -92,6 +92,8 @@ class DistillationTrainer(Trainer):
                 "(micro-batches × processes); use one of each, or, if it is a mean over examples, set "
                 "across_examples = False on your loss function or supervision"
             )
+        # A teacher that shares weights with the model remains what it is now.
+        separate_from(supervision, cast(nn.Module, self.model))
         self.supervision = supervision
         self._index_column = index_column
         self._labels = OneHot()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
 from distillens.supervision.losses import full_precision
-from distillens.supervision.protocol import Stateless, Teacher
+from distillens.supervision.protocol import Stateless, Teacher, separate_from
 
 
 class AveragedTeacher(Stateless):
@@ -35,6 +35,11 @@ class AveragedTeacher(Stateless):
             )
         self._teachers = list(teachers)
         self._weights = [weight / sum(weights) for weight in weights]
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the teachers as they are while the student changes."""
+        parted = [separate_from(teacher, student) for teacher in self._teachers]
+        return any(parted)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Advance all of them."""

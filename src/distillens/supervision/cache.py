@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
 from distillens.errors import SupervisionError
+from distillens.forward import evaluate, evaluation_mode
 from distillens.supervision.compressed import compress, expand
 from distillens.supervision.protocol import Stateless, teacher_logits
 from distillens.supervision.teachers import RecordedTeacher
@@ -177,14 +178,15 @@ class LogitCache:
 
     @torch.no_grad()
     def _compute(self, module: nn.Module, epoch: int) -> Tensor:
-        module.eval()
         count = len(self.batches.examples)
         device = self.batches.device.type
         rows: list[Tensor] = []
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        precision = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with precision, evaluation_mode(module):
             for start in range(0, count, CHUNK):
                 batch = self.batches.take(np.arange(start, min(start + CHUNK, count)), epoch)
-                rows.append(teacher_logits(module(batch.inputs), batch).float().cpu())
+                output = evaluate(module, batch.inputs)
+                rows.append(teacher_logits(output, batch).float().cpu())
         return torch.cat(rows)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
+from distillens.forward import evaluate, frozen_statistics, input_type, own_inputs, train_mode
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import Supervision, student_logits, teacher_logits
 
@@ -44,6 +45,7 @@ class CotrainedTeacher:
         bfloat16: bool = False,
     ) -> None:
         self.module = module
+        self._frozen = frozen_statistics(module)
         self.optimizer = optimizer
         self.supervision = supervision
         self._rate = rate
@@ -54,11 +56,11 @@ class CotrainedTeacher:
         self.supervision.advance(batch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
-        self.module.train()
+        train_mode(self.module, self._frozen)
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-                output = self.module(batch.inputs)
+                output = self.module(own_inputs(batch.inputs, input_type(self.module)))
             logits = student_logits(output, batch, self.supervision)
             batch = replace(batch, classes=logits.shape[-1])
             self.optimizer.zero_grad()
@@ -66,14 +68,14 @@ class CotrainedTeacher:
             (self.supervision.loss(full_precision(logits), batch, step) * batch.weight).backward()
         self._average_gradients()
         self.optimizer.step()
+        # Weights that the student shares must not bring the teacher's gradients to its step.
+        self.optimizer.zero_grad()
 
-    @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return the teacher's outputs after its step, in evaluation mode."""
-        self.module.eval()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            output = self.module(batch.inputs)
-        return full_precision(teacher_logits(output, batch))
+            output = evaluate(self.module, batch.inputs)
+        return full_precision(teacher_logits(output, batch)).detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizer and the state of its own supervision."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
+from torch.utils.hooks import RemovableHandle
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
+from distillens.forward import bring, copied, evaluate, shares_tensors
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import (
     Stateless,
     Supervision,
     class_counts,
     is_across_examples,
+    separate_from,
     student_logits,
 )
 
@@ -28,7 +31,7 @@ def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Squared distance of the normalised attention maps (Zagoruyko, Komodakis, ICLR 2017).
 
     A map is the mean over channels of the squared features, so channel counts may differ; the
-    teacher's map is resized where the positions do.
+    teacher's map is resized where the positions do. It is computed in float32 at least.
     """
     student_BCHW, teacher_BCHW = full_precision(student_BCHW), full_precision(teacher_BCHW)
     student, teacher = _attention(student_BCHW), _attention(teacher_BCHW)
@@ -43,7 +46,8 @@ def _attention(features_BCHW: Tensor) -> Tensor:
             "attention transfer needs features (B, channels, height, width), "
             f"got shape {tuple(features_BCHW.shape)}"
         )
-    return features_BCHW.square().mean(1, keepdim=True)
+    wide = features_BCHW if features_BCHW.dtype == torch.float64 else features_BCHW.float()
+    return wide.square().mean(1, keepdim=True)
 
 
 class Features(Stateless):
@@ -54,9 +58,13 @@ class Features(Stateless):
     base
         What is fitted besides.
     student, teacher
-        The modules whose layers are compared; the teacher is only run, in evaluation mode.
+        The modules whose layers are compared. The teacher is run as by `FixedTeacher`: in evaluation
+        mode, without gradients, and copied first if training the student would change it.
     pairs
-        From names of the student's layers to names of the teacher's, as in ``named_modules``.
+        From names of the student's layers to names of the teacher's, as in ``named_modules``. A layer
+        must return one tensor, or a tuple, list or dict that holds one. Its feature is what it
+        returned, also where a later layer modifies that tensor in place; of a layer that runs several
+        times in a forward pass, it is the last output.
     weight
         Of the sum over pairs.
     loss
@@ -85,25 +93,31 @@ class Features(Stateless):
     ) -> None:
         if not pairs:
             raise SupervisionError("features need at least one pair of layers, got none")
-        self.base, self.teacher, self.weight = base, teacher.eval(), weight
+        self.base, self.teacher, self.weight = base, teacher, weight
         self._pairs, self._loss = dict(pairs), loss
         self.across_examples = is_across_examples(base) or (
             loss is not attention_transfer and is_across_examples(loss)
         )
         self._student_features: dict[str, Tensor] = {}
         self._teacher_features: dict[str, Tensor] = {}
-        self._hooks = [
-            _layer(student, name, "student").register_forward_hook(
-                _keep(self._student_features, name)
-            )
-            for name in pairs
-        ]
-        self._hooks += [
-            _layer(teacher, name, "teacher").register_forward_hook(
-                _keep(self._teacher_features, name)
-            )
-            for name in pairs.values()
-        ]
+        self._student_hooks = _watch(student, pairs, self._student_features, "student")
+        try:
+            self._teacher_hooks = _watch(teacher, pairs.values(), self._teacher_features, "teacher")
+        except SupervisionError:
+            _remove(self._student_hooks)
+            raise
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Replace the teacher by a copy if training the student would change it."""
+        base = separate_from(self.base, student)
+        if not shares_tensors(self.teacher, student):
+            return base
+        _remove(self._teacher_hooks)
+        self.teacher = copied(self.teacher)
+        self._teacher_hooks = _watch(
+            self.teacher, self._pairs.values(), self._teacher_features, "teacher"
+        )
+        return True
 
     def advance(self, batch: Batch, step: int) -> None:
         """Advance what is fitted besides."""
@@ -117,17 +131,25 @@ class Features(Stateless):
         SupervisionError
             The student did not run before, so that there are no features, or a layer gives no tensor.
         """
-        with torch.no_grad():
-            self.teacher(batch.inputs)
+        # Taken first: layers that the teacher shares with the student carry the student's hooks too.
+        features = dict(self._student_features)
+        bring(self.teacher, batch.inputs.device)
+        evaluate(self.teacher, batch.inputs)
+        self._student_features.clear()
         logits = student_logits(logits, batch, self.base)
         total = self.base.loss(logits, batch, step)
         for mine, theirs in self._pairs.items():
-            if mine not in self._student_features:
+            if mine not in features:
                 raise SupervisionError(f"layer {mine!r} of the student did not run before the loss")
-            feature = _tensor(self._student_features.pop(mine), mine)
-            taught = _tensor(self._teacher_features[theirs], theirs)
+            if theirs not in self._teacher_features:
+                raise SupervisionError(
+                    f"layer {theirs!r} of the teacher does not run in its forward"
+                )
+            feature = full_precision(features[mine])
+            taught = full_precision(self._teacher_features[theirs]).to(feature.device)
             with torch.autocast(feature.device.type, enabled=False):
                 total = total + self.weight * self._loss(feature, taught)
+        self._teacher_features.clear()
         return total
 
     def class_counts(self, batch: Batch) -> set[int]:
@@ -144,14 +166,25 @@ class Features(Stateless):
 
     def close(self) -> None:
         """Take the hooks off both modules."""
-        for hook in self._hooks:
-            hook.remove()
+        _remove(self._student_hooks + self._teacher_hooks)
 
     def __enter__(self) -> Features:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _watch(
+    module: nn.Module, names: Iterable[str], store: dict[str, Tensor], whose: str
+) -> list[RemovableHandle]:
+    layers = {name: _layer(module, name, whose) for name in names}
+    return [layer.register_forward_hook(_keep(store, name)) for name, layer in layers.items()]
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
@@ -163,20 +196,23 @@ def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
     return layers[name]
 
 
-def _tensor(output: Any, name: str) -> Tensor:
-    """Return a layer's output in the precision of the loss; a tuple must hold one tensor."""
-    parts = output if isinstance(output, tuple | list) else [output]
-    found = [each for each in parts if isinstance(each, Tensor) and each.is_floating_point()]
-    if len(found) != 1:
-        raise SupervisionError(
-            f"layer {name!r} gives a {type(output).__name__} with {len(found)} floating-point "
-            "tensors; features need a layer that gives one"
-        )
-    return full_precision(found[0])
-
-
 def _keep(store: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        store[name] = output
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # A copy: layers such as ReLU(inplace=True) write into the tensor that they are given.
+        store[name] = _only_tensor(name, output).clone()
 
     return hook
+
+
+def _only_tensor(name: str, output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    inner = output.values() if isinstance(output, Mapping) else output
+    inner = list(inner) if isinstance(inner, Iterable) else []
+    tensors = [e for e in inner if isinstance(e, Tensor) and e.is_floating_point()]
+    if len(tensors) != 1:
+        raise SupervisionError(
+            f"layer {name!r} returns a {type(output).__name__} with {len(tensors)} floating-point "
+            "tensors; features need a layer that gives one"
+        )
+    return tensors[0]

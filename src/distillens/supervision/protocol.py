@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.data.outputs import logits_of
@@ -58,6 +58,16 @@ class Teacher(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that ``state_dict`` returned."""
         ...
+
+
+def separate_from(part: object, student: nn.Module) -> bool:
+    """Let a supervision or a teacher part with tensors that training the student would change.
+
+    The training loop calls this once before the first step. It calls the optional method
+    ``separate_from(student) -> bool`` of the supervision, which says whether something was copied.
+    """
+    method = getattr(part, "separate_from", None)
+    return False if method is None else bool(method(student))
 
 
 class Stateless:

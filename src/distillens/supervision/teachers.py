@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch
 from distillens.data.outputs import candidates, tensor_or_parts
 from distillens.errors import SupervisionError
+from distillens.forward import bring, copied, evaluate, shares_tensors
 from distillens.supervision.pace import Pace, pace_of
-from distillens.supervision.protocol import Stateless, Teacher, teacher_logits
+from distillens.supervision.protocol import Stateless, Teacher, separate_from, teacher_logits
 
 
 class FixedTeacher(Stateless):
@@ -23,12 +24,30 @@ class FixedTeacher(Stateless):
 
     Its output is a tensor of logits, an object or mapping with ``logits``, such as a `ModelOutput` of
     transformers, or a tuple in which one element has as many classes as the student.
+    Evaluation mode is set for each forward pass and every submodule's own mode is restored
+    afterwards. Gradients are disabled during the pass; ``requires_grad`` is left as it is. The module
+    gets its own copy of the inputs, in the type of its first floating-point parameter. It is moved to
+    the device of the batch and stays there, unless it is quantised or spread over several devices;
+    then the inputs are moved.
+
+    Parameters
+    ----------
+    module
+        The teacher. If it shares trainable parameters or persistent buffers with the student that
+        `distillens.training.fit` trains, it is replaced by a copy before the first step: the teacher
+        remains what it was when training started.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module.eval().requires_grad_(False)
+        self.module = module
 
-    @torch.no_grad()
+    def separate_from(self, student: nn.Module) -> bool:
+        """Replace the module by a copy if training the student would change it."""
+        if not shares_tensors(self.module, student):
+            return False
+        self.module = copied(self.module)
+        return True
+
     def logits(self, batch: Batch) -> Tensor:
         """Return the module's logits for the batch.
 
@@ -37,9 +56,8 @@ class FixedTeacher(Stateless):
         ModelError, DataError
             As `distillens.data.outputs.logits_of`.
         """
-        return teacher_logits(self._outputs(batch), batch)
+        return wide(teacher_logits(self._outputs(batch), batch)).to(batch.inputs.device)
 
-    @torch.no_grad()
     def class_counts(self, batch: Batch) -> set[int]:
         """Return the numbers of classes that the module's output can have."""
         found = tensor_or_parts(self._outputs(batch), "the teacher")
@@ -48,7 +66,8 @@ class FixedTeacher(Stateless):
         return {each.shape[-1] for each in candidates(found, batch.labels.shape)}
 
     def _outputs(self, batch: Batch) -> Any:
-        return self.module.to(batch.inputs.device)(batch.inputs)
+        bring(self.module, batch.inputs.device)
+        return evaluate(self.module, batch.inputs)
 
 
 class RecordedTeacher(Stateless):
@@ -57,18 +76,24 @@ class RecordedTeacher(Stateless):
     Parameters
     ----------
     logits_NC
-        (N, C) array or tensor; memory-mapped arrays are read row by row.
+        (N, C) array or tensor of floating-point numbers or integers, in any byte order and memory
+        layout; memory-mapped arrays are read row by row. They are returned in float32, or in
+        float64 if they are float64.
     indices_N
-        (N,) stable index of each row; None where row i belongs to index i.
+        (N,) stable index of each row: integers of up to 64 bits, each at most once. -1 marks examples
+        without a stable index and is refused. None where row i belongs to index i.
+
+    Raises
+    ------
+    SupervisionError
+        The logits are not numbers, or the indices are not one different integer a row.
     """
 
-    def __init__(self, logits_NC: np.ndarray | Tensor, indices_N: Tensor | None = None) -> None:
-        if logits_NC.ndim < 2:
-            raise SupervisionError(
-                f"teacher logits must have shape (N, C), got {tuple(logits_NC.shape)}"
-            )
-        self._logits = logits_NC
-        self._rows = None if indices_N is None else _rows_by_index(indices_N, len(logits_NC))
+    def __init__(
+        self, logits_NC: np.ndarray | Tensor, indices_N: Tensor | np.ndarray | None = None
+    ) -> None:
+        self._logits = _checked_logits(logits_NC)
+        self._lookup = None if indices_N is None else _Lookup(indices_N, len(self._logits))
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the rows of the batch's examples.
@@ -78,34 +103,99 @@ class RecordedTeacher(Stateless):
         SupervisionError
             An example has no recorded row, or a row is not finite.
         """
-        index = batch.indices
-        outside = (index < 0) | (
-            index >= (len(self._logits) if self._rows is None else len(self._rows))
-        )
-        rows = index if self._rows is None else self._rows[index.clamp(0, len(self._rows) - 1)]
-        missing = outside | (rows < 0)
+        index = batch.indices.to(torch.int64)
+        if self._lookup is None:
+            rows, missing = index, (index < 0) | (index >= len(self._logits))
+        else:
+            rows, missing = self._lookup(index)
         if bool(missing.any()):
+            first = int(index[missing][0])
             raise SupervisionError(
-                f"no teacher logits for the example with index {int(index[missing][0])}; "
+                "an example has the index -1, which stands for none, and recorded teacher logits are "
+                "found by the index; let the data give one to each example"
+                if first == -1
+                else f"no teacher logits for the example with index {first}; "
                 f"{len(self._logits)} rows were given"
             )
-        found = self._logits[rows if isinstance(self._logits, Tensor) else rows.numpy()]
-        values = torch.as_tensor(found).to(batch.inputs.device)
+        values = self._take(rows)
         # −inf is the logit of a class that is masked.
         wrong = torch.isnan(values) | torch.isposinf(values)
         if batch.mask is not None and batch.mask.shape == values.shape[:-1]:
-            wrong &= batch.mask[..., None]
+            wrong &= batch.mask.to(wrong.device)[..., None]
         if bool(wrong.any()):
             raise SupervisionError("the teacher logits hold a NaN or an infinity")
-        return values
+        return values.to(batch.inputs.device)
+
+    def _take(self, rows: Tensor) -> Tensor:
+        if isinstance(self._logits, Tensor):
+            return wide(self._logits[rows.to(self._logits.device)])
+        found = self._logits[rows.numpy()]
+        kind = np.float64 if found.dtype.kind == "f" and found.itemsize >= 8 else np.float32
+        return torch.from_numpy(np.ascontiguousarray(found, dtype=kind))
 
 
-def _rows_by_index(indices: Tensor, rows: int) -> Tensor:
-    if len(indices) != rows:
-        raise SupervisionError(f"{rows} rows of teacher logits but {len(indices)} indices")
-    table = torch.full((int(indices.max()) + 1,), -1, dtype=torch.int64)
-    table[indices] = torch.arange(rows)
-    return table
+class _Lookup:
+    """From indices to rows, by search in the sorted indices."""
+
+    def __init__(self, indices: Any, rows: int) -> None:
+        index = _integers(indices)
+        if len(index) != rows:
+            raise SupervisionError(f"{rows} rows of teacher logits but {len(index)} indices")
+        self._index, self._rows = index.sort(stable=True)
+        twice = self._index[1:] == self._index[:-1]
+        if bool(twice.any()):
+            value = int(self._index[1:][twice][0])
+            raise SupervisionError(
+                f"index {value} belongs to {int((index == value).sum())} rows of teacher logits; "
+                "give each example one row, for example the mean over its passes"
+            )
+        if bool((index == -1).any()):
+            raise SupervisionError(
+                "a row of teacher logits has the index -1, which marks examples without a stable "
+                "index; number the examples from 0"
+            )
+
+    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the row of each index, and which of them have none."""
+        if not len(self._index):
+            return torch.zeros_like(index), torch.ones_like(index, dtype=torch.bool)
+        place = torch.searchsorted(self._index, index).clamp_max(len(self._index) - 1)
+        return self._rows[place], self._index[place] != index
+
+
+def _checked_logits(logits: Any) -> np.ndarray | Tensor:
+    if isinstance(logits, Tensor):
+        values, kind = logits.detach(), str(logits.dtype).removeprefix("torch.")
+        numbers = not (values.is_complex() or values.dtype == torch.bool or values.is_sparse)
+    else:
+        values = logits if isinstance(logits, np.ndarray) else np.asarray(logits)
+        kind = str(values.dtype)
+        # Kind V without fields: types such as bfloat16 of ml_dtypes, which convert to float32.
+        named = values.dtype.kind == "V" and np.can_cast(values.dtype, np.float32)
+        numbers = values.dtype.kind in "fiu" or (named and values.dtype.names is None)
+    if not numbers:
+        raise SupervisionError(
+            f"teacher logits must be real numbers, got an array of {kind}; convert them to float32"
+        )
+    if values.ndim < 2:
+        raise SupervisionError(f"teacher logits must have shape (N, C), got {tuple(values.shape)}")
+    return values
+
+
+def _integers(indices: Any) -> Tensor:
+    values = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise SupervisionError(
+            "the indices of teacher logits must be one integer a row, "
+            f"got shape {tuple(values.shape)} of {values.dtype}"
+        )
+    # Unsigned numbers of 64 bits wrap around, as those of batches do.
+    return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return values in float64 where they have it, else in float32, without a gradient."""
+    return values.detach() if values.dtype == torch.float64 else values.detach().float()
 
 
 @dataclass(frozen=True)
@@ -148,6 +238,12 @@ class OnlineTeacher(Stateless):
         self._pace = pace or pace_of(1)
         self._place: int | None = None
         self._teacher: Teacher | None = None
+        self._student: nn.Module | None = None
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Remember the student: a checkpoint must not share tensors with it."""
+        self._student = student
+        return False
 
     def place(self, step: int) -> int:
         """Return which checkpoint, in order of steps, the student follows at its step."""
@@ -162,7 +258,13 @@ class OnlineTeacher(Stateless):
         """Load the checkpoint of this step where it is another than before."""
         place = self.place(step)
         if place != self._place:
-            self._teacher = self._checkpoints[place].load()
+            checkpoint = self._checkpoints[place]
+            self._teacher = checkpoint.load()
+            if self._student is not None and separate_from(self._teacher, self._student):
+                raise SupervisionError(
+                    f"the teacher's checkpoint of step {checkpoint.step} shares tensors with the "
+                    "student, which changes in training; let load() return a module of its own"
+                )
             self._place = place
         assert self._teacher is not None
         self._teacher.advance(batch, step)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
@@ -26,6 +26,7 @@ from distillens.supervision.protocol import (
     class_counts,
     is_across_examples,
     reads_layers,
+    separate_from,
     student_logits,
     teacher_logits,
 )
@@ -106,6 +107,10 @@ class Distillation:
         now = self._temperature
         return check_temperature(now(step)) if callable(now) else now
 
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the teacher as it is while the student changes."""
+        return separate_from(self.teacher, student)
+
     def advance(self, batch: Batch, step: int) -> None:
         """Let the teacher follow."""
         self.teacher.advance(batch, step)
@@ -175,6 +180,11 @@ class _Pair:
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
         raise NotImplementedError
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the teachers of both parts as they are while the student changes."""
+        parted = [separate_from(part, student) for part in self.parts]
+        return any(parted)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Advance the parts that count."""

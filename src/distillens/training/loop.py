@@ -10,27 +10,42 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from distillens.data.batches import Batch, EpochSource
 from distillens.data.labels import IGNORED, outside
-from distillens.errors import CheckpointError, DivergenceError, TrainingError
+from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
+from distillens.forward import frozen_statistics, input_type, own_inputs, train_mode
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.supervision.losses import predicted
-from distillens.supervision.protocol import Supervision, is_across_examples, student_logits
+from distillens.supervision.protocol import (
+    Supervision,
+    is_across_examples,
+    separate_from,
+    student_logits,
+)
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
-from distillens.training.sharding import first_not_finite, prepare, whole
+from distillens.training.sharding import (
+    first_not_finite,
+    not_finite_by_design,
+    prepare,
+    whole,
+)
 from distillens.training.trajectory import (
     EpochRecord,
     Store,
+    random_state,
     read_history,
     read_state,
+    set_random_state,
     write_history,
     write_state,
 )
-from distillens.training.whole_batch import check_parts, set_random_state, whole_batch
+from distillens.training.whole_batch import check_parts, whole_batch
 
 CHECK_EVERY = 50
 """Steps between two looks at the losses: looking at each would make a GPU wait for the host."""
@@ -38,7 +53,8 @@ CHECK_EVERY = 50
 Hook = Callable[[EpochRecord, nn.Module], None]
 """Called after every epoch, when its checkpoint is safe, with its record and the plain model.
 
-Under FSDP the model is sharded: it runs on all processes together or not at all.
+The global random states are restored after it, so hooks do not change what the training draws. Under
+FSDP the model is sharded: it runs on all processes together or not at all.
 """
 
 
@@ -70,6 +86,13 @@ def fit(
 ) -> History:
     """Train a model in place under a supervision.
 
+    The model gets its own copy of each batch's inputs, converted to the floating-point type of its
+    parameters, and may modify it. Gradients that were left on the model are discarded. Every epoch
+    starts with ``model.train()``. Only normalisation layers that are in evaluation mode when ``fit``
+    is called, and whose own parameters are frozen, stay in evaluation mode, so that the statistics of
+    a frozen backbone do not move. Sparse gradients are made dense before the optimizer step, so each
+    optimizer does what it does for dense ones.
+
     Parameters
     ----------
     model
@@ -78,14 +101,17 @@ def fit(
         it holds the last weights; under FSDP it is sharded in place and stays so, and the store has
         the whole weights.
     supervision
-        What it fits.
+        What it fits. A fixed teacher that shares weights with the model is copied before training.
     batches
-        Source of the epochs' batches. Labels are integer class labels of shape (B,) or (B, T).
+        Source of the epochs' batches: as many in each epoch as its length says. Labels are integer
+        class labels of shape (B,) or (B, T).
     recipe
         Epochs, batch size, learning rate and so on.
     store
-        Where checkpoints go. A training that was interrupted goes on from the last whole epoch and
-        ends with the weights it would have had, bit for bit on one machine.
+        Where checkpoints go. A training that was interrupted continues from the last whole epoch and
+        ends with the weights it would have had, bit for bit on one machine. For this, the global
+        random states of torch, NumPy and Python are saved, and those of the source of batches
+        (:class:`~distillens.data.LoaderBatches` says which).
     accelerator
         Of Accelerate: device, processes and mixed precision; by default what the launcher gives,
         in float32.
@@ -97,9 +123,10 @@ def fit(
     Raises
     ------
     TrainingError
-        The loss is no longer finite; the checkpoint of the last whole epoch is kept. Or the
-        accelerator asks for what this loop does not support, or the loss compares the examples of a
-        batch that several processes share.
+        The loss is no longer finite; the checkpoint of the last whole epoch is kept. Or the model has
+        no trainable parameters, the number of batches is not what their source says, the accelerator
+        asks for what this loop does not support, or the loss compares the examples of a batch that
+        several processes share.
     DataError
         Labels are no integers, do not fit the logits, or are no classes.
     ModelError
@@ -110,8 +137,13 @@ def fit(
     accelerator = accelerator or accelerator_for("float32")
     check_accelerator(accelerator, compiled=recipe.compile)
     check_parts(supervision, recipe.accumulate, accelerator.num_processes)
+    _check_trainable(model, batches)
+    # Before a checkpoint is loaded: a teacher remains what it was when it was given.
+    separate_from(supervision, model)
     sharded = is_sharded(accelerator)
     optimizer = make_optimizer(model, recipe, fused=not sharded)
+    fused = optimizer.defaults["fused"]
+    by_design = not_finite_by_design(accelerator, model)
     # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
     if not sharded:
         model.to(accelerator.device)
@@ -119,11 +151,12 @@ def fit(
     records: list[EpochRecord] = []
     if state is not None and store is not None:
         records = _resume(state, store, model, optimizer, supervision)
+        _resume_random(state, store, batches, accelerator)
     elif store is not None and accelerator.is_main_process:
         save_weights(store.weights(0), model)
     for group in optimizer.param_groups:
         # A training that began under another launcher brings the other way along.
-        group["fused"] = not sharded
+        group["fused"] = fused
     wrapped, prepared = prepare(accelerator, model, optimizer)
     trained = cast(nn.Module, torch.compile(wrapped)) if recipe.compile else wrapped
     loop = _Loop(trained, supervision, prepared, recipe, accelerator, len(batches))
@@ -131,11 +164,13 @@ def fit(
         for epoch in range(len(records), recipe.epochs):
             record = loop.epoch(batches, epoch, advance)
             records.append(record)
-            _check_weights(accelerator, model, record)
-            if store is not None and (sharded or accelerator.is_main_process):
-                _save(store, model, optimizer, supervision, records, accelerator.is_main_process)
-            for hook in hooks:
-                hook(record, model)
+            _check_weights(accelerator, model, record, by_design)
+            if store is not None:
+                drawn = gather_object([_random_states(batches)])
+                if sharded or accelerator.is_main_process:
+                    main = accelerator.is_main_process
+                    _save(store, model, optimizer, supervision, records, drawn, writes=main)
+            _call_hooks(hooks, record, model)
     accelerator.wait_for_everyone()
     # Mixed precision wraps the model's forward; give back the model as it came.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -150,8 +185,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer that a recipe asks for.
 
-    ``fused`` takes one pass over the weights instead of one an operation; shards have no such step.
+    ``fused`` takes one pass over the weights instead of one an operation; shards and complex
+    parameters have no such step.
     """
+    fused = fused and all(parameter.is_floating_point() for parameter in model.parameters())
     if recipe.optimizer != "sgd":
         kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
         return kind(
@@ -170,9 +207,37 @@ def make_optimizer(
     )
 
 
-def _check_weights(accelerator: Accelerator, model: nn.Module, record: EpochRecord) -> None:
+def _check_trainable(model: nn.Module, batches: EpochSource) -> None:
+    lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
+    if lazy is not None:
+        raise TrainingError(
+            f"the model's parameter {lazy!r} has no shape yet; run the model once on a batch first"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(
+            f"the model {type(model).__name__} has no trainable parameters; call "
+            "model.requires_grad_(True), or on the part that is to learn"
+        )
+    if not len(batches):
+        raise TrainingError("there are no batches to train on; their source has length 0")
+
+
+def _call_hooks(hooks: Sequence[Hook], record: EpochRecord, model: nn.Module) -> None:
+    if not hooks:
+        return
+    # A hook that draws, if only by iterating over a DataLoader, must not change the training: an
+    # interrupted one would miss what its last hook drew.
+    drawn = random_state()
+    for hook in hooks:
+        hook(record, model)
+    set_random_state(drawn)
+
+
+def _check_weights(
+    accelerator: Accelerator, model: nn.Module, record: EpochRecord, by_design: frozenset[str]
+) -> None:
     # The losses are those before each update: the last update's result shows in the weights alone.
-    name = first_not_finite(accelerator, model)
+    name = first_not_finite(accelerator, model, by_design)
     if name is not None:
         raise DivergenceError(
             f"the weights are no longer finite after step {record.step} (first {name!r}, "
@@ -195,41 +260,45 @@ class _Loop:
         self.recipe, self.accelerator, self.steps = recipe, accelerator, steps
         self.across_examples = is_across_examples(supervision)
         self.classes: int | None = None
+        self._frozen = frozen_statistics(model)
+        self._input_type = input_type(model)
+        self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
 
     def epoch(
         self, batches: EpochSource, epoch: int, advance: Callable[[int], None]
     ) -> EpochRecord:
         began = time.perf_counter()
-        self.model.train()
+        train_mode(self.model, self._frozen)
+        # Of whoever ran the model before, a hook for example.
+        self.optimizer.zero_grad()
         losses: list[Tensor] = []
         extremes: list[Tensor] = []
         right = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
-        seen, checked, rate = 0, 0, 0.0
+        seen = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+        checked, rate = 0, 0.0
         for place, batch in enumerate(batches.epoch(epoch)):
+            if place == self.steps:
+                raise self._miscounted(epoch, f"has more than {place} batches")
             step = epoch * self.steps + place
             batch = batch.to(self.accelerator.device)
             batch = replace(batch, classes=batch.classes or self.classes)
             self.supervision.advance(batch, step)
-            total = self.recipe.epochs * self.steps
-            rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
-                step, self.steps, total
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            rate = self._set_rate(step)
             loss, hits, counted = self._backward(batch, step)
             right += hits
-            seen += int(counted)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            seen += counted
+            self._step()
             losses.append(loss)
             extremes.append(_label_extremes(batch))
             if len(losses) - checked >= CHECK_EVERY:
                 self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
                 checked = len(losses)
             advance(1)
+        if len(losses) < self.steps:
+            raise self._miscounted(epoch, f"ended after {len(losses)} batches")
         self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
         mean = torch.stack(losses).double().mean()
-        local = torch.stack([mean, right.double(), torch.tensor(float(seen)).to(mean)])
+        local = torch.stack([mean, right.double(), seen.double()])
         summed = self.accelerator.reduce(local, "sum")
         assert isinstance(summed, Tensor)
         sums = summed.tolist()
@@ -242,6 +311,13 @@ class _Loop:
             seconds=time.perf_counter() - began,
         )
 
+    def _set_rate(self, step: int) -> float:
+        total = self.recipe.epochs * self.steps
+        rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(step, self.steps, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
     def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Add up a step's gradients; return its loss, right predictions and labels that count."""
         device = self.accelerator.device
@@ -253,7 +329,7 @@ class _Loop:
             together = whole_batch(self.model, self._logits, self.supervision, batch, parts, step)
         for number, part in enumerate(parts, 1):
             if together is not None:
-                set_random_state(together.random[number - 1], device)
+                set_random_state(together.random[number - 1])
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
                 logits = self._logits(part)
                 if together is None:
@@ -261,14 +337,37 @@ class _Loop:
                     loss += weighed.detach()
                 else:
                     weighed = (logits * together.gradients[number - 1]).sum()
-                self.accelerator.backward(weighed)
+                self._differentiate(weighed)
             part = part.fitted(logits)
             right += part.counted(predicted(logits.detach()) == part.labels)
             seen += part.counted(torch.ones_like(part.labels))
         if together is not None:
             loss = together.loss
-            set_random_state(together.random[-1], device)
+            set_random_state(together.random[-1])
         return loss, right, seen
+
+    def _differentiate(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise TrainingError(
+                "the loss does not depend on any trainable parameter; the model's forward may detach "
+                "its output or run under torch.no_grad()"
+            )
+        self.accelerator.backward(loss)
+
+    def _step(self) -> None:
+        for parameter in self._parameters:
+            gradient = parameter.grad
+            # Of Embedding(sparse=True); momentum, Adam and fused steps have no sparse form.
+            if gradient is not None and gradient.layout is not torch.strided:
+                parameter.grad = gradient.to_dense()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _miscounted(self, epoch: int, what: str) -> TrainingError:
+        return TrainingError(
+            f"epoch {epoch + 1} {what}, but their source has length {self.steps}, which the learning "
+            "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
+        )
 
     def _logits(self, part: Batch) -> Tensor:
         logits = student_logits(self._output(part), part, self.supervision)
@@ -277,12 +376,14 @@ class _Loop:
         return logits
 
     def _output(self, part: Batch) -> Any:
+        # A network that modifies its inputs must not change what the teacher sees, or the data.
+        inputs = own_inputs(part.inputs, self._input_type)
         try:
             if not is_sharded(self.accelerator):
-                return self.model(part.inputs)
+                return self.model(inputs)
             # Accelerate wraps the forward of other networks in this.
             with self.accelerator.autocast():
-                return self.model(part.inputs)
+                return self.model(inputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -322,6 +423,8 @@ def _save(
     optimizer: torch.optim.Optimizer,
     supervision: Supervision,
     records: list[EpochRecord],
+    drawn: list[dict[str, Any]],
+    *,
     writes: bool,
 ) -> None:
     # Sharded states are gathered by all processes, and written by one.
@@ -341,14 +444,20 @@ def _save(
             "digest": digest,
             "optimizer": moments,
             "supervision": supervision.state_dict(),
-            "random": _random_state(),
+            "random": drawn[0]["random"],
+            "batches": drawn[0]["batches"],
+            "others": drawn[1:],
         },
     )
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _random_states(batches: EpochSource) -> dict[str, Any]:
+    return {"random": random_state(), "batches": _source_state(batches)}
+
+
+def _source_state(batches: EpochSource) -> dict[str, Any]:
+    state_dict = getattr(batches, "state_dict", None)
+    return {} if state_dict is None else state_dict()
 
 
 def _resume(
@@ -368,11 +477,34 @@ def _resume(
     try:
         optimizer.load_state_dict(state["optimizer"])
         supervision.load_state_dict(state["supervision"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_available() and state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise CheckpointError(
             f"{store.state} belongs to another training; delete its folder to train again"
         ) from None
     return read_history(store.history, state["epoch"])
+
+
+def _resume_random(
+    state: dict[str, Any], store: Store, batches: EpochSource, accelerator: Accelerator
+) -> None:
+    another = CheckpointError(
+        f"{store.state} belongs to another training; delete its folder to train again"
+    )
+    drawn, others = state, state.get("others", [])
+    # Another number of processes continues from the main one's state.
+    if accelerator.process_index and len(others) == accelerator.num_processes - 1:
+        drawn = others[accelerator.process_index - 1]
+    saved = drawn.get("batches", {})
+    if _source_state(batches) and not saved:
+        raise CheckpointError(
+            f"{store.state} lacks the random state of the loader, which decides the order of the "
+            "examples; delete its folder to train again"
+        )
+    try:
+        if saved:
+            cast(Any, batches).load_state_dict(saved)
+        set_random_state(drawn["random"])
+    except DataError as error:
+        raise CheckpointError(f"{store.state} does not fit: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
+        raise another from None

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch, Batches, Normalisation
 from distillens.data.examples import Examples
 from distillens.data.outputs import logits_of
+from distillens.forward import evaluation_mode
 
 BATCH = 512
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     examples: Examples,
@@ -21,14 +21,10 @@ def predict(
     *,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Return (N, C) float32 logits in evaluation mode; the model's mode is left as it was."""
-    was_training = model.training
-    model.eval()
+    """Return (N, C) float32 logits in evaluation mode; every submodule's mode is left as it was."""
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
-    try:
+    with evaluation_mode(model):
         rows = [_logits(model, batch).float().cpu() for batch in batches.epoch(0)]
-    finally:
-        model.train(was_training)
     return torch.cat(rows).numpy()
 
 

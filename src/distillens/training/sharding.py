@@ -5,6 +5,7 @@ Files hold whole tensors in either case, so a training may go on under another l
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -69,20 +70,35 @@ def whole(value: Any, *, keep: bool) -> Any:
     return value
 
 
-def first_not_finite(accelerator: Accelerator, model: nn.Module) -> str | None:
+def first_not_finite(
+    accelerator: Accelerator, model: nn.Module, allowed: Collection[str] = ()
+) -> str | None:
     """Return the first name in a network's state that holds a NaN or an infinity, if any.
 
-    Shards are looked at where they are; all processes give the same answer.
+    Shards are looked at where they are; all processes give the same answer. ``allowed`` names are
+    passed over.
     """
-    state = model.state_dict()
+    return next((name for name in _not_finite(accelerator, model) if name not in allowed), None)
+
+
+def not_finite_by_design(accelerator: Accelerator, model: nn.Module) -> frozenset[str]:
+    """Return the names of buffers and frozen parameters that hold a NaN or an infinity.
+
+    Before training these are meant to, for example the -inf of an attention mask.
+    """
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    return frozenset(_not_finite(accelerator, model)) - trained
+
+
+def _not_finite(accelerator: Accelerator, model: nn.Module) -> list[str]:
+    state = {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
     bad = [(~torch.isfinite(_local(tensor))).any() for tensor in state.values()]
     if not bad:
-        return None
+        return []
     found = torch.stack([flag.to(accelerator.device) for flag in bad]).int()
     if is_sharded(accelerator):
         found = cast(Tensor, accelerator.reduce(found, "sum"))
-    places = found.nonzero()
-    return list(state)[int(places[0, 0])] if len(places) else None
+    return [name for name, flag in zip(state, found.tolist(), strict=True) if flag]
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

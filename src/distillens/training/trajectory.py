@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from distillens.atomic import write_atomically
@@ -67,6 +69,33 @@ def read_history(path: Path, epochs: int) -> list[EpochRecord]:
 
 
 STATE_KEYS = {"epoch", "digest", "optimizer", "supervision", "random"}
+LATER_KEYS = {"batches", "others"}
+"""What states of earlier versions lack: those of the source of batches and of the other processes."""
+
+
+def random_state() -> dict[str, Any]:
+    """Return the global random states of torch, Python and NumPy, as tensors and plain values."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Users' datasets draw from NumPy's global generator.
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert isinstance(numpy, dict)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": cuda,
+        "python": random.getstate(),
+        "numpy": numpy,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Take up what `random_state` returned; states of older versions have torch's part only."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "python" in state:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -88,7 +117,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = load_safely(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; delete its folder to train again") from None
-    known = isinstance(state, dict) and set(state) == STATE_KEYS
+    known = isinstance(state, dict) and set(state) - LATER_KEYS == STATE_KEYS
     if not known or not isinstance(state["epoch"], int):
         raise CheckpointError(f"{path} is no training state; delete its folder to train again")
     return state

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch
 from distillens.errors import TrainingError
 from distillens.supervision.protocol import Supervision, is_across_examples, reads_layers
-
-Random = tuple[Tensor, Tensor | None]
+from distillens.training.trajectory import random_state
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class WholeBatch:
         Scalar, without a graph.
     gradients : tuple of Tensor
         At the logits of each micro-batch.
-    random : tuple of Random
+    random : tuple of dict
         States of the random numbers before each micro-batch, and after the last.
     """
 
     loss: Tensor
     gradients: tuple[Tensor, ...]
-    random: tuple[Random, ...]
+    random: tuple[dict[str, Any], ...]
 
 
 def check_parts(supervision: Supervision, accumulate: int, processes: int) -> None:
@@ -77,13 +77,12 @@ def whole_batch(
     step: int,
 ) -> WholeBatch:
     """Return the loss of a batch and its gradient at the logits of the micro-batches."""
-    device = batch.inputs.device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     rows: list[Tensor] = []
-    random: list[Random] = []
+    random: list[dict[str, Any]] = []
     with torch.no_grad():
         for part in parts:
-            random.append(random_state(device))
+            random.append(random_state())
             rows.append(logits_of_part(part))
         for name, buffer in model.named_buffers():
             if name in buffers:
@@ -91,22 +90,9 @@ def whole_batch(
     logits = torch.cat(rows).requires_grad_()
     loss = supervision.loss(logits, batch, step) * batch.weight
     loss.backward()
-    random.append(random_state(device))
+    random.append(random_state())
     # A loss that does not depend on the logits, such as one of weight 0, has no gradient there.
     gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
     return WholeBatch(
         loss.detach(), tuple(gradient.split([len(row) for row in rows])), tuple(random)
     )
-
-
-def random_state(device: torch.device) -> Random:
-    """Return the state of the random numbers of the CPU and, if it is another, of the device."""
-    other = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), other
-
-
-def set_random_state(state: Random, device: torch.device) -> None:
-    """Go back to a state of the random numbers."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
