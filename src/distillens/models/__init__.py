@@ -10,12 +10,11 @@ from distillens.models.build import (
     reads_one_tokenizer,
 )
 from distillens.models.cost import measure_cost
-from distillens.models.external import SequenceModel
 from distillens.models.lenet import LeNet5
 from distillens.models.mlp import MLP
 from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
-from distillens.models.transformer import Encoder, LanguageModel, tokens_of
+from distillens.models.transformer import Encoder, LanguageModel
 from distillens.models.vgg import VGG16
 from distillens.models.weights import (
     digest_file,
@@ -24,6 +23,7 @@ from distillens.models.weights import (
     load_weights,
     save_weights,
 )
+from distillens.sequences import SequenceModel, tokens_of
 
 __all__ = [
     "BUILDERS",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
 from distillens.models.lenet import image_shape
-from distillens.models.transformer import text_shape, tokens_of
+from distillens.models.transformer import text_shape
+from distillens.sequences import SequenceModel
 
 EXTRAS = {"timm": "timm", "transformers": "text"}
 """The extra of distillens that each library comes with."""
@@ -131,20 +132,6 @@ def _kind(
             raise RecipeError(f"model {name!r}: tokenizer must be a number, got {tokenizer!r}")
         return Text(*text_shape(name, input_shape, vocabularies, tokenizer), tokenizer)
     return Pictures(image_shape(name, input_shape))
-
-
-class SequenceModel(nn.Module):
-    """A Hugging Face model of text that takes tokens, -1 behind the last, and returns its logits."""
-
-    def __init__(self, network: nn.Module, tokenizer: int = 0) -> None:
-        super().__init__()
-        self.network = network
-        self.tokenizer = tokenizer
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        tokens_BT = tokens_of(inputs, self.tokenizer)
-        there_BT = (tokens_BT >= 0).long()
-        return self.network(input_ids=tokens_BT.clamp_min(0), attention_mask=there_BT).logits
 
 
 class Classifier(nn.Module):
