@@ -232,6 +232,18 @@ def padding_token(network: nn.Module) -> int | None:
     return pad if isinstance(pad, int) and 0 <= pad < vocabulary_size(network) else None
 
 
+def required_end(model: nn.Module) -> int | None:
+    """Return the token that every sentence of a :class:`SequenceModel` must contain.
+
+    Classifiers with an encoder and a decoder read the position of the last ``eos_token_id``. None for
+    other networks.
+    """
+    if not isinstance(model, SequenceModel) or not _reads_end(model.network):
+        return None
+    end = getattr(_config(model.network), "eos_token_id", None)
+    return end if isinstance(end, int) else None
+
+
 def vocabulary_size(network: nn.Module) -> int:
     """Return how many tokens a text model can look up."""
     try:

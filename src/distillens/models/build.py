@@ -19,6 +19,7 @@ from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet
 from distillens.models.transformer import Encoder, text_shape
 from distillens.models.vgg import VGG16
+from distillens.sequences import required_end
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -188,7 +189,8 @@ def check_outputs(
 ) -> None:
     """Run two zero inputs through a model and refuse it if it does not give (2, outputs).
 
-    With ``tokens`` they are whole numbers, the first token of every vocabulary.
+    With ``tokens`` they are whole numbers, the first token of every vocabulary; the last one is the
+    token that the network requires, if there is one.
     """
     was_training = model.training
     parameter = next(model.parameters(), None)
@@ -197,7 +199,10 @@ def check_outputs(
     try:
         with torch.no_grad():
             dtype = torch.int64 if tokens else torch.float32
-            outcome = model(torch.zeros(2, *input_shape, device=device, dtype=dtype))
+            inputs = torch.zeros(2, *input_shape, device=device, dtype=dtype)
+            if tokens and (end := required_end(model)) is not None:
+                inputs[..., -1] = end
+            outcome = model(inputs)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"{what} cannot take inputs of shape {input_shape}: {text}") from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
+from distillens.sequences import run
 from distillens.supervision.protocol import Supervision
 
 
@@ -56,7 +57,7 @@ class CotrainedTeacher:
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = self.module(batch.inputs)
+                logits = run(self.module, batch.inputs, batch.further)
             self.optimizer.zero_grad()
             # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
             (self.supervision.loss(logits.float(), batch, step) * batch.weight).backward()
@@ -68,7 +69,7 @@ class CotrainedTeacher:
         """Return the teacher's outputs after its step, in evaluation mode."""
         self.module.eval()
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self.module(batch.inputs).float()
+            return run(self.module, batch.inputs, batch.further).float()
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizer and the state of its own supervision."""

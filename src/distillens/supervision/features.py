@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate, normalize
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
+from distillens.sequences import run
 from distillens.supervision.protocol import Stateless, Supervision
 
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
@@ -101,7 +102,7 @@ class Features(Stateless):
             The student did not run before, so that there are no features.
         """
         with torch.no_grad():
-            self.teacher(batch.inputs)
+            run(self.teacher, batch.inputs, batch.further)
         total = self.base.loss(logits, batch, step)
         for mine, theirs in self._pairs.items():
             if mine not in self._student_features:

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
+from distillens.sequences import run
 from distillens.supervision.pace import Pace, pace_of
 from distillens.supervision.protocol import Stateless, Teacher
 
 
 class FixedTeacher(Stateless):
-    """Any module, in evaluation mode; the offline teacher."""
+    """Any module, in evaluation mode; the offline teacher.
+
+    The module gets the batch's inputs, and those of its further inputs that its ``forward`` takes by
+    name. A text model of transformers gives the logits that it has for each sentence alone, as in
+    `distillens.models.SequenceModel`; padding is marked by -1.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
@@ -25,7 +31,7 @@ class FixedTeacher(Stateless):
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return the module's outputs for the batch."""
-        return self.module.to(batch.inputs.device)(batch.inputs)
+        return run(self.module.to(batch.inputs.device), batch.inputs, batch.further)
 
 
 class RecordedTeacher(Stateless):
