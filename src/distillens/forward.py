@@ -7,7 +7,7 @@ have parameters of another type than the inputs, or may lie on several devices.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import SupervisionError
+from distillens.sequences import run
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, inputs: Tensor) -> Any:
+def evaluate(module: nn.Module, inputs: Tensor, further: Mapping[str, Tensor] | None = None) -> Any:
     """Run a network in evaluation mode, without gradients, on a copy of the inputs.
 
     Afterwards every submodule is in the mode in which it was before.
@@ -33,6 +34,8 @@ def evaluate(module: nn.Module, inputs: Tensor) -> Any:
     inputs : Tensor
         (B, …). They are moved to the device of the network's first parameter, and floating-point
         inputs are converted to its type.
+    further
+        Further inputs by name; see `distillens.sequences.run`.
 
     Returns
     -------
@@ -42,7 +45,7 @@ def evaluate(module: nn.Module, inputs: Tensor) -> Any:
     places = (p.device for p in module.parameters() if p.device.type != "meta")
     there = inputs.to(next(places, inputs.device))
     with evaluation_mode(module):
-        return module(own_inputs(there, input_type(module)))
+        return run(module, own_inputs(there, input_type(module)), further)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ class Batch:
     classes : int or None
         Number of classes, if it is known; it tells logits from other outputs of a network that
         returns a tuple.
+    further : dict of str to Tensor, or None
+        Further inputs by name, (B, …) each, for example ``token_type_ids`` (B, T); a network gets those
+        that its ``forward`` takes. None where the source of the batch has no such inputs.
     """
 
     inputs: Tensor
@@ -52,6 +55,7 @@ class Batch:
     weight: float = 1.0
     mask: Tensor | None = None
     classes: int | None = None
+    further: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,9 +65,19 @@ class Batch:
         if self.inputs.device == device:
             return self
         mask = None if self.mask is None else self.mask.to(device)
+        further = self._each_further(lambda values: values.to(device))
         return replace(
-            self, inputs=self.inputs.to(device), labels=self.labels.to(device), mask=mask
+            self,
+            inputs=self.inputs.to(device),
+            labels=self.labels.to(device),
+            mask=mask,
+            further=further,
         )
+
+    def _each_further(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor] | None:
+        if self.further is None:
+            return None
+        return {name: change(values) for name, values in self.further.items()}
 
     def counted(self, values: Tensor) -> Tensor:
         """Return the sum of (B,) or (B, T) values over the positions that count."""
@@ -103,6 +117,7 @@ class Batch:
                 indices=self.indices[part],
                 weight=self.weight * counting / max(1, whole),
                 mask=mask,
+                further=self._each_further(lambda values, part=part: values[part]),
             )
 
 
@@ -356,6 +371,12 @@ class LoaderBatches:
                 classes = item.classes or self.classes
                 yield replace(item, labels=labels, mask=mask, epoch=epoch, classes=classes)
                 continue
+            if isinstance(item, Mapping):
+                raise DataError(
+                    f"the loader yields a {type(item).__name__} of {sorted(map(str, item))}; train on "
+                    "such batches with distillens.integrations.transformers.DistillationTrainer, or "
+                    "yield (inputs, labels)"
+                )
             if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
                 raise DataError(
                     "a loader must yield (inputs, labels) or (inputs, labels, indices), "

@@ -5,8 +5,9 @@ Shapes: B examples, T positions, C classes.
 
 from __future__ import annotations
 
+import inspect
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,17 @@ from distillens.atomic import write_atomically
 from distillens.data import PADDING, Batch
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.models import load_safely
-from distillens.supervision import OneHot, Supervision
-from distillens.supervision.protocol import is_across_examples, separate_from
+from distillens.sequences import (
+    MASK_IS_NOT_ENOUGH,
+    SequenceModel,
+    filled,
+    is_text_model,
+    order_of,
+    reordered,
+    vocabulary_size,
+)
+from distillens.supervision import OneHot, Supervision, Teacher
+from distillens.supervision.protocol import Stateless, is_across_examples, separate_from
 
 try:
     from transformers import Trainer
@@ -45,13 +55,20 @@ class DistillationTrainer(Trainer):
     and taken up when training is resumed. Evaluation measures the loss to the labels.
 
     A dataset has the columns that its collator makes tensors of: ``input_ids``, ``attention_mask``,
-    ``labels`` and, for supervisions that look examples up, ``index``, each example's stable number.
-    A teacher's module gets ``input_ids`` with -1 where nothing is attended to; wrap one of
-    transformers in `distillens.models.SequenceModel`. A teacher with another tokenizer is given by
-    its logits, as `RecordedTeacher`: they belong to the index, whatever the tokens.
+    ``labels`` and, for supervisions that look examples up, ``index``, each example's stable number. A
+    model that reads no ``input_ids`` gets its main input instead, for example ``pixel_values``.
 
-    Labels (B, T) belong to the positions of the logits; those of a causal language model are moved
-    by one here, as transformers do.
+    A teacher's module gets the main input, ``input_ids`` with -1 where nothing is attended to, and
+    those of the batch's other inputs that its ``forward`` takes, for example ``token_type_ids``, also
+    where the student does not take them. A network of transformers can be given as it is. Its logits,
+    like the student's, are those of each sentence alone: padding is filled with the network's own
+    ``pad_token_id``, and sentences that are padded on the left are moved to the first position. A
+    teacher with another tokenizer is given by its logits, as `RecordedTeacher`: they belong to the
+    index, whatever the tokens.
+
+    Labels are integers: a class for each example, (B,), or for each position of the logits, (B, T).
+    Those equal to -100 do not count. Labels of a causal language model are moved by one here, as
+    transformers do. A model with one output is a binary classifier with labels 0 and 1.
 
     Parameters
     ----------
@@ -59,18 +76,27 @@ class DistillationTrainer(Trainer):
         What the model fits.
     index_column
         The dataset's column with the stable numbers.
+    same_tokenizer
+        Accept a teacher whose vocabulary has another size than the model's, because both networks
+        read the tokens of one tokenizer; embeddings are often rounded up to different sizes.
     *args, **kwargs
         As of `transformers.Trainer`.
 
     Raises
     ------
     SupervisionError
-        Another loss or label smoothing is asked for as well, several GPUs share one process, or the
-        supervision's loss may compare the examples of a batch that is computed in parts.
+        Another loss or label smoothing is asked for as well, several GPUs share one process, the
+        supervision's loss may compare the examples of a batch that is computed in parts, the task is
+        regression or has several labels an example, or the sizes of the vocabularies differ.
     """
 
     def __init__(
-        self, *args: Any, supervision: Supervision, index_column: str = "index", **kwargs: Any
+        self,
+        *args: Any,
+        supervision: Supervision,
+        index_column: str = "index",
+        same_tokenizer: bool = False,
+        **kwargs: Any,
     ) -> None:
         if kwargs.get("compute_loss_func") is not None:
             raise SupervisionError("a supervision is the loss; leave compute_loss_func out")
@@ -100,9 +126,13 @@ class DistillationTrainer(Trainer):
         # Losses are shares of the whole batch's already: the Trainer must not divide them again.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
-        name = type(self.accelerator.unwrap_model(self.model)).__name__
-        self._causal = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        self._whole = 0.0
+        self._network = _inner(self.accelerator.unwrap_model(self.model))
+        _check_task(self._network)
+        if not same_tokenizer:
+            _check_vocabularies(self._network, supervision)
+        self._causal = _predicts_next(self._network)
+        self._teacher_columns = _teacher_columns(supervision)
+        self._whole: Tensor | None = None
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any, **kwargs: Any
@@ -112,13 +142,13 @@ class DistillationTrainer(Trainer):
         if not samples:
             return samples, None
         parts = [self._batch(sample) for sample in samples]
-        counts = [_counting(part) for part in parts]
-        local = torch.tensor(float(sum(counts)), device=self.args.device)
-        summed = self.accelerator.reduce(local, "sum")
+        local = torch.stack([_counting(part) for part in parts]).sum().to(self.args.device)
+        summed = self.accelerator.reduce(local.clone(), "sum")
         assert isinstance(summed, Tensor)
         # The mean over processes of their sums is to be the mean over the global batch.
-        self._whole = max(1.0, float(summed)) / self.accelerator.num_processes
-        batch = _joined(parts, sum(counts) / self._whole)
+        self._whole = summed.clamp_min(1) / self.accelerator.num_processes
+        batch = _joined(parts, float(local / self._whole))
+        self._check_binary(batch)
         self.supervision.advance(batch.to(self.args.device), self.state.global_step)
         return samples, None
 
@@ -131,18 +161,35 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Return this micro-batch's share of the supervision's loss; in evaluation, that of labels."""
         batch = self._batch(inputs)
-        left_out = {"labels", self._index_column}
-        outputs = model(**{name: each for name, each in inputs.items() if name not in left_out})
+        outputs = self._outputs(model, inputs)
         logits = self._logits(outputs, batch)
-        if model.training:
-            loss = self.supervision.loss(logits, batch, self.state.global_step)
-            loss = loss * (_counting(batch) / self._whole)
-        else:
+        if not model.training:
             loss = self._labels.loss(logits, batch, self.state.global_step)
+        else:
+            loss = self.supervision.loss(logits, batch, self.state.global_step)
+            if self._whole is not None:
+                loss = loss * (_counting(batch).to(self._whole) / self._whole)
         return (loss, outputs) if return_outputs else loss
 
+    def _outputs(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """Run the student so that the logits of a sentence do not depend on its padding."""
+        takes = inspect.signature(self._network.forward).parameters
+        left_out = {"labels", self._index_column, *self._teacher_columns.difference(takes)}
+        given = {name: each for name, each in inputs.items() if name not in left_out}
+        tokens, mask = given.get("input_ids"), given.get("attention_mask")
+        if tokens is None or mask is None or not is_text_model(self._network):
+            return model(**given)
+        order = None
+        if self._network.config.model_type not in MASK_IS_NOT_ENOUGH:
+            order = order_of(mask != 0)
+            given = {name: _encoder_reordered(name, each, order) for name, each in given.items()}
+        marked = given["input_ids"].masked_fill(given["attention_mask"] == 0, PADDING)
+        with filled(self._network, marked) as ids:
+            outputs = model(**{**given, "input_ids": ids})
+        return outputs if order is None else _restored(outputs, order)
+
     def _logits(self, outputs: Any, batch: Batch) -> Tensor:
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        logits = _logits_in(outputs)
         logits = logits[:, :-1] if self._shifts(batch.labels) else logits
         if logits.shape[:-1] != batch.labels.shape:
             raise SupervisionError(
@@ -155,30 +202,63 @@ class DistillationTrainer(Trainer):
         return self._causal and labels.ndim == 2
 
     def _batch(self, inputs: dict[str, Any]) -> Batch:
-        if "labels" not in inputs or "input_ids" not in inputs:
+        reads = "input_ids" if "input_ids" in inputs else self._network_input()
+        if "labels" not in inputs or reads not in inputs:
             raise SupervisionError(
-                f"a batch has {sorted(inputs)}; a supervision needs input_ids and labels"
+                f"a batch has {sorted(inputs)}; a supervision needs {reads} and labels"
             )
-        tokens: Tensor = inputs["input_ids"]
-        if "attention_mask" in inputs:
-            tokens = tokens.masked_fill(inputs["attention_mask"] == 0, PADDING)
-        labels: Tensor = inputs["labels"]
-        if self._shifts(labels):
-            tokens, labels = tokens[:, :-1], labels[:, 1:]
+        labels = _class_labels(inputs["labels"])
+        mask = labels != IGNORED
+        main: Tensor = inputs[reads]
+        left_out = {reads, "labels", self._index_column}
+        if reads == "input_ids" and "attention_mask" in inputs:
+            attended = inputs["attention_mask"]
+            if attended.shape != main.shape:
+                raise SupervisionError(
+                    f"attention_mask has shape {tuple(attended.shape)} for input_ids of shape "
+                    f"{tuple(main.shape)}; give one number for each token"
+                )
+            main = main.masked_fill(attended == 0, PADDING)
+            left_out.add("attention_mask")
+        further = {
+            name: each
+            for name, each in inputs.items()
+            if isinstance(each, Tensor) and name not in left_out
+        }
+        if labels.ndim == 2 and self._causal:
+            # What follows padding on the left is predicted from no token.
+            labels, mask = labels[:, 1:], mask[:, 1:] & (main[:, :-1] != PADDING)
+            further = {
+                name: each[:, :-1] if each.shape[:2] == main.shape else each
+                for name, each in further.items()
+            }
+            main = main[:, :-1]
         index = inputs.get(self._index_column)
         # -1 marks an example without a stable index; whoever needs one refuses it.
         indices = torch.full((len(labels),), -1) if index is None else index.cpu()
-        mask = labels != IGNORED if labels.ndim == 2 else None
-        return Batch(tokens, labels, indices, int(self.state.epoch or 0), mask=mask)
+        epoch = int(self.state.epoch or 0)
+        return Batch(main, labels, indices, epoch, mask=mask, further=further)
+
+    def _network_input(self) -> str:
+        return str(getattr(self._network, "main_input_name", "input_ids"))
+
+    def _check_binary(self, batch: Batch) -> None:
+        if getattr(getattr(self._network, "config", None), "num_labels", None) != 1:
+            return
+        if batch.labels.ndim == 1 and bool(
+            ((batch.labels < 0) | (batch.labels > 1))[batch.mask].any()
+        ):
+            raise SupervisionError(
+                f"the model has one output and labels go up to {int(batch.labels.max())}; one output is "
+                "a binary classifier with labels 0 and 1, and regression is not supported"
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        # The Trainer drops columns that the model does not take; this one is not for the model.
-        if (
-            self._signature_columns is not None
-            and self._index_column not in self._signature_columns
-        ):
-            self._signature_columns.append(self._index_column)
+        # The Trainer drops columns that the model does not take; these are for the supervision.
+        if self._signature_columns is not None:
+            kept = {self._index_column, *self._teacher_columns}
+            self._signature_columns += sorted(kept.difference(self._signature_columns))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -205,28 +285,141 @@ class DistillationTrainer(Trainer):
             ) from None
 
 
-def _counting(batch: Batch) -> int:
-    return len(batch) if batch.mask is None else int(batch.mask.sum())
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the network that an adapter of peft is built around, or the model itself."""
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def _check_task(network: nn.Module) -> None:
+    problem = getattr(getattr(network, "config", None), "problem_type", None)
+    if problem in ("regression", "multi_label_classification"):
+        raise SupervisionError(
+            f"the model's problem_type is {problem!r}; supervisions are of classification with one "
+            "class for each example or token"
+        )
+
+
+def _class_labels(labels: Tensor) -> Tensor:
+    if labels.is_floating_point() or labels.is_complex():
+        raise SupervisionError(
+            f"labels have type {str(labels.dtype).removeprefix('torch.')} and shape "
+            f"{tuple(labels.shape)}; a supervision needs one integer class for each example or token "
+            "(regression and several labels an example are not supported)"
+        )
+    return labels.long()
+
+
+def _predicts_next(network: nn.Module) -> bool:
+    """Say whether the labels of a position are predicted at the position before it."""
+    names = [each.__name__ for each in type(network).__mro__]
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if any(name in known or name.endswith("ForCausalLM") for name in names):
+        return True
+    decodes = not getattr(getattr(network, "config", None), "is_encoder_decoder", False)
+    return decodes and any(name.endswith("ForConditionalGeneration") for name in names)
+
+
+def _modules(thing: Any) -> Iterator[nn.Module]:
+    """Yield the networks that a supervision holds."""
+    if isinstance(thing, nn.Module):
+        yield thing
+    elif isinstance(thing, list | tuple):
+        for each in thing:
+            yield from _modules(each)
+    elif isinstance(thing, Stateless | Supervision | Teacher):
+        for each in vars(thing).values():
+            yield from _modules(each)
+
+
+def _check_vocabularies(student: nn.Module, supervision: Supervision) -> None:
+    if not is_text_model(student):
+        return
+    own = vocabulary_size(student)
+    for module in _modules(supervision):
+        teacher = module.network if isinstance(module, SequenceModel) else module
+        if is_text_model(teacher) and vocabulary_size(teacher) != own:
+            raise SupervisionError(
+                f"the teacher has a vocabulary of {vocabulary_size(teacher)} tokens and the model one "
+                f"of {own}: they seem to have different tokenizers; give the teacher's logits as a "
+                "RecordedTeacher, or same_tokenizer=True if both read the same tokens"
+            )
+
+
+def _teacher_columns(supervision: Supervision) -> set[str]:
+    """Return the names of inputs that teachers take; those of later checkpoints are not known yet."""
+    names = {"token_type_ids"}
+    for module in _modules(supervision):
+        network = module.network if isinstance(module, SequenceModel) else module
+        for name, parameter in inspect.signature(network.forward).parameters.items():
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                names.add(name)
+    return names - {"labels"}
+
+
+def _encoder_reordered(name: str, values: Any, order: Tensor) -> Any:
+    if not isinstance(values, Tensor) or name.startswith("decoder_"):
+        return values
+    return reordered(values, order)
+
+
+def _logits_in(outputs: Any) -> Tensor:
+    # transformers put the logits first where no loss was asked for.
+    if isinstance(outputs, tuple):
+        return outputs[0]
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    logits = getattr(logits, "logits", logits)
+    if not isinstance(logits, Tensor):
+        raise SupervisionError(
+            f"the model returns a {type(outputs).__name__} without logits; a supervision needs a "
+            "model for classification or language modelling"
+        )
+    return logits
+
+
+def _restored(outputs: Any, order: Tensor) -> Any:
+    """Return outputs whose logits have the positions of the batch again."""
+    logits = _logits_in(outputs)
+    if logits.ndim != 3 or logits.shape[:2] != order.shape:
+        return outputs
+    logits = reordered(logits, order.argsort(1))
+    if isinstance(outputs, tuple):
+        return (logits, *outputs[1:])
+    if isinstance(outputs, Tensor):
+        return logits
+    outputs["logits"] = logits
+    return outputs
+
+
+def _counting(batch: Batch) -> Tensor:
+    assert batch.mask is not None
+    return batch.mask.sum().float()
 
 
 def _joined(parts: list[Batch], weight: float) -> Batch:
     """Return micro-batches as one batch, padded to the longest of them."""
-    tokens = _stacked([part.inputs for part in parts], PADDING)
     labels = _stacked([part.labels for part in parts], IGNORED)
+    masks = [part.mask.long() for part in parts if part.mask is not None]
+    known = set.intersection(*(set(part.further or {}) for part in parts))
+    further = {
+        name: _stacked([part.further[name] for part in parts if part.further], 0) for name in known
+    }
     return Batch(
-        tokens,
+        _stacked([part.inputs for part in parts], PADDING),
         labels,
         torch.cat([part.indices for part in parts]),
         parts[0].epoch,
         weight,
-        labels != IGNORED if labels.ndim == 2 else None,
+        _stacked(masks, 0).bool(),
+        further,
     )
 
 
 def _stacked(parts: list[Tensor], filler: int) -> Tensor:
-    if parts[0].ndim == 1:
+    if parts[0].ndim < 2 or len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(parts)
     width = max(part.shape[1] for part in parts)
+    rest = (0, 0) * (parts[0].ndim - 2)
     return torch.cat(
-        [nn.functional.pad(part, (0, width - part.shape[1]), value=filler) for part in parts]
+        [nn.functional.pad(part, (*rest, 0, width - part.shape[1]), value=filler) for part in parts]
     )

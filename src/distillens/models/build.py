@@ -21,6 +21,7 @@ from distillens.models.random_features import RandomFeatures
 from distillens.models.resnet import CifarResNet, Shortcut
 from distillens.models.transformer import Encoder, text_shape
 from distillens.models.vgg import VGG16
+from distillens.sequences import required_end
 from distillens.user_code import import_named
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -237,8 +238,8 @@ def check_outputs(
 ) -> tuple[int, ...] | None:
     """Run two zero inputs through a model and refuse it if its logits are not (2, outputs).
 
-    With ``tokens`` they are whole numbers, the first token of every vocabulary. Logits are found in an
-    output as `distillens.data.outputs.logits_of` says.
+    With ``tokens`` they are whole numbers, the first token of every vocabulary; the last one is the
+    token that the network requires, if there is one. Logits are found in an output as `distillens.data.outputs.logits_of` says.
 
     Returns
     -------
@@ -256,7 +257,10 @@ def check_outputs(
     try:
         with torch.no_grad():
             dtype = torch.int64 if tokens else torch.float32
-            outcome = model(torch.zeros(2, *input_shape, device=device, dtype=dtype))
+            inputs = torch.zeros(2, *input_shape, device=device, dtype=dtype)
+            if tokens and (end := required_end(model)) is not None:
+                inputs[..., -1] = end
+            outcome = model(inputs)
     # A network of the user's own may fail in any way.
     except Exception as error:
         text = " ".join(str(error).split())[:160] or type(error).__name__

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
 from distillens.models.lenet import image_shape
-from distillens.models.transformer import text_shape, tokens_of
+from distillens.models.transformer import text_shape
+from distillens.sequences import SequenceModel
 
 EXTRAS = {"timm": "timm", "transformers": "text"}
 """The extra of distillens that each library comes with."""
@@ -205,20 +207,6 @@ def _kind(
     return Pictures(image_shape(name, input_shape))
 
 
-class SequenceModel(nn.Module):
-    """A Hugging Face model of text that takes tokens, -1 behind the last, and returns its logits."""
-
-    def __init__(self, network: nn.Module, tokenizer: int = 0) -> None:
-        super().__init__()
-        self.network = network
-        self.tokenizer = tokenizer
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        tokens_BT = tokens_of(inputs, self.tokenizer)
-        there_BT = (tokens_BT >= 0).long()
-        return self.network(input_ids=tokens_BT.clamp_min(0), attention_mask=there_BT).logits
-
-
 class Classifier(nn.Module):
     """A Hugging Face image classifier that returns its logits, (N, classes), and nothing else."""
 
@@ -293,7 +281,10 @@ def _transformers(
             family = transformers.AutoModelForImageClassification
         if not pretrained:
             fresh = family.from_config(config, trust_remote_code=False).float()
-            return SequenceModel(fresh, kind.tokenizer) if text else Classifier(fresh)
+            if not text:
+                return Classifier(fresh)
+            _check_special_tokens(full, fresh)
+            return SequenceModel(fresh, kind.tokenizer)
         network, loaded = family.from_pretrained(
             name,
             config=config,
@@ -315,11 +306,33 @@ def _check_vocabulary(name: str, config: Any, text: Text) -> None:
     }
     for what, (key, wanted) in known.items():
         has = getattr(config, key, None)
-        if has is not None and has < wanted:
+        # Without a limit, some configurations say -1.
+        if has is not None and 0 <= has < wanted:
             raise ModelError(
                 f"model {name!r} knows {has} {what}, the data's tokenizer {text.tokenizer} makes "
                 f"{wanted}; name the model's own tokenizer, or a shorter length"
             )
+
+
+def _check_special_tokens(name: str, network: Any) -> None:
+    """Refuse a fresh network that needs special tokens which the data's tokenizer does not name."""
+    needed = ["pad_token_id"]
+    if network.config.is_encoder_decoder:
+        needed += ["eos_token_id", "decoder_start_token_id"]
+    missing = [key for key in needed if getattr(network.config, key, None) is None]
+    end = network.config.eos_token_id if network.config.is_encoder_decoder else None
+    try:
+        with torch.no_grad():
+            network(input_ids=torch.tensor([[0, end if isinstance(end, int) else 0]]))
+    # Whatever comes of computing with None.
+    except (TypeError, ValueError, AttributeError) as error:
+        if not missing:
+            raise
+        text = " ".join(str(error).split())[:100]
+        raise ModelError(
+            f"model {name!r} cannot be run without {' and '.join(missing)} ({text}); give the number "
+            "of a token of the data's tokenizer as an argument of the model"
+        ) from None
 
 
 def _configure(config: Any, name: str, changes: dict[str, Any], fitting: dict[str, Any]) -> None:

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from distillens.errors import ModelError
-
-
-def tokens_of(inputs: Tensor, tokenizer: int) -> Tensor:
-    """Return (B, T) tokens of one tokenizer out of (B, T) or (B, K, T)."""
-    return inputs if inputs.ndim == 2 else inputs[:, tokenizer]
+from distillens.sequences import tokens_of
 
 
 def text_shape(

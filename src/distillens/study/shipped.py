@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distillens.data import PADDING
 from distillens.models import ModelRecipe, reads_one_tokenizer, tokens_of
+from distillens.sequences import required_end
 
 
 class Normalised(nn.Module):
@@ -92,9 +93,10 @@ class ShippedInputs:
         T = self.shape[-1]
         lengths = torch.randint(1, T + 1, (count, 1), generator=generator)
         rows = [
-            torch.randint(self.vocabularies[place], (count, T), generator=generator).masked_fill(
-                torch.arange(T) >= lengths, PADDING
-            )
+            torch.randint(self.vocabularies[place], (count, T), generator=generator)
             for place in self.tokenizers
         ]
+        if (end := required_end(network)) is not None:
+            rows = [row.scatter(1, lengths - 1, end) for row in rows]
+        rows = [row.masked_fill(torch.arange(T) >= lengths, PADDING) for row in rows]
         return rows[0] if self.alone else torch.stack(rows, dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.forward import evaluate, frozen_statistics, input_type, own_inputs, train_mode
+from distillens.sequences import run
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import Supervision, student_logits, teacher_logits
 
@@ -60,7 +61,8 @@ class CotrainedTeacher:
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-                output = self.module(own_inputs(batch.inputs, input_type(self.module)))
+                inputs = own_inputs(batch.inputs, input_type(self.module))
+                output = run(self.module, inputs, batch.further)
             logits = student_logits(output, batch, self.supervision)
             batch = replace(batch, classes=logits.shape[-1])
             self.optimizer.zero_grad()
@@ -74,7 +76,7 @@ class CotrainedTeacher:
     def logits(self, batch: Batch) -> Tensor:
         """Return the teacher's outputs after its step, in evaluation mode."""
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            output = evaluate(self.module, batch.inputs)
+            output = evaluate(self.module, batch.inputs, batch.further)
         return full_precision(teacher_logits(output, batch)).detach()
 
     def state_dict(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Features(Stateless):
         # Taken first: layers that the teacher shares with the student carry the student's hooks too.
         features = dict(self._student_features)
         bring(self.teacher, batch.inputs.device)
-        evaluate(self.teacher, batch.inputs)
+        evaluate(self.teacher, batch.inputs, batch.further)
         self._student_features.clear()
         logits = student_logits(logits, batch, self.base)
         total = self.base.loss(logits, batch, step)

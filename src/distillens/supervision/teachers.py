@@ -24,11 +24,16 @@ class FixedTeacher(Stateless):
 
     Its output is a tensor of logits, an object or mapping with ``logits``, such as a `ModelOutput` of
     transformers, or a tuple in which one element has as many classes as the student.
+
     Evaluation mode is set for each forward pass and every submodule's own mode is restored
     afterwards. Gradients are disabled during the pass; ``requires_grad`` is left as it is. The module
     gets its own copy of the inputs, in the type of its first floating-point parameter. It is moved to
     the device of the batch and stays there, unless it is quantised or spread over several devices;
     then the inputs are moved.
+
+    The module gets the batch's inputs, and those of its further inputs that its ``forward`` takes by
+    name. A text model of transformers gives the logits that it has for each sentence alone, as in
+    `distillens.models.SequenceModel`; padding is marked by -1.
 
     Parameters
     ----------
@@ -67,7 +72,7 @@ class FixedTeacher(Stateless):
 
     def _outputs(self, batch: Batch) -> Any:
         bring(self.module, batch.inputs.device)
-        return evaluate(self.module, batch.inputs)
+        return evaluate(self.module, batch.inputs, batch.further)
 
 
 class RecordedTeacher(Stateless):

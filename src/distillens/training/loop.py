@@ -20,6 +20,7 @@ from distillens.errors import CheckpointError, DataError, DivergenceError, Train
 from distillens.forward import frozen_statistics, input_type, own_inputs, train_mode
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
+from distillens.sequences import run
 from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import (
     Supervision,
@@ -380,10 +381,10 @@ class _Loop:
         inputs = own_inputs(part.inputs, self._input_type)
         try:
             if not is_sharded(self.accelerator):
-                return self.model(inputs)
+                return run(self.model, inputs, part.further)
             # Accelerate wraps the forward of other networks in this.
             with self.accelerator.autocast():
-                return self.model(inputs)
+                return run(self.model, inputs, part.further)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
