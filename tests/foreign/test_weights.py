@@ -144,9 +144,10 @@ def test_wrappers_inside_names_are_removed(tmp_path: Path) -> None:
 
 def test_a_model_inside_a_wrapper_takes_the_state_dict_of_the_model(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "a.pt")
-    wrapped = nn.ModuleDict({"network": Net()})
+    network = Net()
+    wrapped = nn.ModuleDict({"network": network})
     assert "added the prefix 'network.'" in load_weights(tmp_path / "a.pt", wrapped)
-    assert torch.equal(wrapped["network"].conv.weight, STATE["conv.weight"])
+    assert torch.equal(network.conv.weight, STATE["conv.weight"])
 
 
 class Tied(nn.Module):
