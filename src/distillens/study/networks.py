@@ -97,7 +97,6 @@ class Scene:
             self.outputs,
             seed=seed,
             vocabularies=train.vocabularies,
-            normalisation=_numbers(self.normalisation),
             trust_code=self.trust_code,
         )
 
@@ -120,16 +119,6 @@ class Scene:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-
-
-def _numbers(
-    normalisation: Normalisation | None,
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and standard deviation, a number for each channel, as builders get them."""
-    if normalisation is None:
-        return None
-    mean, deviation = normalisation.mean, normalisation.deviation
-    return tuple(mean.flatten().tolist()), tuple(deviation.flatten().tolist())
 
 
 def train_network(
