@@ -144,9 +144,10 @@ def test_wrappers_inside_names_are_removed(tmp_path: Path) -> None:
 
 def test_a_model_inside_a_wrapper_takes_the_state_dict_of_the_model(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "a.pt")
-    wrapped = nn.ModuleDict({"network": Net()})
+    network = Net()
+    wrapped = nn.ModuleDict({"network": network})
     assert "added the prefix 'network.'" in load_weights(tmp_path / "a.pt", wrapped)
-    assert torch.equal(wrapped["network"].conv.weight, STATE["conv.weight"])
+    assert torch.equal(network.conv.weight, STATE["conv.weight"])
 
 
 class Tied(nn.Module):
@@ -383,6 +384,7 @@ class Views(nn.Module):
         self.register_buffer("back", whole[2:])
         self.register_buffer("turned", whole.T)
         self.register_buffer("strided", whole[:, ::2])
+        self.register_buffer("slice", torch.randn(9)[2:5])
         self.register_buffer("expanded", torch.randn(1, 4).expand(6, 4).clone().T)
         self.register_buffer("complex", torch.randn(3, dtype=torch.complex64).conj())
         self.register_buffer("short", torch.randn(3).bfloat16())
@@ -399,6 +401,15 @@ def test_what_is_saved_loads_back_equal(tmp_path: Path) -> None:
     load_weights(tmp_path / "a.safetensors", target)
     for name, tensor in source.state_dict().items():
         assert torch.equal(tensor, target.state_dict()[name]), name
+
+
+def test_old_files_of_torch_and_safetensors_under_any_name_are_read(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(STATE, tmp_path / "a.bin")
+    for name in ("old.pth", "a.bin"):
+        network = Net()
+        assert load_weights(tmp_path / name, network) == ""
+        assert torch.equal(network.head.weight, STATE["head.weight"])
 
 
 def test_a_state_that_safetensors_cannot_hold_is_one_line(tmp_path: Path) -> None:

@@ -239,7 +239,8 @@ def check_outputs(
     """Run two zero inputs through a model and refuse it if its logits are not (2, outputs).
 
     With ``tokens`` they are whole numbers, the first token of every vocabulary; the last one is the
-    token that the network requires, if there is one. Logits are found in an output as `distillens.data.outputs.logits_of` says.
+    token that the network requires, if there is one. Logits are found in an output as
+    `distillens.data.outputs.logits_of` says.
 
     Returns
     -------

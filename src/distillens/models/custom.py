@@ -99,7 +99,7 @@ def call_builder(
         The builder stops with an error, or returns no network or one that it returned before.
     """
     parameters = _parameters(builder)
-    named: set[str] = set(FROM_DATA[:2]) if parameters is None else set(parameters)
+    named: set[str] = set(FROM_DATA[:2] if parameters is None else parameters)
     takes_all = parameters is not None and any(p.kind is _ALL for p in parameters.values())
     given = {key: value for key, value in offered.items() if key in named or (takes_all and value)}
     try:

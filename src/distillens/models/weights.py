@@ -46,10 +46,10 @@ def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
             tensor = tensor.to_dense()
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
         # Tied weights and views share memory, which the format refuses; each gets its own.
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in storages or storage.nbytes() > tensor.nbytes:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in storages:
             tensor = tensor.clone()
-        storages.add(storage.data_ptr())
+        storages.add(storage)
         state[name] = tensor
     try:
         return save(state)
