@@ -180,7 +180,7 @@ class DistillationTrainer(Trainer):
         if tokens is None or mask is None or not is_text_model(self._network):
             return model(**given)
         order = None
-        if self._network.config.model_type not in MASK_IS_NOT_ENOUGH:
+        if cast(Any, self._network).config.model_type not in MASK_IS_NOT_ENOUGH:
             order = order_of(mask != 0)
             given = {name: _encoder_reordered(name, each, order) for name, each in given.items()}
         marked = given["input_ids"].masked_fill(given["attention_mask"] == 0, PADDING)
@@ -288,7 +288,7 @@ class DistillationTrainer(Trainer):
 def _inner(model: nn.Module) -> nn.Module:
     """Return the network that an adapter of peft is built around, or the model itself."""
     base = getattr(model, "get_base_model", None)
-    return base() if callable(base) else model
+    return cast(nn.Module, base()) if callable(base) else model
 
 
 def _check_task(network: nn.Module) -> None:
@@ -411,7 +411,7 @@ def _joined(parts: list[Batch], weight: float) -> Batch:
         parts[0].epoch,
         weight,
         _stacked(masks, 0).bool(),
-        further,
+        further=further,
     )
 
 

@@ -158,11 +158,11 @@ def logits_of(result: Any, examples: int) -> Tensor:
     KernelError
         There are no logits, or several tensors may be meant, or the logits are complex.
     """
-    found = result
+    found: Any = result
     if isinstance(result, Mapping) and "logits" in result:
         found = result["logits"]
     elif not isinstance(result, Tensor) and hasattr(result, "logits"):
-        found = result.logits
+        found = cast(Any, result).logits
     elif isinstance(result, (tuple, list)):
         candidates = [each for each in result if _flat(each, examples) is not None]
         found = candidates[0] if len(candidates) == 1 else result

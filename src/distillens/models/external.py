@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distillens.errors import ModelError, RecipeError, nearest
 from distillens.models.lenet import image_shape
 from distillens.models.transformer import text_shape
-from distillens.sequences import SequenceModel
+from distillens.sequences import SequenceModel as SequenceModel
 
 EXTRAS = {"timm": "timm", "transformers": "text"}
 """The extra of distillens that each library comes with."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from distillens.errors import ModelError
-from distillens.sequences import tokens_of
+from distillens.sequences import tokens_of as tokens_of
 
 
 def text_shape(

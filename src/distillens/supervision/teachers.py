@@ -15,6 +15,7 @@ from distillens.data.batches import Batch
 from distillens.data.outputs import candidates, tensor_or_parts
 from distillens.errors import SupervisionError
 from distillens.forward import bring, copied, evaluate, shares_tensors
+from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
 from distillens.supervision.protocol import Stateless, Teacher, separate_from, teacher_logits
 
@@ -61,7 +62,8 @@ class FixedTeacher(Stateless):
         ModelError, DataError
             As `distillens.data.outputs.logits_of`.
         """
-        return wide(teacher_logits(self._outputs(batch), batch)).to(batch.inputs.device)
+        logits = teacher_logits(self._outputs(batch), batch)
+        return full_precision(logits.detach()).to(batch.inputs.device)
 
     def class_counts(self, batch: Batch) -> set[int]:
         """Return the numbers of classes that the module's output can have."""
@@ -133,7 +135,7 @@ class RecordedTeacher(Stateless):
 
     def _take(self, rows: Tensor) -> Tensor:
         if isinstance(self._logits, Tensor):
-            return wide(self._logits[rows.to(self._logits.device)])
+            return full_precision(self._logits[rows.to(self._logits.device)].detach())
         found = self._logits[rows.numpy()]
         kind = np.float64 if found.dtype.kind == "f" and found.itemsize >= 8 else np.float32
         return torch.from_numpy(np.ascontiguousarray(found, dtype=kind))
@@ -196,11 +198,6 @@ def _integers(indices: Any) -> Tensor:
         )
     # Unsigned numbers of 64 bits wrap around, as those of batches do.
     return torch.from_numpy(np.array(values, dtype=np.int64))
-
-
-def wide(values: Tensor) -> Tensor:
-    """Return values in float64 where they have it, else in float32, without a gradient."""
-    return values.detach() if values.dtype == torch.float64 else values.detach().float()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch, Batches, Normalisation
 from distillens.data.examples import Examples
 from distillens.data.outputs import logits_of
-from distillens.forward import evaluation_mode
+from distillens.forward import evaluate, evaluation_mode
 
 BATCH = 512
 
@@ -30,7 +30,7 @@ def predict(
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     known = {batch.classes} if batch.classes else set()
-    return logits_of(model(batch.inputs), batch.labels.shape, lambda: known)
+    return logits_of(evaluate(model, batch.inputs), batch.labels.shape, lambda: known)
 
 
 def accuracy(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, int]:
