@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ from distillens.supervision import (
     attention_transfer,
 )
 from distillens.training import EpochRecord, make_optimizer, predict
-from distillens.training.trajectory import read_state, write_state
+from distillens.training.loop import _resume_random
+from distillens.training.trajectory import random_state, read_state, write_state
 
 X = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 5
@@ -491,6 +493,24 @@ def test_a_loaders_own_state_is_saved_and_taken_up(tmp_path: Path) -> None:
             continue
         trained.append(weights(model))
     assert torch.equal(*trained)
+
+
+def test_each_process_resumes_with_its_own_random_state(tmp_path: Path) -> None:
+    def drawing(seed: int) -> dl.LoaderBatches:
+        return source(shuffle=True, generator=seeded(seed))
+
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append({"random": random_state(), "batches": drawing(seed).state_dict()})
+    state, files = states[0] | {"others": states[1:]}, NetworkFiles(tmp_path)
+    for seed in (0, 1):
+        process: Any = SimpleNamespace(process_index=seed, num_processes=2)
+        resumed = drawing(7)
+        _resume_random(state, files, resumed, process)
+        torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=seeded(seed)))
+        first, second = next(resumed.epoch(0)), next(drawing(seed).epoch(0))
+        assert torch.equal(first.inputs, second.inputs)
 
 
 class Wrapping:
