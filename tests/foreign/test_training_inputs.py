@@ -41,7 +41,7 @@ from distillens.supervision import (
 )
 from distillens.training import EpochRecord, make_optimizer, predict
 from distillens.training.loop import _resume_random
-from distillens.training.trajectory import random_state, read_state, write_state
+from distillens.training.trajectory import global_random_state, read_state, write_state
 
 X = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 5
@@ -502,7 +502,7 @@ def test_each_process_resumes_with_its_own_random_state(tmp_path: Path) -> None:
     states = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        states.append({"random": random_state(), "batches": drawing(seed).state_dict()})
+        states.append({"random": global_random_state(), "batches": drawing(seed).state_dict()})
     state, files = states[0] | {"others": states[1:]}, NetworkFiles(tmp_path)
     for seed in (0, 1):
         process: Any = SimpleNamespace(process_index=seed, num_processes=2)
