@@ -29,6 +29,7 @@ import distillens as dl
 from distillens.data import Batch
 from distillens.errors import DataError, DistillensError, SupervisionError, TrainingError
 from distillens.forward import evaluation_mode
+from distillens.models import load_state
 from distillens.runs import NetworkFiles
 from distillens.supervision import (
     AveragedTeacher,
@@ -590,6 +591,24 @@ def test_masks_of_infinities_are_no_diverged_weights(tmp_path: Path) -> None:
     model.spoil = True
     with pytest.raises(TrainingError, match="first 'norm'"):
         dl.fit(model, dl.OneHot(), source(), SHORT)
+
+
+def test_weights_that_share_memory_are_saved_each_by_its_name(tmp_path: Path) -> None:
+    class Sharing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear()
+            self.tied = self.inner.weight
+            self.register_buffer("rows", self.inner.weight.detach()[1:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    files, model = NetworkFiles(tmp_path), Sharing()
+    dl.fit(model, dl.OneHot(), source(), SHORT, store=files)
+    saved = load_state(files.weights(2))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(saved[name], tensor)
 
 
 class Stream(IterableDataset):

@@ -22,12 +22,14 @@ def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
     """Return what a weights file holds: the state dict of a model, or one given, as safetensors."""
     named = source.state_dict() if isinstance(source, nn.Module) else source
     state = {name: t.detach().cpu().contiguous() for name, t in named.items()}
-    # Tied weights share memory, which the format refuses; each name gets a copy of its own.
+    # Tied weights and views of one tensor share memory, which the format refuses; each name gets a
+    # copy of its own.
     seen: set[int] = set()
     for name, tensor in state.items():
-        if tensor.data_ptr() in seen:
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in seen:
             state[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
+        seen.add(memory)
     return save(state)
 
 
