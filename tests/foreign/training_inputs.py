@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ import distillens as dl
 from distillens.data import Batch
 from distillens.errors import DataError, DistillensError, SupervisionError, TrainingError
 from distillens.forward import evaluation_mode
+from distillens.models import load_state
 from distillens.runs import NetworkFiles
 from distillens.supervision import (
     AveragedTeacher,
@@ -39,7 +41,8 @@ from distillens.supervision import (
     attention_transfer,
 )
 from distillens.training import EpochRecord, make_optimizer, predict
-from distillens.training.trajectory import read_state, write_state
+from distillens.training.loop import _resume_random
+from distillens.training.trajectory import global_random_state, read_state, write_state
 
 X = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 5
@@ -493,6 +496,24 @@ def test_a_loaders_own_state_is_saved_and_taken_up(tmp_path: Path) -> None:
     assert torch.equal(*trained)
 
 
+def test_each_process_resumes_with_its_own_random_state(tmp_path: Path) -> None:
+    def drawing(seed: int) -> dl.LoaderBatches:
+        return source(shuffle=True, generator=seeded(seed))
+
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append({"random": global_random_state(), "batches": drawing(seed).state_dict()})
+    state, files = states[0] | {"others": states[1:]}, NetworkFiles(tmp_path)
+    for seed in (0, 1):
+        process: Any = SimpleNamespace(process_index=seed, num_processes=2)
+        resumed = drawing(7)
+        _resume_random(state, files, resumed, process)
+        torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=seeded(seed)))
+        first, second = next(resumed.epoch(0)), next(drawing(seed).epoch(0))
+        assert torch.equal(first.inputs, second.inputs)
+
+
 class Wrapping:
     """A sampler around another, as those that make any sampler distributed."""
 
@@ -570,6 +591,24 @@ def test_masks_of_infinities_are_no_diverged_weights(tmp_path: Path) -> None:
     model.spoil = True
     with pytest.raises(TrainingError, match="first 'norm'"):
         dl.fit(model, dl.OneHot(), source(), SHORT)
+
+
+def test_weights_that_share_memory_are_saved_each_by_its_name(tmp_path: Path) -> None:
+    class Sharing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear()
+            self.tied = self.inner.weight
+            self.register_buffer("rows", self.inner.weight.detach()[1:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    files, model = NetworkFiles(tmp_path), Sharing()
+    dl.fit(model, dl.OneHot(), source(), SHORT, store=files)
+    saved = load_state(files.weights(2))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(saved[name], tensor)
 
 
 class Stream(IterableDataset):

@@ -46,8 +46,7 @@ def _attention(features_BCHW: Tensor) -> Tensor:
             "attention transfer needs features (B, channels, height, width), "
             f"got shape {tuple(features_BCHW.shape)}"
         )
-    wide = features_BCHW if features_BCHW.dtype == torch.float64 else features_BCHW.float()
-    return wide.square().mean(1, keepdim=True)
+    return features_BCHW.square().mean(1, keepdim=True)
 
 
 class Features(Stateless):

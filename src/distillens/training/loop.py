@@ -39,10 +39,10 @@ from distillens.training.sharding import (
 from distillens.training.trajectory import (
     EpochRecord,
     Store,
-    random_state,
+    global_random_state,
     read_history,
     read_state,
-    set_random_state,
+    restore_global_random_state,
     write_history,
     write_state,
 )
@@ -228,10 +228,10 @@ def _call_hooks(hooks: Sequence[Hook], record: EpochRecord, model: nn.Module) ->
         return
     # A hook that draws, if only by iterating over a DataLoader, must not change the training: an
     # interrupted one would miss what its last hook drew.
-    drawn = random_state()
+    drawn = global_random_state()
     for hook in hooks:
         hook(record, model)
-    set_random_state(drawn)
+    restore_global_random_state(drawn)
 
 
 def _check_weights(
@@ -453,7 +453,7 @@ def _save(
 
 
 def _random_states(batches: EpochSource) -> dict[str, Any]:
-    return {"random": random_state(), "batches": _source_state(batches)}
+    return {"random": global_random_state(), "batches": _source_state(batches)}
 
 
 def _source_state(batches: EpochSource) -> dict[str, Any]:
@@ -504,7 +504,7 @@ def _resume_random(
     try:
         if saved:
             cast(Any, batches).load_state_dict(saved)
-        set_random_state(drawn["random"])
+        restore_global_random_state(drawn["random"])
     except DataError as error:
         raise CheckpointError(f"{store.state} does not fit: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):

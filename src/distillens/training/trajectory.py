@@ -73,7 +73,7 @@ LATER_KEYS = {"batches", "others"}
 """What states of earlier versions lack: those of the source of batches and of the other processes."""
 
 
-def random_state() -> dict[str, Any]:
+def global_random_state() -> dict[str, Any]:
     """Return the global random states of torch, Python and NumPy, as tensors and plain values."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     # Users' datasets draw from NumPy's global generator.
@@ -88,8 +88,8 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Take up what `random_state` returned; states of older versions have torch's part only."""
+def restore_global_random_state(state: dict[str, Any]) -> None:
+    """Take up what `global_random_state` returned; states of older versions have torch's part only."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
