@@ -330,7 +330,7 @@ class _Loop:
             together = whole_batch(self.model, self._logits, self.supervision, batch, parts, step)
         for number, part in enumerate(parts, 1):
             if together is not None:
-                set_random_state(together.random[number - 1])
+                restore_global_random_state(together.random[number - 1])
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
                 logits = self._logits(part)
                 if together is None:
@@ -344,7 +344,7 @@ class _Loop:
             seen += part.counted(torch.ones_like(part.labels))
         if together is not None:
             loss = together.loss
-            set_random_state(together.random[-1])
+            restore_global_random_state(together.random[-1])
         return loss, right, seen
 
     def _differentiate(self, loss: Tensor) -> None:

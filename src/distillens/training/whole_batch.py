@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch
 from distillens.errors import TrainingError
 from distillens.supervision.protocol import Supervision, is_across_examples, reads_layers
-from distillens.training.trajectory import random_state
+from distillens.training.trajectory import global_random_state
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def whole_batch(
     random: list[dict[str, Any]] = []
     with torch.no_grad():
         for part in parts:
-            random.append(random_state())
+            random.append(global_random_state())
             rows.append(logits_of_part(part))
         for name, buffer in model.named_buffers():
             if name in buffers:
@@ -90,7 +90,7 @@ def whole_batch(
     logits = torch.cat(rows).requires_grad_()
     loss = supervision.loss(logits, batch, step) * batch.weight
     loss.backward()
-    random.append(random_state())
+    random.append(global_random_state())
     # A loss that does not depend on the logits, such as one of weight 0, has no gradient there.
     gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
     return WholeBatch(
