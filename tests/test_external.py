@@ -87,7 +87,7 @@ def test_timm_models_get_classes_and_channels_from_the_data(timm: SimpleNamespac
         ("timm:tiny", {"checkpoint_path": "a.pth"}, RecipeError, "takes no checkpoint_path"),
         ("timm:tiny", {"depth": 3}, RecipeError, "unexpected keyword argument 'depth'"),
         ("timm:tiny", {"pretrained": True}, ModelError, "cannot be built: the hub is out of reach"),
-        ("timm:tiny", {"features_only": True}, ModelError, "gives a list; it must return logits"),
+        ("timm:tiny", {"features_only": True}, ModelError, "in which no element can be the logits"),
     ],
 )
 def test_what_timm_cannot_do_is_one_line(

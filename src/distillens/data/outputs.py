@@ -72,11 +72,14 @@ def logits_of(
             str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__
             for part in found
         )
-        which = "several elements" if fitting else "no element"
+        hint = "return the logits alone, or an object or mapping with logits"
+        which = "no element"
+        if fitting:
+            which = "several elements"
+            hint += ", or name the number of classes: LoaderBatches(..., classes=...)"
         raise ModelError(
-            f"{whose} returns a {type(output).__name__} of {shapes}, in which {which} can be the "
-            "logits; return the logits alone or a dict with 'logits', or name the number of classes "
-            "(LoaderBatches(..., classes=...))"
+            f"{whose} gives a {type(output).__name__} of {shapes}, in which {which} can be the "
+            f"logits; {hint}"
         )
     return fitting[0]
 
@@ -102,12 +105,12 @@ def tensor_or_parts(output: Any, whose: str = "the network") -> Tensor | tuple[A
     if not isinstance(found, Tensor):
         held = f" of {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         raise ModelError(
-            f"{whose} returns a {type(output).__name__}{held} without logits; return a tensor, a "
-            "mapping or object with logits, or a tuple in which one element can be the logits"
+            f"{whose} gives a {type(output).__name__}{held} without logits; it must return logits: a "
+            "tensor, an object or mapping with logits, or a tuple in which one element can be them"
         )
     if not found.is_floating_point():
         raise ModelError(
-            f"{whose} returns {str(found.dtype).removeprefix('torch.')} values; it must return "
+            f"{whose} gives {str(found.dtype).removeprefix('torch.')} values; it must return "
             "logits, which are floating-point numbers"
         )
     return found
@@ -137,7 +140,7 @@ def bare_logits(output: Any, whose: str = "the network") -> Tensor:
         tensors = [each for each in found if isinstance(each, Tensor) and each.is_floating_point()]
         if len(tensors) != 1:
             raise ModelError(
-                f"{whose} returns a {type(output).__name__} of {len(tensors)} tensors; give the logits"
+                f"{whose} gives a {type(output).__name__} of {len(tensors)} tensors; give the logits"
             )
         found = tensors[0]
     return found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found

@@ -69,7 +69,7 @@ class TrainingRecipe(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Schedule = Schedule()
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches a step; they change memory, not the result."""
+    """Micro-batches per step; they change memory use, not the result (except BatchNorm's statistics)."""
     compile: bool = False
     """Train through `torch.compile`: pays on a GPU and for many epochs, not on a CPU in bfloat16."""
 
