@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,7 +163,10 @@ class DistillationTrainer(Trainer):
         """Return this micro-batch's share of the supervision's loss; in evaluation, that of labels."""
         batch = self._batch(inputs)
         outputs = self._outputs(model, inputs)
-        logits = self._logits(outputs, batch)
+        logits = _logits_in(outputs)
+        if logits.ndim == 2 and batch.labels.shape == (len(logits), 1) and batch.mask is not None:
+            batch = replace(batch, labels=batch.labels[:, 0], mask=batch.mask[:, 0])
+        logits = self._fitting(logits, batch)
         if not model.training:
             loss = self._labels.loss(logits, batch, self.state.global_step)
         else:
@@ -188,8 +192,7 @@ class DistillationTrainer(Trainer):
             outputs = model(**{**given, "input_ids": ids})
         return outputs if order is None else _restored(outputs, order)
 
-    def _logits(self, outputs: Any, batch: Batch) -> Tensor:
-        logits = _logits_in(outputs)
+    def _fitting(self, logits: Tensor, batch: Batch) -> Tensor:
         logits = logits[:, :-1] if self._shifts(batch.labels) else logits
         if logits.shape[:-1] != batch.labels.shape:
             raise SupervisionError(
