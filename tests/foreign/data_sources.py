@@ -333,7 +333,7 @@ def as_npz(folder: Path, train: np.ndarray, test: np.ndarray) -> str:
         key.replace("labels", "inputs"): np.zeros((len(each), 3), np.float32)
         for key, each in arrays.items()
     }
-    np.savez(folder / "d.npz", **arrays, **inputs)
+    np.savez(folder / "d.npz", allow_pickle=False, **arrays, **inputs)
     return str(folder / "d.npz")
 
 
@@ -425,7 +425,7 @@ COUNT = np.array([0, 1, 0, 1])
 def test_well_known_names_of_arrays_are_understood(
     tmp_path: Path, arrays: dict[str, np.ndarray], sizes: tuple[int, int | None]
 ) -> None:
-    np.savez(tmp_path / "d.npz", **arrays)
+    np.savez(tmp_path / "d.npz", allow_pickle=False, **arrays)
     found = read_npz(tmp_path / "d.npz")
     assert len(found["train"]) == sizes[0]
     assert (len(found["test"]) if "test" in found else None) == sizes[1]
@@ -449,6 +449,6 @@ def test_well_known_names_of_arrays_are_understood(
 def test_ambiguous_arrays_are_asked_about(
     tmp_path: Path, arrays: dict[str, np.ndarray], message: str
 ) -> None:
-    np.savez(tmp_path / "d.npz", **arrays)
+    np.savez(tmp_path / "d.npz", allow_pickle=False, **arrays)
     with pytest.raises(DataError, match=message):
         read_npz(tmp_path / "d.npz")

@@ -49,7 +49,7 @@ class MeanAndStd(BaseModel):
 def _known(value: Any) -> Any:
     if isinstance(value, str) and value not in NAMES:
         raise ValueError(
-            f"no normalisation is called {value!r}{nearest(value, NAMES)}; or give mean and std"
+            f"no normalisation is called {value!r}{nearest(value, NAMES)} (or give mean and std)"
         )
     if not isinstance(value, (str, dict, MeanAndStd)):
         raise ValueError(f"give one of {', '.join(NAMES)}, or mean and std; got {value!r:.60}")
@@ -107,7 +107,7 @@ def normalisation_for(
         raise DataError(f"{key} {asked!r} is for RGB images; the inputs have shape {shape}")
     if len(mean) != channels:
         what = "channels" if len(shape) == 3 else "features"
-        named = f"{asked!r} is for {len(mean)}" if preset else f"has {len(mean)} numbers"
+        named = f"{asked!r} has 3 channels" if preset else f"has {len(mean)} numbers"
         grey = "; for grey images give {mean: [0.449], std: [0.226]}" if asked == "imagenet" else ""
         raise DataError(f"{key} {named}, the inputs have {channels} {what}{grey}")
     if len(shape) == 3 and (preset or max(mean) <= 1) and not _in_unit_interval(examples, preset):

@@ -280,7 +280,12 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
             model.model_fields[part].annotation for model in models if part in model.model_fields
         ]
         # The tag of a union member is no field: keep the member that carries it.
-        models = [m for kind in inner for m in _models(kind)] if inner else _tagged(models, part)
+        # One that is told by a function, as a normalisation is, has no tag in the recipe.
+        models = (
+            [m for kind in inner for m in _models(kind)]
+            if inner
+            else _tagged(models, part) or models
+        )
     return {name for model in models for name in model.model_fields}
 
 
