@@ -1,4 +1,4 @@
-"""Comparisons between supervisions: each may be trained its own way, and validation makes all choices."""
+"""Comparisons of supervisions: each may be trained its own way, and validation makes all choices."""
 
 from __future__ import annotations
 
