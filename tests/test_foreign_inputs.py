@@ -12,5 +12,7 @@ from foreign.given_teacher import *  # noqa: E402, F403
 from foreign.kernel import *  # noqa: E402, F403
 from foreign.losses import *  # noqa: E402, F403
 from foreign.normalisation import *  # noqa: E402, F403
+from foreign.sequences import *  # noqa: E402, F403
+from foreign.teacher_inputs import *  # noqa: E402, F403
 from foreign.training_inputs import *  # noqa: E402, F403
 from foreign.weights import *  # noqa: E402, F403

@@ -71,6 +71,15 @@ ENTRY = st.one_of(
         st.sampled_from([0, 1, 5]),
     ),
 )
+TRAINED = st.builds(
+    lambda entry, own: {**entry, **own},
+    ENTRY,
+    some(
+        training=st.sampled_from(
+            [{"learning_rate": 0.2}, {"epochs": 2, "schedule": {"kind": "cosine"}}]
+        )
+    ),
+)
 
 
 def training(epochs: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -104,12 +113,13 @@ SOUND = st.builds(
     training(2),
     training(1),
     MODEL,
-    st.lists(ENTRY, max_size=2),
+    st.lists(TRAINED, max_size=2),
     some(
         deviation=st.booleans(),
         complexity=st.sampled_from([None, {"examples": 6, "random_draws": 1, "ridge": 0.01}]),
         loss=st.sampled_from(["cross-entropy", "squared-error"]),
         cache_top_k=st.sampled_from([1, 3]),
+        tune=st.sampled_from([None, None, {"learning_rate": [0.05, 0.1]}]),
     ),
 )
 BAD = st.sampled_from(

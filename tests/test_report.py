@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -204,7 +205,7 @@ def study() -> StudyResult:
     )
 
 
-def validated(accuracies: dict[str, float | None]) -> StudyResult:
+def validated(accuracies: Mapping[str, float | None]) -> StudyResult:
     """Return the study with other mean validation accuracies of some students."""
     result = study()
     return replace(

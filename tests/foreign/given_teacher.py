@@ -30,8 +30,8 @@ def short(tiny: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def source() -> dict[str, np.ndarray]:
-    """Logits of a good teacher, a row for every example of the source, and the indices in use."""
+def teacher_rows() -> dict[str, np.ndarray]:
+    """Logits of a good teacher, a row for every example of the teacher_rows, and the indices in use."""
     splits = load_splits(DataRecipe.model_validate(DATA))
     whole = load_splits(DataRecipe(test_size=1))
     logits = np.random.default_rng(0).normal(size=(1797, 10))
@@ -41,43 +41,43 @@ def source() -> dict[str, np.ndarray]:
     return {"logits": logits.astype(np.float32), **used}
 
 
-def npz_of_all(source: dict[str, np.ndarray], folder: Path) -> Any:
-    np.savez(folder / "t.npz", train=source["logits"], test=source["logits"])
+def npz_of_all(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
+    np.savez(folder / "t.npz", train=teacher_rows["logits"], test=teacher_rows["logits"])
     return str(folder / "t.npz")
 
 
-def npz_in_use(source: dict[str, np.ndarray], folder: Path) -> Any:
-    # In the order of the source, which is that of the indices.
-    rows = {split: source["logits"][np.sort(source[split])] for split in SPLITS}
+def npz_in_use(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
+    # In the order of the teacher_rows, which is that of the indices.
+    rows = {split: teacher_rows["logits"][np.sort(teacher_rows[split])] for split in SPLITS}
     np.savez(folder / "t.npz", **rows)
     return str(folder / "t.npz")
 
 
-def npz_with_index(source: dict[str, np.ndarray], folder: Path) -> Any:
+def npz_with_index(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
     rows = {}
     for split in SPLITS:
-        shuffled = np.random.default_rng(1).permutation(source[split])
-        rows |= {split: source["logits"][shuffled], f"{split}_index": shuffled}
+        shuffled = np.random.default_rng(1).permutation(teacher_rows[split])
+        rows |= {split: teacher_rows["logits"][shuffled], f"{split}_index": shuffled}
     np.savez(folder / "t.npz", **rows)
     return str(folder / "t.npz")
 
 
-def safetensors(source: dict[str, np.ndarray], folder: Path) -> Any:
-    rows = torch.from_numpy(source["logits"])
+def safetensors(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
+    rows = torch.from_numpy(teacher_rows["logits"])
     save_file({"train": rows, "test": rows.clone()}, folder / "t.safetensors")
     return str(folder / "t.safetensors")
 
 
-def npy_files(source: dict[str, np.ndarray], folder: Path) -> Any:
-    np.save(folder / "t.npy", source["logits"])
+def npy_files(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
+    np.save(folder / "t.npy", teacher_rows["logits"])
     return {"train": str(folder / "t.npy"), "test": str(folder / "t.npy")}
 
 
-def parquet_with_index(source: dict[str, np.ndarray], folder: Path) -> Any:
+def parquet_with_index(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
     found = {}
     for split in SPLITS:
-        shuffled = np.random.default_rng(2).permutation(source[split])
-        rows = pa.array(list(source["logits"][shuffled]), type=pa.list_(pa.float32()))
+        shuffled = np.random.default_rng(2).permutation(teacher_rows[split])
+        rows = pa.array(list(teacher_rows["logits"][shuffled]), type=pa.list_(pa.float32()))
         pq.write_table(pa.table({"index": shuffled, "logits": rows}), folder / f"{split}.parquet")
         found[split] = f"{folder / split}.parquet::logits"
     return found
@@ -90,14 +90,16 @@ FORMS = [npz_of_all, npz_in_use, npz_with_index, safetensors, npy_files, parquet
 def test_each_example_gets_its_own_logits(
     form: Callable[..., Any],
     short: dict[str, Any],
-    source: dict[str, np.ndarray],
+    teacher_rows: dict[str, np.ndarray],
     tmp_path: Path,
 ) -> None:
-    short["teacher"] = {"logits": form(source, tmp_path)}
+    short["teacher"] = {"logits": form(teacher_rows, tmp_path)}
     distillens.run(short, tmp_path / "run")
     with np.load(tmp_path / "run" / "teacher" / "logits.npz") as stored:
         for split in SPLITS:
-            np.testing.assert_array_equal(stored[split], source["logits"][source[split]])
+            np.testing.assert_array_equal(
+                stored[split], teacher_rows["logits"][teacher_rows[split]]
+            )
 
 
 @pytest.mark.parametrize(
@@ -114,10 +116,10 @@ def test_rows_that_belong_to_no_example_are_refused(
     index: np.ndarray | None,
     message: str,
     short: dict[str, Any],
-    source: dict[str, np.ndarray],
+    teacher_rows: dict[str, np.ndarray],
     tmp_path: Path,
 ) -> None:
-    arrays = {"train": source["logits"][rows], "test": source["logits"]}
+    arrays = {"train": teacher_rows["logits"][rows], "test": teacher_rows["logits"]}
     if index is not None:
         arrays["train_index"] = index
     np.savez(tmp_path / "t.npz", **arrays)
@@ -128,11 +130,12 @@ def test_rows_that_belong_to_no_example_are_refused(
 
 
 def test_a_teacher_that_knows_nothing_is_refused_unless_it_is_wanted(
-    short: dict[str, Any], source: dict[str, np.ndarray], tmp_path: Path
+    short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Its classes are in another order."""
     np.savez(
-        tmp_path / "t.npz", **dict.fromkeys(("train", "test"), np.roll(source["logits"], 1, axis=1))
+        tmp_path / "t.npz",
+        **dict.fromkeys(("train", "test"), np.roll(teacher_rows["logits"], 1, axis=1)),
     )
     short["teacher"] = {"logits": str(tmp_path / "t.npz")}
     with pytest.raises(ModelError, match=r"right on .* % of the training and validation examples"):
@@ -143,7 +146,7 @@ def test_a_teacher_that_knows_nothing_is_refused_unless_it_is_wanted(
 
 
 def test_the_accuracy_of_a_given_teacher_is_shown_first(
-    short: dict[str, Any], source: dict[str, np.ndarray], tmp_path: Path
+    short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     from distillens.progress import silent
 
@@ -153,7 +156,7 @@ def test_the_accuracy_of_a_given_teacher_is_shown_first(
         shown.append(title)
         return silent(title, total, done)
 
-    short["teacher"] = {"logits": npz_of_all(source, tmp_path)}
+    short["teacher"] = {"logits": npz_of_all(teacher_rows, tmp_path)}
     result = distillens.run(short, tmp_path / "run", progress=progress)
     teacher = result.cells[0]
     assert shown[0] == (

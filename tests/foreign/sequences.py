@@ -170,8 +170,12 @@ def test_an_exported_decoder_reads_other_lengths_than_it_was_traced_with(
 
 
 def test_a_program_cannot_run_sentences_by_length(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="fnet network is run on sentences of one length at a time"):
-        write_torch(tmp_path / "a.pt2", SequenceModel(classifier("fnet", 49)), right(sentences())[:2])
+    with pytest.raises(
+        ModelError, match="fnet network is run on sentences of one length at a time"
+    ):
+        write_torch(
+            tmp_path / "a.pt2", SequenceModel(classifier("fnet", 49)), right(sentences())[:2]
+        )
 
 
 def test_further_inputs_reach_the_networks_that_take_them() -> None:
@@ -224,7 +228,9 @@ def test_a_bare_network_is_a_teacher_of_marked_tokens_only() -> None:
 
 def test_a_loader_of_dictionaries_is_sent_to_the_trainer() -> None:
     loader = [{"input_ids": torch.zeros(2, 3), "labels": torch.zeros(2)}]
-    with pytest.raises(DataError, match=r"a dict of \['input_ids', 'labels'\].*DistillationTrainer"):
+    with pytest.raises(
+        DataError, match=r"a dict of \['input_ids', 'labels'\].*DistillationTrainer"
+    ):
         next(LoaderBatches(loader).epoch(0))
 
 
@@ -267,5 +273,7 @@ def test_only_models_of_tokens_are_called_as_such() -> None:
             return pixel_values.flatten(1)[:, :3] * pixel_mask[:, :1]
 
     pictures, mask = torch.ones(2, 3, 4), torch.tensor([[2.0], [3.0]])
-    found = FixedTeacher(Pictures()).logits(batch_of(pictures, pixel_mask=mask, token_type_ids=mask))
+    found = FixedTeacher(Pictures()).logits(
+        batch_of(pictures, pixel_mask=mask, token_type_ids=mask)
+    )
     torch.testing.assert_close(found, mask.expand(2, 3))

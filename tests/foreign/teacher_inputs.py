@@ -91,7 +91,11 @@ def rows(side: str = "right", pad: int = PAD, **columns: list[Any]) -> list[dict
 
 
 def trainer(
-    folder: Path, student: nn.Module, supervision: Supervision, data: list[dict[str, Any]], **more: Any
+    folder: Path,
+    student: nn.Module,
+    supervision: Supervision,
+    data: list[dict[str, Any]],
+    **more: Any,
 ) -> Any:
     import datasets
 
@@ -113,7 +117,11 @@ def trainer(
 
 
 def loss_of(
-    folder: Path, student: nn.Module, supervision: Supervision, data: list[dict[str, Any]], **more: Any
+    folder: Path,
+    student: nn.Module,
+    supervision: Supervision,
+    data: list[dict[str, Any]],
+    **more: Any,
 ) -> float:
     return trainer(folder, student, supervision, data, **more).train().training_loss
 
@@ -183,7 +191,9 @@ def test_a_teacher_with_one_token_type_gets_none(tmp_path: Path) -> None:
 def test_a_cotrained_teacher_trains_on_pairs(tmp_path: Path) -> None:
     teacher, twin, student = bert(1), bert(1), bert(2)
     optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1)
-    supervision = Distillation(CotrainedTeacher(teacher, optimizer, OneHot(), lambda step: 0.1), 2.0)
+    supervision = Distillation(
+        CotrainedTeacher(teacher, optimizer, OneHot(), lambda step: 0.1), 2.0
+    )
     found = loss_of(tmp_path, student, supervision, rows(token_type_ids=TYPES))
     logits = torch.stack(
         [
@@ -229,9 +239,7 @@ def test_labels_of_tokens_count_where_they_are_given(tmp_path: Path, side: str) 
         row["labels"] = [
             -100 if gap else each for each, gap in zip(row["labels"], padding, strict=True)
         ]
-    counted = [
-        [logits[1:-1] for logits in alone(model)] for model in (teacher, student)
-    ]
+    counted = [[logits[1:-1] for logits in alone(model)] for model in (teacher, student)]
     supervision = Distillation(FixedTeacher(teacher), 2.0)
     case = trainer(tmp_path, student, supervision, data)
     assert case.train().training_loss == pytest.approx(expected_loss(*counted), rel=1e-5)
@@ -292,7 +300,9 @@ def test_pictures_are_distilled_as_sentences_are(tmp_path: Path) -> None:
     }  # fmt: skip
     teacher, student = (network("ViTForImageClassification", sizes, seed) for seed in (1, 2))
     pictures = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    data = [{"pixel_values": picture.tolist(), "labels": i % 3} for i, picture in enumerate(pictures)]
+    data = [
+        {"pixel_values": picture.tolist(), "labels": i % 3} for i, picture in enumerate(pictures)
+    ]
 
     class Logits(nn.Module):
         def __init__(self) -> None:
