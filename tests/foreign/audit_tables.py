@@ -205,9 +205,9 @@ def test_tables_that_cannot_be_read_name_the_option(content: str, message: str, 
 def test_columns_that_are_no_class_are_refused(column: np.ndarray, outputs: tuple):
     both = [np.column_stack([column, z]) for z in outputs]
     with pytest.raises(MeasureError, match=r"column 'f0'.*--drop teacher=f0.*--index.*--keep"):
-        audited(*both, Y)
+        audited(both[0], both[1], Y)
     kept = [dl.Rows(z, keep=("f0",)) for z in both]
-    assert audited(*kept, Y, kind="logits").calibration[0].accuracy.value < 0.9
+    assert audited(kept[0], kept[1], Y, kind="logits").calibration[0].accuracy.value < 0.9
 
 
 @pytest.mark.parametrize("form", ["csv", "npy", "parquet"])
@@ -234,7 +234,8 @@ def test_options_resolve_what_is_refused(form: str, tmp_path: Path, capsys):
 
 
 def test_columns_are_matched_by_name():
-    for student in (E[NAMES[::-1]], E[NAMES[::-1]].rename(columns=lambda name: str(name).upper())):
+    upper = {name: str(name).upper() for name in NAMES}
+    for student in (E[NAMES[::-1]], E[NAMES[::-1]].rename(columns=upper)):
         assert_same(audited(D, student, Y))
     both = D.add_prefix("teacher_"), E[NAMES[::-1]].add_prefix("student_")
     assert_same(audited(*both, Y))
@@ -373,7 +374,7 @@ def test_tensors_of_16_bits_are_what_their_numbers_say(kind: torch.dtype, tmp_pa
     dl.deviation(t, s, Y, student="s", seed=0, split="test", resamples=100)
     save_file({"t": t, "s": s}, tmp_path / "z.safetensors")
     read = [dl.read_rows(f"{tmp_path}/z.safetensors::{name}") for name in "ts"]
-    assert audited(*read, Y) == wanted
+    assert audited(read[0], read[1], Y) == wanted
 
 
 @pytest.mark.parametrize(

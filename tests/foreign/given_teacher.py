@@ -47,8 +47,10 @@ def npz_of_all(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
 
 
 def npz_in_use(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
-    # In the order of the teacher_rows, which is that of the indices.
-    rows = {split: teacher_rows["logits"][np.sort(teacher_rows[split])] for split in SPLITS}
+    # In the order of the source, which is that of the indices.
+    rows: dict[str, Any] = {
+        split: teacher_rows["logits"][np.sort(teacher_rows[split])] for split in SPLITS
+    }
     np.savez(folder / "t.npz", **rows)
     return str(folder / "t.npz")
 
@@ -119,7 +121,7 @@ def test_rows_that_belong_to_no_example_are_refused(
     teacher_rows: dict[str, np.ndarray],
     tmp_path: Path,
 ) -> None:
-    arrays = {"train": teacher_rows["logits"][rows], "test": teacher_rows["logits"]}
+    arrays: dict[str, Any] = {"train": teacher_rows["logits"][rows], "test": teacher_rows["logits"]}
     if index is not None:
         arrays["train_index"] = index
     np.savez(tmp_path / "t.npz", **arrays)
@@ -133,15 +135,14 @@ def test_a_teacher_that_knows_nothing_is_refused_unless_it_is_wanted(
     short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Its classes are in another order."""
-    np.savez(
-        tmp_path / "t.npz",
-        **dict.fromkeys(("train", "test"), np.roll(teacher_rows["logits"], 1, axis=1)),
-    )
-    short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+    logits = np.roll(teacher_rows["logits"], 1, axis=1)
+    np.savez(tmp_path / "t.npz", train=logits, test=logits)
+    teacher: dict[str, Any] = {"logits": str(tmp_path / "t.npz")}
+    short["teacher"] = teacher
     with pytest.raises(ModelError, match=r"right on .* % of the training and validation examples"):
         distillens.run(short, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    short["teacher"]["allow_weak"] = True
+    teacher["allow_weak"] = True
     distillens.run(short, tmp_path / "run")
 
 

@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def caching(net: Any, inputs: Tensor) -> Tensor:
 
 def hooked() -> nn.Module:
     model = nn.Sequential(hidden(), nn.Tanh(), head())
-    model[0].register_forward_hook(lambda module, _, out: 2 * out + module.weight.sum())
+    model[0].register_forward_hook(lambda module, _, out: 2 * out + cast(Any, module).weight.sum())
     return model
 
 
@@ -439,7 +439,7 @@ def scripted() -> nn.Module:
 
 def held_by_a_hook() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 3))
-    model.register_forward_hook(lambda _, __, out: out * model[0].weight.sum())
+    model.register_forward_hook(lambda _, __, out: out * cast(Any, model[0]).weight.sum())
     return model
 
 
@@ -469,7 +469,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
         "outputs differ between two calls",
     ),
     (
-        lambda: nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(8, 6), head()),
+        lambda: nn.Sequential(cast(Any, torch.ao.nn.quantized).dynamic.Linear(8, 6), head()),
         "module '0' is quantised",
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -511,7 +511,8 @@ def test_whole_and_separate_losses_draw_the_same_random_numbers() -> None:
             LoaderBatches(loader()),
             RECIPE.model_copy(update={"accumulate": 4}),
         )
-        found.append((student.layers[0].weight.detach(), student.seen, torch.rand(3)))
+        weight = cast(Any, student.layers[0]).weight
+        found.append((weight.detach(), student.seen, torch.rand(3)))
     torch.testing.assert_close(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert torch.equal(found[0][2], found[1][2])

@@ -298,7 +298,7 @@ def test_a_cotrained_teacher_and_the_eigenspace_have_the_teachers_pixels(
     }
     teacher = prepare_teacher(scene)
     caches = [LogitCache(run.cache, batches[role], "float32") for role in ("teacher", "student")]
-    beside = StudentTeachers(scene, teacher, caches[0], caches[1], None).cotrained()
+    beside = StudentTeachers(scene, teacher, caches[0], caches[1], 3, None).cotrained()
     alone = scene.build(teacher.model, 1000, "teacher").eval()  # type: ignore[arg-type]
     with torch.no_grad():
         expected = alone(next(batches["teacher"].epoch(0)).inputs)

@@ -114,7 +114,7 @@ def check_padding(network: nn.Module, rows: list[Tensor]) -> None:
     expected = alone(network, rows)
     # Else the test would not notice that another sentence was read.
     assert (expected[0] - expected[1]).abs().max() > 1e-3 * expected.abs().max()
-    close = {"rtol": 0.0, "atol": 1e-5 * max(1.0, float(expected.abs().max()))}
+    close: Any = {"rtol": 0.0, "atol": 1e-5 * max(1.0, float(expected.abs().max()))}
     with torch.no_grad():
         torch.testing.assert_close(SequenceModel(network)(right(rows)), expected, **close)
         torch.testing.assert_close(SequenceModel(network)(left(rows)), expected, **close)
@@ -201,7 +201,7 @@ def test_further_inputs_reach_the_networks_that_take_them() -> None:
 
 def test_tokens_of_another_vocabulary_are_one_line() -> None:
     model = SequenceModel(classifier("gpt2", 49))
-    with pytest.raises(ModelError, match="token 50 is outside the vocabulary .* has 50 tokens"):
+    with pytest.raises(ModelError, match=r"token 50 is outside the vocabulary .* has 50 tokens"):
         model(torch.tensor([[3, 50], [4, -1]]))
     with pytest.raises(ModelError, match="GPT2ForSequenceClassification cannot read 33 tokens"):
         model(torch.zeros(2, 33, dtype=torch.int64))
@@ -239,7 +239,8 @@ def test_a_batch_takes_its_further_inputs_along() -> None:
     parts = [part.further for part in batch.split(3)]
     assert [int(part["token_type_ids"][0, 0]) for part in parts if part] == [0, 1, 2]
     moved = batch.to(torch.device("meta")).further
-    assert moved and moved["token_type_ids"].device.type == "meta"
+    assert moved
+    assert moved["token_type_ids"].device.type == "meta"
 
 
 def test_fresh_networks_of_any_family_fit_the_datas_tokens(tmp_path: Path) -> None:
@@ -247,7 +248,9 @@ def test_fresh_networks_of_any_family_fit_the_datas_tokens(tmp_path: Path) -> No
         special = {"pad_token_id": 1, "eos_token_id": 2}
         sizes = {**DECODERS, **ENCODERS}[kind]
         transformers.AutoConfig.for_model(kind, **sizes, **special).save_pretrained(tmp_path)
-        recipe = ModelRecipe(name=f"transformers:{tmp_path}", pretrained=False, **arguments)
+        recipe = ModelRecipe.model_validate(
+            {"name": f"transformers:{tmp_path}", "pretrained": False, **arguments}
+        )
         return build_model(recipe, (10,), 3, seed=0, vocabularies=(VOCABULARY,))
 
     for kind in ("gpt2", "bert", "xlnet"):

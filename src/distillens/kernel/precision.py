@@ -23,8 +23,7 @@ _CASTS: dict[Any, torch.dtype] = {
     Tensor.float: torch.float32,
     Tensor.double: torch.float64,
     Tensor.chalf: torch.complex32,
-    Tensor.cfloat: torch.complex64,
-    Tensor.cdouble: torch.complex128,
+    **{getattr(Tensor, name): getattr(torch, name) for name in ("cfloat", "cdouble")},
 }
 _EMBEDDINGS: dict[Any, int] = {functional.embedding: 6, functional.embedding_bag: 7}
 """The place of ``sparse`` among the arguments."""
