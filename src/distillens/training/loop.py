@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch, EpochSource
-from distillens.data.labels import IGNORED, outside
+from distillens.data.labels import IGNORED, boolean_mask, class_labels, outside
 from distillens.errors import CheckpointError, TrainingError
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
@@ -208,7 +208,7 @@ class _Loop:
         for place, batch in enumerate(batches.epoch(epoch)):
             step = epoch * self.steps + place
             batch = batch.to(self.accelerator.device)
-            batch = replace(batch, classes=batch.classes or self.classes)
+            batch = self._known(batch)
             self.supervision.advance(batch, step)
             total = self.recipe.epochs * self.steps
             rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
@@ -216,13 +216,13 @@ class _Loop:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss, hits, counted = self._backward(batch, step)
+            loss, hits, counted, labels = self._backward(batch, step)
             right += hits
             seen += int(counted)
             self.optimizer.step()
             self.optimizer.zero_grad()
             losses.append(loss)
-            extremes.append(_label_extremes(batch))
+            extremes.append(labels)
             if len(losses) - checked >= CHECK_EVERY:
                 self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
                 checked = len(losses)
@@ -242,11 +242,24 @@ class _Loop:
             seconds=time.perf_counter() - began,
         )
 
-    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Add up a step's gradients; return its loss, right predictions and labels that count."""
+    def _known(self, batch: Batch) -> Batch:
+        """Return a batch with int64 labels, a boolean mask, and the number of classes if it is known."""
+        mask = None if batch.mask is None else boolean_mask(batch.mask)
+        classes = batch.classes or self.classes
+        return replace(batch, labels=class_labels(batch.labels), mask=mask, classes=classes)
+
+    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add up a step's gradients.
+
+        Returns
+        -------
+        The loss, the number of right predictions, the number of labels that count, and the lowest and
+        highest of these labels.
+        """
         device = self.accelerator.device
         loss = torch.zeros((), device=device)
         right, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+        extremes: list[Tensor] = []
         parts = list(batch.split(self.recipe.accumulate))
         together = None
         if self.across_examples and len(parts) > 1:
@@ -265,10 +278,11 @@ class _Loop:
             part = part.fitted(logits)
             right += part.counted(predicted(logits.detach()) == part.labels)
             seen += part.counted(torch.ones_like(part.labels))
+            extremes.append(_label_extremes(part))
         if together is not None:
             loss = together.loss
             set_random_state(together.random[-1], device)
-        return loss, right, seen
+        return loss, right, seen, torch.stack(torch.stack(extremes).aminmax())
 
     def _logits(self, part: Batch) -> Tensor:
         logits = student_logits(self._output(part), part, self.supervision)
