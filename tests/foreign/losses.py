@@ -110,6 +110,30 @@ def test_class_labels_of_any_shape_and_integer_type_train_alike(form: Any, loss:
     assert torch.equal(other[1], plain[1])
 
 
+class Plain:
+    """A source of batches that is no LoaderBatches."""
+
+    def __init__(self, labels: Tensor, mask: Tensor) -> None:
+        self.batch = Batch(X, labels, torch.arange(32), mask=mask)
+
+    def __len__(self) -> int:
+        return 1
+
+    def epoch(self, epoch: int) -> Any:
+        yield self.batch
+
+
+def test_batches_of_another_source_are_understood_likewise() -> None:
+    mask = torch.arange(32) % 4 > 0
+    plain = trained(linear(1), OneHot(), Plain(Y, mask))
+    other = trained(linear(1), OneHot(), Plain(Y[:, None].to(torch.uint8), mask.long()))
+    assert other[0].loss == plain[0].loss
+    assert other[0].accuracy == plain[0].accuracy
+    assert torch.equal(other[1], plain[1])
+    with pytest.raises(DataError, match=r"labels\.long\(\)"):
+        trained(linear(1, 1), Distillation(FixedTeacher(linear(2, 1))), Plain(Y.float(), mask))
+
+
 def test_boolean_labels_of_one_output_are_0_and_1() -> None:
     logits, yes = torch.tensor([[0.3], [-2.0]]), torch.tensor([True, False])
     assert torch.equal(cross_entropy(logits, yes), cross_entropy(logits, yes.long()))
@@ -150,6 +174,41 @@ def test_a_label_outside_the_classes_is_named(outputs: int, label: int) -> None:
             fit(linear(1, outputs), supervision, LoaderBatches(loader(labels)), RECIPE)
     with pytest.raises(DataError, match=f"a label is {label}, outside 0 to"):
         cross_entropy(torch.zeros(32, outputs), labels)
+
+
+def test_a_label_outside_the_classes_is_also_named_where_nobody_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # On a GPU the loss cannot look at the labels: it becomes NaN, and the loop looks them up later.
+    monkeypatch.setattr("distillens.supervision.losses._all_known", lambda flags: None)
+    plain = trained(linear(1), OneHot())
+    monkeypatch.undo()
+    assert plain[0].loss == pytest.approx(trained(linear(1), OneHot())[0].loss)
+    monkeypatch.setattr("distillens.supervision.losses._all_known", lambda flags: None)
+    labels = torch.where(torch.arange(32) == 20, 255, Y)
+    with pytest.raises(DataError, match="a label is 255, outside 0 to 4"):
+        trained(linear(1), OneHot(), LoaderBatches(loader(labels)))
+
+
+def test_losses_of_single_examples_are_vectorised_by_vmap() -> None:
+    z, g = torch.randn(2, 4, 3)
+    y = torch.arange(4) % 3
+    each = torch.func.vmap(torch.func.grad(lambda f, label: cross_entropy(f[None], label[None])))
+    expected = z.softmax(-1) - nn.functional.one_hot(y, 3)
+    torch.testing.assert_close(each(z, y), expected)
+    soft = torch.func.vmap(
+        torch.func.grad(lambda f, t: distillation_cross_entropy(f[None], t[None], 1.0))
+    )
+    torch.testing.assert_close(soft(z, g), z.softmax(-1) - g.softmax(-1))
+
+
+def test_the_distillation_loss_has_a_second_derivative() -> None:
+    z, g = torch.randn(2, 1, 3, dtype=torch.float64)
+    found = torch.autograd.functional.hessian(
+        lambda f: distillation_cross_entropy(f, g, 1.0), z
+    ).reshape(3, 3)
+    p = z.softmax(-1)[0]
+    torch.testing.assert_close(found, torch.diag(p) - p[:, None] * p)
 
 
 def test_labels_of_minus_100_do_not_count() -> None:

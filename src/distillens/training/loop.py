@@ -15,9 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from distillens.data.batches import Batch, EpochSource
+<<<<<<< HEAD
 from distillens.data.labels import IGNORED, outside
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
 from distillens.forward import frozen_statistics, input_type, own_inputs, train_mode
+=======
+from distillens.data.labels import IGNORED, boolean_mask, class_labels, outside
+from distillens.errors import CheckpointError, TrainingError
+>>>>>>> h/losses
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.sequences import run
@@ -282,15 +287,25 @@ class _Loop:
                 raise self._miscounted(epoch, f"has more than {place} batches")
             step = epoch * self.steps + place
             batch = batch.to(self.accelerator.device)
-            batch = replace(batch, classes=batch.classes or self.classes)
+            batch = self._known(batch)
             self.supervision.advance(batch, step)
+<<<<<<< HEAD
             rate = self._set_rate(step)
             loss, hits, counted = self._backward(batch, step)
+=======
+            total = self.recipe.epochs * self.steps
+            rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
+                step, self.steps, total
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss, hits, counted, labels = self._backward(batch, step)
+>>>>>>> h/losses
             right += hits
             seen += counted
             self._step()
             losses.append(loss)
-            extremes.append(_label_extremes(batch))
+            extremes.append(labels)
             if len(losses) - checked >= CHECK_EVERY:
                 self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
                 checked = len(losses)
@@ -312,6 +327,7 @@ class _Loop:
             seconds=time.perf_counter() - began,
         )
 
+<<<<<<< HEAD
     def _set_rate(self, step: int) -> float:
         total = self.recipe.epochs * self.steps
         rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(step, self.steps, total)
@@ -321,9 +337,26 @@ class _Loop:
 
     def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Add up a step's gradients; return its loss, right predictions and labels that count."""
+=======
+    def _known(self, batch: Batch) -> Batch:
+        """Return a batch with int64 labels, a boolean mask, and the number of classes if it is known."""
+        mask = None if batch.mask is None else boolean_mask(batch.mask)
+        classes = batch.classes or self.classes
+        return replace(batch, labels=class_labels(batch.labels), mask=mask, classes=classes)
+
+    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add up a step's gradients.
+
+        Returns
+        -------
+        The loss, the number of right predictions, the number of labels that count, and the lowest and
+        highest of these labels.
+        """
+>>>>>>> h/losses
         device = self.accelerator.device
         loss = torch.zeros((), device=device)
         right, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+        extremes: list[Tensor] = []
         parts = list(batch.split(self.recipe.accumulate))
         together = None
         if self.across_examples and len(parts) > 1:
@@ -342,10 +375,16 @@ class _Loop:
             part = part.fitted(logits)
             right += part.counted(predicted(logits.detach()) == part.labels)
             seen += part.counted(torch.ones_like(part.labels))
+            extremes.append(_label_extremes(part))
         if together is not None:
             loss = together.loss
+<<<<<<< HEAD
             restore_global_random_state(together.random[-1])
         return loss, right, seen
+=======
+            set_random_state(together.random[-1], device)
+        return loss, right, seen, torch.stack(torch.stack(extremes).aminmax())
+>>>>>>> h/losses
 
     def _differentiate(self, loss: Tensor) -> None:
         if not loss.requires_grad:
