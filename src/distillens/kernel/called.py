@@ -159,10 +159,11 @@ def logits_of(result: Any, examples: int) -> Tensor:
         There are no logits, or several tensors may be meant, or the logits are complex.
     """
     found = result
+    held = getattr(result, "logits", None)
     if isinstance(result, Mapping) and "logits" in result:
         found = result["logits"]
-    elif not isinstance(result, Tensor) and hasattr(result, "logits"):
-        found = result.logits
+    elif held is not None:
+        found = held
     elif isinstance(result, (tuple, list)):
         candidates = [each for each in result if _flat(each, examples) is not None]
         found = candidates[0] if len(candidates) == 1 else result
