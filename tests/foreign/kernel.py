@@ -10,11 +10,13 @@ import copy
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as QuantisedLinear
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -119,9 +121,9 @@ def caching(net: Any, inputs: Tensor) -> Tensor:
 
 
 def hooked() -> nn.Module:
-    model = nn.Sequential(hidden(), nn.Tanh(), head())
-    model[0].register_forward_hook(lambda module, _, out: 2 * out + cast(Any, module).weight.sum())
-    return model
+    layer = nn.Linear(8, 6)
+    layer.register_forward_hook(lambda module, _, out: 2 * out + module.weight.sum())
+    return nn.Sequential(layer, nn.Tanh(), head())
 
 
 def attended(net: Any, x: Tensor) -> Tensor:
@@ -378,10 +380,10 @@ def test_one_output_of_a_vocabulary_takes_no_square_of_it() -> None:
 @pytest.mark.parametrize("outputs", ["trace", "class-diagonal"])
 def test_kernels_of_many_classes_are_made_some_at_a_time(outputs: Any) -> None:
     torch.manual_seed(0)
-    model, inputs, other = nn.Linear(8, 400), vectors(), torch.randn(3, 8)
-    kernel = EmpiricalNTK(model, outputs=outputs, max_memory=6 * 2**20)
+    model, inputs, other = nn.Linear(8, 300), vectors(), torch.randn(3, 8)
+    kernel = EmpiricalNTK(model, outputs=outputs, max_memory=3 * 2**19)
     gram = kernel.gram(inputs)
-    assert gram.plan.sizes.outputs < 400
+    assert gram.plan.sizes.outputs < 300
     exact = inputs @ inputs.T + 1
     torch.testing.assert_close(gram.values, exact.expand_as(gram.values), rtol=1e-5, atol=1e-5)
     across = kernel.gram(inputs, other).values
@@ -431,6 +433,20 @@ def test_a_frozen_parameter_counts_if_it_is_named() -> None:
     torch.testing.assert_close(gram.values, inputs @ inputs.T)
 
 
+def test_a_logit_may_be_an_integer_of_numpy_or_torch() -> None:
+    torch.manual_seed(0)
+    model, inputs = head(8), vectors()
+    exact = EmpiricalNTK(model, outputs=LOGIT).gram(inputs).values
+    for logit in (np.int64(LOGIT), torch.tensor(LOGIT)):
+        given: Any = logit
+        assert torch.equal(EmpiricalNTK(model, outputs=given).gram(inputs).values, exact)
+        assert (oracle_gram(model, inputs, outputs=given) - exact).abs().max() < 1e-5
+    for other in (None, 1.5, (0, 1, 2), (1, 1), "all"):
+        wrong: Any = other
+        with pytest.raises(KernelError, match="outputs"):
+            EmpiricalNTK(model, outputs=wrong)
+
+
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -438,9 +454,9 @@ def scripted() -> nn.Module:
 
 
 def held_by_a_hook() -> nn.Module:
-    model = nn.Sequential(nn.Linear(8, 3))
-    model.register_forward_hook(lambda _, __, out: out * cast(Any, model[0]).weight.sum())
-    return model
+    layer = nn.Linear(8, 3)
+    layer.register_forward_hook(lambda _, __, out: out * layer.weight.sum())
+    return nn.Sequential(layer)
 
 
 def reentrant() -> nn.Module:
@@ -469,7 +485,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
         "outputs differ between two calls",
     ),
     (
-        lambda: nn.Sequential(cast(Any, torch.ao.nn.quantized).dynamic.Linear(8, 6), head()),
+        lambda: nn.Sequential(QuantisedLinear(8, 6), head()),
         "module '0' is quantised",
     ),
 ]

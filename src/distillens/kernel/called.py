@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,11 +158,12 @@ def logits_of(result: Any, examples: int) -> Tensor:
     KernelError
         There are no logits, or several tensors may be meant, or the logits are complex.
     """
-    found: Any = result
+    found = result
+    held = getattr(result, "logits", None)
     if isinstance(result, Mapping) and "logits" in result:
         found = result["logits"]
-    elif not isinstance(result, Tensor) and hasattr(result, "logits"):
-        found = cast(Any, result).logits
+    elif held is not None:
+        found = held
     elif isinstance(result, (tuple, list)):
         candidates = [each for each in result if _flat(each, examples) is not None]
         found = candidates[0] if len(candidates) == 1 else result

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from operator import index
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -59,6 +60,35 @@ class Directions:
         return outputs_BO[:, self.first : self.second]
 
 
+def checked_outputs(outputs: Any) -> Outputs:
+    """Return what a kernel is asked for of, with Python's integers in place of numpy's or torch's.
+
+    Raises
+    ------
+    KernelError
+        It is neither a form, nor one logit, nor two different ones.
+    """
+    if isinstance(outputs, str):
+        if outputs not in get_args(OutputForm):
+            raise KernelError(
+                f"unknown outputs {outputs!r}{nearest(outputs, get_args(OutputForm))}, "
+                "or the number of a logit, or two of them"
+            )
+        return outputs
+    try:
+        if not isinstance(outputs, (tuple, list)):
+            return index(outputs)
+        first, second = (index(each) for each in outputs)
+    except (TypeError, ValueError):
+        first = second = None
+    if first is None or second is None or first == second:
+        raise KernelError(
+            f"outputs are {outputs!r}; give one logit, two for their difference, or one of "
+            f"{', '.join(get_args(OutputForm))}"
+        )
+    return first, second
+
+
 def pairing_of(outputs: Outputs) -> Pairing:
     """Return which pairs of outputs a form contracts."""
     return "full" if outputs == "full" else "diagonal"
@@ -74,17 +104,10 @@ def directions(
     KernelError
         The network has no such output, or the form is unknown.
     """
+    outputs = checked_outputs(outputs)
     if isinstance(outputs, str):
-        if outputs not in get_args(OutputForm):
-            raise KernelError(
-                f"unknown outputs {outputs!r}{nearest(outputs, get_args(OutputForm))}, "
-                "or the number of a logit, or two of them"
-            )
-        form = "sum" if outputs == "sum" else "outputs"
-        return Directions(form, 0, count, dtype, device)
-    chosen: list[int] = [outputs] if isinstance(outputs, int) else list(outputs)
-    if len(chosen) > 2 or len(set(chosen)) < len(chosen):
-        raise KernelError(f"outputs are {outputs}; give one logit, or two for their difference")
+        return Directions("sum" if outputs == "sum" else "outputs", 0, count, dtype, device)
+    chosen = (outputs,) if isinstance(outputs, int) else outputs
     for number in chosen:
         if not 0 <= number < count:
             raise KernelError(f"no output {number}; the model has outputs 0 to {count - 1}")

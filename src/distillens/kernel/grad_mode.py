@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from distillens.kernel.precision import without_autocast
+from distillens.kernel.precision import own_precision
 
 _COMPILER = "torch._dynamo"
 
@@ -28,7 +28,7 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(function)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        with torch.inference_mode(mode=False), torch.enable_grad(), without_autocast(), _eager():
+        with torch.inference_mode(mode=False), torch.enable_grad(), own_precision(), _eager():
             return function(*args, **kwargs)
 
     return called

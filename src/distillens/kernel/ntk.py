@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products, zero_notes
-from distillens.kernel.directions import Directions, Outputs
+from distillens.kernel.directions import Directions, Outputs, checked_outputs
 from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.makers import SAMPLE, Makers
 from distillens.kernel.memory import free_memory
@@ -54,16 +54,21 @@ class EmpiricalNTK:
     Parameters
     ----------
     model
-        Takes (B, …) and returns (B, O), each row from its own example. It is copied, and put in
-        evaluation mode; the model itself stays as it is.
+        Takes (B, …) and returns logits (B, O), each row computed from its own example alone. The
+        logits may also have the shape (B, O, 1, 1) or (B,), or be the entry or attribute ``logits``
+        of what is returned, or the only tensor of such a shape in a tuple. The model is copied and
+        the copy is put in evaluation mode; the model itself is not changed.
     outputs
         What the kernel is taken of: a logit c; a pair (a, b) for logit a minus logit b; "sum" of
         all; "class-diagonal", each apart; "trace", the mean over logits of their kernels; "full",
         all pairs of logits.
     parameters
-        Names of the parameters to differentiate by; by default all that require gradients.
+        Names of the parameters to differentiate by; by default all that require gradients. Frozen
+        parameters count if they are named. A complex parameter counts as two real ones.
     dtype
-        float32, or float64 where solves are ill-conditioned.
+        float32, or float64 where solves are ill-conditioned. The whole network is computed in this
+        type, also where its forward enters `torch.autocast` or casts to a less precise type; the
+        notes of a Gram say so.
     max_memory
         Bytes of tensors that a computation may hold beside the network and its inputs, in each
         process; by default three quarters of what is free when it starts. The allocator and
@@ -77,7 +82,8 @@ class EmpiricalNTK:
     Raises
     ------
     KernelError
-        BatchNorm is in training mode; weights are not finite; an output or parameter is unknown.
+        BatchNorm is in training mode; weights are not finite; an output or parameter is unknown;
+        the model cannot be copied or differentiated.
     """
 
     @differentiating
@@ -93,10 +99,10 @@ class EmpiricalNTK:
         alone: bool = False,
     ) -> None:
         self._prepared: Prepared = prepare(model, parameters, dtype)
-        self.outputs: Outputs = outputs
+        self.outputs: Outputs = checked_outputs(outputs)
         self._max_memory = max_memory
         self._progress = progress
-        self._makers = Makers(self._prepared, outputs)
+        self._makers = Makers(self._prepared, self.outputs)
         self._alone = alone
 
     @differentiating

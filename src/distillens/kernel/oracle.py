@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from operator import index
 from typing import Literal, get_args
 
 import torch
@@ -77,6 +78,8 @@ def oracle_gram(
         result is not finite; the outputs are not (B, C); the model contains BatchNorm that uses the
         statistics of the batch; a name or an output is unknown.
     """
+    if not isinstance(outputs, str) and hasattr(outputs, "__index__"):
+        outputs = index(outputs)
     prepared = prepare(model, parameters, torch.float64)
     weights = {name: weight.detach() for name, weight in prepared.parameters.items()}
     device = prepared.device

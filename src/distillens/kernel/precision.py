@@ -7,6 +7,7 @@ is therefore that of the network without rounding, in the type that was asked fo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,15 +19,28 @@ from torch.overrides import TorchFunctionMode
 
 _TYPES = {each for each in vars(torch).values() if isinstance(each, torch.dtype)}
 _CASTS: dict[Any, torch.dtype] = {
-    Tensor.half: torch.float16,
-    Tensor.bfloat16: torch.bfloat16,
-    Tensor.float: torch.float32,
-    Tensor.double: torch.float64,
-    Tensor.chalf: torch.complex32,
-    **{getattr(Tensor, name): getattr(torch, name) for name in ("cfloat", "cdouble")},
+    getattr(Tensor, name): kind
+    for name, kind in {
+        "half": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float": torch.float32,
+        "double": torch.float64,
+        "chalf": torch.complex32,
+        "cfloat": torch.complex64,
+        "cdouble": torch.complex128,
+    }.items()
 }
 _EMBEDDINGS: dict[Any, int] = {functional.embedding: 6, functional.embedding_bag: 7}
 """The place of ``sparse`` among the arguments."""
+
+
+class _Inside(threading.local):
+    """How many computations of kernels this thread is inside of."""
+
+    depth = 0
+
+
+_inside = _Inside()
 
 
 def stand_ins(dtype: torch.dtype) -> dict[torch.dtype, torch.dtype]:
@@ -60,12 +74,16 @@ class OnePrecision(TorchFunctionMode):
         self, replaced: Mapping[torch.dtype, torch.dtype], device_type: str, reduced: set[str]
     ) -> None:
         super().__init__()
+        self._depth = _inside.depth
         self._types, self._device_type, self._reduced = replaced, device_type, reduced
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Make the call in other types."""
+        if _inside.depth != self._depth:
+            # The network computes a kernel of its own, in a type of its own.
+            return func(*args, **(kwargs or {}))
         if torch.is_autocast_enabled(self._device_type):
             self._reduced.add("torch.autocast")
             # Its context sets this back when it ends.
@@ -106,14 +124,16 @@ class OnePrecision(TorchFunctionMode):
 
 
 @contextmanager
-def without_autocast() -> Iterator[None]:
-    """Switch autocast off where the caller has it on."""
+def own_precision() -> Iterator[None]:
+    """Compute apart from autocast and from the types of a network that is being called."""
     enabled = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     for kind in enabled:
         torch.set_autocast_enabled(kind, False)
+    _inside.depth += 1
     try:
         yield
     finally:
+        _inside.depth -= 1
         for kind in enabled:
             torch.set_autocast_enabled(kind, True)
 

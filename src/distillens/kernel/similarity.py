@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from distillens.errors import KernelError
 from distillens.kernel.directions import directions
 from distillens.kernel.grad_mode import differentiating
-from distillens.kernel.network import prepare
+from distillens.kernel.network import explained, prepare
 from distillens.kernel.plain import PlainProducts
 from distillens.progress import Progress, silent
 
@@ -176,7 +176,8 @@ def _moved(
             moved = []
             for product, x in zip(products, examples, strict=True):
                 every = directions("full", counts[0], dtype, x.device)
-                found = product.product(x, x, every, probe.to(x.device, dtype)).double().cpu()
+                with explained("while its kernel is computed"):
+                    found = product.product(x, x, every, probe.to(x.device, dtype)).double().cpu()
                 if centred:
                     found = found - found.mean(dim=0)
                 size = float(found.norm())

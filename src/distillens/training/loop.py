@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from distillens.data.batches import Batch, EpochSource
-<<<<<<< HEAD
-from distillens.data.labels import IGNORED, outside
+from distillens.data.labels import IGNORED, boolean_mask, class_labels, outside
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
 from distillens.forward import frozen_statistics, input_type, own_inputs, train_mode
-=======
-from distillens.data.labels import IGNORED, boolean_mask, class_labels, outside
-from distillens.errors import CheckpointError, TrainingError
->>>>>>> h/losses
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.sequences import run
@@ -289,18 +284,8 @@ class _Loop:
             batch = batch.to(self.accelerator.device)
             batch = self._known(batch)
             self.supervision.advance(batch, step)
-<<<<<<< HEAD
             rate = self._set_rate(step)
-            loss, hits, counted = self._backward(batch, step)
-=======
-            total = self.recipe.epochs * self.steps
-            rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(
-                step, self.steps, total
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
             loss, hits, counted, labels = self._backward(batch, step)
->>>>>>> h/losses
             right += hits
             seen += counted
             self._step()
@@ -327,7 +312,6 @@ class _Loop:
             seconds=time.perf_counter() - began,
         )
 
-<<<<<<< HEAD
     def _set_rate(self, step: int) -> float:
         total = self.recipe.epochs * self.steps
         rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(step, self.steps, total)
@@ -335,9 +319,6 @@ class _Loop:
             group["lr"] = rate
         return rate
 
-    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Add up a step's gradients; return its loss, right predictions and labels that count."""
-=======
     def _known(self, batch: Batch) -> Batch:
         """Return a batch with int64 labels, a boolean mask, and the number of classes if it is known."""
         mask = None if batch.mask is None else boolean_mask(batch.mask)
@@ -352,7 +333,6 @@ class _Loop:
         The loss, the number of right predictions, the number of labels that count, and the lowest and
         highest of these labels.
         """
->>>>>>> h/losses
         device = self.accelerator.device
         loss = torch.zeros((), device=device)
         right, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
@@ -378,13 +358,8 @@ class _Loop:
             extremes.append(_label_extremes(part))
         if together is not None:
             loss = together.loss
-<<<<<<< HEAD
             restore_global_random_state(together.random[-1])
-        return loss, right, seen
-=======
-            set_random_state(together.random[-1], device)
         return loss, right, seen, torch.stack(torch.stack(extremes).aminmax())
->>>>>>> h/losses
 
     def _differentiate(self, loss: Tensor) -> None:
         if not loss.requires_grad:
