@@ -18,8 +18,8 @@ from torch import nn
 
 from distillens import oracle_gram
 from distillens.data import Batches, Normalisation
+from distillens.data.load import load_splits
 from distillens.data.prepare import subset
-from distillens.data.recipe import load_splits
 from distillens.eigenspace_results import Eigenspace
 from distillens.errors import MeasureError, ModelError
 from distillens.models import build_model

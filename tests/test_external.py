@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError
 from distillens.models import ModelRecipe, build_model, count_parameters
-from distillens.models.build import check_model
+from distillens.models.registry import check_model
 
 CIFAR = (3, 16, 16)
 

@@ -318,7 +318,7 @@ def test_a_vector_of_outputs_is_the_form_with_one_output() -> None:
 def test_a_model_of_a_recipe_may_return_a_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
     built = Returning(lambda z, x: (z, x))
     monkeypatch.setattr(
-        "distillens.models.build._builder", lambda name, trust_code: lambda **given: built
+        "distillens.models.build.find_builder", lambda name, trust_code: lambda **given: built
     )
     recipe = ModelRecipe(name="some.module:build")
     model = build_model(recipe, (8,), 5, seed=0, trust_code=True)

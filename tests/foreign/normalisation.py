@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import distillens as dl
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays, load_splits
-from distillens.data.normalisation import PRESETS, MeanAndStd, normalisation_for
+from distillens.data.normalisation import normalisation_for
 from distillens.data.prepare import subset
-from distillens.data.recipe import DataRecipe
+from distillens.data.recipe import PRESETS, DataRecipe, MeanAndStd
 from distillens.errors import DataError, ModelError, RecipeError
 from distillens.kernel import ntk_similarity
 from distillens.models import MLP, ModelRecipe, build_model, load_weights, save_weights

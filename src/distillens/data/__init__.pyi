@@ -1,4 +1,3 @@
-from .augment import Augmentation as Augmentation
 from .batches import Batch as Batch
 from .batches import Batches as Batches
 from .batches import EpochSource as EpochSource
@@ -8,8 +7,9 @@ from .examples import Examples as Examples
 from .examples import LabelChange as LabelChange
 from .examples import Splits as Splits
 from .examples import examples_from_arrays as examples_from_arrays
+from .load import load_splits as load_splits
+from .recipe import Augmentation as Augmentation
 from .recipe import DataRecipe as DataRecipe
-from .recipe import load_splits as load_splits
+from .recipe import TokenizerRecipe as TokenizerRecipe
 from .tokens import PADDING as PADDING
-from .tokens import TokenizerRecipe as TokenizerRecipe
 from .tokens import vocabulary_of as vocabulary_of

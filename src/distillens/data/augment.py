@@ -8,28 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-
-class Augmentation(BaseModel):
-    """Random crop after padding, and horizontal flip.
-
-    ``crop`` is the number of zero pixels added on every side before a crop of the original size
-    (0: none); ``flip`` mirrors half of the pictures left to right.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    crop: int = Field(default=0, ge=0)
-    flip: bool = False
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    def changes(self) -> bool:
-        """Whether any picture differs between epochs."""
-        return self.crop > 0 or self.flip
+from distillens.data.recipe import Augmentation
 
 
 def random_integers(

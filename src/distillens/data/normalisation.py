@@ -1,76 +1,13 @@
-"""How a recipe asks for inputs to be normalised, and what that means for given examples."""
+"""What a recipe's ``normalisation`` means for given examples."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
 import torch
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    FiniteFloat,
-    Tag,
-    model_validator,
-)
 
 from distillens.data.batches import Normalisation
 from distillens.data.examples import Examples
-from distillens.errors import DataError, nearest
-
-PRESETS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-}
-"""Mean and standard deviation of each channel of RGB images with values in [0, 1]."""
-NAMES = ("data", "none", *PRESETS)
-
-
-class MeanAndStd(BaseModel):
-    """A mean and a standard deviation for each channel of images with values in [0, 1].
-
-    For floating-point inputs the unit is that of the data; vectors have one number for each feature.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mean: tuple[FiniteFloat, ...] = Field(min_length=1)
-    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _same_length(self) -> MeanAndStd:
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} numbers, std has {len(self.std)}")
-        return self
-
-
-def _known(value: Any) -> Any:
-    if isinstance(value, str) and value not in NAMES:
-        raise ValueError(
-            f"no normalisation is called {value!r}{nearest(value, NAMES)} (or give mean and std)"
-        )
-    if not isinstance(value, (str, dict, MeanAndStd)):
-        raise ValueError(f"give one of {', '.join(NAMES)}, or mean and std; got {value!r:.60}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "preset" if isinstance(value, str) else "numbers"
-
-
-AnyNormalisation = Annotated[
-    Annotated[Literal["data", "none", "imagenet", "cifar10"], Tag("preset")]
-    | Annotated[MeanAndStd, Tag("numbers")],
-    Discriminator(_kind),
-    BeforeValidator(_known),
-]
-"""The value of a ``normalisation`` key.
-
-``data`` is measured on the training examples, ``none`` leaves images in [0, 1], ``imagenet`` and
-``cifar10`` are `PRESETS`, and a `MeanAndStd` gives the numbers.
-"""
+from distillens.data.recipe import PRESETS, MeanAndStd
+from distillens.errors import DataError
 
 
 def normalisation_for(

@@ -1,23 +1,114 @@
-"""The `data` part of a recipe, and how it becomes the splits of a study."""
+"""The `data` part of a recipe; read and checked without torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    model_validator,
+)
 
-from distillens.data.augment import Augmentation
-from distillens.data.examples import Examples, Splits
-from distillens.data.folders import read_folder
-from distillens.data.huggingface import read_huggingface
-from distillens.data.normalisation import AnyNormalisation
-from distillens.data.prepare import add_label_noise, regroup, split_off, subset
-from distillens.data.sources import Source, read_digits, read_idx, read_npz
-from distillens.data.text import Texts, read_text
-from distillens.data.tokens import TokenizerRecipe, tokenise
-from distillens.errors import DataError
+from distillens.errors import nearest
 from distillens.paths import UserPath
+
+PRESETS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+"""Mean and standard deviation of each channel of RGB images with values in [0, 1]."""
+NAMES = ("data", "none", *PRESETS)
+
+
+class MeanAndStd(BaseModel):
+    """A mean and a standard deviation for each channel of images with values in [0, 1].
+
+    For floating-point inputs the unit is that of the data; vectors have one number for each feature.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: tuple[FiniteFloat, ...] = Field(min_length=1)
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> MeanAndStd:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers, std has {len(self.std)}")
+        return self
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, str) and value not in NAMES:
+        raise ValueError(
+            f"no normalisation is called {value!r}{nearest(value, NAMES)} (or give mean and std)"
+        )
+    if not isinstance(value, (str, dict, MeanAndStd)):
+        raise ValueError(f"give one of {', '.join(NAMES)}, or mean and std; got {value!r:.60}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "preset" if isinstance(value, str) else "numbers"
+
+
+AnyNormalisation = Annotated[
+    Annotated[Literal["data", "none", "imagenet", "cifar10"], Tag("preset")]
+    | Annotated[MeanAndStd, Tag("numbers")],
+    Discriminator(_kind),
+    BeforeValidator(_known),
+]
+"""The value of a ``normalisation`` key.
+
+``data`` is measured on the training examples, ``none`` leaves images in [0, 1], ``imagenet`` and
+``cifar10`` are `PRESETS`, and a `MeanAndStd` gives the numbers.
+"""
+
+
+class Augmentation(BaseModel):
+    """Random crop after padding, and horizontal flip.
+
+    ``crop`` is the number of zero pixels added on every side before a crop of the original size
+    (0: none); ``flip`` mirrors half of the pictures left to right.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    crop: int = Field(default=0, ge=0)
+    flip: bool = False
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def changes(self) -> bool:
+        """Whether any picture differs between epochs."""
+        return self.crop > 0 or self.flip
+
+
+class TokenizerRecipe(BaseModel):
+    """How sentences become tokens.
+
+    ``path`` is a folder with a ``tokenizer.json``, as Hugging Face models have it, or such a file;
+    without it byte-pair merges are trained on the training sentences, for ``vocabulary`` tokens at
+    most. ``length`` is the most tokens of a sentence; longer ones are cut.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = None
+    vocabulary: int | None = Field(default=None, ge=8)
+    length: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenizerRecipe:
+        if (self.path is None) == (self.vocabulary is None):
+            raise ValueError("a tokenizer needs either a path or the size of its vocabulary")
+        return self
 
 
 class DataRecipe(BaseModel):
@@ -31,7 +122,7 @@ class DataRecipe(BaseModel):
     ``config`` and ``test_split`` name a configuration and the test split of a Hugging Face data set
     that has several.
     ``normalisation`` is that of the inputs of all networks that name none of their own; see
-    `distillens.data.normalisation.AnyNormalisation`. None measures it on the training examples, but
+    `AnyNormalisation`. None measures it on the training examples, but
     for networks with pretrained weights of another library, which get that library's.
     ``tokenizers`` belong to text: models see the tokens of the first, or of the one whose number
     their ``tokenizer`` names.
@@ -74,83 +165,3 @@ class DataRecipe(BaseModel):
                 f"got {len(self.tokenizers)} with source {self.source!r}"
             )
         return self
-
-
-def load_splits(recipe: DataRecipe) -> Splits:
-    """Read and prepare the splits that a recipe asks for.
-
-    Raises
-    ------
-    DataError
-        The source is missing or damaged, or holds fewer examples than are asked for.
-    """
-    texts = _read_text(recipe) if recipe.source == "text" else None
-    source = texts.source if texts is not None else _read(recipe)
-    if recipe.groups is not None:
-        source = {name: regroup(part, recipe.groups) for name, part in source.items()}
-    train, test = _train_and_test(source, recipe)
-    if len(train.classes) < 2:
-        raise DataError("the training examples have one class; at least two are needed")
-    validation = None
-    if recipe.validation_size:
-        train, validation = split_off(
-            train, recipe.validation_size, recipe.seed + 1, "data.validation_size"
-        )
-    if recipe.train_size is not None:
-        train = subset(train, recipe.train_size, recipe.seed + 2, "data.train_size")
-    noisy, changed = add_label_noise(train, recipe.label_noise, recipe.seed + 3)
-    splits = Splits(noisy, validation, test, changed)
-    return splits if texts is None else tokenise(splits, texts, recipe.tokenizers)
-
-
-def _read_text(recipe: DataRecipe) -> Texts:
-    assert recipe.path is not None  # the recipe refuses text without a path
-    return read_text(
-        recipe.path,
-        recipe.text_column,
-        recipe.label_column,
-        config=recipe.config,
-        test_split=recipe.test_split,
-    )
-
-
-def _read(recipe: DataRecipe) -> Source:
-    if recipe.path is None:
-        return read_digits()
-    # Groups name labels as the source has them.
-    from_one = recipe.groups is None
-    if recipe.source == "idx":
-        return read_idx(Path(recipe.path), from_one=from_one)
-    if recipe.source == "npz":
-        return read_npz(Path(recipe.path), from_one=from_one)
-    if recipe.source == "huggingface":
-        return read_huggingface(
-            recipe.path,
-            recipe.image_column,
-            recipe.label_column,
-            config=recipe.config,
-            test_split=recipe.test_split,
-            from_one=from_one,
-        )
-    if recipe.source == "folder":
-        return read_folder(Path(recipe.path), recipe.image_size)
-    raise DataError("data.path is set, but source 'digits' reads no file; name another source")
-
-
-def _train_and_test(source: Source, recipe: DataRecipe) -> tuple[Examples, Examples]:
-    train = source["train"]
-    if "test" not in source:
-        if recipe.test_size is None:
-            raise DataError(
-                f"source {recipe.source!r} has no test split; set data.test_size to take one out "
-                f"of its {len(train)} examples"
-            )
-        return split_off(train, recipe.test_size, recipe.seed, "data.test_size")
-    test = source["test"]
-    if test.input_shape != train.input_shape:
-        raise DataError(
-            f"training inputs have shape {train.input_shape}, test inputs {test.input_shape}"
-        )
-    if recipe.test_size is not None:
-        test = subset(test, recipe.test_size, recipe.seed, "data.test_size")
-    return train, test

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from distillens.data.examples import Examples, Splits
+from distillens.data.recipe import TokenizerRecipe
 from distillens.data.sources import one_line
 from distillens.data.text import Texts
 from distillens.errors import DataError
@@ -24,27 +24,6 @@ from distillens.errors import DataError
 PADDING = -1
 """Behind the last token of a sentence. No tokenizer has this id, so it alone says what is masked."""
 UNKNOWN, BEGIN, END = "[UNK]", "[CLS]", "[SEP]"
-
-
-class TokenizerRecipe(BaseModel):
-    """How sentences become tokens.
-
-    ``path`` is a folder with a ``tokenizer.json``, as Hugging Face models have it, or such a file;
-    without it byte-pair merges are trained on the training sentences, for ``vocabulary`` tokens at
-    most. ``length`` is the most tokens of a sentence; longer ones are cut.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str | None = None
-    vocabulary: int | None = Field(default=None, ge=8)
-    length: int = Field(default=64, ge=1)
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> TokenizerRecipe:
-        if (self.path is None) == (self.vocabulary is None):
-            raise ValueError("a tokenizer needs either a path or the size of its vocabulary")
-        return self
 
 
 def tokenise(splits: Splits, texts: Texts, recipes: Sequence[TokenizerRecipe]) -> Splits:

@@ -14,10 +14,8 @@ import torch
 from torch import nn
 
 from distillens.errors import DistillensError, ModelError, RecipeError, nearest
+from distillens.models.registry import FROM_DATA
 from distillens.user_code import importable
-
-FROM_DATA = ("input_shape", "outputs", "vocabularies", "normalisation")
-"""Arguments of builders that no recipe sets."""
 
 Builder = Callable[..., Any]
 

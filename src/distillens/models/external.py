@@ -20,22 +20,15 @@ from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
 from distillens.models.lenet import image_shape
+from distillens.models.registry import EXTRAS, is_external
 from distillens.models.transformer import text_shape
 from distillens.sequences import SequenceModel as SequenceModel
-
-EXTRAS = {"timm": "timm", "transformers": "text"}
-"""The extra of distillens that each library comes with."""
 
 FROM_DATA = {
     "timm": ("num_classes", "in_chans"),
     "transformers": ("num_labels", "id2label", "label2id"),
 }
 ELSEWHERE = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "trust_remote_code")
-
-
-def is_external(name: str) -> bool:
-    """Say whether a model's name is one of another library's."""
-    return name.partition(":")[0] in EXTRAS and ":" in name
 
 
 def external_builder(name: str) -> Callable[..., nn.Module]:

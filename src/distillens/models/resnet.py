@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from distillens.models.lenet import image_shape
-
-Shortcut = Literal["A", "B"]
-"""Where a block changes the size: A drops pixels and adds zero channels, B is a 1x1 convolution."""
+from distillens.models.registry import Shortcut
 
 
 class Block(nn.Module):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from distillens.data import Examples, Normalisation
 from distillens.data.normalisation import (
-    MeanAndStd,
     as_normalisation,
     fits_unit_interval,
     normalisation_for,
 )
+from distillens.data.recipe import MeanAndStd
 from distillens.models import ModelRecipe, build_model
 from distillens.models.external import pretrained_normalisation
 from distillens.runs import Run, find_run, read_data

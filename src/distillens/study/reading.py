@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from distillens.errors import DataError, RecipeError, nearest
-from distillens.models.build import check_model
+from distillens.models.registry import check_model
 from distillens.paths import user_path
 from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import parts_of

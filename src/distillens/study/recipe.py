@@ -18,9 +18,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from distillens.data.normalisation import AnyNormalisation
-from distillens.data.recipe import DataRecipe
-from distillens.models.build import ModelRecipe
+from distillens.data.recipe import AnyNormalisation, DataRecipe
+from distillens.models.registry import ModelRecipe
 from distillens.paths import UserPath
 from distillens.supervision.recipe import Loss, LossRecipe, SupervisionRecipe, parts_of
 from distillens.training.recipe import Precision, Tracker, TrainingRecipe
