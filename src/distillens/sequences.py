@@ -248,7 +248,8 @@ def vocabulary_size(network: nn.Module) -> int:
     """Return how many tokens a text model can look up."""
     try:
         embedding: Any = network.get_input_embeddings()  # type: ignore[operator]
-        return int(embedding.weight.shape[0])
+        # Not the shape of its weight, which may be sharded.
+        return int(embedding.num_embeddings)
     except (AttributeError, NotImplementedError):
         return int(getattr(_config(network), "vocab_size", None) or 0)
 

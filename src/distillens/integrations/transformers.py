@@ -129,8 +129,8 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._network = _inner(self.accelerator.unwrap_model(self.model))
         _check_task(self._network)
-        if not same_tokenizer:
-            _check_vocabularies(self._network, supervision)
+        self._same_tokenizer = same_tokenizer
+        self._check_vocabularies()
         self._causal = _predicts_next(self._network)
         self._teacher_columns = _teacher_columns(supervision)
         self._whole: Tensor | None = None
@@ -151,6 +151,8 @@ class DistillationTrainer(Trainer):
         batch = _joined(parts, float(local / self._whole))
         self._check_binary(batch)
         self.supervision.advance(batch.to(self.args.device), self.state.global_step)
+        # A teacher may have loaded its next checkpoint.
+        self._check_vocabularies()
         return samples, None
 
     def compute_loss(
@@ -245,6 +247,19 @@ class DistillationTrainer(Trainer):
     def _network_input(self) -> str:
         return str(getattr(self._network, "main_input_name", "input_ids"))
 
+    def _check_vocabularies(self) -> None:
+        if self._same_tokenizer or not is_text_model(self._network):
+            return
+        own = vocabulary_size(self._network)
+        for module in _modules(self.supervision):
+            teacher = module.network if isinstance(module, SequenceModel) else module
+            if is_text_model(teacher) and vocabulary_size(teacher) != own:
+                raise SupervisionError(
+                    f"the teacher has a vocabulary of {vocabulary_size(teacher)} tokens and the model "
+                    f"one of {own}: they seem to have different tokenizers; give the teacher's logits "
+                    "as a RecordedTeacher, or same_tokenizer=True if both read the same tokens"
+                )
+
     def _check_binary(self, batch: Batch) -> None:
         if getattr(getattr(self._network, "config", None), "num_labels", None) != 1:
             return
@@ -333,20 +348,6 @@ def _modules(thing: Any) -> Iterator[nn.Module]:
     elif isinstance(thing, Stateless | Supervision | Teacher):
         for each in vars(thing).values():
             yield from _modules(each)
-
-
-def _check_vocabularies(student: nn.Module, supervision: Supervision) -> None:
-    if not is_text_model(student):
-        return
-    own = vocabulary_size(student)
-    for module in _modules(supervision):
-        teacher = module.network if isinstance(module, SequenceModel) else module
-        if is_text_model(teacher) and vocabulary_size(teacher) != own:
-            raise SupervisionError(
-                f"the teacher has a vocabulary of {vocabulary_size(teacher)} tokens and the model one "
-                f"of {own}: they seem to have different tokenizers; give the teacher's logits as a "
-                "RecordedTeacher, or same_tokenizer=True if both read the same tokens"
-            )
 
 
 def _teacher_columns(supervision: Supervision) -> set[str]:
