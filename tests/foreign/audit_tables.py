@@ -234,8 +234,8 @@ def test_options_resolve_what_is_refused(form: str, tmp_path: Path, capsys):
 
 
 def test_columns_are_matched_by_name():
-    upper = {name: str(name).upper() for name in NAMES}
-    for student in (E[NAMES[::-1]], E[NAMES[::-1]].rename(columns=upper)):
+    upper = [str(name).upper() for name in NAMES[::-1]]
+    for student in (E[NAMES[::-1]], E[NAMES[::-1]].set_axis(upper, axis=1)):
         assert_same(audited(D, student, Y))
     both = D.add_prefix("teacher_"), E[NAMES[::-1]].add_prefix("student_")
     assert_same(audited(*both, Y))

@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -122,7 +122,9 @@ def caching(net: Any, inputs: Tensor) -> Tensor:
 
 def hooked() -> nn.Module:
     layer = nn.Linear(8, 6)
-    layer.register_forward_hook(lambda module, _, out: 2 * out + module.weight.sum())
+    layer.register_forward_hook(
+        lambda module, _, out: 2 * out + cast(nn.Linear, module).weight.sum()
+    )
     return nn.Sequential(layer, nn.Tanh(), head())
 
 
@@ -455,7 +457,7 @@ def scripted() -> nn.Module:
 
 def held_by_a_hook() -> nn.Module:
     layer = nn.Linear(8, 3)
-    layer.register_forward_hook(lambda _, __, out: out * layer.weight.sum())
+    layer.register_forward_hook(lambda _, __, out: cast(Tensor, out) * layer.weight.sum())
     return nn.Sequential(layer)
 
 

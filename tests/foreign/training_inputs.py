@@ -168,7 +168,9 @@ def test_a_layer_that_returns_more_than_one_tensor_is_no_feature(times: int) -> 
         if times == 1:
             features.loss(student(images), Batch(images, Y[:4], torch.arange(4)), 0)
         else:
-            with pytest.raises(SupervisionError, match="returns a tuple with 2 tensors"):
+            with pytest.raises(
+                SupervisionError, match="returns a tuple with 2 floating-point tensors"
+            ):
                 student(images)
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from distillens.array_files import native
-from distillens.data.augment import Augmentation, augment
+from distillens.data.augment import augment
 from distillens.data.examples import Examples
 from distillens.data.labels import class_labels, counting_mask, fit_to_logits
 from distillens.data.loader_state import generator_states, loader_parts, restore_generators
+from distillens.data.recipe import Augmentation
 from distillens.errors import DataError
 
 

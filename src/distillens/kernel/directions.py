@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from operator import index
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def checked_outputs(outputs: Any) -> Outputs:
                 f"unknown outputs {outputs!r}{nearest(outputs, get_args(OutputForm))}, "
                 "or the number of a logit, or two of them"
             )
-        return outputs
+        return cast(Outputs, outputs)
     try:
         if not isinstance(outputs, (tuple, list)):
             return index(outputs)
