@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from foreign.weights import PublishedResNet, trained
 from safetensors.torch import save_file
+from torch import nn
 
 import distillens
 from distillens.data import DataRecipe, load_splits
+from distillens.data.recipe import PRESETS
 from distillens.errors import DataError, DistillensError, ModelError
 
 DATA = {"source": "digits", "train_size": 120, "validation_size": 60, "test_size": 100}
@@ -183,3 +186,43 @@ def test_what_a_recipe_cannot_mean_is_refused(
     with pytest.raises(DistillensError):
         distillens.run({**short, "teacher": teacher}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_published_cifar_checkpoint_is_a_teacher_in_three_lines(
+    short: dict[str, Any], tmp_path: Path
+) -> None:
+    """Labels are what the network answers on inputs that are normalised outside of it."""
+    published = trained(PublishedResNet(3, "A", "shortcut", "linear")).eval()
+    images = np.random.default_rng(0).integers(0, 256, (240, 3, 32, 32), dtype=np.uint8)
+    mean, std = (torch.tensor(each).reshape(1, 3, 1, 1) for each in PRESETS["cifar10"])
+    inputs = (torch.from_numpy(images) / 255 - mean) / std
+    with torch.no_grad():
+        # A random network would give nearly all examples to one class.
+        head, logits = cast(nn.Linear, published.get_submodule("linear")), published(inputs)
+        head.bias.copy_((head.bias - logits.mean(0)) / logits.std(0))
+        head.weight /= logits.std(0)[:, None]
+        labels = published(inputs).argmax(1).numpy()
+    assert set(labels) == set(range(10))
+    torch.save(
+        {"state_dict": nn.DataParallel(published).state_dict(), "best_prec1": 91.7},
+        tmp_path / "resnet20.th",
+    )
+    np.savez(
+        tmp_path / "d.npz",
+        train_inputs=images[:160],
+        train_labels=labels[:160],
+        test_inputs=images[160:],
+        test_labels=labels[160:],
+    )
+    short["data"] = {"source": "npz", "path": str(tmp_path / "d.npz")}
+    short["teacher"] = {
+        "model": {"name": "resnet20"},
+        "checkpoint": str(tmp_path / "resnet20.th"),
+        "normalisation": "cifar10",
+    }
+    result = distillens.run(short, tmp_path / "run")
+    assert result.cells[0].train_accuracy == 1
+    assert any("removed the prefix 'module.'" in note for note in result.notes)
+    del short["teacher"]["normalisation"]
+    short["teacher"]["allow_weak"] = True
+    assert distillens.run(short, tmp_path / "other").cells[0].train_accuracy < 1

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError
 from distillens.models.checkpoints import find_mappings, load_content
+from distillens.paths import user_path
 
 
 def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
@@ -194,7 +195,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(
-    path: Path, model: nn.Module, *, key: str | None = None, strip: str | None = None
+    path: str | Path, model: nn.Module, *, key: str | None = None, strip: str | None = None
 ) -> str:
     """Load a checkpoint into a model, whichever program wrote it.
 
@@ -235,6 +236,7 @@ def load_weights(
     >>> load_weights(path, nn.Linear(3, 2))
     "read 'state_dict'; removed the prefix 'module.'"
     """
+    path = user_path(path)
     content = read_checkpoint(path)
     if next(find_mappings(content), None) is None:
         # Says what it is instead; an empty state dict is one of a model without weights.

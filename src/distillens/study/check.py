@@ -22,10 +22,10 @@ from distillens.study.estimate import estimate_run, seconds_per_step
 from distillens.study.networks import Scene
 from distillens.study.normalisations import Role, described
 from distillens.study.reading import (
-    load_recipe,
     missing_places,
     override_key,
     parse_recipe,
+    read_content,
     recipe_problems,
 )
 from distillens.study.recipe import Recipe
@@ -84,9 +84,12 @@ def check(
     RecipeError
         The file is missing or is no YAML of keys.
     """
-    content = dict(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
-    for override in overrides:
-        override_key(content, override)
+    if isinstance(recipe, dict):
+        content = dict(recipe)
+        for override in overrides:
+            override_key(content, override)
+    else:
+        content, _ = read_content(recipe, overrides)
     found = _Findings(recipe_problems(content))
     name = str(content.get("name", recipe))
     if found.problems:

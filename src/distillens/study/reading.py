@@ -67,24 +67,41 @@ def read_recipe(
     RecipeError
         The file is missing or no YAML, a key is unknown, a value has the wrong type or range.
     """
+    content, named = read_content(where, overrides)
+    recipe = parse_recipe(content, trust_code=trust_code)
+    if any(recipe.custom_parts()):
+        return recipe
+    if named is not None:
+        raise RecipeError(
+            f"code is {named!r}, a folder for names such as module:function, and the "
+            "recipe has none; leave it out"
+        )
+    return recipe.model_copy(update={"code": None})
+
+
+def read_content(
+    where: str | Path, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], str | None]:
+    """Return the plain values of a recipe file with overrides, unchecked.
+
+    ``code`` is set to the folder of the file unless the recipe names another, which is the second
+    value.
+
+    Raises
+    ------
+    RecipeError
+        The file is missing or no YAML of keys, or is a recipe of language models.
+    """
     path = _find(where)
     content = load_recipe(path)
     if content.get("kind") == "language":
         raise RecipeError(f"{where} is a recipe of language models; use `distillens language`")
     for override in overrides:
         override_key(content, override)
-    asked = content.get("code")
-    if asked is None or isinstance(asked, str):
-        content["code"] = str((path.parent / (asked or ".")).resolve())
-    recipe = parse_recipe(content, trust_code=trust_code)
-    if any(recipe.custom_parts()):
-        return recipe
-    if asked is not None:
-        raise RecipeError(
-            f"code is {asked!r}, a folder for names such as module:function, and the recipe has "
-            "none; leave it out"
-        )
-    return recipe.model_copy(update={"code": None})
+    named = content.get("code")
+    if named is None or isinstance(named, str):
+        content["code"] = str((path.parent / (named or ".")).resolve())
+    return content, named
 
 
 def recipe_problems(content: dict[str, Any]) -> list[str]:
