@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,7 +89,25 @@ def parquet_with_index(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any
     return found
 
 
-FORMS = [npz_of_all, npz_in_use, npz_with_index, safetensors, npy_files, parquet_with_index]
+def csv_of_pandas(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
+    """Its header is 0, 1, 2, …, and its first column, without a name, is the row number."""
+    found = {}
+    for split, indices in ((split, teacher_rows[split]) for split in SPLITS):
+        frame = pd.DataFrame(teacher_rows["logits"][indices], index=indices)
+        frame.to_csv(folder / f"{split}.csv")
+        found[split] = str(folder / f"{split}.csv")
+    return found
+
+
+FORMS = [
+    csv_of_pandas,
+    npz_of_all,
+    npz_in_use,
+    npz_with_index,
+    safetensors,
+    npy_files,
+    parquet_with_index,
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
@@ -226,3 +245,13 @@ def test_a_published_cifar_checkpoint_is_a_teacher_in_three_lines(
     del short["teacher"]["normalisation"]
     short["teacher"]["allow_weak"] = True
     assert distillens.run(short, tmp_path / "other").cells[0].train_accuracy < 1
+
+
+def test_a_first_row_that_may_be_a_header_is_refused(short: dict[str, Any], tmp_path: Path) -> None:
+    rows = np.eye(10, dtype=int)[np.arange(1797) % 10]
+    rows[0] = np.arange(10)
+    np.savetxt(tmp_path / "t.csv", rows, fmt="%d", delimiter=",")
+    path = str(tmp_path / "t.csv")
+    short["teacher"] = {"logits": {"train": path, "test": path}}
+    with pytest.raises(DataError, match="may be a header"):
+        distillens.run(short, tmp_path / "run")
