@@ -139,8 +139,8 @@ def missing_places(recipe: Recipe) -> list[str]:
     for key, place in files.items():
         if not (path := Path(place.partition("::")[0])).is_file():
             found.append(f"no file {path}; {key} must name one")
-    if teacher.run is not None and not Path(teacher.run).is_dir():
-        found.append(f"no folder {teacher.run}; teacher.run must name a run folder")
+    if teacher.run is not None and not (Path(teacher.run) / "recipe.yaml").is_file():
+        found.append(f"{teacher.run} is no run folder: it has no recipe.yaml; see teacher.run")
     return found
 
 
