@@ -10,6 +10,8 @@ from distillens.report.text import count, duration, plural, printable
 
 CLASSES_SHOWN = 10
 
+WORDS = {"train": "training"}
+
 
 def check_text(check: RecipeCheck) -> Group:
     """Return what was found out about a recipe, problems first."""
@@ -39,9 +41,10 @@ def _data(data: CheckedData) -> list[str]:
     names = ", ".join(printable(name) for name in data.classes[:CLASSES_SHOWN])
     more = f" and {len(data.classes) - CLASSES_SHOWN} more" * (len(data.classes) > CLASSES_SHOWN)
     smallest, largest = min(data.train_counts), max(data.train_counts)
+    more_examples = f" to {largest:,}" * (largest > smallest)
     lines.append(
         f"classes: {len(data.classes)}: {names}{more}; "
-        f"{smallest:,} to {largest:,} training examples each"
+        f"{smallest:,}{more_examples} training examples each"
     )
     lines.append(f"normalisation: {printable(data.normalisation)}")
     return lines
@@ -53,9 +56,12 @@ def _network(network: CheckedNetwork) -> str:
         line += f", {count(network.parameters)} parameters"
     line += f", {printable(network.origin)}"
     if network.seconds_per_step is not None:
-        line += f", {plural(network.epochs, 'epoch')} of {1000 * network.seconds_per_step:.3g} ms a step"
+        line += f", {plural(network.epochs, 'epoch')} of {1000 * network.seconds_per_step:,.1f} ms a step"
     if network.accuracies:
-        shares = [f"{100 * share:.1f} % of {split} examples" for split, share in network.accuracies]
+        shares = [
+            f"{100 * share:.1f} % of {WORDS.get(split, split)} examples"
+            for split, share in network.accuracies
+        ]
         line += f"; right on {' and '.join(shares)}"
     return line
 

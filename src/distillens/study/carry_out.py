@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from distillens.atomic import write_atomically
 from distillens.data import Splits
 from distillens.errors import RunError
@@ -26,7 +24,7 @@ from distillens.study.networks import Scene
 from distillens.study.normalisations import InputScale
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
-from distillens.study.reading import parse_recipe, read_recipe
+from distillens.study.reading import as_of_today, parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, one_by_one, train_students
 from distillens.study.teacher import StudyTeacher, find_teacher, prepare_teacher
@@ -127,15 +125,6 @@ def _earlier(run: Run) -> Provenance | None:
 
 def _nothing(students: object) -> None:
     """What a process that does not write does after a network."""
-
-
-def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe that a run holds with the keys that have come since, at their defaults."""
-    try:
-        return Recipe.model_validate(content).model_dump(mode="json")
-    except ValidationError:
-        # Not readable any more: compared as it is, which names the key that differs.
-        return content
 
 
 def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> None:

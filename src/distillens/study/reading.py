@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from distillens.errors import DataError, RecipeError, nearest
+from distillens.errors import DataError, DistillensError, RecipeError, nearest
 from distillens.models.registry import check_model
 from distillens.paths import user_path
 from distillens.study.recipe import Recipe
@@ -172,17 +172,37 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(_explain(error.errors()[0])) from None
+    for error in part_errors(recipe, trust_code=trust_code):
+        raise error
+    return recipe
+
+
+def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError]:
+    """Yield what is wrong with the models and losses that a recipe names."""
     for model in (recipe.student.model, recipe.teacher.model):
         if model is not None:
-            check_model(model, trust_code=trust_code)
-    for entry in recipe.supervisions:
-        for part in parts_of(entry):
-            if getattr(part, "loss", None) is not None and ":" in part.loss.name:
-                # Imports torch, which a recipe without code of its author is checked without.
-                from distillens.supervision.build import check_losses
+            try:
+                check_model(model, trust_code=trust_code)
+            except DistillensError as error:
+                yield error
+    for part in (part for entry in recipe.supervisions for part in parts_of(entry)):
+        if getattr(part, "loss", None) is not None and ":" in part.loss.name:
+            # Imports torch, which a recipe without code of its author is checked without.
+            from distillens.supervision.build import check_losses
 
+            try:
                 check_losses(part, trust_code=trust_code)
-    return recipe
+            except DistillensError as error:
+                yield error
+
+
+def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that a run holds with the keys that have come since, at their defaults."""
+    try:
+        return Recipe.model_validate(content).model_dump(mode="json")
+    except ValidationError:
+        # Not readable any more: compared as it is, which names the key that differs.
+        return content
 
 
 def load_recipe(where: str | Path) -> dict[str, Any]:
