@@ -56,7 +56,8 @@ def _network(network: CheckedNetwork) -> str:
         line += f", {count(network.parameters)} parameters"
     line += f", {printable(network.origin)}"
     if network.seconds_per_step is not None:
-        line += f", {plural(network.epochs, 'epoch')} of {1000 * network.seconds_per_step:,.1f} ms a step"
+        step = 1000 * network.seconds_per_step
+        line += f", {plural(network.epochs, 'epoch')}, {step:,.1f} ms per step"
     if network.accuracies:
         shares = [
             f"{100 * share:.1f} % of {WORDS.get(split, split)} examples"
