@@ -15,6 +15,7 @@ from .report import write_report as write_report
 from .study import read_recipe as read_recipe
 from .study import run as run
 from .study.audit_run import audit_run as audit_run
+from .study.check import check as check
 from .study.kernel_complexity import kernel_complexity as kernel_complexity
 from .study.settings import measure_settings as measure_settings
 from .supervision import Distillation as Distillation
