@@ -271,7 +271,7 @@ class _Loop:
         began = time.perf_counter()
         train_mode(self.model, self._frozen)
         # Of whoever ran the model before, a hook for example.
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         losses: list[Tensor] = []
         extremes: list[Tensor] = []
         right = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
@@ -367,7 +367,11 @@ class _Loop:
                 "the loss does not depend on any trainable parameter; the model's forward may detach "
                 "its output or run under torch.no_grad()"
             )
-        self.accelerator.backward(loss)
+        if self.accelerator.scaler is None:
+            # What Accelerate would call, after looking for an optional package in every step.
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
 
     def _step(self) -> None:
         for parameter in self._parameters:
@@ -376,7 +380,12 @@ class _Loop:
             if gradient is not None and gradient.layout is not torch.strided:
                 parameter.grad = gradient.to_dense()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        # Accelerate's zero_grad inspects a signature in every call.
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _miscounted(self, epoch: int, what: str) -> TrainingError:
         return TrainingError(
