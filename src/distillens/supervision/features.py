@@ -146,6 +146,7 @@ class Features(Stateless):
                 )
             feature = full_precision(features[mine])
             taught = full_precision(self._teacher_features[theirs]).to(feature.device)
+            taught = taught.clone() if taught.is_inference() else taught
             with torch.autocast(feature.device.type, enabled=False):
                 total = total + self.weight * self._loss(feature, taught)
         self._teacher_features.clear()
