@@ -401,7 +401,13 @@ class LoaderBatches:
                     "a loader must yield (inputs, labels) or (inputs, labels, indices), "
                     f"got {type(item).__name__}"
                 )
-            labels = class_labels(_tensor(item[1]))
+            given = item[1]
+            labels = class_labels(given if isinstance(given, (list, int)) else _tensor(given))
+            if labels.ndim == 0:
+                raise DataError(
+                    "a loader must yield batches, got one example with one label; read the data set "
+                    "through torch.utils.data.DataLoader(dataset, batch_size=...)"
+                )
             mask = counting_mask(labels, None)
             mask = None if mask is None else mask.to(self.device)
             inputs, labels = _tensor(item[0]).to(self.device), labels.to(self.device)

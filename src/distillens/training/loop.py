@@ -17,7 +17,13 @@ from torch.nn.parameter import is_lazy
 from distillens.data.batches import Batch, EpochSource, LoaderBatches
 from distillens.data.labels import IGNORED, class_labels, counting_mask, outside
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
-from distillens.forward import frozen_statistics, input_type, own_inputs, train_mode
+from distillens.forward import (
+    frozen_statistics,
+    input_type,
+    make_gradients_dense,
+    own_inputs,
+    train_mode,
+)
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.sequences import run
@@ -398,11 +404,7 @@ class _Loop:
         self.accelerator.backward(loss)
 
     def _step(self) -> None:
-        for parameter in self._parameters:
-            gradient = parameter.grad
-            # Of Embedding(sparse=True); momentum, Adam and fused steps have no sparse form.
-            if gradient is not None and gradient.layout is not torch.strided:
-                parameter.grad = gradient.to_dense()
+        make_gradients_dense(self._parameters)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
