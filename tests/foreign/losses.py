@@ -666,8 +666,13 @@ WRONG: dict[str, Callable[[], Any]] = {
     "remove its softmax": lambda: trained(
         linear(1), Distillation(nn.Sequential(linear(2), nn.Softmax(-1)))
     ),
+    "a supervision is wanted, got Linear": lambda: Mixed(OneHot(), linear(2), 0.5),  # type: ignore[arg-type]
+    "a supervision is wanted, got NoneType": lambda: Features(None, X, X, {"0": "0"}),  # type: ignore[arg-type]
+    "function of two tensors, got 'mse'": lambda: Features(OneHot(), X, X, {"0": "0"}, loss="mse"),  # type: ignore[arg-type]
     "the recipe is a dict": lambda: fit(linear(1), OneHot(), loader(), {}),  # type: ignore[arg-type]
-    "the supervision is a CrossEntropyLoss": lambda: trained(linear(1), nn.CrossEntropyLoss()),  # type: ignore[arg-type]
+    "a supervision is wanted, got CrossEntropyLoss": lambda: trained(
+        linear(1), nn.CrossEntropyLoss()
+    ),  # type: ignore[arg-type]
     "mean over examples; got shape": lambda: trained(
         linear(1), Distillation(linear(2), 2.0, lambda f, g, y, tau, mask: (f - g).sum(-1))
     ),
@@ -745,3 +750,9 @@ def test_a_teacher_may_run_in_inference_mode() -> None:
         assert torch.equal(inference, plain)
     plain = featured(nn.Sequential(linear(2)), "0")
     assert torch.equal(featured(Inference(), "inner"), plain)
+
+
+def test_a_vector_of_both_networks_outputs_is_the_form_with_one_output() -> None:
+    z, g = torch.randn(2, 6)
+    for loss in (distillation_cross_entropy, distillation_squared_error):
+        assert torch.equal(loss(z, g, 3.0), loss(z[:, None], g[:, None], 3.0))

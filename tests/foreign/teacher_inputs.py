@@ -354,7 +354,7 @@ def test_multiple_choice_is_distilled_whatever_the_lengths_of_the_choices(tmp_pa
 
 
 def test_what_is_no_supervision_or_loss_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SupervisionError, match="the supervision is a BertForSequenceClassif"):
+    with pytest.raises(SupervisionError, match="supervision is wanted, got BertForSequence"):
         trainer(tmp_path, bert(2), bert(1), rows())
 
     def vector(f: Tensor, g: Tensor, *_: Any) -> Tensor:

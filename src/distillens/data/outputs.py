@@ -143,6 +143,8 @@ def are_probabilities(values: Tensor) -> bool:
 def bare_logits(output: Any, whose: str = "the network") -> Tensor:
     """Return the logits of an output where no labels say which shape they must have.
 
+    (B,) becomes (B, 1), the form with one output.
+
     Raises
     ------
     ModelError
@@ -156,6 +158,8 @@ def bare_logits(output: Any, whose: str = "the network") -> Tensor:
                 f"{whose} gives a {type(output).__name__} of {len(tensors)} tensors; give the logits"
             )
         found = tensors[0]
+    if found.ndim == 1:
+        return found[:, None]
     return found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
 
 

@@ -30,7 +30,13 @@ from distillens.sequences import (
     vocabulary_size,
 )
 from distillens.supervision import OneHot, Supervision, Teacher
-from distillens.supervision.protocol import Stateless, is_across_examples, loss_of, separate_from
+from distillens.supervision.protocol import (
+    Stateless,
+    checked_supervision,
+    is_across_examples,
+    loss_of,
+    separate_from,
+)
 
 try:
     from transformers import Trainer
@@ -102,11 +108,7 @@ class DistillationTrainer(Trainer):
     ) -> None:
         if kwargs.get("compute_loss_func") is not None:
             raise SupervisionError("a supervision is the loss; leave compute_loss_func out")
-        if not isinstance(supervision, Supervision):
-            raise SupervisionError(
-                f"the supervision is a {type(supervision).__name__}; give for example OneHot() or "
-                "Distillation(FixedTeacher(teacher))"
-            )
+        checked_supervision(supervision)
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise SupervisionError(

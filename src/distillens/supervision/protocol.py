@@ -105,6 +105,22 @@ def class_counts(source: Any, batch: Batch) -> set[int]:
     return set() if found is None else found(batch)
 
 
+def checked_supervision(given: Any) -> Any:
+    """Return a supervision if it is one.
+
+    Raises
+    ------
+    SupervisionError
+        It lacks the methods of a supervision.
+    """
+    if isinstance(given, Supervision):
+        return given
+    raise SupervisionError(
+        f"a supervision is wanted, got {type(given).__name__}; give for example OneHot() or "
+        "Distillation(FixedTeacher(teacher))"
+    )
+
+
 def loss_of(supervision: Supervision, logits: Tensor, batch: Batch, step: int) -> Tensor:
     """Return a supervision's loss of a batch.
 

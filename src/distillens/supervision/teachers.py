@@ -217,7 +217,7 @@ def _checked_logits(logits: Any) -> np.ndarray | Tensor:
         numbers = not (values.is_complex() or values.dtype == torch.bool or values.is_sparse)
     else:
         try:
-            values = np.asarray(logits)
+            values = np.asanyarray(logits)
         except ValueError:
             raise SupervisionError(
                 f"teacher logits must have shape (N, C), got a {type(logits).__name__} whose rows "

@@ -24,6 +24,7 @@ from distillens.supervision.protocol import (
     Stateless,
     Supervision,
     Teacher,
+    checked_supervision,
     class_counts,
     is_across_examples,
     reads_layers,
@@ -169,7 +170,7 @@ class _Pair:
     """Two supervisions whose weights depend on the step; one of weight 0 is not computed."""
 
     def __init__(self, first: Supervision, second: Supervision) -> None:
-        self.parts = (first, second)
+        self.parts = (checked_supervision(first), checked_supervision(second))
 
     @property
     def across_examples(self) -> bool:

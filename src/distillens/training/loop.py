@@ -30,6 +30,7 @@ from distillens.sequences import run
 from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import (
     Supervision,
+    checked_supervision,
     is_across_examples,
     loss_of,
     separate_from,
@@ -221,19 +222,14 @@ def make_optimizer(
 
 
 def _check_kinds(model: Any, supervision: Any, recipe: Any) -> None:
-    wanted = (
-        ("the model", model, nn.Module, "a torch.nn.Module"),
-        (
-            "the supervision",
-            supervision,
-            Supervision,
-            "for example OneHot() or Distillation(FixedTeacher(teacher))",
-        ),
-        ("the recipe", recipe, TrainingRecipe, "TrainingRecipe(epochs=..., learning_rate=...)"),
-    )
-    for what, given, kind, hint in wanted:
-        if not isinstance(given, kind):
-            raise TrainingError(f"{what} is a {type(given).__name__}; give {hint}")
+    if not isinstance(model, nn.Module):
+        raise TrainingError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+    checked_supervision(supervision)
+    if not isinstance(recipe, TrainingRecipe):
+        raise TrainingError(
+            f"the recipe is a {type(recipe).__name__}; give "
+            "TrainingRecipe(epochs=..., learning_rate=...)"
+        )
 
 
 def _check_trainable(model: nn.Module, batches: EpochSource) -> None:
