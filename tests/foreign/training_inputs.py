@@ -860,15 +860,15 @@ def test_arrays_whose_scale_is_unknown_are_refused(inputs: np.ndarray, message: 
         dl.examples_from_arrays(inputs, np.arange(8))
 
 
-def cotrained(module: nn.Module, kind: Any = torch.optim.SGD, **options: Any) -> CotrainedTeacher:
+def learning(module: nn.Module, kind: Any = torch.optim.SGD, **options: Any) -> CotrainedTeacher:
     optimizer = kind(module.parameters(), lr=0.1, **options)
     return CotrainedTeacher(module, optimizer, dl.OneHot(), 0.1)
 
 
 def test_a_cotrained_teacher_within_an_average_is_resumed(tmp_path: Path) -> None:
     def train(files: NetworkFiles | None = None, hooks: Any = ()) -> Tensor:
-        model, learning = linear(), cotrained(linear(1), momentum=0.9)
-        average = AveragedTeacher([learning, linear(2)], [1.0, 1.0])
+        model, beside = linear(), learning(linear(1), momentum=0.9)
+        average = AveragedTeacher([beside, linear(2)], [1.0, 1.0])
         supervision = dl.Distillation(average, 2.0)
         dl.fit(model, supervision, source(), SHORT, store=files, hooks=hooks)
         return weights(model)
@@ -888,7 +888,7 @@ def test_a_cotrained_teacher_with_sparse_gradients_trains_as_with_dense_ones() -
             nn.Sequential(nn.Embedding(10, 8, sparse=each), nn.Flatten(), nn.Linear(24, 5))
             for each in (sparse, False)
         )
-        supervision = dl.Distillation(cotrained(teacher, torch.optim.Adam))
+        supervision = dl.Distillation(learning(teacher, torch.optim.Adam))
         dl.fit(student, supervision, [(tokens, Y)], SHORT)
         found.append(weights(student))
     assert torch.equal(*found)
@@ -908,7 +908,7 @@ def exported() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: cotrained(linear().requires_grad_(False)), "has no trainable parameters"),
+        (lambda: learning(linear().requires_grad_(False)), "has no trainable parameters"),
         (lambda: dl.RecordedTeacher(np.ma.masked_less(X.numpy(), 0.5)), "logits are masked"),
         (lambda: fit_to(exported()), "cannot be put into evaluation mode"),
         (

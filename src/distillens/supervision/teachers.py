@@ -227,7 +227,7 @@ def _checked_logits(logits: Any) -> np.ndarray | Tensor:
         # Kind V without fields: types such as bfloat16 of ml_dtypes, which convert to float32.
         named = values.dtype.kind == "V" and np.can_cast(values.dtype, np.float32)
         numbers = values.dtype.kind in "fiu" or (named and values.dtype.names is None)
-    if np.ma.is_masked(values):
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise SupervisionError(
             f"{int(np.ma.getmaskarray(values).sum())} of the teacher logits are masked and have no "
             "value; fill them, or leave their rows out and give the indices of the others"
