@@ -671,8 +671,9 @@ WRONG: dict[str, Callable[[], Any]] = {
     "function of two tensors, got 'mse'": lambda: Features(OneHot(), X, X, {"0": "0"}, loss="mse"),  # type: ignore[arg-type]
     "the recipe is a dict": lambda: fit(linear(1), OneHot(), loader(), {}),  # type: ignore[arg-type]
     "a supervision is wanted, got CrossEntropyLoss": lambda: trained(
-        linear(1), nn.CrossEntropyLoss()
-    ),  # type: ignore[arg-type]
+        linear(1),
+        nn.CrossEntropyLoss(),  # type: ignore[arg-type]
+    ),
     "mean over examples; got shape": lambda: trained(
         linear(1), Distillation(linear(2), 2.0, lambda f, g, y, tau, mask: (f - g).sum(-1))
     ),
