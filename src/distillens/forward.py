@@ -7,7 +7,7 @@ have parameters of another type than the inputs, or may lie on several devices.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillens.errors import SupervisionError
+from distillens.errors import ModelError, SupervisionError
 from distillens.sequences import run
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,12 +50,24 @@ def evaluate(module: nn.Module, inputs: Tensor, further: Mapping[str, Tensor] | 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode; restore the mode of every submodule afterwards."""
+    """Put a network into evaluation mode; restore the mode of every submodule afterwards.
+
+    Raises
+    ------
+    ModelError
+        It has no evaluation mode, as the module of an exported program.
+    """
     modes = [(each, each.training) for each in module.modules()]
     if not any(training for _, training in modes):
         yield
         return
-    module.eval()
+    try:
+        module.eval()
+    except NotImplementedError as error:
+        raise ModelError(
+            f"a {type(module).__name__} cannot be put into evaluation mode ({error}); give the module "
+            "that it was exported from, or its logits as RecordedTeacher(logits)"
+        ) from None
     try:
         yield
     finally:
@@ -115,6 +127,16 @@ def own_inputs(inputs: Tensor, kind: torch.dtype | None) -> Tensor:
     """
     wanted = kind if kind is not None and inputs.is_floating_point() else inputs.dtype
     return inputs.detach().to(wanted, copy=True)
+
+
+def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
+    """Make sparse gradients dense, as those of ``Embedding(sparse=True)``.
+
+    Momentum, Adam and fused steps have no sparse form.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def shares_tensors(module: nn.Module, student: nn.Module) -> bool:

@@ -93,7 +93,7 @@ def run(module: nn.Module, inputs: Tensor, further: Mapping[str, Tensor] | None 
     module
         The network.
     inputs : Tensor
-        (B, …), or (B, T) tokens in which -1 marks padding.
+        (B, …), or tokens in which -1 marks padding: (B, T), or (B, choices, T) of multiple choice.
     further
         Further inputs by name, (B, …) each; the network gets those that its ``forward`` takes. None
         where the batch comes from a source that has no such inputs.
@@ -106,8 +106,11 @@ def run(module: nn.Module, inputs: Tensor, further: Mapping[str, Tensor] | None 
     """
     if is_text_model(module) and inputs.ndim == 2 and not inputs.is_floating_point():
         if further is None:
-            _check_marked(module, inputs)
+            check_marked(module, inputs)
         return sequence_logits(module, inputs, further or {})
+    if is_text_model(module) and inputs.ndim == 3 and not inputs.is_floating_point():
+        # Choices (B, choices, T), which the network runs as B · choices sentences.
+        return _padded(module, inputs, taken(module, further or {}))
     return module(inputs, **taken(module, further or {}))
 
 
@@ -343,7 +346,14 @@ def _by_group(
     return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
-def _check_marked(network: nn.Module, tokens_BT: Tensor) -> None:
+def check_marked(network: nn.Module, tokens_BT: Tensor) -> None:
+    """Refuse tokens for a bare text model of which it is not known whether they are padding.
+
+    Raises
+    ------
+    ModelError
+        They end in the network's ``pad_token_id``, and no padding is marked by -1.
+    """
     pad = padding_token(network)
     if pad is None:
         return

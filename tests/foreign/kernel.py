@@ -20,7 +20,7 @@ from torch.ao.nn.quantized.dynamic import Linear as QuantisedLinear
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from distillens.errors import KernelError
+from distillens.errors import KernelError, MeasureError, ModelError
 from distillens.kernel import EmpiricalNTK, ntk_similarity, oracle_gram
 from distillens.study.kernel_complexity import kernel_complexity
 
@@ -501,3 +501,87 @@ def test_a_network_without_a_kernel_is_refused_in_one_line(
     with pytest.raises(KernelError, match=message) as caught:
         EmpiricalNTK(build(), outputs=0).gram(vectors())
     assert "\n" not in str(caught.value)
+
+
+def text_network(kind: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2}
+        config = transformers.GPT2Config(vocab_size=12, num_labels=3, **sizes)
+        network = transformers.GPT2ForSequenceClassification(config)
+    else:
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.BertConfig(
+            vocab_size=12, num_labels=3, intermediate_size=8, max_position_embeddings=8, **sizes
+        )
+        network = transformers.BertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter) / 3)
+    return network.eval()
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_the_kernel_of_a_text_model_does_not_depend_on_padding(kind: str) -> None:
+    network = text_network(kind)
+    padded = torch.tensor([[2, 5, 6, 7], [2, 5, 6, -1], [2, 8, -1, -1]])
+    sentences = [row[row >= 0][None] for row in padded]
+    double = copy.deepcopy(network).double()
+    parameters = list(double.parameters())
+    rows = []
+    for ids in sentences:
+        logit = double(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, LOGIT]
+        found = torch.autograd.grad(logit, parameters, materialize_grads=True)
+        rows.append(torch.cat([each.flatten() for each in found]))
+    exact = torch.stack(rows) @ torch.stack(rows).T
+    kernel = EmpiricalNTK(network, outputs=LOGIT, dtype=torch.float64)
+    assert (kernel.gram(padded).values - exact).norm() < 1e-9 * exact.norm()
+    assert (kernel.diagonal(padded) - exact.diagonal()).norm() < 1e-9 * exact.norm()
+    oracle = oracle_gram(network, padded, outputs=LOGIT, vectorised=False)
+    assert (oracle - exact).norm() < 1e-9 * exact.norm()
+    assert ntk_similarity(network, network, padded, probes=1).value == pytest.approx(1.0)
+
+
+def test_tokens_that_may_be_padding_have_no_kernel() -> None:
+    network, tokens = text_network("bert"), torch.tensor([[2, 5, 6, 7], [2, 8, 0, 0]])
+    for compute in (
+        lambda: EmpiricalNTK(network, outputs=LOGIT).gram(tokens),
+        lambda: ntk_similarity(network, network, tokens),
+        lambda: kernel_complexity(network, tokens, {"y": [1.0, -1.0]}, outputs=LOGIT),
+    ):
+        with pytest.raises(ModelError, match="tokens end in 0, the pad_token_id"):
+            compute()
+
+
+def test_one_name_may_be_given_as_parameters() -> None:
+    torch.manual_seed(0)
+    inputs = vectors()
+    gram = EmpiricalNTK(head(8), outputs=LOGIT, parameters="weight").gram(inputs)
+    torch.testing.assert_close(gram.values, inputs @ inputs.T)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ([1.0, -1.0, 1.0, -1.0], "got list of 4"),
+        ({"y": ["a", "b", "a", "b"]}, "of type <U1; give real numbers"),
+        ({"y": np.ones(4) * 1j}, "of type complex128"),
+    ],
+)
+def test_targets_that_are_no_numbers_by_name_are_refused(targets: Any, says: str) -> None:
+    with pytest.raises(MeasureError, match=says):
+        kernel_complexity(head(8), vectors(), targets, outputs=LOGIT)
+    with pytest.raises(KernelError, match="got function"):
+        EmpiricalNTK(lambda x: x, outputs=LOGIT)  # type: ignore[arg-type]
+
+
+def test_targets_may_be_tensors_of_any_type() -> None:
+    torch.manual_seed(0)
+    model, inputs = head(8), vectors()
+    values = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    found = [
+        kernel_complexity(model, inputs, {"y": each}, outputs=LOGIT).targets[0].plain
+        for each in (values.numpy(), values.bfloat16(), values.clone().requires_grad_())
+    ]
+    assert found[0] == found[1] == found[2]

@@ -15,16 +15,25 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import distillens as dl
 from distillens.data import Batch, LoaderBatches
-from distillens.errors import DataError, ModelError, SupervisionError, TrainingError
+from distillens.errors import (
+    DataError,
+    DistillensError,
+    ModelError,
+    SupervisionError,
+    TrainingError,
+)
 from distillens.models import ModelRecipe, build_model
 from distillens.supervision import (
+    AveragedTeacher,
     Distillation,
     Features,
     FixedTeacher,
     Mixed,
     OneHot,
+    OnlineTeacher,
     RecordedTeacher,
     Supervision,
+    TeacherCheckpoint,
     cross_entropy,
     decoupled,
     dist,
@@ -617,3 +626,134 @@ def test_an_average_of_teachers_is_not_rounded_to_their_type() -> None:
     rows = torch.randn(2, 3).bfloat16()
     average = dl.supervision.AveragedTeacher([RecordedTeacher(rows)] * 3, [1.0, 1.0, 1.0])
     torch.testing.assert_close(average.logits(batch_of(torch.tensor([0, 1]))), rows.float())
+
+
+@pytest.mark.parametrize("layout", ["loader", "list"])
+def test_a_loader_is_read_as_batches(layout: str) -> None:
+    given: Any = loader() if layout == "loader" else list(loader())
+    assert trained(linear(1), OneHot(), given)[0].loss == trained(linear(1), OneHot())[0].loss
+
+
+def test_a_module_is_a_fixed_teacher_wherever_a_teacher_is_wanted() -> None:
+    fixed = trained(linear(1), Distillation(FixedTeacher(linear(2)), 2.0))[1]
+    module = linear(2)
+    online = OnlineTeacher([TeacherCheckpoint(3, lambda: linear(2))], 2)
+    for teacher in (module, AveragedTeacher([module], [2.0]), online):
+        assert torch.equal(trained(linear(1), Distillation(teacher, 2.0))[1], fixed)
+
+
+WRONG: dict[str, Callable[[], Any]] = {
+    "unknown loss 'mse'; known: cross-entropy, squared-error": lambda: OneHot("mse"),  # type: ignore[arg-type]
+    "unknown loss 'kl'": lambda: Distillation(linear(2), loss="kl"),  # type: ignore[arg-type]
+    "got function; give a module": lambda: Distillation(lambda x: x),  # type: ignore[arg-type]
+    "got NoneType; give logits": lambda: FixedTeacher(None),  # type: ignore[arg-type]
+    "positive and finite, got '4'": lambda: Distillation(linear(2), "4"),  # type: ignore[arg-type]
+    "positive and finite, got 0": lambda: distillation_cross_entropy(X, X, 0),
+    "positive and finite, got -1.0": lambda: distillation_squared_error(X, X, -1.0),
+    "positive and finite, got -2.0": lambda: decoupled(X, X, Y, -2.0),
+    "positive and finite, got -3.0": lambda: dist(X, X, -3.0),
+    "got 2.0": lambda: smoothed_cross_entropy(X, Y, 2.0),
+    "got -0.1": lambda: smoothed_squared_error(X, Y, -0.1),
+    r"weights \[nan\]": lambda: AveragedTeacher([linear(2)], [float("nan")]),
+    "must have the same classes": lambda: AveragedTeacher(
+        [linear(2), linear(2, 1)], [1.0, 1.0]
+    ).logits(Batch(X, Y, Y)),
+    "student_steps must be at least 1": lambda: OnlineTeacher(
+        [TeacherCheckpoint(3, lambda: linear(2))], 0
+    ),
+    "rows have different lengths": lambda: RecordedTeacher([[1.0, 2.0], [1.0]]),  # type: ignore[arg-type]
+    "give log": lambda: RecordedTeacher(X.softmax(-1)),
+    "remove its softmax": lambda: trained(
+        linear(1), Distillation(nn.Sequential(linear(2), nn.Softmax(-1)))
+    ),
+    "a supervision is wanted, got Linear": lambda: Mixed(OneHot(), linear(2), 0.5),  # type: ignore[arg-type]
+    "a supervision is wanted, got NoneType": lambda: Features(None, X, X, {"0": "0"}),  # type: ignore[arg-type]
+    "function of two tensors, got 'mse'": lambda: Features(OneHot(), X, X, {"0": "0"}, loss="mse"),  # type: ignore[arg-type]
+    "the recipe is a dict": lambda: fit(linear(1), OneHot(), loader(), {}),  # type: ignore[arg-type]
+    "a supervision is wanted, got CrossEntropyLoss": lambda: trained(
+        linear(1),
+        nn.CrossEntropyLoss(),  # type: ignore[arg-type]
+    ),
+    "mean over examples; got shape": lambda: trained(
+        linear(1), Distillation(linear(2), 2.0, lambda f, g, y, tau, mask: (f - g).sum(-1))
+    ),
+    "no label of epoch 1 counts": lambda: trained(
+        linear(1), OneHot(), loader(torch.full_like(Y, -100))
+    ),
+    "indices of a batch are float32": lambda: trained(linear(1), OneHot(), [(X, Y, Y + 0.5)]),
+    r"indices of a batch have shape \(16,\) for 32 labels": lambda: trained(
+        linear(1), OneHot(), [(X, Y, Y[:16])]
+    ),
+}
+
+
+@pytest.mark.parametrize("says", WRONG)
+def test_what_fits_no_training_is_refused_in_one_line(says: str) -> None:
+    with pytest.raises(DistillensError, match=says) as caught:
+        WRONG[says]()
+    assert "\n" not in str(caught.value)
+
+
+def test_one_hot_rows_and_log_probabilities_are_logits() -> None:
+    RecordedTeacher(torch.eye(4))
+    RecordedTeacher(X.log_softmax(-1))
+
+
+def test_labels_of_minus_100_do_not_count_in_any_source_and_any_loss() -> None:
+    labels = torch.where(torch.arange(32) % 3 == 0, -100, Y)
+    kept = labels != -100
+
+    class Unmasked(Plain):
+        def __init__(self, mask: Tensor | None) -> None:
+            self.batch = Batch(X, labels, torch.arange(32), mask=mask)
+
+    for loss in ("cross-entropy", decoupled_loss):
+        supervision = Mixed(OneHot(), Distillation(linear(2), 4.0, loss), 0.5)  # type: ignore[arg-type]
+        plain, other = (trained(linear(1), supervision, Unmasked(mask)) for mask in (kept, None))
+        assert other[0].loss == plain[0].loss
+        assert other[0].accuracy == plain[0].accuracy
+        assert torch.equal(other[1], plain[1])
+    z, g = torch.randn(2, 32, 5)
+    found, of_kept = decoupled(z, g, labels, 2.0), decoupled(z[kept], g[kept], labels[kept], 2.0)
+    torch.testing.assert_close(found, of_kept)
+
+
+def decoupled_loss(f: Tensor, g: Tensor, y: Tensor, tau: float, mask: Tensor | None) -> Tensor:
+    return decoupled(f, g, y, tau, mask=mask)
+
+
+class Inference(nn.Module):
+    """A teacher whose forward runs in inference mode, as published ones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(2)
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits that no backward pass may keep."""
+        return self.inner(x)
+
+
+def test_a_teacher_may_run_in_inference_mode() -> None:
+    def product(f: Tensor, g: Tensor, *_: Any) -> Tensor:
+        return (f * g).mean()
+
+    def featured(teacher: Any, layer: str) -> Tensor:
+        student = nn.Sequential(linear(1))
+        return trained(student, Features(OneHot(), student, teacher, {"0": layer}, loss=product))[1]
+
+    for loss in ("cross-entropy", product):
+        plain, inference = (
+            trained(linear(1), Distillation(teacher, 2.0, loss))[1]  # type: ignore[arg-type]
+            for teacher in (linear(2), Inference())
+        )
+        assert torch.equal(inference, plain)
+    plain = featured(nn.Sequential(linear(2)), "0")
+    assert torch.equal(featured(Inference(), "inner"), plain)
+
+
+def test_a_vector_of_both_networks_outputs_is_the_form_with_one_output() -> None:
+    z, g = torch.randn(2, 6)
+    for loss in (distillation_cross_entropy, distillation_squared_error):
+        assert torch.equal(loss(z, g, 3.0), loss(z[:, None], g[:, None], 3.0))

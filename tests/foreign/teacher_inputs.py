@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
-from distillens.errors import SupervisionError
+from distillens.errors import DataError, SupervisionError
 from distillens.models import SequenceModel
 from distillens.supervision import (
     CotrainedTeacher,
@@ -318,6 +318,53 @@ def test_pictures_are_distilled_as_sentences_are(tmp_path: Path) -> None:
     with torch.no_grad():
         both = [list(model.eval()(pictures).logits) for model in (teacher, student)]
     assert found == pytest.approx(expected_loss(both[0], both[1]), rel=1e-5)
+
+
+def test_multiple_choice_is_distilled_whatever_the_lengths_of_the_choices(tmp_path: Path) -> None:
+    teacher, student = (network("BertForMultipleChoice", BERT, seed) for seed in (1, 2))
+    data = []
+    for place, tokens in enumerate(sentences()):
+        # The shorter choice comes first in every second example.
+        choices = [tokens.tolist(), tokens[:2].tolist()][:: 1 if place % 2 else -1]
+        data.append({"choices": choices, "labels": place % 2})
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        width = max(len(each) for row in examples for each in row["choices"])
+        ids = torch.full((len(examples), 2, width), PAD)
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(examples):
+            for choice, tokens in enumerate(example["choices"]):
+                ids[row, choice, : len(tokens)] = torch.tensor(tokens)
+                mask[row, choice, : len(tokens)] = 1
+        labels = torch.tensor([example["labels"] for example in examples])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    batch = collate(data)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        both = [list(model.eval()(**batch).logits) for model in (teacher, student)]
+    more = {"data_collator": collate, "remove_unused_columns": False}
+    found = loss_of(tmp_path, student, OneHot(), data, **more)
+    assert found == pytest.approx(float(cross_entropy(torch.stack(both[1]), labels)), rel=1e-5)
+    parts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": len(data)}
+    for sizes in ({}, parts):
+        distilled = Distillation(FixedTeacher(teacher), 2.0)
+        found = loss_of(tmp_path, student, distilled, data, **more, **sizes)
+        assert found == pytest.approx(expected_loss(both[0], both[1]), rel=1e-5)
+
+
+def test_what_is_no_supervision_or_loss_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SupervisionError, match="supervision is wanted, got BertForSequence"):
+        trainer(tmp_path, bert(2), bert(1), rows())
+
+    def vector(f: Tensor, g: Tensor, *_: Any) -> Tensor:
+        return (f - g).square().sum(-1)
+
+    with pytest.raises(SupervisionError, match="mean over examples; got shape"):
+        loss_of(tmp_path, bert(2), Distillation(bert(1), 2.0, vector), rows())
+    data = rows(index=[0.5] * len(LENGTHS))
+    with pytest.raises(DataError, match="indices of a batch are float32"):
+        loss_of(tmp_path, bert(2), OneHot(), data)
 
 
 def test_what_is_no_classification_is_one_line(tmp_path: Path) -> None:

@@ -858,3 +858,76 @@ def test_examples_may_be_stored_in_any_way(layout: str) -> None:
 def test_arrays_whose_scale_is_unknown_are_refused(inputs: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         dl.examples_from_arrays(inputs, np.arange(8))
+
+
+def learning(module: nn.Module, kind: Any = torch.optim.SGD, **options: Any) -> CotrainedTeacher:
+    optimizer = kind(module.parameters(), lr=0.1, **options)
+    return CotrainedTeacher(module, optimizer, dl.OneHot(), 0.1)
+
+
+def test_a_cotrained_teacher_within_an_average_is_resumed(tmp_path: Path) -> None:
+    def train(files: NetworkFiles | None = None, hooks: Any = ()) -> Tensor:
+        model, beside = linear(), learning(linear(1), momentum=0.9)
+        average = AveragedTeacher([beside, linear(2)], [1.0, 1.0])
+        supervision = dl.Distillation(average, 2.0)
+        dl.fit(model, supervision, source(), SHORT, store=files, hooks=hooks)
+        return weights(model)
+
+    files = NetworkFiles(tmp_path)
+    with pytest.raises(Killed):
+        train(files, [stop(1)])
+    assert torch.equal(train(files), train())
+
+
+def test_a_cotrained_teacher_with_sparse_gradients_trains_as_with_dense_ones() -> None:
+    tokens = torch.randint(0, 10, (64, 3), generator=torch.Generator().manual_seed(0))
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        teacher, student = (
+            nn.Sequential(nn.Embedding(10, 8, sparse=each), nn.Flatten(), nn.Linear(24, 5))
+            for each in (sparse, False)
+        )
+        supervision = dl.Distillation(learning(teacher, torch.optim.Adam))
+        dl.fit(student, supervision, [(tokens, Y)], SHORT)
+        found.append(weights(student))
+    assert torch.equal(*found)
+
+
+def test_labels_may_be_lists() -> None:
+    models = linear(), linear()
+    for model, labels in zip(models, (Y, Y.tolist()), strict=True):
+        dl.fit(model, dl.OneHot(), [(X, labels)], SHORT)
+    assert torch.equal(*(weights(model) for model in models))
+
+
+def exported() -> nn.Module:
+    return torch.export.export(linear(), (X,)).module()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: learning(linear().requires_grad_(False)), "has no trainable parameters"),
+        (lambda: dl.RecordedTeacher(np.ma.masked_less(X.numpy(), 0.5)), "logits are masked"),
+        (lambda: fit_to(exported()), "cannot be put into evaluation mode"),
+        (
+            lambda: dl.fit(linear(), dl.OneHot(), TensorDataset(X, Y), SHORT),
+            r"through torch\.utils\.data\.DataLoader",
+        ),
+        (
+            lambda: dl.fit(linear(), dl.OneHot(), [(X[0], 3), (X[1], 2)], SHORT),
+            r"through torch\.utils\.data\.DataLoader",
+        ),
+    ],
+)
+def test_teachers_and_data_without_a_meaning_are_one_line(
+    build: Callable[[], Any], says: str
+) -> None:
+    with pytest.raises(DistillensError, match=says) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def fit_to(teacher: nn.Module) -> None:
+    dl.fit(linear(), dl.Distillation(dl.FixedTeacher(teacher)), source(), SHORT)

@@ -63,8 +63,6 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; indices stay on the CPU."""
-        if self.inputs.device == device:
-            return self
         mask = None if self.mask is None else self.mask.to(device)
         further = self._each_further(lambda values: values.to(device))
         return replace(
@@ -282,6 +280,26 @@ def _tensor(values: Any) -> Tensor:
     )
 
 
+def stable_indices(values: Any, examples: int) -> Tensor:
+    """Return (B,) int64 indices on the CPU.
+
+    Raises
+    ------
+    DataError
+        They are not one integer an example.
+    """
+    found = _tensor(values)
+    kind = str(found.dtype).removeprefix("torch.")
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise DataError(f"the indices of a batch are {kind}; an index is one integer an example")
+    if found.numel() != examples:
+        raise DataError(
+            f"the indices of a batch have shape {tuple(found.shape)} for {examples} labels; give one "
+            "integer an example"
+        )
+    return found.cpu().reshape(-1).to(torch.int64)
+
+
 class LoaderBatches:
     """A user's own loader as a source of batches.
 
@@ -383,14 +401,20 @@ class LoaderBatches:
                     "a loader must yield (inputs, labels) or (inputs, labels, indices), "
                     f"got {type(item).__name__}"
                 )
-            labels = class_labels(_tensor(item[1]))
+            given = item[1]
+            labels = class_labels(given if isinstance(given, (list, int)) else _tensor(given))
+            if labels.ndim == 0:
+                raise DataError(
+                    "a loader must yield batches, got one example with one label; read the data set "
+                    "through torch.utils.data.DataLoader(dataset, batch_size=...)"
+                )
             mask = counting_mask(labels, None)
             mask = None if mask is None else mask.to(self.device)
             inputs, labels = _tensor(item[0]).to(self.device), labels.to(self.device)
             # -1 marks an example without a stable index; whoever needs one refuses it.
             indices = torch.full((len(labels),), -1)
             if len(item) == 3:
-                indices = _tensor(item[2]).cpu().to(torch.int64)
+                indices = stable_indices(item[2], len(labels))
             yield Batch(inputs, labels, indices, epoch, mask=mask, classes=self.classes)
 
     def state_dict(self) -> dict[str, Any]:

@@ -127,8 +127,23 @@ def candidates(parts: Collection[Any], positions: tuple[int, ...]) -> list[Tenso
     return [each for each in fitted if each is not None]
 
 
+def are_probabilities(values: Tensor) -> bool:
+    """Say whether (N, C) values are probabilities, not logits: N ≥ 2 rows in [0, 1] that add up to 1.
+
+    Rows of zeros and ones alone are not taken as probabilities.
+    """
+    if values.ndim != 2 or min(values.shape) < 2:
+        return False
+    values = values.double()
+    within = bool(((values >= 0) & (values <= 1)).all())
+    sums = bool(((values.sum(1) - 1).abs() < 1e-3).all())
+    return within and sums and bool(((values > 0) & (values < 1)).any())
+
+
 def bare_logits(output: Any, whose: str = "the network") -> Tensor:
     """Return the logits of an output where no labels say which shape they must have.
+
+    (B,) becomes (B, 1), the form with one output.
 
     Raises
     ------
@@ -143,6 +158,8 @@ def bare_logits(output: Any, whose: str = "the network") -> Tensor:
                 f"{whose} gives a {type(output).__name__} of {len(tensors)} tensors; give the logits"
             )
         found = tensors[0]
+    if found.ndim == 1:
+        return found[:, None]
     return found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distillens.atomic import write_atomically
 from distillens.data import PADDING, Batch
+from distillens.data.batches import stable_indices
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.models import load_safely
 from distillens.sequences import (
@@ -29,7 +30,13 @@ from distillens.sequences import (
     vocabulary_size,
 )
 from distillens.supervision import OneHot, Supervision, Teacher
-from distillens.supervision.protocol import Stateless, is_across_examples, separate_from
+from distillens.supervision.protocol import (
+    Stateless,
+    checked_supervision,
+    is_across_examples,
+    loss_of,
+    separate_from,
+)
 
 try:
     from transformers import Trainer
@@ -101,6 +108,7 @@ class DistillationTrainer(Trainer):
     ) -> None:
         if kwargs.get("compute_loss_func") is not None:
             raise SupervisionError("a supervision is the loss; leave compute_loss_func out")
+        checked_supervision(supervision)
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise SupervisionError(
@@ -172,7 +180,7 @@ class DistillationTrainer(Trainer):
         if not model.training:
             loss = self._labels.loss(logits, batch, self.state.global_step)
         else:
-            loss = self.supervision.loss(logits, batch, self.state.global_step)
+            loss = loss_of(self.supervision, logits, batch, self.state.global_step)
             if self._whole is not None:
                 loss = loss * (_counting(batch).to(self._whole) / self._whole)
         return (loss, outputs) if return_outputs else loss
@@ -183,7 +191,9 @@ class DistillationTrainer(Trainer):
         left_out = {"labels", self._index_column, *self._teacher_columns.difference(takes)}
         given = {name: each for name, each in inputs.items() if name not in left_out}
         tokens, mask = given.get("input_ids"), given.get("attention_mask")
-        if tokens is None or mask is None or not is_text_model(self._network):
+        # Inputs (B, choices, T) of multiple choice go to the model as they are.
+        padded = tokens is not None and mask is not None and tokens.ndim == 2
+        if not padded or not is_text_model(self._network):
             return model(**given)
         order = None
         if cast(Any, self._network).config.model_type not in MASK_IS_NOT_ENOUGH:
@@ -240,7 +250,8 @@ class DistillationTrainer(Trainer):
             main = main[:, :-1]
         index = inputs.get(self._index_column)
         # -1 marks an example without a stable index; whoever needs one refuses it.
-        indices = torch.full((len(labels),), -1) if index is None else index.cpu()
+        unknown = torch.full((len(labels),), -1)
+        indices = unknown if index is None else stable_indices(index, len(labels))
         epoch = int(self.state.epoch or 0)
         return Batch(main, labels, indices, epoch, mask=mask, further=further)
 
@@ -420,10 +431,13 @@ def _joined(parts: list[Batch], weight: float) -> Batch:
 
 
 def _stacked(parts: list[Tensor], filler: int) -> Tensor:
-    if parts[0].ndim < 2 or len({part.shape[1:] for part in parts}) == 1:
+    if len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(parts)
-    width = max(part.shape[1] for part in parts)
-    rest = (0, 0) * (parts[0].ndim - 2)
-    return torch.cat(
-        [nn.functional.pad(part, (*rest, 0, width - part.shape[1]), value=filler) for part in parts]
-    )
+    # Positions are the second axis, or the third one behind the choices of multiple choice.
+    sizes = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        missing = [(0, size - length) for size, length in zip(sizes, part.shape[1:], strict=True)]
+        behind = [each for pair in reversed(missing) for each in pair]
+        padded.append(nn.functional.pad(part, behind, value=filler))
+    return torch.cat(padded)

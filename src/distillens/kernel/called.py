@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from distillens.errors import KernelError
 from distillens.kernel.precision import OnePrecision, stand_ins
+from distillens.sequences import SequenceModel, is_text_model
 
 _TORCH_NAMES = frozenset(vars(nn.Module()))
 """What torch itself keeps in a module."""
@@ -81,10 +82,11 @@ class CalledNetwork(nn.Module):
         try:
             with OnePrecision(self._types, inputs.device.type, self.reduced):
                 given = inputs.clone()
-                if weights is None:
-                    result = self.model(given)
-                else:
-                    result = functional_call(self.model, dict(weights), (given,))
+                model, prefix = self.model, ""
+                if is_text_model(model) and not inputs.is_floating_point():
+                    model, prefix = SequenceModel(model), "network."
+                named = {f"{prefix}{name}": each for name, each in (weights or {}).items()}
+                result = functional_call(model, named, (given,)) if named else model(given)
         finally:
             changed = state is not None and state.give_back()
         self.keeps_state = changed

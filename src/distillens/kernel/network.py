@@ -20,6 +20,7 @@ from distillens.errors import DistillensError, KernelError, nearest
 from distillens.kernel.called import CalledNetwork, held_tensors
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
+from distillens.sequences import check_marked, is_text_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,6 +43,8 @@ class Prepared:
         ------
         KernelError
             There are none, or one is not finite.
+        ModelError
+            Tokens for a bare text model end in its ``pad_token_id``.
         """
         if not isinstance(inputs, Tensor):
             raise KernelError(
@@ -57,6 +60,8 @@ class Prepared:
                 raise KernelError(f"{what} hold NaN or infinity; clean the data first")
             kind = self.dtype.to_complex() if inputs.is_complex() else self.dtype
             return inputs.to(self.device, kind)
+        if is_text_model(self.network.model) and inputs.ndim == 2:
+            check_marked(self.network.model, inputs)
         return inputs.to(self.device)
 
     def count_outputs(self, example: Tensor) -> int:
@@ -93,11 +98,14 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
     """
     if dtype not in (torch.float32, torch.float64):
         raise KernelError(f"kernels are computed in float32 or float64, not {dtype}")
+    if not isinstance(model, nn.Module):
+        raise KernelError(f"a kernel is of a torch.nn.Module, got {type(model).__name__}")
     inner, prefix = unwrapped(model)
     refuse_without_derivatives(inner)
     refuse_batch_statistics(inner)
     network = CalledNetwork(copied(inner).eval(), dtype)
     if parameters is not None:
+        parameters = [parameters] if isinstance(parameters, str) else parameters
         parameters = [name.removeprefix(prefix) for name in parameters]
     chosen = chosen_parameters(network, parameters)
     for name, weight in network.named_parameters():

@@ -57,7 +57,9 @@ class EmpiricalNTK:
         Takes (B, …) and returns logits (B, O), each row computed from its own example alone. The
         logits may also have the shape (B, O, 1, 1) or (B,), or be the entry or attribute ``logits``
         of what is returned, or the only tensor of such a shape in a tuple. The model is copied and
-        the copy is put in evaluation mode; the model itself is not changed.
+        the copy is put in evaluation mode; the model itself is not changed. A text model of
+        transformers takes tokens (B, T) in which -1 marks padding, as in
+        `distillens.models.SequenceModel`.
     outputs
         What the kernel is taken of: a logit c; a pair (a, b) for logit a minus logit b; "sum" of
         all; "class-diagonal", each apart; "trace", the mean over logits of their kernels; "full",

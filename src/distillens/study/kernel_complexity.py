@@ -283,11 +283,17 @@ def _certified(
 
 
 def _columns(targets: Mapping[str, ArrayLike], examples: int) -> Array:
-    if not targets:
-        raise MeasureError("no targets; give at least one set")
+    if not isinstance(targets, Mapping) or not targets:
+        raise MeasureError(
+            f"targets are sets by name, {{'labels': (N,) numbers}}, got {type(targets).__name__} of "
+            f"{len(targets)}"
+        )
     found = []
     for name, values in targets.items():
-        y = np.asarray(values, dtype=np.float64)
+        given = np.asarray(values.detach().double().cpu() if isinstance(values, Tensor) else values)
+        if given.dtype.kind not in "fiub":
+            raise MeasureError(f"targets {name!r} are of type {given.dtype}; give real numbers")
+        y = given.astype(np.float64)
         if y.shape != (examples,):
             raise MeasureError(
                 f"targets {name!r} have shape {y.shape} for {examples} examples; give ({examples},)"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
 from distillens.supervision.losses import full_precision
-from distillens.supervision.protocol import Stateless, Teacher, separate_from
+from distillens.supervision.protocol import Teacher, separate_from, teacher_logits
+from distillens.supervision.teachers import as_teacher
 
 
-class AveragedTeacher(Stateless):
+class AveragedTeacher:
     """The weighted mean of several teachers' logits.
 
     Averaging logits is the normalised geometric mean of their probabilities, at every temperature;
@@ -27,13 +30,14 @@ class AveragedTeacher(Stateless):
         One positive number each; they are divided by their sum.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float]) -> None:
-        if not teachers or len(teachers) != len(weights) or any(w <= 0 for w in weights):
+    def __init__(self, teachers: Sequence[Teacher | nn.Module], weights: Sequence[float]) -> None:
+        sound = all(0 < weight < float("inf") for weight in weights)
+        if not teachers or len(teachers) != len(weights) or not sound:
             raise SupervisionError(
                 f"an average needs teachers with positive weights, got {len(teachers)} teachers "
                 f"and weights {list(weights)}"
             )
-        self._teachers = list(teachers)
+        self._teachers = [as_teacher(teacher) for teacher in teachers]
         self._weights = [weight / sum(weights) for weight in weights]
 
     def separate_from(self, student: nn.Module) -> bool:
@@ -47,15 +51,33 @@ class AveragedTeacher(Stateless):
             teacher.advance(batch, step)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the mean logits."""
-        parts = [
-            weight * full_precision(teacher.logits(batch))
-            for teacher, weight in zip(self._teachers, self._weights, strict=True)
-        ]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        """Return the mean logits.
+
+        Raises
+        ------
+        SupervisionError
+            The teachers have different numbers of classes.
+        """
+        parts = [teacher_logits(teacher.logits(batch), batch) for teacher in self._teachers]
+        if len({part.shape for part in parts}) > 1:
+            raise SupervisionError(
+                "the teachers of an average give logits of shapes "
+                f"{', '.join(str(tuple(part.shape)) for part in parts)}; all must have the same classes"
+            )
+        total = torch.zeros((), device=parts[0].device)
+        for part, weight in zip(parts, self._weights, strict=True):
+            total = total + weight * full_precision(part)
         return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of those that have one, by their place."""
+        states = {str(place): each.state_dict() for place, each in enumerate(self._teachers)}
+        return {place: state for place, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the states."""
+        for place, teacher in enumerate(self._teachers):
+            teacher.load_state_dict(state.get(str(place), {}))
 
 
 def decaying_weights(count: int, decay: float) -> list[float]:

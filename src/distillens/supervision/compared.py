@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from distillens.data.labels import fit_to_logits
 from distillens.errors import SupervisionError
 from distillens.supervision.losses import (
     both_logits,
+    check_temperature,
     class_index,
+    labelled,
     mean_over,
     nan_outside,
     probability_gap,
@@ -36,10 +37,12 @@ def decoupled(
 
     ``target_weight`` (the paper's α) weighs the divergence between the binary distributions label
     against the rest; ``other_weight`` (β) that between the distributions over the other classes.
+    Without a mask, labels equal to -100 do not count.
     """
+    check_temperature(temperature)
+    logits, labels, mask = labelled(logits, labels, mask)
     student, teacher, mask = both_logits(logits, teacher_logits, mask)
     _two_classes("dkd", student)
-    labels, mask = fit_to_logits(labels, mask, student)
     index, valid = class_index(labels, mask, student.shape[-1])
     student, teacher = student / temperature, teacher / temperature
     target = _divergence(_against_rest(student, index), _against_rest(teacher, index))
@@ -64,6 +67,7 @@ def dist(
     example (inter) and over the examples of each class (intra). The loss compares the examples of a
     batch, so it is not the mean of the losses of its parts.
     """
+    check_temperature(temperature)
     student, teacher, mask = both_logits(logits, teacher_logits, mask)
     _two_classes("dist", student)
     there = ~(torch.isneginf(student) & torch.isneginf(teacher))

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
-from distillens.forward import evaluate, frozen_statistics, input_type, own_inputs, train_mode
+from distillens.errors import SupervisionError
+from distillens.forward import (
+    evaluate,
+    frozen_statistics,
+    input_type,
+    make_gradients_dense,
+    own_inputs,
+    train_mode,
+)
 from distillens.sequences import run
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import Supervision, student_logits, teacher_logits
@@ -31,9 +39,14 @@ class CotrainedTeacher:
     supervision
         What the teacher itself fits, usually one-hot.
     rate
-        Learning rate at a step.
-    autocast
-        Device type and whether to compute in bfloat16.
+        Learning rate: a number, or a function of the step.
+    bfloat16
+        Whether the teacher computes in bfloat16.
+
+    Raises
+    ------
+    SupervisionError
+        The module has no trainable parameters.
     """
 
     def __init__(
@@ -41,10 +54,15 @@ class CotrainedTeacher:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         supervision: Supervision,
-        rate: Callable[[int], float],
+        rate: float | Callable[[int], float],
         *,
         bfloat16: bool = False,
     ) -> None:
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise SupervisionError(
+                f"the teacher {type(module).__name__} has no trainable parameters; take FixedTeacher "
+                "for a teacher that does not learn"
+            )
         self.module = module
         self._frozen = frozen_statistics(module)
         self.optimizer = optimizer
@@ -56,7 +74,7 @@ class CotrainedTeacher:
         """Take the teacher's own step on the batch."""
         self.supervision.advance(batch, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = self._rate(step) if callable(self._rate) else self._rate
         train_mode(self.module, self._frozen)
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
@@ -68,6 +86,7 @@ class CotrainedTeacher:
             self.optimizer.zero_grad()
             # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
             (self.supervision.loss(full_precision(logits), batch, step) * batch.weight).backward()
+        make_gradients_dense(self.module.parameters())
         self._average_gradients()
         self.optimizer.step()
         # Weights that the student shares must not bring the teacher's gradients to its step.

@@ -17,6 +17,7 @@ from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import (
     Stateless,
     Supervision,
+    checked_supervision,
     class_counts,
     is_across_examples,
     separate_from,
@@ -92,7 +93,12 @@ class Features(Stateless):
     ) -> None:
         if not pairs:
             raise SupervisionError("features need at least one pair of layers, got none")
-        self.base, self.teacher, self.weight = base, teacher, weight
+        if not callable(loss):
+            raise SupervisionError(
+                f"the loss of features is a function of two tensors, got {loss!r}; leave it out for "
+                "attention transfer"
+            )
+        self.base, self.teacher, self.weight = checked_supervision(base), teacher, weight
         self._pairs, self._loss = dict(pairs), loss
         self.across_examples = is_across_examples(base) or (
             loss is not attention_transfer and is_across_examples(loss)
@@ -146,6 +152,7 @@ class Features(Stateless):
                 )
             feature = full_precision(features[mine])
             taught = full_precision(self._teacher_features[theirs]).to(feature.device)
+            taught = taught.clone() if taught.is_inference() else taught
             with torch.autocast(feature.device.type, enabled=False):
                 total = total + self.weight * self._loss(feature, taught)
         self._teacher_features.clear()

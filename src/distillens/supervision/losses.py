@@ -35,9 +35,26 @@ def check_temperature(temperature: float) -> float:
     SupervisionError
         It is not a positive finite number.
     """
-    if not 0 < temperature < float("inf"):
-        raise SupervisionError(f"a temperature must be positive and finite, got {temperature}")
+    try:
+        sound = 0 < temperature < float("inf")
+    except (TypeError, RuntimeError):
+        sound = False
+    if not sound:
+        raise SupervisionError(f"a temperature must be positive and finite, got {temperature!r}")
     return temperature
+
+
+def check_smoothing(smoothing: float) -> float:
+    """Return a label smoothing if it is one.
+
+    Raises
+    ------
+    SupervisionError
+        It does not lie in [0, 1].
+    """
+    if not 0 <= smoothing <= 1:
+        raise SupervisionError(f"label smoothing must lie in [0, 1], got {smoothing}")
+    return smoothing
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -69,7 +86,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) ->
         The labels are no integers or do not fit the logits, or (on a CPU) one is no class. On a GPU
         the loss of such a label is NaN, because looking it up would make the host wait.
     """
-    logits, labels, mask = _labelled(logits, labels, mask)
+    logits, labels, mask = labelled(logits, labels, mask)
     index, valid = class_index(labels, mask, logits.shape[-1])
     classes = two_classes(logits)
     right = classes.gather(-1, index[..., None])[..., 0]
@@ -84,6 +101,7 @@ def distillation_cross_entropy(
     logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
     """Distillation cross-entropy (eq. 2): −τ² mean σ(g/τ)ᵀ log σ(f/τ)."""
+    check_temperature(temperature)
     student, teacher, mask = both_logits(logits, teacher_logits, mask)
     each = soft_cross_entropy(
         two_classes(student / temperature), two_classes(teacher / temperature)
@@ -106,6 +124,7 @@ def distillation_squared_error(
 
     One output: the target is 2σ(g/τ) − 1.
     """
+    check_temperature(temperature)
     student, teacher, mask = both_logits(logits, teacher_logits, mask)
     scaled = teacher / temperature
     targets = 2 * scaled.sigmoid() - 1 if student.shape[-1] == 1 else softmax(scaled, -1)
@@ -119,7 +138,8 @@ def smoothed_cross_entropy(
 
     Classes whose logit is −inf are not among the C. Labels are treated as in :func:`cross_entropy`.
     """
-    logits, labels, mask = _labelled(logits, labels, mask)
+    check_smoothing(smoothing)
+    logits, labels, mask = labelled(logits, labels, mask)
     index, valid = class_index(labels, mask, logits.shape[-1])
     classes = two_classes(logits)
     targets = _smoothed(classes, index, smoothing)
@@ -133,7 +153,8 @@ def smoothed_squared_error(
 
     Classes whose logit is −inf are not among the C. Labels are treated as in :func:`cross_entropy`.
     """
-    logits, labels, mask = _labelled(logits, labels, mask)
+    check_smoothing(smoothing)
+    logits, labels, mask = labelled(logits, labels, mask)
     index, valid = class_index(labels, mask, logits.shape[-1])
     if logits.shape[-1] == 1:
         targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
@@ -247,10 +268,11 @@ def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return (gap - total * q) / (1 + total)
 
 
-def _labelled(
-    logits: Any, labels: Any, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return logits in the precision of the loss, and labels and mask that fit them."""
+def labelled(logits: Any, labels: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return logits in the precision of the loss, and labels and mask that fit them.
+
+    Without a mask, labels equal to -100 do not count.
+    """
     labels = class_labels(labels)
     logits = full_precision(logits_of(logits, labels.shape))
     labels, mask = fit_to_logits(labels, mask, logits)

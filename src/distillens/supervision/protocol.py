@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.data.outputs import logits_of
+from distillens.errors import SupervisionError
 
 
 @runtime_checkable
@@ -104,6 +105,39 @@ def class_counts(source: Any, batch: Batch) -> set[int]:
     return set() if found is None else found(batch)
 
 
+def checked_supervision(given: Any) -> Any:
+    """Return a supervision if it is one.
+
+    Raises
+    ------
+    SupervisionError
+        It lacks the methods of a supervision.
+    """
+    if isinstance(given, Supervision):
+        return given
+    raise SupervisionError(
+        f"a supervision is wanted, got {type(given).__name__}; give for example OneHot() or "
+        "Distillation(FixedTeacher(teacher))"
+    )
+
+
+def loss_of(supervision: Supervision, logits: Tensor, batch: Batch, step: int) -> Tensor:
+    """Return a supervision's loss of a batch.
+
+    Raises
+    ------
+    SupervisionError
+        It is not a tensor without axes.
+    """
+    loss: Any = supervision.loss(logits, batch, step)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise SupervisionError(
+            f"a loss must be a tensor without axes, the mean over examples; got {got}"
+        )
+    return loss
+
+
 def student_logits(output: Any, batch: Batch, supervision: Any) -> Tensor:
     """Return the logits in a student's output, with the class axis last.
 
@@ -131,4 +165,6 @@ def teacher_logits(output: Any, batch: Batch) -> Tensor:
         As `distillens.data.outputs.logits_of`.
     """
     known = {batch.classes} if batch.classes else set()
-    return logits_of(output, batch.labels.shape, lambda: known, whose="the teacher")
+    logits = logits_of(output, batch.labels.shape, lambda: known, whose="the teacher")
+    # Of a forward under torch.inference_mode, which no loss may keep for its backward pass.
+    return logits.clone() if logits.is_inference() else logits

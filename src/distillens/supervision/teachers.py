@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
-from distillens.data.outputs import candidates, tensor_or_parts
+from distillens.data.outputs import are_probabilities, candidates, tensor_or_parts
 from distillens.errors import SupervisionError
 from distillens.forward import bring, copied, evaluate, shares_tensors
 from distillens.supervision.losses import full_precision
@@ -45,7 +45,13 @@ class FixedTeacher(Stateless):
     """
 
     def __init__(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            raise SupervisionError(
+                f"a fixed teacher is a torch.nn.Module, got {type(module).__name__}; give logits that "
+                "were computed before as RecordedTeacher(logits)"
+            )
         self.module = module
+        self._looked_at = False
 
     def separate_from(self, student: nn.Module) -> bool:
         """Replace the module by a copy if training the student would change it."""
@@ -61,8 +67,14 @@ class FixedTeacher(Stateless):
         ------
         ModelError, DataError
             As `distillens.data.outputs.logits_of`.
+        SupervisionError
+            The outputs for the first batch are probabilities.
         """
         logits = teacher_logits(self._outputs(batch), batch)
+        if not self._looked_at:
+            # The first batch alone: a GPU makes the host wait for the answer.
+            _refuse_probabilities(logits, "the teacher's outputs", "remove its softmax")
+            self._looked_at = True
         return full_precision(logits.detach()).to(batch.inputs.device)
 
     def class_counts(self, batch: Batch) -> set[int]:
@@ -75,6 +87,24 @@ class FixedTeacher(Stateless):
     def _outputs(self, batch: Batch) -> Any:
         bring(self.module, batch.inputs.device)
         return evaluate(self.module, batch.inputs, batch.further)
+
+
+def as_teacher(given: Teacher | nn.Module) -> Teacher:
+    """Return a teacher; a module that is none is taken as a :class:`FixedTeacher`.
+
+    Raises
+    ------
+    SupervisionError
+        It is neither a teacher nor a module.
+    """
+    if isinstance(given, Teacher):
+        return given
+    if isinstance(given, nn.Module):
+        return FixedTeacher(given)
+    raise SupervisionError(
+        f"a teacher has the methods of distillens.supervision.Teacher, got {type(given).__name__}; "
+        "give a module, FixedTeacher(module) or RecordedTeacher(logits)"
+    )
 
 
 class RecordedTeacher(Stateless):
@@ -93,13 +123,16 @@ class RecordedTeacher(Stateless):
     Raises
     ------
     SupervisionError
-        The logits are not numbers, or the indices are not one different integer a row.
+        The logits are not numbers, the first rows are probabilities, or the indices are not one
+        different integer a row.
     """
 
     def __init__(
         self, logits_NC: np.ndarray | Tensor, indices_N: Tensor | np.ndarray | None = None
     ) -> None:
         self._logits = _checked_logits(logits_NC)
+        first = torch.arange(min(len(self._logits), 64))
+        _refuse_probabilities(self._take(first), "the teacher logits", "give log(p)")
         self._lookup = None if indices_N is None else _Lookup(indices_N, len(self._logits))
 
     def logits(self, batch: Batch) -> Tensor:
@@ -170,16 +203,35 @@ class _Lookup:
         return self._rows[place], self._index[place] != index
 
 
+def _refuse_probabilities(values: Tensor, what: str, remedy: str) -> None:
+    if are_probabilities(values):
+        raise SupervisionError(
+            f"{what} are probabilities: they lie in [0, 1] and add up to 1 in each row; a supervision "
+            f"needs logits: {remedy}"
+        )
+
+
 def _checked_logits(logits: Any) -> np.ndarray | Tensor:
     if isinstance(logits, Tensor):
         values, kind = logits.detach(), str(logits.dtype).removeprefix("torch.")
         numbers = not (values.is_complex() or values.dtype == torch.bool or values.is_sparse)
     else:
-        values = logits if isinstance(logits, np.ndarray) else np.asarray(logits)
+        try:
+            values = np.asanyarray(logits)
+        except ValueError:
+            raise SupervisionError(
+                f"teacher logits must have shape (N, C), got a {type(logits).__name__} whose rows "
+                "have different lengths"
+            ) from None
         kind = str(values.dtype)
         # Kind V without fields: types such as bfloat16 of ml_dtypes, which convert to float32.
         named = values.dtype.kind == "V" and np.can_cast(values.dtype, np.float32)
         numbers = values.dtype.kind in "fiu" or (named and values.dtype.names is None)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise SupervisionError(
+            f"{int(np.ma.getmaskarray(values).sum())} of the teacher logits are masked and have no "
+            "value; fill them, or leave their rows out and give the indices of the others"
+        )
     if not numbers:
         raise SupervisionError(
             f"teacher logits must be real numbers, got an array of {kind}; convert them to float32"
@@ -205,7 +257,7 @@ class TeacherCheckpoint:
     """A place on the teacher's trajectory: the step after which it was saved, and how to load it."""
 
     step: int
-    load: Callable[[], Teacher]
+    load: Callable[[], Teacher | nn.Module]
 
 
 class OnlineTeacher(Stateless):
@@ -235,6 +287,8 @@ class OnlineTeacher(Stateless):
     ) -> None:
         if not checkpoints:
             raise SupervisionError("an online teacher needs at least one checkpoint, got none")
+        if student_steps < 1:
+            raise SupervisionError(f"student_steps must be at least 1, got {student_steps}")
         self._checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
         self._student_steps = student_steps
         self._pace = pace or pace_of(1)
@@ -261,7 +315,7 @@ class OnlineTeacher(Stateless):
         place = self.place(step)
         if place != self._place:
             checkpoint = self._checkpoints[place]
-            self._teacher = checkpoint.load()
+            self._teacher = as_teacher(checkpoint.load())
             if self._student is not None and separate_from(self._teacher, self._student):
                 raise SupervisionError(
                     f"the teacher's checkpoint of step {checkpoint.step} shares tensors with the "

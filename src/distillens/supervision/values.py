@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
-from distillens.errors import SupervisionError
+from distillens.errors import SupervisionError, nearest
 from distillens.supervision.losses import (
     LABEL_LOSSES,
     TEACHER_LOSSES,
     both_logits,
+    check_smoothing,
     check_temperature,
     smoothed_cross_entropy,
     smoothed_squared_error,
@@ -23,6 +24,7 @@ from distillens.supervision.protocol import (
     Stateless,
     Supervision,
     Teacher,
+    checked_supervision,
     class_counts,
     is_across_examples,
     reads_layers,
@@ -31,6 +33,9 @@ from distillens.supervision.protocol import (
     teacher_logits,
 )
 from distillens.supervision.recipe import Loss
+from distillens.supervision.teachers import as_teacher
+
+_Loss = TypeVar("_Loss")
 
 TeacherLoss = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 """(student logits, teacher logits, labels, temperature, mask) → scalar.
@@ -49,13 +54,11 @@ class OneHot(Stateless):
     across_examples = False
 
     def __init__(self, loss: Loss = "cross-entropy", smoothing: float = 0.0) -> None:
-        if not 0 <= smoothing <= 1:
-            raise SupervisionError(f"label smoothing must lie in [0, 1], got {smoothing}")
-        self._loss = LABEL_LOSSES[loss]
+        self._loss = _named(loss, LABEL_LOSSES)
         self._smoothed = (
             smoothed_cross_entropy if loss == "cross-entropy" else smoothed_squared_error
         )
-        self._smoothing = smoothing
+        self._smoothing = check_smoothing(smoothing)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the labels.
@@ -79,7 +82,7 @@ class Distillation:
     Parameters
     ----------
     teacher
-        Fixed, recorded, online, averaged or trained alongside.
+        Fixed, recorded, online, averaged or trained alongside. A module is taken as a `FixedTeacher`.
     temperature
         A number, or a function of the step.
     loss
@@ -91,16 +94,16 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: Teacher | nn.Module,
         temperature: float | Callable[[int], float] = 1.0,
         loss: Loss | TeacherLoss = "cross-entropy",
     ) -> None:
-        self.teacher = teacher
+        self.teacher = as_teacher(teacher)
         if not callable(temperature):
             check_temperature(temperature)
         self._temperature = temperature
         self.across_examples = callable(loss) and is_across_examples(loss)
-        self._loss = loss if callable(loss) else without_labels(TEACHER_LOSSES[loss])
+        self._loss = loss if callable(loss) else without_labels(_named(loss, TEACHER_LOSSES))
 
     def temperature(self, step: int) -> float:
         """Return the temperature at a step."""
@@ -144,6 +147,12 @@ class Distillation:
         self.teacher.load_state_dict(state)
 
 
+def _named(name: str, losses: Mapping[str, _Loss]) -> _Loss:
+    if name not in losses:
+        raise SupervisionError(f"unknown loss {name!r}{nearest(str(name), losses)}")
+    return losses[name]
+
+
 def without_labels(
     loss: Callable[[Tensor, Tensor, float, Tensor | None], Tensor],
 ) -> TeacherLoss:
@@ -161,7 +170,7 @@ class _Pair:
     """Two supervisions whose weights depend on the step; one of weight 0 is not computed."""
 
     def __init__(self, first: Supervision, second: Supervision) -> None:
-        self.parts = (first, second)
+        self.parts = (checked_supervision(first), checked_supervision(second))
 
     @property
     def across_examples(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -14,17 +14,25 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from distillens.data.batches import Batch, EpochSource
-from distillens.data.labels import IGNORED, boolean_mask, class_labels, outside
+from distillens.data.batches import Batch, EpochSource, LoaderBatches
+from distillens.data.labels import IGNORED, class_labels, counting_mask, outside
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
-from distillens.forward import frozen_statistics, input_type, own_inputs, train_mode
+from distillens.forward import (
+    frozen_statistics,
+    input_type,
+    make_gradients_dense,
+    own_inputs,
+    train_mode,
+)
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
 from distillens.sequences import run
 from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import (
     Supervision,
+    checked_supervision,
     is_across_examples,
+    loss_of,
     separate_from,
     student_logits,
 )
@@ -76,7 +84,7 @@ class History:
 def fit(
     model: nn.Module,
     supervision: Supervision,
-    batches: EpochSource,
+    batches: EpochSource | Iterable[Any],
     recipe: TrainingRecipe,
     *,
     store: Store | None = None,
@@ -104,8 +112,9 @@ def fit(
     supervision
         What it fits. A fixed teacher that shares weights with the model is copied before training.
     batches
-        Source of the epochs' batches: as many in each epoch as its length says. Labels are integer
-        class labels of shape (B,) or (B, T).
+        Source of the epochs' batches: as many in each epoch as its length says. Another iterable, for
+        example a `DataLoader`, is read as `LoaderBatches(batches)`. Labels are integer class labels of
+        shape (B,) or (B, T); on the CPU, those equal to -100 do not count where a batch has no mask.
     recipe
         Epochs, batch size, learning rate and so on.
     store
@@ -135,6 +144,10 @@ def fit(
     CheckpointError
         A checkpoint cannot be written or read.
     """
+    _check_kinds(model, supervision, recipe)
+    if not callable(getattr(batches, "epoch", None)):
+        batches = LoaderBatches(cast(Iterable[Any], batches))
+    batches = cast(EpochSource, batches)
     accelerator = accelerator or accelerator_for("float32")
     check_accelerator(accelerator, compiled=recipe.compile)
     check_parts(supervision, recipe.accumulate, accelerator.num_processes)
@@ -206,6 +219,17 @@ def make_optimizer(
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
+
+
+def _check_kinds(model: Any, supervision: Any, recipe: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TrainingError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+    checked_supervision(supervision)
+    if not isinstance(recipe, TrainingRecipe):
+        raise TrainingError(
+            f"the recipe is a {type(recipe).__name__}; give "
+            "TrainingRecipe(epochs=..., learning_rate=...)"
+        )
 
 
 def _check_trainable(model: nn.Module, batches: EpochSource) -> None:
@@ -281,8 +305,7 @@ class _Loop:
             if place == self.steps:
                 raise self._miscounted(epoch, f"has more than {place} batches")
             step = epoch * self.steps + place
-            batch = batch.to(self.accelerator.device)
-            batch = self._known(batch)
+            batch = self._known(batch).to(self.accelerator.device)
             self.supervision.advance(batch, step)
             rate = self._set_rate(step)
             loss, hits, counted, labels = self._backward(batch, step)
@@ -303,6 +326,11 @@ class _Loop:
         summed = self.accelerator.reduce(local, "sum")
         assert isinstance(summed, Tensor)
         sums = summed.tolist()
+        if not sums[2]:
+            raise TrainingError(
+                f"no label of epoch {epoch + 1} counts: all are {IGNORED} or masked; give each example "
+                "that is to be learned any class as its label, also where only a teacher is fitted"
+            )
         return EpochRecord(
             epoch=epoch + 1,
             step=(epoch + 1) * self.steps,
@@ -321,9 +349,11 @@ class _Loop:
 
     def _known(self, batch: Batch) -> Batch:
         """Return a batch with int64 labels, a boolean mask, and the number of classes if it is known."""
-        mask = None if batch.mask is None else boolean_mask(batch.mask)
-        classes = batch.classes or self.classes
-        return replace(batch, labels=class_labels(batch.labels), mask=mask, classes=classes)
+        labels, mask = class_labels(batch.labels), batch.mask
+        # Labels on a GPU are not looked at, since the host would wait when their batch is split.
+        if mask is not None or labels.device.type == "cpu":
+            mask = counting_mask(labels, mask)
+        return replace(batch, labels=labels, mask=mask, classes=batch.classes or self.classes)
 
     def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add up a step's gradients.
@@ -347,7 +377,7 @@ class _Loop:
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
                 logits = self._logits(part)
                 if together is None:
-                    weighed = self.supervision.loss(logits, part, step) * part.weight
+                    weighed = loss_of(self.supervision, logits, part, step) * part.weight
                     loss += weighed.detach()
                 else:
                     weighed = (logits * together.gradients[number - 1]).sum()
@@ -374,11 +404,7 @@ class _Loop:
             self.accelerator.backward(loss)
 
     def _step(self) -> None:
-        for parameter in self._parameters:
-            gradient = parameter.grad
-            # Of Embedding(sparse=True); momentum, Adam and fused steps have no sparse form.
-            if gradient is not None and gradient.layout is not torch.strided:
-                parameter.grad = gradient.to_dense()
+        make_gradients_dense(self._parameters)
         self.optimizer.step()
         self._forget_gradients()
 

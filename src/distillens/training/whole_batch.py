@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import TrainingError
-from distillens.supervision.protocol import Supervision, is_across_examples, reads_layers
+from distillens.supervision.protocol import (
+    Supervision,
+    is_across_examples,
+    loss_of,
+    reads_layers,
+)
 from distillens.training.trajectory import global_random_state
 
 
@@ -88,7 +93,7 @@ def whole_batch(
             if name in buffers:
                 buffer.copy_(buffers[name])
     logits = torch.cat(rows).requires_grad_()
-    loss = supervision.loss(logits, batch, step) * batch.weight
+    loss = loss_of(supervision, logits, batch, step) * batch.weight
     loss.backward()
     random.append(global_random_state())
     # A loss that does not depend on the logits, such as one of weight 0, has no gradient there.
