@@ -130,7 +130,9 @@ def _measure_run(
         one, count = plan_run(run, overrides, trust_code=trust_code)
         typer.echo(f"{count} Grams, each:\n{one}")
         return
-    result = measure_run(run, overrides, trust_code=trust_code, progress=terminal(console))
+    # The JSON stands alone on the output.
+    progress = terminal(error_console if as_json else console)
+    result = measure_run(run, overrides, trust_code=trust_code, progress=progress)
     _show_curves(run, result, as_json)
 
 

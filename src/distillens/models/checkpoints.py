@@ -433,7 +433,12 @@ def _cause(trial: Trial, shapes: list[tuple[Any, ...]], explained: bool) -> str:
         stored, wanted = next(iter(heads))
         return (
             f"the sizes {stored[0]} and {wanted[0]} suggest another class count; "
-            "a teacher needs one output for every class of the data"
+            + (
+                "the built-in models have one output for two classes, so name a builder "
+                "(module:function) of a network with two"
+                if (stored[0], wanted[0]) == (2, 1)
+                else "a teacher needs one output for every class of the data"
+            )
         )
     if sizes:
         return "another class count, width or architecture?"
