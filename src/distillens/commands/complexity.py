@@ -128,7 +128,7 @@ def _measure_run(
 
     if plan:
         one, count = plan_run(run, overrides, trust_code=trust_code)
-        typer.echo(f"{count} Grams, each:\n{one}")
+        show_line(f"{count} Grams, each:\n{one}")
         return
     # The JSON stands alone on the output.
     progress = terminal(error_console if as_json else console)
@@ -148,7 +148,7 @@ def _measure_task(
 
     most = None if max_memory is None else round(max_memory * 1e9)
     if plan:
-        typer.echo(str(task.plan(most)))
+        show_line(str(task.plan(most)))
         return
     # The JSON stands alone on the output.
     progress = terminal(error_console if as_json else console)
