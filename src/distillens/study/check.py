@@ -48,7 +48,7 @@ class _Findings:
             return work()
         except DistillensError as error:
             problem = " ".join(str(error).split())
-            if problem not in self.problems:
+            if not any(problem in known for known in self.problems):
                 self.problems.append(problem)
             return None
 

@@ -188,11 +188,12 @@ def _rows_of_splits(scene: Scene) -> dict[str, Rows]:
                 "arrays train and test"
             )
         return _rows_of_one_file(path)
-    found = {split: read_rows(place) for split, place in (given or {}).items()}
-    for split, rows in found.items():
-        if rows.unclear_header:
+    found: dict[str, Rows] = {}
+    for split, place in (given or {}).items():
+        found[split] = read_rows(place)
+        if found[split].unclear_header:
             raise DataError(
-                f"teacher.logits.{split}: the first row of {(given or {})[split]} may be a header or "
+                f"teacher.logits.{split}: the first row of {place} may be a header or "
                 "the logits of the first example; name the columns by words, or store it as npy"
             )
     return found
