@@ -344,3 +344,14 @@ def test_probabilities_of_the_second_class_are_not_taken_for_logits(
     short["teacher"] = {"logits": str(tmp_path / "t.npz")}
     with pytest.raises(DataError, match="between 0 and 1 only"):
         distillens.run(short, tmp_path / "run")
+
+
+def test_a_teacher_that_may_know_nothing_is_said_in_the_results(
+    short: dict[str, Any], tmp_path: Path
+) -> None:
+    """A recipe may want a weak teacher, but readers of its results must know."""
+    rows = np.random.default_rng(3).normal(size=(1797, 10))
+    np.savez(tmp_path / "t.npz", train=rows, test=rows)
+    short["teacher"] = {"logits": str(tmp_path / "t.npz"), "allow_weak": True}
+    notes = distillens.run(short, tmp_path / "run").notes
+    assert any("not measurably better than always answering" in note for note in notes)

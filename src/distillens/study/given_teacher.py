@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +77,8 @@ def read_given_teacher(scene: Scene) -> GivenTeacher | None:
         network.to(scene.accelerator.device).eval()
         logits = predict_splits(scene, network, "teacher")
         given = GivenTeacher(logits, digest, count_parameters(network), note)
-    _check_accuracy(scene, given)
-    return given
+    doubt = _check_accuracy(scene, given)
+    return replace(given, note="; ".join(part for part in (given.note, doubt) if part))
 
 
 def load_checkpoint(recipe: TeacherRecipe, network: nn.Module) -> str:
@@ -118,8 +118,12 @@ def _present(place: str, key: str) -> Path:
     return path
 
 
-def _check_accuracy(scene: Scene, given: GivenTeacher) -> None:
-    """Show the accuracy of a given teacher; refuse one that knows nothing of the labels."""
+def _check_accuracy(scene: Scene, given: GivenTeacher) -> str:
+    """Show the accuracy of a given teacher; refuse one that knows nothing of the labels.
+
+    Returns a note if the teacher is not measurably better than naming the most frequent class, else
+    an empty text.
+    """
     splits, recipe = scene.splits, scene.recipe.teacher
     right, total, shown = 0, 0, []
     counts = np.zeros(len(splits.train.classes), dtype=np.int64)
@@ -141,13 +145,23 @@ def _check_accuracy(scene: Scene, given: GivenTeacher) -> None:
         advance(1)
     interval = wilson_interval(right / total, total)
     majority = counts.max() / total
-    if recipe.allow_weak or interval.high > majority:
-        return
+    if interval.low > majority:
+        return ""
     name = splits.train.classes[int(counts.argmax())]
+    answer = f"always answering {name!r} ({100 * majority:.1f} %)"
+    if recipe.allow_weak or interval.high > majority:
+        doubt = (
+            f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
+            f"examples (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which "
+            f"is not measurably better than {answer}; check its normalisation and its classes"
+        )
+        with scene.progress(doubt, 1) as advance:
+            advance(1)
+        return doubt
     raise ModelError(
         f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
         f"examples (95 % interval up to {100 * interval.high:.1f} %), which is no better than "
-        f"always answering {name!r} ({100 * majority:.1f} %); likely causes: it expects inputs "
+        f"{answer}; likely causes: it expects inputs "
         "of another normalisation (set teacher.normalisation), its classes are in another order, "
         "the rows of its logits belong to other examples, or the weights belong to another model; "
         "teacher.allow_weak: true uses it all the same"
