@@ -20,6 +20,7 @@ import distillens
 from distillens.data import DataRecipe, load_splits
 from distillens.data.recipe import PRESETS
 from distillens.errors import DataError, DistillensError, ModelError
+from distillens.models import ModelRecipe, build_model
 
 DATA = {"source": "digits", "train_size": 120, "validation_size": 60, "test_size": 100}
 SPLITS = ("train", "validation", "test")
@@ -355,3 +356,15 @@ def test_a_teacher_that_may_know_nothing_is_said_in_the_results(
     short["teacher"] = {"logits": str(tmp_path / "t.npz"), "allow_weak": True}
     notes = distillens.run(short, tmp_path / "run").notes
     assert any("not measurably better than always answering" in note for note in notes)
+
+
+def test_a_network_of_two_logits_is_exported_for_every_batch_size(tmp_path: Path) -> None:
+    (tmp_path / "exported_two.py").write_text(TWO_LOGITS)
+    recipe = ModelRecipe(name="exported_two:two")
+    recipe.look_in(tmp_path)
+    network = build_model(recipe, (1, 8, 8), 1, seed=0, trust_code=True).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    inputs = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(program.module()(inputs), network(inputs))
+    assert network(inputs).shape == (5, 1)

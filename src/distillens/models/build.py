@@ -98,7 +98,7 @@ class _GiveLogits:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         logits = logits_of(
-            output, (len(inputs[0]),), lambda: _possible(self.outputs), whose="the model"
+            output, (inputs[0].shape[0],), lambda: _possible(self.outputs), whose="the model"
         )
         return logits if logits.shape[-1] == self.outputs else logits[:, 1:] - logits[:, :1]
 
