@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import distillens
 from distillens import read_recipe
 from distillens.cli import app
 from distillens.commands import terminal
-from distillens.errors import RecipeError
+from distillens.errors import DistillensError, RecipeError
 from distillens.paths import user_path
 
 LIMIT = 1.5
@@ -153,6 +154,14 @@ def test_merged_keys_of_yaml_are_no_keys_written_twice(tmp_path: Path) -> None:
             read_recipe(path)
 
 
+def test_a_value_that_contains_itself_is_one_line(tiny: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(tiny).replace("hidden:\n    - 4", "hidden: &h [*h]"))
+    assert "*h" in path.read_text()
+    with pytest.raises(RecipeError, match="YAML cannot hold"):
+        read_recipe(path)
+
+
 def test_a_recipe_without_labels_alone_measures_no_complexity(tiny: dict[str, Any]) -> None:
     from distillens.study import parse_recipe
 
@@ -280,3 +289,93 @@ def test_a_start_that_failed_does_not_block_the_corrected_recipe(
     tiny["complexity"] = None
     path.write_text(yaml.safe_dump(tiny))
     assert command("run", path, "--out", out) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeds=3", "seeds: a list is needed, got 3"),
+        ("student.model=mlp", "student.model: keys with values are needed, got 'mlp'"),
+        ("supervisions.0.kind=onehot", "supervisions.0: no kind 'onehot'; did you mean 'one-hot'?"),
+        ("tune={learning_rate: [0.1]}", "the list needs at least 2 entries"),
+        ("data.path=x.npz", "source 'digits' reads no file"),
+        ("data.label_column=fine", "label_column belongs to source 'huggingface' or 'text'"),
+        ("data.image_column=image", "image_column belongs to source 'huggingface'"),
+        ("data={source: text, path: x, image_column: y}", "image_column belongs to source"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_described_in_words_of_yaml(
+    override: str, message: str, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    with pytest.raises(RecipeError) as raised:
+        read_recipe(path, [override])
+    assert message in str(raised.value)
+
+
+def test_a_missing_file_says_from_where_it_is_counted(
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny["teacher"] = {"run": "elsewhere"}
+    tiny["data"] = {"source": "npz", "path": "x.npz"}
+    Path("r.yaml").write_text(yaml.safe_dump(tiny))
+    assert command("check", "r.yaml", "--out", tmp_path / "out", "--json") == 2
+    found = json.loads(capsys.readouterr().out)["problems"]
+    assert any("no file x.npz; " in problem and str(tmp_path) in problem for problem in found)
+    assert len(found) == 2
+
+
+def test_a_folder_in_place_of_a_recipe_names_the_recipe_in_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: q")
+    with pytest.raises(RecipeError, match=f"is a folder; .* such as {tmp_path}/recipe.yaml"):
+        read_recipe(tmp_path)
+
+
+OWN_LOSSES = """
+def too_few(student, teacher):
+    return student.sum()
+
+
+def fails(student, teacher, labels):
+    return student.nothing
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("too_few", "cannot be called with student logits, teacher logits and labels"),
+        ("fails", "stops with AttributeError"),
+    ],
+)
+def test_a_loss_of_ones_own_that_fails_is_one_line(
+    loss: str, message: str, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    (tmp_path / "own_losses.py").write_text(OWN_LOSSES)
+    tiny["teacher"]["training"]["epochs"] = 1
+    tiny["supervisions"] = [{"kind": "offline", "loss": {"name": f"own_losses:{loss}"}}]
+    del tiny["complexity"]
+    tiny["code"] = str(tmp_path)
+    with pytest.raises(DistillensError) as raised:
+        distillens.run(tiny, tmp_path / "run", trust_code=True)
+    assert message in str(raised.value)
+
+
+def test_names_of_emoji_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show_line("report: runs/a:cat:b/report.html")
+    assert capsys.readouterr().out == "report: runs/a:cat:b/report.html\n"
+
+
+def test_json_of_a_run_stands_alone_on_the_output(
+    tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny["supervisions"] = tiny["supervisions"][:1]
+    distillens.run({**tiny, "complexity": None}, tmp_path / "run")
+    capsys.readouterr()
+    assert command("complexity", tmp_path / "run", "examples=16", "epochs=[0]", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 16

@@ -214,7 +214,7 @@ def test_selection_without_validation_examples_is_refused_before_anything_runs(
         ({"learning_rate": -1}, "supervisions.2.training.learning_rate: .*got -1"),
         ({"optimizer": "adam", "momentum": 0.5}, "supervisions.2.training: momentum 0.5 is of"),
         ({"learning_rate": 0.2}, "sets training.learning_rate, which tune selects"),
-        (3, "supervisions.2.training: .*dictionary, got 3"),
+        (3, "supervisions.2.training: .*keys with values are needed, got 3"),
     ],
 )
 def test_mistakes_in_a_training_of_its_own_are_named(

@@ -20,6 +20,7 @@ import distillens
 from distillens.data import DataRecipe, load_splits
 from distillens.data.recipe import PRESETS
 from distillens.errors import DataError, DistillensError, ModelError
+from distillens.models import ModelRecipe, build_model
 
 DATA = {"source": "digits", "train_size": 120, "validation_size": 60, "test_size": 100}
 SPLITS = ("train", "validation", "test")
@@ -255,3 +256,115 @@ def test_a_first_row_that_may_be_a_header_is_refused(short: dict[str, Any], tmp_
     short["teacher"] = {"logits": {"train": path, "test": path}}
     with pytest.raises(DataError, match="may be a header"):
         distillens.run(short, tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", ["permuted columns", "probabilities"])
+def test_stored_outputs_of_other_forms_are_the_same_teacher(
+    form: str, short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Softmax at every temperature is that of the teacher's logits."""
+    logits = teacher_rows["logits"].astype(np.float64)
+    path = str(tmp_path / "t.csv")
+    if form == "probabilities":
+        frame = pd.DataFrame(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+    else:
+        frame = pd.DataFrame(logits)[np.random.default_rng(0).permutation(10)]
+    frame.to_csv(path)
+    short["teacher"] = {"logits": {"train": path, "test": path}}
+    notes = distillens.run(short, tmp_path / "run").notes
+    assert any("by their names" in note or "their logarithms" in note for note in notes)
+    with np.load(tmp_path / "run" / "teacher" / "logits.npz") as stored:
+        wanted = logits[teacher_rows["test"]]
+        for tau in (1, 4):
+            one, other = (torch.from_numpy(z / tau).softmax(1) for z in (stored["test"], wanted))
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_probabilities_that_have_no_logarithm_are_refused(
+    short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "t.npy", np.eye(10)[teacher_rows["logits"].argmax(1)])
+    path = str(tmp_path / "t.npy")
+    short["teacher"] = {"logits": {"train": path, "test": path}}
+    with pytest.raises(DataError, match="probabilities, some of which are 0"):
+        distillens.run(short, tmp_path / "run")
+
+
+TWO_LOGITS = """
+from torch import nn
+
+
+def two():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+"""
+
+
+@pytest.mark.parametrize("given", ["checkpoint", "logits", "one column"])
+def test_two_logits_of_two_classes_are_one(
+    given: str, short: dict[str, Any], tmp_path: Path
+) -> None:
+    """A softmax over two logits is the sigmoid of their difference."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(200, 1, 8, 8)).astype(np.float32)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        logits = network(torch.from_numpy(inputs)).numpy()
+    labels = logits.argmax(1)
+    halves = {"train": slice(140), "test": slice(140, 200)}
+    np.savez(
+        tmp_path / "d.npz",
+        **{f"{split}_inputs": inputs[part] for split, part in halves.items()},
+        **{f"{split}_labels": labels[part] for split, part in halves.items()},
+    )
+    short["data"] = {"source": "npz", "path": str(tmp_path / "d.npz")}
+    difference = logits[:, 1] - logits[:, 0]
+    if given == "checkpoint":
+        (tmp_path / "two_logits.py").write_text(TWO_LOGITS)
+        torch.save(network.state_dict(), tmp_path / "t.pt")
+        short["code"] = str(tmp_path)
+        short["teacher"] = {
+            "model": {"name": "two_logits:two"},
+            "checkpoint": str(tmp_path / "t.pt"),
+            "normalisation": "none",
+        }
+    else:
+        stored = logits if given == "logits" else difference
+        np.savez(tmp_path / "t.npz", **{split: stored[part] for split, part in halves.items()})
+        short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+    distillens.run(short, tmp_path / "run", trust_code=True)
+    with np.load(tmp_path / "run" / "teacher" / "logits.npz") as found:
+        np.testing.assert_allclose(found["test"][:, 0], difference[halves["test"]], atol=1e-5)
+
+
+def test_probabilities_of_the_second_class_are_not_taken_for_logits(
+    short: dict[str, Any], tmp_path: Path
+) -> None:
+    short["data"] = {**DATA, "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}
+    rows = np.random.default_rng(0).uniform(size=(1797, 1))
+    np.savez(tmp_path / "t.npz", train=rows, test=rows)
+    short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+    with pytest.raises(DataError, match="between 0 and 1 only"):
+        distillens.run(short, tmp_path / "run")
+
+
+def test_a_teacher_that_may_know_nothing_is_said_in_the_results(
+    short: dict[str, Any], tmp_path: Path
+) -> None:
+    """A recipe may want a weak teacher, but readers of its results must know."""
+    rows = np.random.default_rng(3).normal(size=(1797, 10))
+    np.savez(tmp_path / "t.npz", train=rows, test=rows)
+    short["teacher"] = {"logits": str(tmp_path / "t.npz"), "allow_weak": True}
+    notes = distillens.run(short, tmp_path / "run").notes
+    assert any("not measurably better than always answering" in note for note in notes)
+
+
+def test_a_network_of_two_logits_is_exported_for_every_batch_size(tmp_path: Path) -> None:
+    (tmp_path / "exported_two.py").write_text(TWO_LOGITS)
+    recipe = ModelRecipe(name="exported_two:two")
+    recipe.look_in(tmp_path)
+    network = build_model(recipe, (1, 8, 8), 1, seed=0, trust_code=True).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    inputs = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(program.module()(inputs), network(inputs))
+    assert network(inputs).shape == (5, 1)

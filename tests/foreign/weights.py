@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 from collections import OrderedDict
@@ -699,3 +700,17 @@ def test_mistakes_in_the_checkpoint_are_named(tmp_path: Path) -> None:
         recipe = {**TINY, "teacher": {**teacher, "checkpoint": given}}
         with pytest.raises(DistillensError, match=message):
             distillens.run(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+        (gzip.compress(b"weights"), "decompress it"),
+    ],
+)
+def test_what_a_failed_download_left_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(tmp_path / "w.pt", nn.Linear(3, 2))

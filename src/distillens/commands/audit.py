@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.measure import Measurement
 
-from distillens.commands.terminal import console, error_console, show, show_json
+from distillens.commands.terminal import console, error_console, show, show_json, show_line
 from distillens.errors import RecipeError, nearest
 from distillens.paths import user_path
 
@@ -292,7 +292,7 @@ def settings_command(
     if as_json:
         show_json(to_json(result))
     elif markdown:
-        typer.echo(settings_markdown(result), nl=False)
+        show_line(settings_markdown(result).rstrip("\n"))
     else:
         table = settings_table(result)
         unbounded = console.options.update(max_width=10_000)

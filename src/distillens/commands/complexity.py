@@ -128,9 +128,11 @@ def _measure_run(
 
     if plan:
         one, count = plan_run(run, overrides, trust_code=trust_code)
-        typer.echo(f"{count} Grams, each:\n{one}")
+        show_line(f"{count} Grams, each:\n{one}")
         return
-    result = measure_run(run, overrides, trust_code=trust_code, progress=terminal(console))
+    # The JSON stands alone on the output.
+    progress = terminal(error_console if as_json else console)
+    result = measure_run(run, overrides, trust_code=trust_code, progress=progress)
     _show_curves(run, result, as_json)
 
 
@@ -146,7 +148,7 @@ def _measure_task(
 
     most = None if max_memory is None else round(max_memory * 1e9)
     if plan:
-        typer.echo(str(task.plan(most)))
+        show_line(str(task.plan(most)))
         return
     # The JSON stands alone on the output.
     progress = terminal(error_console if as_json else console)

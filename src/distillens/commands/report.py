@@ -23,7 +23,7 @@ def table_command(
 
     result = read_result(find_run(run))
     if markdown:
-        typer.echo(markdown_table(result))
+        show_line(markdown_table(result))
         return
     show(accuracy_table(result))
     if result.costs:

@@ -20,10 +20,14 @@ error_console = Console(stderr=True)
 ERROR_HANDLER = "distillens.plain"
 _PLAIN = {
     "–": "-", "−": "-", "—": "-", "·": "*", "×": "x", "±": "+/-", "…": "...", "→": "->", "≤": "<=",
-    "≥": ">=", "∞": "inf", "✓": "ok", "⁻": "-", "₁": "1", "“": '"', "”": '"', "‖": "||", "√": "sqrt",
-    "α": "alpha", "β": "beta", "δ": "delta", "ε": "eps", "η": "eta", "κ": "kappa", "λ": "lambda",
-    "σ": "sigma", "τ": "tau", "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|",
+    "≥": ">=", "∞": "inf", "✓": "ok", "⁻": "-", "“": '"', "”": '"', "‖": "||", "√": "sqrt",
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "κ": "kappa",
+    "λ": "lambda", "μ": "mu", "ν": "nu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau",
+    "φ": "phi", "χ": "chi", "Σ": "sum", "Π": "prod", "∂": "d", "∝": "~", "≈": "~", "≠": "!=",
+    "÷": "/", "½": "1/2", "′": "'", "\N{COMBINING TILDE}": "~", "ᵀ": "^T", "ⁿ": "^n", "ᵢ": "_i",
+    "ₙ": "_n", "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|",
     **{letter: f"^{digit}" for digit, letter in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{letter: f"_{digit}" for digit, letter in enumerate("₀₁₂₃₄₅₆₇₈₉")},
 }  # fmt: skip
 
 
@@ -56,8 +60,8 @@ def show(*parts: RenderableType) -> None:
 
 
 def show_line(line: str) -> None:
-    """Print a line of plain text, neither wrapped nor read as markup."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    """Print plain text, neither wrapped nor read as markup or names of emoji."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show_json(text: str) -> None:

@@ -71,9 +71,7 @@ def _read(recipe: DataRecipe) -> Source:
             test_split=recipe.test_split,
             from_one=from_one,
         )
-    if recipe.source == "folder":
-        return read_folder(Path(recipe.path), recipe.image_size)
-    raise DataError("data.path is set, but source 'digits' reads no file; name another source")
+    return read_folder(Path(recipe.path), recipe.image_size)
 
 
 def _train_and_test(source: Source, recipe: DataRecipe) -> tuple[Examples, Examples]:

@@ -111,6 +111,14 @@ class TokenizerRecipe(BaseModel):
         return self
 
 
+_SOURCES = {
+    "image_column": ("huggingface",),
+    "text_column": ("text",),
+    **dict.fromkeys(("label_column", "config", "test_split"), ("huggingface", "text")),
+}
+"""Keys that only some sources have."""
+
+
 class DataRecipe(BaseModel):
     """Which examples a study works on.
 
@@ -156,9 +164,14 @@ class DataRecipe(BaseModel):
             raise ValueError(
                 f"image_size resizes the pictures of source 'folder', not those of {self.source!r}"
             )
-        for key in ("config", "test_split"):
-            if getattr(self, key) is not None and self.source not in ("huggingface", "text"):
-                raise ValueError(f"{key} belongs to source 'huggingface' or 'text'; leave it out")
+        if self.source == "digits" and self.path is not None:
+            raise ValueError("path is set, but source 'digits' reads no file; name another source")
+        for key, sources in _SOURCES.items():
+            if getattr(self, key) is not None and self.source not in sources:
+                known = " or ".join(map(repr, sources))
+                raise ValueError(
+                    f"{key} belongs to source {known}, not {self.source!r}; leave it out"
+                )
         if (self.source == "text") != bool(self.tokenizers):
             raise ValueError(
                 "source 'text' needs data.tokenizers, one or more; others have none, "

@@ -88,13 +88,24 @@ def build_model(
 
 
 class _GiveLogits:
-    """A hook that replaces a model's output by the logits in it."""
+    """A hook that replaces a model's output by the logits in it.
+
+    The softmax of two logits is the sigmoid of their difference, which is the one logit of two classes.
+    """
 
     def __init__(self, outputs: int) -> None:
         self.outputs = outputs
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
-        return logits_of(output, (len(inputs[0]),), lambda: {self.outputs}, whose="the model")
+        logits = logits_of(
+            output, (inputs[0].shape[0],), lambda: _possible(self.outputs), whose="the model"
+        )
+        return logits if logits.shape[-1] == self.outputs else logits[:, 1:] - logits[:, :1]
+
+
+def _possible(outputs: int) -> set[int]:
+    """Return how many logits a network may give: for two classes one, or one for each of them."""
+    return {1, 2} if outputs == 1 else {outputs}
 
 
 def check_outputs(
@@ -102,6 +113,7 @@ def check_outputs(
 ) -> tuple[int, ...] | None:
     """Run two zero inputs through a model and refuse it if its logits are not (2, outputs).
 
+    For two classes, which need one output, two logits are accepted as well.
     With ``tokens`` they are whole numbers, the first token of every vocabulary; the last one is the
     token that the network requires, if there is one. Logits are found in an output as
     `distillens.data.outputs.logits_of` says.
@@ -133,10 +145,10 @@ def check_outputs(
     finally:
         model.train(was_training)
     try:
-        shape = tuple(logits_of(outcome, (2,), lambda: {outputs}, whose=what).shape)
+        shape = tuple(logits_of(outcome, (2,), lambda: _possible(outputs), whose=what).shape)
     except DataError:
         shape = tuple(bare_logits(outcome).shape)
-    if shape != (2, outputs):
+    if shape not in {(2, width) for width in _possible(outputs)}:
         raise ModelError(
             f"{what} gives outputs of shape {shape} for 2 inputs; the task needs (2, {outputs})"
         )

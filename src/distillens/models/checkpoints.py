@@ -431,9 +431,11 @@ def _cause(trial: Trial, shapes: list[tuple[Any, ...]], explained: bool) -> str:
     named_alike = not trial.missing and not trial.unexpected
     if named_alike and len(heads) == 1 and all(a and b and a[1:] == b[1:] for a, b in sizes):
         stored, wanted = next(iter(heads))
-        return (
-            f"the sizes {stored[0]} and {wanted[0]} suggest another class count; "
-            "a teacher needs one output for every class of the data"
+        return f"the sizes {stored[0]} and {wanted[0]} suggest another class count; " + (
+            "the built-in models have one output for two classes, so name a builder "
+            "(module:function) of a network with two"
+            if (stored[0], wanted[0]) == (2, 1)
+            else "a teacher needs one output for every class of the data"
         )
     if sizes:
         return "another class count, width or architecture?"

@@ -118,8 +118,22 @@ def load_safely(path: Path) -> Any:
             raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
 
 
+OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with `git lfs pull`",
+    b"<!doctype html": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"\x1f\x8b": "compressed by gzip; decompress it first",
+}
+"""What lies under the name of a checkpoint after a failed download, by its first bytes."""
+
+
 def _refusal(path: Path) -> str:
     """Return why a pickle is not read, with the classes that it names where they can be listed."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    for begins, what in OTHER_FILES.items():
+        if start.startswith(begins):
+            return f"{path} is no checkpoint: it is {what}"
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (pickle.UnpicklingError, *DAMAGE):

@@ -38,7 +38,7 @@ class Findings:
             return work()
         except DistillensError as error:
             problem = " ".join(str(error).split())
-            if problem not in self.problems:
+            if not any(problem in known for known in self.problems):
                 self.problems.append(problem)
             return None
 

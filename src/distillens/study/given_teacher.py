@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,8 @@ class GivenTeacher:
     parameters
         Trainable parameters; 0 where only logits are known.
     note
-        How the weights were found in the checkpoint, in a line; empty if as they are.
+        How the weights were found in the checkpoint, or what was done with the given logits, in a
+        line; empty if as they are.
     """
 
     logits: Mapping[str, NDArray[np.float32]]
@@ -68,15 +69,16 @@ def read_given_teacher(scene: Scene) -> GivenTeacher | None:
         return None
     digest = given_digest(scene)
     if recipe.model is None:
-        given = GivenTeacher(_read_logits(scene), digest, 0)
+        logits, notes = _read_logits(scene)
+        given = GivenTeacher(logits, digest, 0, "; ".join(notes))
     else:
         network = scene.build(recipe.model, 0, "teacher")
         note = load_checkpoint(recipe, network)
         network.to(scene.accelerator.device).eval()
         logits = predict_splits(scene, network, "teacher")
         given = GivenTeacher(logits, digest, count_parameters(network), note)
-    _check_accuracy(scene, given)
-    return given
+    doubt = _check_accuracy(scene, given)
+    return replace(given, note="; ".join(part for part in (given.note, doubt) if part))
 
 
 def load_checkpoint(recipe: TeacherRecipe, network: nn.Module) -> str:
@@ -116,8 +118,12 @@ def _present(place: str, key: str) -> Path:
     return path
 
 
-def _check_accuracy(scene: Scene, given: GivenTeacher) -> None:
-    """Show the accuracy of a given teacher; refuse one that knows nothing of the labels."""
+def _check_accuracy(scene: Scene, given: GivenTeacher) -> str:
+    """Show the accuracy of a given teacher; refuse one that knows nothing of the labels.
+
+    Returns a note if the teacher is not measurably better than naming the most frequent class, else
+    an empty text.
+    """
     splits, recipe = scene.splits, scene.recipe.teacher
     right, total, shown = 0, 0, []
     counts = np.zeros(len(splits.train.classes), dtype=np.int64)
@@ -139,21 +145,33 @@ def _check_accuracy(scene: Scene, given: GivenTeacher) -> None:
         advance(1)
     interval = wilson_interval(right / total, total)
     majority = counts.max() / total
-    if recipe.allow_weak or interval.high > majority:
-        return
+    if interval.low > majority:
+        return ""
     name = splits.train.classes[int(counts.argmax())]
+    answer = f"always answering {name!r} ({100 * majority:.1f} %)"
+    if recipe.allow_weak or interval.high > majority:
+        doubt = (
+            f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
+            f"examples (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which "
+            f"is not measurably better than {answer}; check its normalisation and its classes"
+        )
+        with scene.progress(doubt, 1) as advance:
+            advance(1)
+        return doubt
     raise ModelError(
         f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
         f"examples (95 % interval up to {100 * interval.high:.1f} %), which is no better than "
-        f"always answering {name!r} ({100 * majority:.1f} %); likely causes: it expects inputs "
+        f"{answer}; likely causes: it expects inputs "
         "of another normalisation (set teacher.normalisation), its classes are in another order, "
         "the rows of its logits belong to other examples, or the weights belong to another model; "
         "teacher.allow_weak: true uses it all the same"
     )
 
 
-def _read_logits(scene: Scene) -> dict[str, NDArray[np.float32]]:
+def _read_logits(scene: Scene) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+    """Return the logits of every split, and what was done with the given numbers."""
     splits = scene.splits
+    notes: list[str] = []
     rows = _rows_of_splits(scene)
     found: dict[str, NDArray[np.float32]] = {}
     for split in ("train", "validation", "test"):
@@ -168,8 +186,9 @@ def _read_logits(scene: Scene) -> dict[str, NDArray[np.float32]]:
                 "test"
             )
         what = f"teacher.logits, split {name},"
-        found[split] = _rows_of_examples(rows[name], examples, scene.outputs, what)
-    return found
+        found[split], done = _rows_of_examples(rows[name], examples, scene.outputs, what)
+        notes += [note for note in done if note not in notes]
+    return found, notes
 
 
 def _rows_of_splits(scene: Scene) -> dict[str, Rows]:
@@ -212,17 +231,21 @@ def _rows_of_one_file(path: Path) -> dict[str, Rows]:
 
 def _rows_of_examples(
     rows: Rows, examples: Examples, outputs: int, what: str
-) -> NDArray[np.float32]:
-    """Return the (N, C) rows that belong to the examples, in their order.
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Return the (N, C) logits of the examples in their order, and what was done to get them.
 
-    With an index they are looked up by it. Without, there must be a row for every example of the
+    With an index the rows are looked up by it. Without, there must be a row for every example of the
     source, or one for each of the N examples in use in the order of their indices.
     """
     array, wanted = np.asarray(rows.values), examples.indices.numpy()
     if array.dtype.kind not in "fiu":
         raise ModelError(f"{what} holds {array.dtype}, not numbers")
-    if array.ndim != 2 or array.shape[1] != outputs:
-        raise ModelError(f"{what} has shape {array.shape}; the task needs (N, {outputs})")
+    if array.ndim == 1 and outputs == 1:
+        array = array[:, None]
+    widths = (1, 2) if outputs == 1 else (outputs,)
+    if array.ndim != 2 or array.shape[1] not in widths:
+        shapes = " or ".join(f"(N, {width})" for width in widths)
+        raise ModelError(f"{what} has shape {array.shape}; the task needs {shapes}")
     if rows.index is not None:
         places = _places(rows.index, wanted, what)
     elif len(array) > wanted.max():
@@ -235,12 +258,46 @@ def _rows_of_examples(
             f"{wanted.max()} of the source; give a row for every example of the source, a row for "
             "every example in use, or an index"
         )
+    values, notes = _as_logits(array[places], rows.names, examples.classes, what)
     # What is finite in float64 may be too large for the float32 that networks compute in.
     with np.errstate(over="ignore"):
-        found = array[places].astype(np.float32)
+        found = values.astype(np.float32)
     if not np.isfinite(found).all():
         raise DataError(f"{what} holds a NaN or, in float32, an infinity")
-    return found
+    return found, notes
+
+
+def _as_logits(
+    array: NDArray, names: tuple[str, ...] | None, classes: tuple[str, ...], what: str
+) -> tuple[NDArray, list[str]]:
+    """Return given numbers as logits in the order of the classes: one column for two classes.
+
+    Columns that are named by the classes are put in their order. Probabilities, which are rows
+    between 0 and 1 that sum to 1, are replaced by their logarithms, of which the softmax is the
+    probabilities at every temperature.
+    """
+    notes = []
+    if names is not None and names != classes and sorted(names) == sorted(classes):
+        array = array[:, [names.index(name) for name in classes]]
+        notes.append("teacher.logits: columns were put in the order of the classes by their names")
+    between = bool(((array >= 0) & (array <= 1)).all())
+    if between and array.shape[1] == 1:
+        raise DataError(
+            f"{what} has values between 0 and 1 only, which are probabilities or predicted classes "
+            "instead of logits; give logits, log(p / (1 - p)), or a column for each class"
+        )
+    if between and np.allclose(array.sum(axis=1, dtype=np.float64), 1, rtol=0, atol=0.01):
+        if not array.all():
+            raise DataError(
+                f"{what} holds probabilities, some of which are 0, so their logits are not known; "
+                "give logits or logarithms of probabilities"
+            )
+        array = np.log(array.astype(np.float64))
+        notes.append("teacher.logits: probabilities were replaced by their logarithms")
+    if len(classes) == 2 and array.shape[1] == 2:
+        array = array[:, 1:].astype(np.float64) - array[:, :1]
+        notes.append("teacher.logits: two logits were replaced by their difference")
+    return array, notes
 
 
 def _places(index: NDArray, wanted: NDArray[np.int64], what: str) -> NDArray[np.int64]:

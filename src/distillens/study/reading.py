@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,11 @@ def read_content(
 def recipe_problems(content: dict[str, Any]) -> list[str]:
     """Return everything that is wrong with the plain values of a recipe, one sentence each."""
     try:
-        Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         return [_explain(each) for each in error.errors()]
-    return []
+    problem = _unwritable(recipe)
+    return [problem] if problem else []
 
 
 def missing_places(recipe: Recipe) -> list[str]:
@@ -120,15 +121,16 @@ def missing_places(recipe: Recipe) -> list[str]:
     to whoever loads it.
     """
     data, teacher = recipe.data, recipe.teacher
-    found = []
+    found: list[tuple[Path, str]] = []
     if data.path is not None:
         path = Path(data.path)
         if data.source in ("idx", "folder") and not path.is_dir():
-            found.append(f"no folder {path}; data.path must name the folder of the data set")
+            text = f"no folder {path}; data.path must name the folder of the data set"
+            found.append((path, text))
         elif data.source == "npz" and not path.is_file():
-            found.append(f"no file {path}; data.path must name an .npz file")
+            found.append((path, f"no file {path}; data.path must name an .npz file"))
         elif _is_place(data.path) and not path.exists():
-            found.append(f"there is no {path}; data.path must name the data set")
+            found.append((path, f"there is no {path}; data.path must name the data set"))
     files = {}
     if teacher.checkpoint is not None:
         files["teacher.checkpoint"] = teacher.checkpoint.path
@@ -138,10 +140,13 @@ def missing_places(recipe: Recipe) -> list[str]:
         files |= {f"teacher.logits.{split}": at for split, at in (teacher.logits or {}).items()}
     for key, place in files.items():
         if not (path := Path(place.partition("::")[0])).is_file():
-            found.append(f"no file {path}; {key} must name one")
-    if teacher.run is not None and not (Path(teacher.run) / "recipe.yaml").is_file():
-        found.append(f"{teacher.run} is no run folder: it has no recipe.yaml; see teacher.run")
-    return found
+            found.append((path, f"no file {path}; {key} must name one"))
+    if teacher.run is not None and not ((path := Path(teacher.run)) / "recipe.yaml").is_file():
+        text = f"{teacher.run} is no run folder: it has no recipe.yaml; see teacher.run"
+        found.append((path, text))
+    # The recipe may lie in another folder than the one that the command is run in.
+    hint = f" (a relative path is counted from the current folder, {Path.cwd()})"
+    return [text if path.is_absolute() else f"{text}{hint}" for path, text in found]
 
 
 def _is_place(path: str) -> bool:
@@ -172,9 +177,22 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(_explain(error.errors()[0])) from None
+    if problem := _unwritable(recipe):
+        raise RecipeError(problem)
     for error in part_errors(recipe, trust_code=trust_code):
         raise error
     return recipe
+
+
+def _unwritable(recipe: Recipe) -> str:
+    """Return why a recipe cannot be written into a run folder; empty if it can."""
+    try:
+        recipe.model_dump(mode="json")
+    # Arguments of models are of any type, and a YAML alias can make a value contain itself.
+    except ValueError as error:
+        text = " ".join(str(error).split())[:120]
+        return f"the recipe has a value that YAML cannot hold ({text}); write it without an alias"
+    return ""
 
 
 def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError]:
@@ -225,19 +243,23 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
 
 def _find(where: str | Path) -> Path:
     path = user_path(where)
-    if _is_file(path):
+    if _holds(path.is_file):
         return path
     shipped = shipped_recipes()
     if str(where) in shipped:
         return shipped[str(where)]
+    if _holds(path.is_dir):
+        inside = path / "recipe.yaml"
+        hint = f", such as {inside}" if inside.is_file() else ""
+        raise RecipeError(f"{path} is a folder; name the file of a recipe{hint}")
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"there is no recipe {path}; check the path")
     raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
 
 
-def _is_file(path: Path) -> bool:
+def _holds(asked: Callable[[], bool]) -> bool:
     try:
-        return path.is_file()
+        return asked()
     except OSError:
         # A name that is too long for a file is no file either.
         return False
@@ -283,6 +305,15 @@ def _place(target: list[Any], part: str, key: str) -> int:
     return int(part)
 
 
+_IN_YAML = {
+    "tuple_type": "a list is needed",
+    "list_type": "a list is needed",
+    "model_type": "keys with values are needed",
+    "dict_type": "keys with values are needed",
+}
+"""What a value of the wrong kind should be, in words of YAML instead of Python, by error type."""
+
+
 def _explain(error: ErrorDetails) -> str:
     location = error["loc"]
     # A location also names the member of a union that was tried; only keys and places are shown.
@@ -300,6 +331,13 @@ def _explain(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}: {message}"
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"{where}: no kind {context['tag']!r}{nearest(str(context['tag']), known)}"
+    if error["type"] == "too_short":
+        message = f"the list needs at least {context['min_length']} entries"
+    message = _IN_YAML.get(error["type"], message)
     shown = repr(error["input"])
     return f"{where}: {message}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from distillens.errors import RecipeError, SupervisionError
+from distillens.errors import DistillensError, RecipeError, SupervisionError
 from distillens.supervision.averaged import AveragedTeacher, decaying_weights
 from distillens.supervision.compared import decoupled, dist
 from distillens.supervision.pace import TemperatureSchedule, pace_of
@@ -183,7 +184,16 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
         if mask is not None:
             # The function is not told of positions that do not count.
             logits, teacher, labels = logits[mask], teacher[mask], labels[mask]
-        value = function(logits, teacher, labels)
+        try:
+            value = function(logits, teacher, labels)
+        except DistillensError:
+            raise
+        # Code of the user's own may end in any way.
+        except Exception as error:
+            text = " ".join(str(error).split())[:240]
+            raise SupervisionError(
+                f"loss {recipe.name!r} stops with {type(error).__name__}: {text}"
+            ) from error
         if not isinstance(value, Tensor) or value.ndim:
             raise SupervisionError(
                 f"loss {recipe.name!r} must return a scalar tensor, got {value!r:.80}"
@@ -226,4 +236,14 @@ def _import(loss: LossRecipe, trust_code: bool) -> Callable[..., Tensor]:
     found = import_named(loss.name, "loss", trusted=trust_code, folder=loss.code_folder)
     if not callable(found):
         raise RecipeError(f"loss {loss.name!r} is a {type(found).__name__}, not a function")
+    try:
+        inspect.signature(found).bind("student", "teacher", "labels")
+    except TypeError as error:
+        raise RecipeError(
+            f"loss {loss.name!r} cannot be called with student logits, teacher logits and labels: "
+            f"{error}"
+        ) from None
+    # Some callables of compiled libraries have no signature.
+    except ValueError:
+        pass
     return cast(Callable[..., Tensor], found)
