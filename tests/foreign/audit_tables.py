@@ -554,3 +554,40 @@ def test_a_classifier_at_chance_is_said_first(tmp_path: Path, capsys):
         "the accuracy of the teacher", "the accuracy of the student",
     ]  # fmt: skip
     assert dl.audit(T, S, Y, resamples=100).warnings == ()
+
+
+# --- indices and names of several types ---
+
+
+@pytest.mark.parametrize("first", [1000, 2**53, 2**63 + 5], ids=["small", "2**53", "2**63"])
+def test_indices_of_other_types_are_matched_exactly(first: int, tmp_path: Path):
+    """float64, in which NumPy compares uint64 with int64, cannot tell neighbours beyond 2**53."""
+    ids = [first + 3 * i for i in range(N)]
+    kinds: list[Any] = [np.uint64, str, np.int64 if first < 2**63 else str]
+    reverse = slice(None, None, -1)
+    rows = (
+        dl.Rows(T, np.array(ids, kinds[0])),
+        dl.Rows(S[reverse], np.array(ids, kinds[2])[reverse]),
+    )
+    assert_same(audited(*rows, dl.Rows(Y, np.array(ids, np.uint64))))
+    assert_same(audited(*rows, dl.Rows(Y, np.array([f" {one} " for one in ids]))))
+    if first < 2**53:
+        assert_same(audited(*rows, dl.Rows(Y, np.array(ids, np.float32))))
+
+
+def test_columns_numbered_in_another_order_are_matched_with_columns_without_names():
+    """A table may have its columns in alphabetical order: 0, 1, 10, 2."""
+    order = [0, 1, 4, 2, 3]
+    for start in ("", "prob_", "z"):
+        names = [f"{start}{i}" for i in range(C)]
+        t, s = (z.set_axis(names, axis=1).iloc[:, order] for z in (D, E))
+        for pair in ((t, S), (T, s), (t, s)):
+            assert_same(audited(*pair, Y))
+
+
+def test_labels_are_looked_up_behind_a_common_beginning():
+    both = D.add_prefix("prob_"), E.add_prefix("prob_")
+    assert_same(audited(*both, np.array(NAMES)[Y]))
+    ids = [f"class{i}" for i in range(1, C + 1)]
+    assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y + 1))
+    assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y))

@@ -15,6 +15,7 @@ from distillens.array_likes import as_array
 from distillens.errors import DataError, MeasureError
 from distillens.measures.auditing.alignment import Aligned, align
 from distillens.measures.auditing.columns import (
+    are_shuffled_numbers,
     column_order,
     only_counts,
     refuse_other_columns,
@@ -149,7 +150,9 @@ def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
     if mine is None or only_counts(mine):
         others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
         for names in others:
-            if names is not None and set(names) != set(mine or ()):
+            # Columns that are numbered in another order were put in the order of the classes.
+            usable = names is not None and (mine is not None or not are_shuffled_numbers(names))
+            if usable and set(names) != set(mine or ()):
                 return names
     return mine
 
