@@ -591,3 +591,26 @@ def test_labels_are_looked_up_behind_a_common_beginning():
     ids = [f"class{i}" for i in range(1, C + 1)]
     assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y + 1))
     assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y))
+
+
+# --- the deviation of two networks ---
+
+
+def test_the_deviation_of_tables_matches_rows_and_columns():
+    def measured(teacher: Any, student: Any, labels: Any) -> Any:
+        return dl.deviation(
+            teacher, student, labels, student="s", seed=0, split="test", resamples=100
+        )[0]
+
+    plain = measured(T, S, Y)
+    ids = np.arange(N) + 1000
+    t, s, y = D.set_axis(ids), E.set_axis(ids)[::-1], pd.Series(np.array(NAMES)[Y], ids)
+    for given in (
+        (D, E[NAMES[::-1]], Y), (t, s, y), (T, S, Y[:, None]), (T, S, np.eye(C)[Y]),
+        (dl.Rows(T, ids), dl.Rows(S[::-1], ids[::-1]), dl.Rows(Y, ids)),
+    ):  # fmt: skip
+        assert measured(*given) == plain
+    with pytest.raises(MeasureError, match="different names"):
+        measured(D, E.rename(columns={"cat": "cow"}), Y)
+    assert plain.notes == ()
+    assert sum("as probabilities do" in note for note in measured(P, S, Y).notes) == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from torch import nn
 
 from distillens.array_files import Rows, read_rows
 from distillens.data import Examples
-from distillens.errors import DataError, ModelError
+from distillens.errors import DataError, MeasureError, ModelError
+from distillens.measures.auditing.columns import column_order
+from distillens.measures.confidence import look_like_probabilities
 from distillens.measures.intervals import wilson_interval
 from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights
 from distillens.runs import read_arrays
@@ -168,7 +170,8 @@ def _read_logits(scene: Scene) -> dict[str, NDArray[np.float32]]:
                 "test"
             )
         what = f"teacher.logits, split {name},"
-        found[split] = _rows_of_examples(rows[name], examples, scene.outputs, what)
+        given = _by_class(rows[name], examples.classes, what)
+        found[split] = _rows_of_examples(given, examples, scene.outputs, what)
     return found
 
 
@@ -209,6 +212,37 @@ def _rows_of_one_file(path: Path) -> dict[str, Rows]:
     return {name: Rows(arrays[name], arrays.get(f"{name}_index")) for name in splits}
 
 
+def _by_class(rows: Rows, classes: tuple[str, ...], what: str) -> Rows:
+    """Return rows with the columns in the order of the classes, and one column for two classes.
+
+    Columns are matched by name where they have names. The single output of two classes is the
+    difference of their logits.
+    """
+    values = np.asarray(rows.values)
+    if values.dtype.kind not in "fiu":
+        raise ModelError(f"{what} holds {values.dtype}, not numbers")
+    if values.ndim == 2 and look_like_probabilities(values):
+        raise ModelError(
+            f"{what} holds probabilities: its rows lie within [0, 1] and sum to one; give the outputs "
+            "before the softmax, or the logarithms of the probabilities"
+        )
+    if rows.names is not None and len(rows.names) == len(classes):
+        try:
+            order_C, _ = column_order(classes, rows.names, "teacher")
+        except MeasureError:
+            raise DataError(
+                f"{what} has the columns {', '.join(rows.names[:5])}, the data have the classes "
+                f"{', '.join(classes[:5])}; name the columns as the classes, or store arrays without "
+                "names in the order of the classes"
+            ) from None
+        values = values if order_C is None else values[:, order_C]
+    if len(classes) == 2 and values.ndim == 1:
+        values = values[:, None]
+    elif len(classes) == 2 and values.shape[1:] == (2,):
+        values = values[:, 1:].astype(np.float64) - values[:, :1]
+    return replace(rows, values=values)
+
+
 def _rows_of_examples(
     rows: Rows, examples: Examples, outputs: int, what: str
 ) -> NDArray[np.float32]:
@@ -217,9 +251,7 @@ def _rows_of_examples(
     With an index they are looked up by it. Without, there must be a row for every example of the
     source, or one for each of the N examples in use in the order of their indices.
     """
-    array, wanted = np.asarray(rows.values), examples.indices.numpy()
-    if array.dtype.kind not in "fiu":
-        raise ModelError(f"{what} holds {array.dtype}, not numbers")
+    array, wanted = rows.values, examples.indices.numpy()
     if array.ndim != 2 or array.shape[1] != outputs:
         raise ModelError(f"{what} has shape {array.shape}; the task needs (N, {outputs})")
     if rows.index is not None:

@@ -113,6 +113,36 @@ def check_split(
     )
 
 
+def in_one_order(teacher: Any, student: Any, labels: Any) -> tuple[NDArray, NDArray, NDArray]:
+    """Return outputs of two networks, and labels as integers, in the order of the teacher's.
+
+    Tables and `Rows` are matched as in an audit, rows by index and columns by name. The shapes of
+    outputs are left to be checked.
+
+    Raises
+    ------
+    MeasureError
+        Rows or columns cannot be matched, or labels are out of range.
+    """
+    given = {"teacher": teacher, "student": student, "labels": labels}
+    roles = {role: _rows(role, value) for role, value in given.items()}
+    outputs = [roles["teacher"].values, roles["student"].values]
+    labels_N = roles["labels"].values
+    if outputs[0].ndim != 2 or len({len(rows.values) for rows in roles.values()}) > 1:
+        return outputs[0], outputs[1], labels_N
+    aligned = align(roles)
+    order_C, _ = column_order(roles["teacher"].names, roles["student"].names, "student")
+    if order_C is not None:
+        outputs[1] = outputs[1][:, order_C]
+    labels_N, _ = class_labels(
+        labels_N, max(2, outputs[0].shape[1]), _class_names(roles), roles["labels"].names
+    )
+    found = (outputs[0], outputs[1], labels_N)
+    rows = aligned.rows.values()
+    matched = [_taken(each, rows_N) for each, rows_N in zip(found, rows, strict=True)]
+    return matched[0], matched[1], matched[2]
+
+
 def _outputs(
     roles: Mapping[str, Rows],
     kinds: Mapping[str, OutputKind | None],
