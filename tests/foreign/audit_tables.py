@@ -20,6 +20,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import distillens as dl
+from distillens.array_files import read_splits
 from distillens.audit_results import SplitAudit
 from distillens.errors import DataError, DistillensError, MeasureError
 from distillens.measures.confidence import compare, differences
@@ -614,3 +615,48 @@ def test_the_deviation_of_tables_matches_rows_and_columns():
         measured(D, E.rename(columns={"cat": "cow"}), Y)
     assert plain.notes == ()
     assert sum("as probabilities do" in note for note in measured(P, S, Y).notes) == 1
+
+
+# --- more csv files ---
+
+ALIGNED = "\n".join(" ".join(f"{value:25.17g}" for value in row) for row in T)
+MORE_CSV = {
+    "aligned with spaces": ALIGNED,
+    "delimiter stated for Excel": "sep=,\n" + text(index=False),
+    "delimiter and decimal commas for Excel": "sep=;\r\n" + text(sep=";", decimal=",", index=False),
+}
+
+
+@pytest.mark.parametrize("kind", MORE_CSV)
+def test_more_csv_files_of_other_programs(kind: str, tmp_path: Path):
+    (tmp_path / "t.csv").write_text(MORE_CSV[kind])
+    np.testing.assert_array_equal(dl.read_rows(tmp_path / "t.csv").values, T)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(MORE_CSV[kind].encode()))
+    np.testing.assert_array_equal(dl.read_rows(tmp_path / "t.csv.gz").values, T)
+
+
+def test_a_title_above_the_header_is_named(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("Predictions\n" + text(index=False))
+    with pytest.raises(DataError, match="1 cells in its first line, 'Predictions', and 5 below"):
+        dl.read_rows(tmp_path / "t.csv")
+
+
+def test_ids_of_64_bits_in_csv_files_identify_rows(tmp_path: Path):
+    """Arrow reads numbers beyond int64 as float64, in which all of these are equal."""
+    ids = [2**64 - 1 - i for i in range(N)]
+    D.assign(id=ids).to_csv(tmp_path / "t.csv", index=False)
+    E.assign(id=ids)[::-1].to_csv(tmp_path / "s.csv", index=False)
+    pd.DataFrame({"id": ids, "label": Y}).to_csv(tmp_path / "y.csv", index=False)
+    assert_same(audited(*(dl.read_rows(tmp_path / f"{name}.csv") for name in "tsy")))
+
+
+def test_an_equals_sign_in_the_name_of_a_file_names_no_split(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    np.save("lr=0.1.npy", T)
+    for places, found in ((["lr=0.1.npy"], None), (["test=lr=0.1.npy"], "test")):
+        rows: Any = read_splits(places)
+        np.testing.assert_array_equal((rows if found is None else rows[found]).values, T)
+
+
+def test_matrices_are_arrays():
+    assert_same(audited(np.asmatrix(T), np.asmatrix(S), np.asmatrix(Y).T))

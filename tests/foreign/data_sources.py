@@ -466,11 +466,11 @@ def read_sentences(folder: Path, train: Any, test: Any, **more: Any) -> tuple[An
         count = len(next(iter(columns.values())))
         table = pd.DataFrame({"text": [f"some words {i}" for i in range(count)], **columns})
         table.to_csv(folder / f"{split}.csv", index=bool(more.get("index")))
-    recipe = DataRecipe(
-        source="text", path=str(folder), tokenizers=({"vocabulary": 60, "length": 4},),
-        label_column=more.get("label_column"), groups=more.get("groups"),
-    )  # fmt: skip
-    found = load_splits(recipe)
+    recipe: dict[str, Any] = {
+        "source": "text", "path": str(folder), "tokenizers": [{"vocabulary": 60, "length": 4}],
+        "label_column": more.get("label_column"), "groups": more.get("groups"),
+    }  # fmt: skip
+    found = load_splits(DataRecipe.model_validate(recipe))
     return found.train.classes, found.train.labels.tolist(), found.test.labels.tolist()
 
 

@@ -186,11 +186,12 @@ def _rows_of_splits(scene: Scene) -> dict[str, Rows]:
                 "arrays train and test"
             )
         return _rows_of_one_file(path)
-    found = {split: read_rows(place) for split, place in (given or {}).items()}
+    places = {split: str(place) for split, place in (given or {}).items()}
+    found = {split: read_rows(place) for split, place in places.items()}
     for split, rows in found.items():
         if rows.unclear_header:
             raise DataError(
-                f"teacher.logits.{split}: the first row of {(given or {})[split]} may be a header or "
+                f"teacher.logits.{split}: the first row of {places[split]} may be a header or "
                 "the logits of the first example; name the columns by words, or store it as npy"
             )
     return found

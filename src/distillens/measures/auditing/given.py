@@ -181,8 +181,9 @@ def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
         others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
         for names in others:
             # Columns that are numbered in another order were put in the order of the classes.
-            usable = names is not None and (mine is not None or not are_shuffled_numbers(names))
-            if usable and set(names) != set(mine or ()):
+            if names is None or (mine is None and are_shuffled_numbers(names)):
+                continue
+            if set(names) != set(mine or ()):
                 return names
     return mine
 
