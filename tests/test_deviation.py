@@ -294,7 +294,7 @@ def test_one_point_that_differs_gives_no_interval():
         (np.ones(3), np.ones((3, 2)), [0, 0, 0], r"teacher's outputs have shape \(3,\)"),
         (np.ones((0, 2)), np.ones((0, 2)), np.zeros(0, int), r"shape \(0, 2\)"),
         (np.ones((3, 2)), np.ones((3, 2)), [0, 1, 2], "labels go from 0 to 2"),
-        (np.ones((3, 2)), np.ones((3, 2)), [0.0, 1.0, 1.0], "give integers"),
+        (np.ones((3, 2)), np.ones((3, 2)), [0.5, 1.0, 1.0], "give integers"),
         (np.ones((3, 1)), np.ones((3, 1)), [0, 1, 2], "with 2 classes"),
         ([[1, 0], [1, np.nan]], np.ones((2, 2)), [0, 0], "teacher's outputs .* at example 1"),
         (np.ones((2, 2)), [[1, 0], [np.inf, 0]], [0, 0], "student's outputs .* at example 1"),

@@ -198,7 +198,9 @@ def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows |
     columns = columns or Columns()
     for place in places:
         split, separator, rest = place.partition("=")
-        if not separator or "/" in split or not split:
+        # A file may have "=" in its name.
+        whole = user_path(place.partition("::")[0]).is_file()
+        if not separator or "/" in split or not split or whole:
             if len(places) > 1:
                 raise DataError(
                     f"{place!r} names no split; several files are written as SPLIT=FILE, "

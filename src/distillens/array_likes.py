@@ -35,6 +35,9 @@ def as_array(value: Any) -> NDArray:
         if np.ma.getmaskarray(value).any():
             raise DataError("a masked array has masked values; fill them or leave their rows out")
         return value.data
+    if isinstance(value, np.matrix):
+        # Its columns and sums are matrices again.
+        return np.asarray(value)
     if isinstance(value, np.ndarray):
         return _known_type(value)
     if hasattr(value, "detach") and hasattr(value, "cpu"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.csv_layout import EMPTY_CELLS, INDEX_NAMES, csv_layout
+from distillens.csv_layout import EMPTY_CELLS, INDEX_NAMES, CsvLayout, csv_layout
 from distillens.errors import DataError, nearest
 
 _NAMES_OF_NAMELESS = ("", "Unnamed: 0", "__index_level_0__")
@@ -77,9 +77,12 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
     layout = csv_layout(path, columns.header)
     written = layout.names
     names = [f"f{i}" for i in range(layout.columns)] if written is None else list(written)
-    with pa.input_stream(path, compression="detect") as stream:
-        table = csv.read_csv(
-            stream,
+
+    def read(texts: Sequence[int] = ()) -> Any:
+        return csv.read_csv(
+            _single_spaces(path, layout)
+            if layout.delimiter == " "
+            else pa.input_stream(path, compression="detect"),
             # The names are set afterwards: Arrow needs them to be different.
             read_options=csv.ReadOptions(
                 encoding="utf8" if layout.encoding == "utf-8" else layout.encoding,
@@ -92,9 +95,20 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
                 invalid_row_handler=_skip_comment,
             ),
             convert_options=csv.ConvertOptions(
-                decimal_point=layout.decimal, null_values=list(EMPTY_CELLS)
+                decimal_point=layout.decimal,
+                null_values=list(EMPTY_CELLS),
+                column_types={f"f{i}": pa.string() for i in texts},
             ),
         )
+
+    table = read()
+    too_large = [i for i in range(len(names)) if _is_too_large(table.column(i))]
+    if too_large:
+        # Arrow reads integers beyond 64 bits as float64, in which neighbours are equal.
+        texts = read(too_large)
+        for i in too_large:
+            if all(one is None or one.strip().isdecimal() for one in texts.column(i).to_pylist()):
+                table = table.set_column(i, f"f{i}", texts.column(i))
     table = _without_empty_end(table)
     if len(table) == 0:
         raise DataError(f"{path} has a header and no rows; write the file again")
@@ -108,6 +122,28 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
         names=names, headless=written is None,
     )  # fmt: skip
     return replace(found, unclear=layout.unclear)
+
+
+def _single_spaces(path: Path, layout: CsvLayout) -> Any:
+    """Return a file whose columns are aligned with spaces, with one space between them."""
+    import pyarrow as pa
+
+    with pa.input_stream(path, compression="detect") as stream:
+        text = stream.read().decode(layout.encoding)
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return pa.BufferReader("\n".join(lines).encode(layout.encoding))
+
+
+def _is_too_large(column: Any) -> bool:
+    """Say whether a column of floats holds only whole numbers, of which one is no int64."""
+    from pyarrow import types
+
+    if not types.is_floating(column.type) or column.null_count or not len(column):
+        return False
+    values = column.to_numpy()
+    if not np.isfinite(values).all() or np.abs(values).max() < 2**63:
+        return False
+    return bool((values == np.rint(values)).all())
 
 
 def read_parquet(path: Path, key: str | None, columns: Columns) -> TableArray:

@@ -28,6 +28,8 @@ _DELIMITERS = ("\t", ";", ",", "|")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")
+_STATED_DELIMITER = re.compile(r"\"?sep=(.)\"?", re.I)
+"""What Excel writes and reads in the first line."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,23 @@ def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
     shown = [line for line in lines[first:] if line.strip()]
     if not shown:
         raise DataError(f"{path} has no rows; write the file again")
-    delimiter = _delimiter(shown[:_SAMPLE_ROWS], "\t" if ".tsv" in path.suffixes else None)
+    preferred = "\t" if ".tsv" in path.suffixes else None
+    stated = _STATED_DELIMITER.fullmatch(shown[0].strip())
+    if stated and len(shown) > 1:
+        preferred, shown = stated[1], shown[1:]
+        first = lines.index(shown[0], first + 1)
+    delimiter = _delimiter(shown[:_SAMPLE_ROWS], preferred)
+    if delimiter == " ":
+        # Columns may be aligned with several spaces.
+        shown = [" ".join(line.split()) for line in shown]
     cells = [_stripped(row) for row in csv.reader(shown[:_SAMPLE_ROWS], delimiter=delimiter)]
     body = cells[1:]
     width = max((len(row) for row in body), default=len(cells[0]))
+    if body and len(cells[0]) < width - 1:
+        raise DataError(
+            f"{path} has {len(cells[0])} cells in its first line, {shown[0][:40]!r}, and {width} below; "
+            "delete the line or begin it with #"
+        )
     decimal = _decimal(body or cells)
     found = _has_header(cells[0], body, decimal, header)
     names = _names(cells[0], body, width) if found else None
@@ -135,7 +150,7 @@ def _delimiter(lines: Sequence[str], preferred: str | None) -> str:
         # A header may lack the name of the first column, or a delimiter at the end of the rows.
         if len(body) == 1 and max(body) > 1 and abs(widths[0] - max(body)) <= 1:
             return delimiter
-    rows = [line.split(" ") for line in lines]
+    rows = [line.split() for line in lines]
     numeric = all(_is_number(cell, ".") for row in rows[1:] or rows for cell in row)
     if numeric and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
         return " "

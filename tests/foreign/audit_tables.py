@@ -20,6 +20,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import distillens as dl
+from distillens.array_files import read_splits
 from distillens.audit_results import SplitAudit
 from distillens.errors import DataError, DistillensError, MeasureError
 from distillens.measures.confidence import compare, differences
@@ -554,3 +555,108 @@ def test_a_classifier_at_chance_is_said_first(tmp_path: Path, capsys):
         "the accuracy of the teacher", "the accuracy of the student",
     ]  # fmt: skip
     assert dl.audit(T, S, Y, resamples=100).warnings == ()
+
+
+# --- indices and names of several types ---
+
+
+@pytest.mark.parametrize("first", [1000, 2**53, 2**63 + 5], ids=["small", "2**53", "2**63"])
+def test_indices_of_other_types_are_matched_exactly(first: int, tmp_path: Path):
+    """float64, in which NumPy compares uint64 with int64, cannot tell neighbours beyond 2**53."""
+    ids = [first + 3 * i for i in range(N)]
+    kinds: list[Any] = [np.uint64, str, np.int64 if first < 2**63 else str]
+    reverse = slice(None, None, -1)
+    rows = (
+        dl.Rows(T, np.array(ids, kinds[0])),
+        dl.Rows(S[reverse], np.array(ids, kinds[2])[reverse]),
+    )
+    assert_same(audited(*rows, dl.Rows(Y, np.array(ids, np.uint64))))
+    assert_same(audited(*rows, dl.Rows(Y, np.array([f" {one} " for one in ids]))))
+    if first < 2**53:
+        assert_same(audited(*rows, dl.Rows(Y, np.array(ids, np.float32))))
+
+
+def test_columns_numbered_in_another_order_are_matched_with_columns_without_names():
+    """A table may have its columns in alphabetical order: 0, 1, 10, 2."""
+    order = [0, 1, 4, 2, 3]
+    for start in ("", "prob_", "z"):
+        names = [f"{start}{i}" for i in range(C)]
+        t, s = (z.set_axis(names, axis=1).iloc[:, order] for z in (D, E))
+        for pair in ((t, S), (T, s), (t, s)):
+            assert_same(audited(*pair, Y))
+
+
+def test_labels_are_looked_up_behind_a_common_beginning():
+    both = D.add_prefix("prob_"), E.add_prefix("prob_")
+    assert_same(audited(*both, np.array(NAMES)[Y]))
+    ids = [f"class{i}" for i in range(1, C + 1)]
+    assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y + 1))
+    assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y))
+
+
+# --- the deviation of two networks ---
+
+
+def test_the_deviation_of_tables_matches_rows_and_columns():
+    def measured(teacher: Any, student: Any, labels: Any) -> Any:
+        return dl.deviation(
+            teacher, student, labels, student="s", seed=0, split="test", resamples=100
+        )[0]
+
+    plain = measured(T, S, Y)
+    ids = np.arange(N) + 1000
+    t, s, y = D.set_axis(ids), E.set_axis(ids)[::-1], pd.Series(np.array(NAMES)[Y], ids)
+    for given in (
+        (D, E[NAMES[::-1]], Y), (t, s, y), (T, S, Y[:, None]), (T, S, np.eye(C)[Y]),
+        (dl.Rows(T, ids), dl.Rows(S[::-1], ids[::-1]), dl.Rows(Y, ids)),
+    ):  # fmt: skip
+        assert measured(*given) == plain
+    with pytest.raises(MeasureError, match="different names"):
+        measured(D, E.rename(columns={"cat": "cow"}), Y)
+    assert plain.notes == ()
+    assert sum("as probabilities do" in note for note in measured(P, S, Y).notes) == 1
+
+
+# --- more csv files ---
+
+ALIGNED = "\n".join(" ".join(f"{value:25.17g}" for value in row) for row in T)
+MORE_CSV = {
+    "aligned with spaces": ALIGNED,
+    "delimiter stated for Excel": "sep=,\n" + text(index=False),
+    "delimiter and decimal commas for Excel": "sep=;\r\n" + text(sep=";", decimal=",", index=False),
+}
+
+
+@pytest.mark.parametrize("kind", MORE_CSV)
+def test_more_csv_files_of_other_programs(kind: str, tmp_path: Path):
+    (tmp_path / "t.csv").write_text(MORE_CSV[kind])
+    np.testing.assert_array_equal(dl.read_rows(tmp_path / "t.csv").values, T)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(MORE_CSV[kind].encode()))
+    np.testing.assert_array_equal(dl.read_rows(tmp_path / "t.csv.gz").values, T)
+
+
+def test_a_title_above_the_header_is_named(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("Predictions\n" + text(index=False))
+    with pytest.raises(DataError, match="1 cells in its first line, 'Predictions', and 5 below"):
+        dl.read_rows(tmp_path / "t.csv")
+
+
+def test_ids_of_64_bits_in_csv_files_identify_rows(tmp_path: Path):
+    """Arrow reads numbers beyond int64 as float64, in which all of these are equal."""
+    ids = [2**64 - 1 - i for i in range(N)]
+    D.assign(id=ids).to_csv(tmp_path / "t.csv", index=False)
+    E.assign(id=ids)[::-1].to_csv(tmp_path / "s.csv", index=False)
+    pd.DataFrame({"id": ids, "label": Y}).to_csv(tmp_path / "y.csv", index=False)
+    assert_same(audited(*(dl.read_rows(tmp_path / f"{name}.csv") for name in "tsy")))
+
+
+def test_an_equals_sign_in_the_name_of_a_file_names_no_split(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    np.save("lr=0.1.npy", T)
+    for places, found in ((["lr=0.1.npy"], None), (["test=lr=0.1.npy"], "test")):
+        rows: Any = read_splits(places)
+        np.testing.assert_array_equal((rows if found is None else rows[found]).values, T)
+
+
+def test_matrices_are_arrays():
+    assert_same(audited(np.asmatrix(T), np.asmatrix(S), np.asmatrix(Y).T))

@@ -9,14 +9,16 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
 from distillens.data import load_splits
 from distillens.data.dataset_files import find_splits
-from distillens.data.examples import Examples
+from distillens.data.examples import Examples, examples_from_arrays
 from distillens.data.folders import read_folder
 from distillens.data.huggingface import read_huggingface
 from distillens.data.recipe import DataRecipe
@@ -452,3 +454,68 @@ def test_ambiguous_arrays_are_asked_about(
     np.savez(tmp_path / "d.npz", allow_pickle=False, **arrays)
     with pytest.raises(DataError, match=message):
         read_npz(tmp_path / "d.npz")
+
+
+# Labels of sentences.
+
+
+def read_sentences(folder: Path, train: Any, test: Any, **more: Any) -> tuple[Any, ...]:
+    """Return classes and labels of text whose splits have these columns beside the sentences."""
+    folder.mkdir(exist_ok=True)
+    for split, columns in (("train", train), ("test", test)):
+        count = len(next(iter(columns.values())))
+        table = pd.DataFrame({"text": [f"some words {i}" for i in range(count)], **columns})
+        table.to_csv(folder / f"{split}.csv", index=bool(more.get("index")))
+    recipe: dict[str, Any] = {
+        "source": "text", "path": str(folder), "tokenizers": [{"vocabulary": 60, "length": 4}],
+        "label_column": more.get("label_column"), "groups": more.get("groups"),
+    }  # fmt: skip
+    found = load_splits(DataRecipe.model_validate(recipe))
+    return found.train.classes, found.train.labels.tolist(), found.test.labels.tolist()
+
+
+def test_numbers_of_sentences_are_classes_as_those_of_images(tmp_path: Path) -> None:
+    """AG News counts its classes from 1."""
+    train, test = {"label": [1, 2, 3, 4]}, {"label": [4, 1]}
+    expected = (("1", "2", "3", "4"), [0, 1, 2, 3], [3, 0])
+    assert read_sentences(tmp_path, train, test) == expected
+    grouped = read_sentences(tmp_path, train, test, groups=[[1, 2], [3, 4]])
+    assert grouped == (("1+2", "3+4"), [0, 0, 1, 1], [1, 0])
+    higher = read_sentences(tmp_path, {"label": [0, 1]}, {"label": [2, 1]})
+    assert higher == (("0", "1", "2"), [0, 1], [2, 1])
+
+
+def test_columns_that_count_sentences_are_no_labels(tmp_path: Path) -> None:
+    """GLUE has ``idx`` beside the label, pandas its index."""
+    expected = (("0", "1"), [0, 1, 1], [1, 0])
+    for name in ("idx", "id", "Unnamed: 0", "sentence_id"):
+        train, test = {"label": [0, 1, 1], name: [0, 1, 2]}, {"label": [1, 0], name: [0, 1]}
+        assert read_sentences(tmp_path, train, test) == expected
+        assert read_sentences(tmp_path, train, test, index=True) == expected
+    assert read_sentences(tmp_path, {"label_id": [0, 1, 1]}, {"label_id": [1, 0]}) == expected
+    words = {"id": [0, 1], "label": ["no", " yes"]}
+    with pytest.raises(DataError, match=r"set data\.label_column"):
+        read_sentences(tmp_path, words, words)
+    named = read_sentences(tmp_path, words, words, label_column="label")
+    assert named == (("no", "yes"), [0, 1], [0, 1])
+
+
+# Arrays of other libraries.
+
+
+def test_tables_and_tensors_of_any_kind_are_examples() -> None:
+    inputs = RNG.normal(size=(6, 3)).astype(np.float32)
+    labels, order = np.array([0, 1, 2, 2, 1, 0]), np.array([3, 1, 9, 5, 4, 2])
+    plain = examples_from_arrays(inputs, labels)
+    for x, y in (
+        (pd.DataFrame(inputs, order), pd.Series(labels, order)),
+        (torch.tensor(inputs).to_sparse(), torch.tensor(labels)[:, None]),
+        (list(torch.tensor(inputs)), list(torch.tensor(labels))),
+        (inputs[::-1][::-1], labels[:, None].astype(np.uint8)),
+    ):
+        assert examples_from_arrays(x, y).fingerprint == plain.fingerprint
+
+
+def test_class_names_of_bytes_are_text(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x_train=ROWS, y_train=COUNT, classes=np.array([b"a", b"b"]))
+    assert read_npz(tmp_path / "d.npz")["train"].classes == ("a", "b")

@@ -100,7 +100,15 @@ def csv_of_pandas(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
     return found
 
 
+def csv_in_another_order(teacher_rows: dict[str, np.ndarray], folder: Path) -> Any:
+    columns = [f"logit_{i}" for i in range(10)]
+    frame = pd.DataFrame(teacher_rows["logits"], columns=columns)[columns[::-1]]
+    frame.to_csv(folder / "t.csv", index=False)
+    return {"train": str(folder / "t.csv"), "test": str(folder / "t.csv")}
+
+
 FORMS = [
+    csv_in_another_order,
     csv_of_pandas,
     npz_of_all,
     npz_in_use,
@@ -368,3 +376,41 @@ def test_a_network_of_two_logits_is_exported_for_every_batch_size(tmp_path: Path
     inputs = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(program.module()(inputs), network(inputs))
     assert network(inputs).shape == (5, 1)
+
+
+def test_two_classes_take_one_or_two_columns(
+    short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The only output of two classes is the difference of their logits."""
+    short["data"] = {**DATA, "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}
+    logits = teacher_rows["logits"].astype(np.float64)
+    halves = np.exp(logits.reshape(-1, 2, 5))
+    two = np.log(halves.sum(axis=2))
+    wanted = (two[:, 1:] - two[:, :1]).astype(np.float32)
+    used = load_splits(DataRecipe.model_validate(short["data"]))
+    for name, rows in (("two", two), ("one", wanted), ("flat", wanted[:, 0])):
+        np.savez(tmp_path / "t.npz", train=rows, test=rows)
+        short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+        distillens.run(short, tmp_path / name)
+        with np.load(tmp_path / name / "teacher" / "logits.npz") as stored:
+            for split in SPLITS:
+                np.testing.assert_array_equal(stored[split], wanted[getattr(used, split).indices])
+
+
+def test_outputs_that_are_no_logits_of_the_classes_are_refused(
+    short: dict[str, Any], teacher_rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    probabilities = np.exp(teacher_rows["logits"])
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    np.savez(tmp_path / "t.npz", train=probabilities, test=probabilities)
+    short["teacher"] = {"logits": str(tmp_path / "t.npz")}
+    with pytest.raises(ModelError, match=r"holds probabilities: .* before the softmax"):
+        distillens.run(short, tmp_path / "run")
+    short["data"] = {**DATA, "groups": [[0, 1], [2, 3], [4]]}
+    pd.DataFrame(teacher_rows["logits"][:, :3], columns=["a", "b", "c"]).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    path = str(tmp_path / "t.csv")
+    short["teacher"] = {"logits": {"train": path, "test": path}}
+    with pytest.raises(DataError, match="the columns a, b, c, the data have the classes 0\\+1"):
+        distillens.run(short, tmp_path / "run")

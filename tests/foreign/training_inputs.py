@@ -851,7 +851,7 @@ def test_examples_may_be_stored_in_any_way(layout: str) -> None:
     [
         ((Z * 10).astype(np.int64), "convert pixels of 0 to 255 to uint8"),
         (np.abs(Z * 10).astype(np.uint16), "convert pixels of 0 to 255 to uint8"),
-        (np.ma.masked_greater(Z, 0), "have masked values"),
+        (np.ma.masked_greater(Z, 0), "masked values"),
         (np.zeros(8, dtype=[("a", "f4")]), "are no array of numbers"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillens.array_files import native
+from distillens.array_files import as_rows, native
 from distillens.errors import DataError
 
 MAX_UNNAMED = 100_000
@@ -103,8 +103,8 @@ class Splits:
 
 
 def examples_from_arrays(
-    inputs: np.ndarray | Tensor,
-    labels: np.ndarray | Tensor | Sequence[int],
+    inputs: Any,
+    labels: Any,
     classes: Sequence[str] | None = None,
     *,
     where: str = "the arrays",
@@ -115,11 +115,13 @@ def examples_from_arrays(
     ----------
     inputs
         (N, features), (N, height, width) grey images, (N, channels, height, width), or
-        (N, height, width, channels) uint8 images with 1, 3 or 4 channels. Floating-point inputs of any
+        (N, height, width, channels) images with 1, 3 or 4 channels: an array, tensor, table or list
+        of arrays. The index of a pandas object is not used, and a column ``id`` or ``index`` of
+        unique values is left out. Floating-point inputs of any
         precision, byte order and memory layout are kept as float32, boolean ones as 0 and 1 in
         float32; everything else must be uint8.
     labels
-        (N,) integers.
+        (N,) or (N, 1) integers.
     classes
         Names of the classes; without them there are ``max(labels) + 1`` numbered ones, at most
         100,000.
@@ -135,6 +137,8 @@ def examples_from_arrays(
     if tensor.ndim == 0:
         raise DataError(f"{where}: inputs are a single number; give (N, …)")
     tensor = _inputs(tensor, where)
+    if label.ndim == 2 and label.shape[1] == 1:
+        label = label[:, 0]
     if label.ndim != 1 or label.dtype.is_floating_point or label.dtype.is_complex:
         raise DataError(
             f"{where}: labels must be one integer an example, "
@@ -152,20 +156,19 @@ def examples_from_arrays(
 
 
 def _numbers(values: Any, what: str) -> Tensor:
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise DataError(f"{what} have masked values; fill them or leave their examples out")
     if isinstance(values, Tensor):
-        return values.detach().cpu()
-    if isinstance(values, np.ndarray):
-        values = native(values)
-        if any(stride < 0 for stride in values.strides):
-            # torch has no views that run backwards, such as x[::-1].
-            values = values.copy()
+        return (values.detach() if values.layout == torch.strided else values.to_dense()).cpu()
     try:
-        return torch.as_tensor(values)
+        array = native(as_rows(values).values)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from None
+    if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
+        # torch has no views that run backwards, such as x[::-1], or that cannot be written.
+        array = array.copy()
+    try:
+        return torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError):
-        kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-        raise DataError(f"{what} are no array of numbers but of {kind}") from None
+        raise DataError(f"{what} are no array of numbers but of {array.dtype}") from None
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:

@@ -17,8 +17,8 @@ from distillens.data.sources import Source, number_classes, one_line
 from distillens.errors import DataError
 
 _WORDS = ("string", "large_string")
-_IDENTIFIER = re.compile(r"(^|_)(id|idx|index|index_level_\d+)(__)?$", re.IGNORECASE)
-"""Columns of numbers that count examples, ``id`` or ``__index_level_0__``, and are no labels."""
+_IDENTIFIER = re.compile(r"((.*_)?(id|idx|index|index_level_\d+)(__)?|unnamed: 0)?$", re.IGNORECASE)
+_CLASSES = re.compile(r"label|class|target|categor", re.IGNORECASE)
 
 
 def read_huggingface(
@@ -189,11 +189,19 @@ def _label_columns(features: Any) -> list[str]:
 
     def is_label(name: str, kind: Any) -> bool:
         whole = getattr(kind, "dtype", "").startswith(("int", "uint"))
-        return isinstance(kind, datasets.ClassLabel) or (whole and not _IDENTIFIER.search(name))
+        return isinstance(kind, datasets.ClassLabel) or (whole and not counts_examples(name))
 
     numbers = [name for name, kind in features.items() if is_label(name, kind)]
     words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in _WORDS]
     return numbers or words
+
+
+def counts_examples(name: str) -> bool:
+    """Say whether a column of integers counts examples by its name, such as id or __index_level_0__.
+
+    Those named as numbers of classes, such as ``label_id``, do not.
+    """
+    return _IDENTIFIER.match(name) is not None and _CLASSES.search(name) is None
 
 
 def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str) -> list[Any]:

@@ -28,7 +28,7 @@ def load_splits(recipe: DataRecipe) -> Splits:
     if recipe.groups is not None:
         source = {name: regroup(part, recipe.groups) for name, part in source.items()}
     train, test = _train_and_test(source, recipe)
-    if len(train.classes) < 2:
+    if len(train.labels.unique()) < 2:
         raise DataError("the training examples have one class; at least two are needed")
     validation = None
     if recipe.validation_size:
@@ -50,6 +50,8 @@ def _read_text(recipe: DataRecipe) -> Texts:
         recipe.label_column,
         config=recipe.config,
         test_split=recipe.test_split,
+        # Groups name labels as the source has them.
+        from_one=recipe.groups is None,
     )
 
 

@@ -192,7 +192,7 @@ def _names(array: np.ndarray, path: Path) -> list[str]:
         raise DataError(
             f"{path.name}[classes] has shape {array.shape}; it must be a list with a name a class"
         )
-    return [str(name) for name in array]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in array]
 
 
 def one_line(error: BaseException) -> str:

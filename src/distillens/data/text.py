@@ -16,8 +16,8 @@ import torch
 
 from distillens.data.dataset_files import choose_splits, has_tables
 from distillens.data.examples import Examples, check_labels
-from distillens.data.huggingface import choose_column, load_tables
-from distillens.data.sources import Source, one_line
+from distillens.data.huggingface import choose_column, counts_examples, load_tables
+from distillens.data.sources import Source, number_classes, one_line
 from distillens.errors import DataError
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
@@ -48,6 +48,7 @@ def read_text(
     *,
     config: str | None = None,
     test_split: str | None = None,
+    from_one: bool = True,
 ) -> Texts:
     """Read sentences and labels.
 
@@ -59,9 +60,12 @@ def read_text(
         ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV.
     text_column, label_column
         Which columns to use; needed only where more than one would do. Labels are integers from 0, or
-        names, which become classes in alphabetical order.
+        names, which become classes in alphabetical order. Columns of integers that count examples,
+        such as ``idx``, are no labels.
     config, test_split
         Which configuration and which test split to read, where there are several.
+    from_one
+        As :func:`distillens.data.sources.number_classes`.
 
     Raises
     ------
@@ -80,18 +84,22 @@ def read_text(
     else:
         loaded = load_tables(path, config, test_split)
         tables = {split: _of_dataset(table) for split, table in loaded.items()}
-    test = "test" if "test" in tables else None
+    where = {split: f"{path} ({split})" for split in tables}
     sentences: dict[str, list[str]] = {}
-    source: Source = {}
-    classes: Sequence[str] | None = None
-    for split, name in {"train": "train", "test": test}.items():
-        if name is not None:
-            where = f"{path} ({name})"
-            words, source[split] = _examples(
-                tables[name], text_column, label_column, classes, where
-            )
-            sentences[split], classes = words, source[split].classes
-    return Texts(sentences, source)
+    cells: dict[str, list[Any]] = {}
+    names: Sequence[str] | None = None
+    for split in ("train", "test"):
+        if split in tables:
+            table = tables[split]
+            label_name = _label_column(table, label_column, where[split])
+            sentences[split] = _sentences(table, text_column, label_name, where[split])
+            cells[split] = table.columns[label_name]
+            names = names or table.classes.get(label_name)
+    labels, names = _labels(cells, names, where, from_one=from_one)
+    return Texts(
+        sentences,
+        {split: _examples(each, names, where[split]) for split, each in labels.items()},
+    )
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -150,43 +158,70 @@ def _of_dataset(table: Any) -> _Table:
     return _Table(columns, names)
 
 
-def _examples(
-    table: _Table,
-    text: str | None,
-    label: str | None,
-    classes: Sequence[str] | None,
-    where: str,
-) -> tuple[list[str], Examples]:
+def _label_column(table: _Table, asked: str | None, where: str) -> str:
+    """Return the name of the column of labels; columns that count examples are none."""
     known = list(table.columns)
-    numbers = [name for name in known if name in table.classes or _is_integer(table.columns[name])]
-    label_name = choose_column(label, numbers, known, "label_column", where)
+    numbers = [
+        name
+        for name in known
+        if name in table.classes or (_is_integer(table.columns[name]) and not counts_examples(name))
+    ]
+    return choose_column(asked, numbers, known, "label_column", where)
+
+
+def _sentences(table: _Table, asked: str | None, label_name: str, where: str) -> list[str]:
+    known = list(table.columns)
     words = [
         name
         for name in known
-        if name != label_name and all(isinstance(cell, str) for cell in table.columns[name])
+        if name != label_name
+        and all(isinstance(cell, str) for cell in table.columns[name])
+        and not (_is_integer(table.columns[name]) and counts_examples(name))
     ]
-    text_name = choose_column(text, words, known, "text_column", where)
-    sentences = table.columns[text_name]
+    name = choose_column(asked, words, known, "text_column", where)
+    sentences = table.columns[name]
     for row, sentence in enumerate(sentences):
         if not isinstance(sentence, str) or not sentence.strip():
             raise DataError(
-                f"{where}: example {row} has no text in column {text_name!r}, but {sentence!r}; "
-                "remove it"
+                f"{where}: example {row} has no text in column {name!r}, but {sentence!r}; remove it"
             )
     if not sentences:
         raise DataError(f"{where}: no examples; at least one is needed")
-    cells = table.columns[label_name]
-    names = classes or table.classes.get(label_name)
-    if _is_integer(cells):
-        labels = np.array([int(cell) for cell in cells])
-        names = names or tuple(str(number) for number in range(int(labels.max()) + 1))
-    else:
-        labels, names = _named(cells, names, where)
+    return sentences
+
+
+def _labels(
+    cells: dict[str, list[Any]],
+    names: Sequence[str] | None,
+    where: dict[str, str],
+    *,
+    from_one: bool,
+) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+    """Return the labels of each split as numbers, and the names of the classes."""
+    if all(map(_is_integer, cells.values())):
+        labels = {split: np.array([int(cell) for cell in each]) for split, each in cells.items()}
+        if names is None:
+            labels, names = number_classes(labels, from_one=from_one)
+        return labels, names or [str(number) for number in range(int(labels["train"].max()) + 1)]
+    words = {split: _words(each, where[split]) for split, each in cells.items()}
+    known = list(names) if names is not None else sorted(set(words["train"]))
+    place = {name: number for number, name in enumerate(known)}
+    for split, each in words.items():
+        for row, word in enumerate(each):
+            if word not in place:
+                raise DataError(
+                    f"{where[split]}: example {row} has the label {word!r}, which the training "
+                    "examples lack"
+                )
+    return {split: np.array([place[word] for word in each]) for split, each in words.items()}, known
+
+
+def _examples(labels: np.ndarray, names: Sequence[str], where: str) -> Examples:
     tensor = torch.from_numpy(labels.astype(np.int64))
     check_labels(tensor, len(names), where)
     # Stand-ins: tokens are made once it is known which examples are for training.
     nothing = torch.zeros(len(labels), 1, dtype=torch.int64)
-    return sentences, Examples(nothing, tensor, torch.arange(len(labels)), tuple(names))
+    return Examples(nothing, tensor, torch.arange(len(labels)), tuple(names))
 
 
 def _is_integer(cells: list[Any]) -> bool:
@@ -197,17 +232,8 @@ def _is_integer(cells: list[Any]) -> bool:
     )
 
 
-def _named(
-    cells: list[Any], names: Sequence[str] | None, where: str
-) -> tuple[np.ndarray, Sequence[str]]:
+def _words(cells: list[Any], where: str) -> list[str]:
     for row, cell in enumerate(cells):
         if not isinstance(cell, str) or not cell.strip():
             raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
-    known = tuple(names) if names is not None else tuple(sorted(set(cells)))
-    place = {name: number for number, name in enumerate(known)}
-    for row, cell in enumerate(cells):
-        if cell not in place:
-            raise DataError(
-                f"{where}: example {row} has the label {cell!r}, which the training examples lack"
-            )
-    return np.array([place[cell] for cell in cells]), known
+    return [cell.strip() for cell in cells]

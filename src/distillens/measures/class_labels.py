@@ -53,9 +53,12 @@ def class_labels(
         )
     labels_N = _simple(labels_N)
     if names is not None:
-        by_name = _by_name(labels_N, names)
-        if by_name is not None:
-            counted = list(names) == [str(i) for i in range(classes)]
+        known = next(
+            (each for each in (names, without_beginning(names)) if _are_known(labels_N, each)), None
+        )
+        if known is not None:
+            by_name = _by_name(labels_N, known)
+            counted = list(known) == [str(i) for i in range(classes)]
             return (
                 by_name,
                 note if counted else "labels were read as names of classes in the header",
@@ -63,6 +66,26 @@ def class_labels(
     if labels_N.dtype.kind == "U":
         raise MeasureError(_unknown(labels_N, names))
     return check_labels(labels_N, classes).astype(np.int64), note
+
+
+def without_beginning(names: Sequence[str]) -> list[str]:
+    """Leave out a common beginning that ends in a sign, or that only numbers follow.
+
+    Examples
+    --------
+    >>> without_beginning(["prob_cat", "prob_dog"]), without_beginning(["z0", "z1"])
+    (['cat', 'dog'], ['0', '1'])
+    """
+    plain = [name.strip().casefold() for name in names]
+    low, high = min(plain), max(plain)
+    size = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    stem = low[:size]
+    word = stem.rstrip("0123456789")
+    if word and all(name[len(word) :].isdigit() for name in plain):
+        return [str(int(name[len(word) :])) for name in plain]
+    while stem and stem[-1].isalnum():
+        stem = stem[:-1]
+    return [name[len(stem) :] for name in plain]
 
 
 def _from_one_hot(labels_NC: NDArray) -> NDArray:
@@ -105,16 +128,24 @@ def _simple(labels_N: NDArray) -> NDArray:
     return labels_N
 
 
-def _by_name(labels_N: NDArray, names: Sequence[str]) -> NDArray[np.int64] | None:
-    """Return the place of each label in the header, or None where one is not there."""
-    found, inverse_N = np.unique(labels_N, return_inverse=True)
+def _places(labels_N: NDArray, names: Sequence[str]) -> dict[str, int]:
+    """Return the place of each name in the header, written as the labels are."""
     place = {name.strip().casefold(): i for i, name in enumerate(names)}
     if labels_N.dtype.kind in "iu":
-        place = {str(int(name)): i for name, i in place.items() if name.isdecimal()}
-    places = [place.get(str(one).casefold()) for one in found]
-    if not places or any(one is None for one in places):
-        return None
-    return np.array(places, dtype=np.int64)[inverse_N]
+        return {str(int(name)): i for name, i in place.items() if name.isdecimal()}
+    return place
+
+
+def _are_known(labels_N: NDArray, names: Sequence[str]) -> bool:
+    place = _places(labels_N, names)
+    return len(labels_N) > 0 and all(str(one).casefold() in place for one in np.unique(labels_N))
+
+
+def _by_name(labels_N: NDArray, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each label in the header."""
+    found, inverse_N = np.unique(labels_N, return_inverse=True)
+    place = _places(labels_N, names)
+    return np.array([place[str(one).casefold()] for one in found], dtype=np.int64)[inverse_N]
 
 
 def _unknown(labels_N: NDArray, names: Sequence[str] | None) -> str:

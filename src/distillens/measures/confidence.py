@@ -29,6 +29,7 @@ _NEAR = 1e-6
 """Divergences below this are summed from terms that are not negative, which cannot cancel."""
 
 _SUM_TOLERANCE = 1e-3
+_LOOKED_AT = 4096
 _CHUNK_NUMBERS = 2**21
 
 
@@ -163,6 +164,15 @@ def compare(
         infinite=int(np.count_nonzero(~finite_N)),
         finite_kl=float(kl_N[finite_N].mean()) if finite_N.any() else float("nan"),
     )
+
+
+def look_like_probabilities(outputs_NC: NDArray) -> bool:
+    """Say whether the first rows of outputs (N, C), C ≥ 2, lie within [0, 1] and sum to one."""
+    head_BC = np.asarray(outputs_NC[:_LOOKED_AT], dtype=np.float64)
+    if head_BC.shape[1] < 2 or not len(head_BC) or not np.isfinite(head_BC).all():
+        return False
+    inside = bool((head_BC >= 0).all() and (head_BC <= 1).all())
+    return inside and bool((np.abs(head_BC.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
 
 
 def differences(

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import MeasureError
-from distillens.measures.confidence import CLIP, OutputKind, Points, compare
+from distillens.measures.auditing.given import in_one_order
+from distillens.measures.confidence import (
+    CLIP,
+    OutputKind,
+    Points,
+    compare,
+    look_like_probabilities,
+)
 from distillens.measures.intervals import LEVEL, wilson_interval
 from distillens.measures.slopes import least_squares_slope, least_squares_slopes
 from distillens.results import Deviation, Estimate, Interval
@@ -47,9 +54,11 @@ def deviation(
     ----------
     teacher_outputs, student_outputs
         (N, C), or (N, 1) for one output that speaks of class 1. Logits at τ = 1 unless said
-        otherwise. Memory maps are read in chunks.
+        otherwise. Memory maps are read in chunks. Tables of pandas, polars and PyArrow are matched
+        as by `audit`, rows by index and columns by name.
     labels_N
-        True classes, integers in 0 … C−1 (0 or 1 for one output).
+        True classes, integers in 0 … C−1 (0 or 1 for one output), names of the columns of the
+        outputs, or one-hot rows (N, C).
     student, seed, split
         What the result is about: the supervision's name, the student's seed, "train" or "test".
     teacher_kind, student_kind
@@ -75,10 +84,11 @@ def deviation(
         raise MeasureError(
             f"{resamples} resamples are too few for 95 % intervals; give 100 or more"
         )
+    teacher_NC, student_NC, labels = in_one_order(teacher_outputs, student_outputs, labels_N)
     found = compare(
-        teacher_outputs,
-        student_outputs,
-        labels_N,
+        teacher_NC,
+        student_NC,
+        labels,
         teacher_kind=teacher_kind,
         student_kind=student_kind,
         clip=clip,
@@ -88,7 +98,15 @@ def deviation(
     low_N = x_N < threshold
     rng = np.random.default_rng(bootstrap_seed)
     slopes, notes = _slopes(x_N, y_N, low_N, resamples, rng)
-    for name, kind in (("teacher", teacher_kind), ("student", student_kind)):
+    for name, kind, outputs_NC in (
+        ("teacher", teacher_kind, teacher_NC),
+        ("student", student_kind, student_NC),
+    ):
+        if kind == "logits" and look_like_probabilities(outputs_NC):
+            notes.append(
+                f"the {name}'s outputs were read as logits, but lie within [0, 1] and sum to one, as "
+                f'probabilities do; if they are, give {name}_kind="probabilities"'
+            )
         if kind == "probabilities":
             notes.append(
                 f"the {name}'s outputs were read as probabilities: clipped to [{clip:g}, "

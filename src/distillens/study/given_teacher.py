@@ -16,7 +16,8 @@ from torch import nn
 
 from distillens.array_files import Rows, read_rows
 from distillens.data import Examples
-from distillens.errors import DataError, ModelError
+from distillens.errors import DataError, MeasureError, ModelError
+from distillens.measures.auditing.columns import column_order
 from distillens.measures.intervals import wilson_interval
 from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights
 from distillens.runs import read_arrays
@@ -277,9 +278,20 @@ def _as_logits(
     probabilities at every temperature.
     """
     notes = []
-    if names is not None and names != classes and sorted(names) == sorted(classes):
-        array = array[:, [names.index(name) for name in classes]]
-        notes.append("teacher.logits: columns were put in the order of the classes by their names")
+    if names is not None and len(names) == len(classes) == array.shape[1]:
+        try:
+            order_C, _ = column_order(classes, names, "teacher")
+        except MeasureError:
+            raise DataError(
+                f"{what} has the columns {', '.join(names[:5])}, the data have the classes "
+                f"{', '.join(classes[:5])}; name the columns as the classes, or store arrays without "
+                "names in the order of the classes"
+            ) from None
+        if order_C is not None and list(order_C) != list(range(len(classes))):
+            array = array[:, order_C]
+            notes.append(
+                "teacher.logits: columns were put in the order of the classes by their names"
+            )
     between = bool(((array >= 0) & (array <= 1)).all())
     if between and array.shape[1] == 1:
         raise DataError(

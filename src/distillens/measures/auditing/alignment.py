@@ -73,11 +73,29 @@ def _checked_index(role: str, rows: Rows) -> NDArray:
         index_N = np.array(texts) if texts else index_N.astype(str)
     elif index_N.dtype.kind == "S":
         index_N = np.char.decode(index_N, "utf-8")
+    index_N = _comparable(index_N)
     if len(np.unique(index_N)) < len(index_N):
         raise MeasureError(
             f"the {role}'s index repeats; give each row an index of its own, or leave the column out "
             "with --drop"
         )
+    return index_N
+
+
+def _comparable(index_N: NDArray) -> NDArray:
+    """Return whole numbers as int64, or as text where they are too large, and text without spaces.
+
+    NumPy compares unsigned integers of 64 bits with signed ones, and with floats, as float64, in
+    which large numbers are equal to their neighbours.
+    """
+    kind = index_N.dtype.kind
+    if kind == "U":
+        return np.char.strip(index_N)
+    if kind == "u":
+        large = index_N.size > 0 and index_N.max() > np.iinfo(np.int64).max
+        return index_N.astype(str if large else np.int64)
+    if kind == "f" and (np.abs(index_N) < 2**53).all() and (index_N == np.rint(index_N)).all():
+        return index_N.astype(np.int64)
     return index_N
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distillens.array_files import Rows
 from distillens.errors import MeasureError
+from distillens.measures.class_labels import without_beginning
 
 NO_CLASS = frozenset(
     {
@@ -122,21 +123,24 @@ def column_order(
 
     Names are compared as they are written, then without regard to case, then without a beginning
     that all names of one file share ("teacher_cat" and "student_cat"). Names that only count the
-    columns, as pandas gives them, are matched where the other file has the same.
+    columns, as pandas gives them, are matched where the other file has the same. Where only one file
+    has names, they are matched if they are the numbers of the classes.
 
     Raises
     ------
     MeasureError
         The two have different names.
     """
-    if teacher is None or other is None or len(teacher) != len(other):
+    if teacher is None or other is None:
+        return _order_of_numbers(teacher, other, role)
+    if len(teacher) != len(other):
         return None, None
     if list(teacher) == list(other):
         return None, None
     tries = (
         (list(teacher), list(other)),
         ([_plain(name) for name in teacher], [_plain(name) for name in other]),
-        (_without_beginning(teacher), _without_beginning(other)),
+        (without_beginning(teacher), without_beginning(other)),
     )
     for mine, theirs in tries:
         if set(mine) == set(theirs) and len(set(mine)) == len(mine):
@@ -161,18 +165,28 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def _without_beginning(names: Sequence[str]) -> list[str]:
-    """Leave out a common beginning that ends in a sign, or that only numbers follow."""
-    plain = [_plain(name) for name in names]
-    low, high = min(plain), max(plain)
-    size = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    stem = low[:size]
-    word = stem.rstrip("0123456789")
-    if word and all(name[len(word) :].isdigit() for name in plain):
-        return [str(int(name[len(word) :])) for name in plain]
-    while stem and stem[-1].isalnum():
-        stem = stem[:-1]
-    return [name[len(stem) :] for name in plain]
+def _order_of_numbers(
+    teacher: Sequence[str] | None, other: Sequence[str] | None, role: str
+) -> tuple[NDArray | None, str | None]:
+    """Match columns named by the numbers of their classes with columns that have no names.
+
+    Columns without names are in the order of the classes; those of a table may be in alphabetical
+    order: 0, 1, 10, 2.
+    """
+    names = teacher if other is None else other
+    if names is None or not are_shuffled_numbers(names):
+        return None, None
+    numbers = np.array([int(name) for name in without_beginning(names)])
+    who = "teacher" if other is None else role
+    note = f"the columns of the teacher and the {role} were matched by the numbers of the {who}'s"
+    return numbers if other is None else np.argsort(numbers), note
+
+
+def are_shuffled_numbers(names: Sequence[str]) -> bool:
+    """Say whether names are 0 … C−1 in another order, perhaps after a common beginning."""
+    counted = [str(i) for i in range(len(names))]
+    plain = without_beginning(names)
+    return plain != counted and sorted(plain) == sorted(counted)
 
 
 def only_counts(names: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from distillens.array_likes import as_array
 from distillens.errors import DataError, MeasureError
 from distillens.measures.auditing.alignment import Aligned, align
 from distillens.measures.auditing.columns import (
+    are_shuffled_numbers,
     column_order,
     only_counts,
     refuse_other_columns,
@@ -112,6 +113,36 @@ def check_split(
     )
 
 
+def in_one_order(teacher: Any, student: Any, labels: Any) -> tuple[NDArray, NDArray, NDArray]:
+    """Return outputs of two networks, and labels as integers, in the order of the teacher's.
+
+    Tables and `Rows` are matched as in an audit, rows by index and columns by name. The shapes of
+    outputs are left to be checked.
+
+    Raises
+    ------
+    MeasureError
+        Rows or columns cannot be matched, or labels are out of range.
+    """
+    given = {"teacher": teacher, "student": student, "labels": labels}
+    roles = {role: _rows(role, value) for role, value in given.items()}
+    outputs = [roles["teacher"].values, roles["student"].values]
+    labels_N = roles["labels"].values
+    if outputs[0].ndim != 2 or len({len(rows.values) for rows in roles.values()}) > 1:
+        return outputs[0], outputs[1], labels_N
+    aligned = align(roles)
+    order_C, _ = column_order(roles["teacher"].names, roles["student"].names, "student")
+    if order_C is not None:
+        outputs[1] = outputs[1][:, order_C]
+    labels_N, _ = class_labels(
+        labels_N, max(2, outputs[0].shape[1]), _class_names(roles), roles["labels"].names
+    )
+    found = (outputs[0], outputs[1], labels_N)
+    rows = aligned.rows.values()
+    matched = [_taken(each, rows_N) for each, rows_N in zip(found, rows, strict=True)]
+    return matched[0], matched[1], matched[2]
+
+
 def _outputs(
     roles: Mapping[str, Rows],
     kinds: Mapping[str, OutputKind | None],
@@ -149,7 +180,10 @@ def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
     if mine is None or only_counts(mine):
         others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
         for names in others:
-            if names is not None and set(names) != set(mine or ()):
+            # Columns that are numbered in another order were put in the order of the classes.
+            if names is None or (mine is None and are_shuffled_numbers(names)):
+                continue
+            if set(names) != set(mine or ()):
                 return names
     return mine
 
