@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,6 +324,23 @@ def test_a_vector_of_outputs_is_the_form_with_one_output() -> None:
     plain = trained(linear(1, 1), OneHot(), LoaderBatches(loader(Y % 2)))
     squeezed = nn.Sequential(linear(1, 1), nn.Flatten(0))
     assert torch.equal(trained(squeezed, OneHot(), LoaderBatches(loader(Y % 2)))[1], plain[1])
+
+
+def test_a_teacher_of_ones_own_needs_no_state() -> None:
+    """Nothing but a stored training asks for it."""
+
+    class Given:
+        def advance(self, batch: Batch, step: int) -> None:
+            pass
+
+        def logits(self, batch: Batch) -> Tensor:
+            return torch.ones(len(batch), 5)
+
+    given: Any = Given()
+    z = torch.zeros(4, 5, requires_grad=True)
+    batch = Batch(torch.zeros(4, 8), torch.arange(4), torch.arange(4))
+    loss = Distillation(given, 2.0).loss(z, batch, 0)
+    assert loss.item() == pytest.approx(4 * math.log(5))
 
 
 def test_a_model_of_a_recipe_may_return_a_tuple(tmp_path: Path) -> None:

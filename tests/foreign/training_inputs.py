@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -912,7 +912,7 @@ def exported() -> nn.Module:
         (lambda: dl.RecordedTeacher(np.ma.masked_less(X.numpy(), 0.5)), "logits are masked"),
         (lambda: fit_to(exported()), "cannot be put into evaluation mode"),
         (
-            lambda: dl.fit(linear(), dl.OneHot(), TensorDataset(X, Y), SHORT),
+            lambda: dl.fit(linear(), dl.OneHot(), cast(Any, TensorDataset(X, Y)), SHORT),
             r"through torch\.utils\.data\.DataLoader",
         ),
         (

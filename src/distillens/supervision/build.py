@@ -27,7 +27,7 @@ from distillens.supervision.recipe import (
     SelfRecipe,
     SwitchedRecipe,
 )
-from distillens.supervision.teachers import OnlineTeacher, TeacherCheckpoint
+from distillens.supervision.teachers import OnlineTeacher, TeacherCheckpoint, as_teacher
 from distillens.supervision.values import Distillation, Mixed, OneHot, Switched, TeacherLoss
 from distillens.user_code import import_named
 
@@ -113,7 +113,7 @@ def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
         raise SupervisionError(
             f"early_stop names the teacher's epoch {epoch}; it has epochs 1 to {len(path)}"
         )
-    return _averaged(path, entry.average)[epoch - 1].load()
+    return as_teacher(_averaged(path, entry.average)[epoch - 1].load())
 
 
 def _every(path: Sequence[TeacherCheckpoint], period: PeriodRecipe) -> list[TeacherCheckpoint]:

@@ -113,7 +113,8 @@ def checked_supervision(given: Any) -> Any:
     SupervisionError
         It lacks the methods of a supervision.
     """
-    if isinstance(given, Supervision):
+    # The state is asked for only where a training is stored.
+    if all(callable(getattr(given, name, None)) for name in ("advance", "loss")):
         return given
     raise SupervisionError(
         f"a supervision is wanted, got {type(given).__name__}; give for example OneHot() or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,8 +97,9 @@ def as_teacher(given: Teacher | nn.Module) -> Teacher:
     SupervisionError
         It is neither a teacher nor a module.
     """
-    if isinstance(given, Teacher):
-        return given
+    # The state is asked for only where a training is stored.
+    if all(callable(getattr(given, name, None)) for name in ("advance", "logits")):
+        return cast(Teacher, given)
     if isinstance(given, nn.Module):
         return FixedTeacher(given)
     raise SupervisionError(
