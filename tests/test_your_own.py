@@ -27,7 +27,7 @@ def test_the_page_runs_as_written(tmp_path: Path) -> None:
             done = subprocess.run(
                 [sys.executable, *own, *arguments],
                 cwd=tmp_path,
-                env={**os.environ, "COLUMNS": "200"},
+                env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
                 check=False,
