@@ -283,11 +283,13 @@ def _certified(
 
 
 def _columns(targets: Mapping[str, ArrayLike], examples: int) -> Array:
-    if not isinstance(targets, Mapping) or not targets:
+    if not isinstance(targets, Mapping):
         raise MeasureError(
-            f"targets are sets by name, {{'labels': (N,) numbers}}, got {type(targets).__name__} of "
-            f"{len(targets)}"
+            "targets must be a mapping from names to numbers, such as {'labels': (N,)}, got "
+            f"{type(targets).__name__}"
         )
+    if not targets:
+        raise MeasureError("no targets were given; name at least one set, such as {'labels': (N,)}")
     found = []
     for name, values in targets.items():
         given = np.asarray(values.detach().double().cpu() if isinstance(values, Tensor) else values)
