@@ -191,14 +191,14 @@ def test_a_picture_that_an_annotation_names_is_missed(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_recipe_says_where_the_folder_is_and_resizes_folders_only(tiny: dict[str, Any]) -> None:
+def test_a_recipe_says_where_the_folder_is_and_how_large_images_are(tiny: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no folder /nowhere"):
         load(Path("/nowhere"))
     for data, message in (
         ({"source": "folder"}, "needs data.path"),
         (
-            {"source": "digits", "image_size": 8},
-            "image_size resizes the pictures of source 'folder'",
+            {"source": "text", "path": "x", "image_size": 8, "tokenizers": [{"vocabulary": 9}]},
+            "image_size resizes images; source 'text' has none",
         ),
         ({"source": "folder", "path": "x", "image_size": 0}, "greater than or equal to 1, got 0"),
     ):

@@ -133,6 +133,27 @@ def test_micro_batches_do_not_change_the_loss() -> None:
     torch.testing.assert_close(weights(plain), weights(split), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_long_gradient_is_scaled_to_clip_norm_and_a_short_one_is_left(accumulate: int) -> None:
+    def moved(clip_norm: float | None) -> torch.Tensor:
+        model = network()
+        before = weights(model)
+        constant = Schedule(kind="constant")
+        recipe = TrainingRecipe(
+            epochs=1, batch_size=50, learning_rate=0.5, momentum=0, schedule=constant,
+            clip_norm=clip_norm, accumulate=accumulate,
+        )  # fmt: skip
+        fit(model, OneHot(), Batches(blobs(50), 50), recipe)
+        return before - weights(model)
+
+    free = moved(None)
+    norm = float(free.norm()) / 0.5
+    clipped = moved(norm / 10)
+    assert float(clipped.norm()) == pytest.approx(0.5 * norm / 10, rel=1e-4)
+    torch.testing.assert_close(clipped * 10, free, rtol=1e-3, atol=1e-6)
+    assert torch.equal(moved(norm * 2), free)
+
+
 def test_cached_logits_train_as_a_live_teacher_does(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
     examples = examples_from_arrays(images, torch.arange(40) % 3)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distillens.data.examples import examples_from_arrays
+from distillens.data.resize import resize_images
 from distillens.data.sources import Source, one_line
 from distillens.errors import DataError
 
@@ -57,8 +58,8 @@ def read_folder(folder: Path, image_size: int | None = None) -> Source:
     folder
         Holds ``train/`` and perhaps a test split.
     image_size
-        Side to which pictures are brought: the largest centred square, resized (bicubic).
-        None takes them as they are.
+        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
+        leaves them as they are.
 
     Raises
     ------
@@ -264,7 +265,7 @@ def _decode_all(files: list[Path], like: Path, side: int | None) -> tuple[np.nda
 
 def _decode(file: Path, side: int | None) -> tuple[np.ndarray, bool]:
     """Return a picture as (height, width, 3) bytes and whether it is stored as grey values."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(file) as opened:
@@ -279,6 +280,7 @@ def _decode(file: Path, side: int | None) -> tuple[np.ndarray, bool]:
     # The decoders raise many kinds for damaged bytes, some of them SyntaxError.
     except Exception as error:
         raise DataError(f"{file} is no readable image: {one_line(error)}; fetch it again") from None
-    if side is not None and picture.size != (side, side):
-        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(picture), is_grey
+    pixels = np.asarray(picture)
+    if side is not None:
+        pixels = resize_images(pixels.T, side).T
+    return pixels, is_grey

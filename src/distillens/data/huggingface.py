@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from distillens.data.dataset_files import choose_splits, find_splits
 from distillens.data.examples import examples_from_arrays
+from distillens.data.resize import resize_images
 from distillens.data.sources import Source, number_classes, one_line
 from distillens.errors import DataError
 
@@ -28,6 +30,7 @@ def read_huggingface(
     *,
     config: str | None = None,
     test_split: str | None = None,
+    image_size: int | None = None,
     from_one: bool = True,
 ) -> Source:
     """Read a downloaded data set of images, or one of the hub.
@@ -45,6 +48,9 @@ def read_huggingface(
         Which columns to use; needed only where more than one would do.
     config, test_split
         As :func:`load_tables`.
+    image_size
+        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
+        leaves them as they are.
     from_one
         As :func:`distillens.data.sources.number_classes`.
 
@@ -52,18 +58,21 @@ def read_huggingface(
     ------
     DataError
         Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
-        label, images differ in size, or as :func:`load_tables`.
+        label, images differ in size and no ``image_size`` is given, or as :func:`load_tables`.
     """
     tables = load_tables(path, config, test_split)
     where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
     labels, classes = _labels(tables, label_column, path, where, from_one=from_one)
     pictures = {
-        split: _pictures(table, image_column, where[split]) for split, table in tables.items()
+        split: _pictures(table, image_column, where[split], image_size)
+        for split, table in tables.items()
     }
     if len({each.ndim for each in pictures.values()}) > 1:
         pictures = {split: _coloured(each) for split, each in pictures.items()}
     return {
-        split: examples_from_arrays(pictures[split], labels[split], classes, where=where[split])
+        split: examples_from_arrays(
+            _channels_first(pictures[split]), labels[split], classes, where=where[split]
+        )
         for split in tables
     }
 
@@ -250,20 +259,24 @@ def _label_file(path: str) -> Sequence[str] | None:
     )
 
 
-def _pictures(table: Any, asked: str | None, where: str) -> np.ndarray:
+def _pictures(table: Any, asked: str | None, where: str, side: int | None) -> np.ndarray:
     """Return (N, height, width) bytes where all images are grey, else (N, height, width, 3)."""
     features = table.features
     fitting = [name for name, kind in features.items() if _is_image(kind)]
     name = choose_column(asked, fitting, list(features), "image_column", where)
     # Straight from the Arrow column: going through the library's rows takes longer than decoding.
     cells = table.data.column(name).to_pylist()
+    decode = partial(_decode, where=where, side=side)
     with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(_decode, cells, range(len(cells)), [where] * len(cells)))
+        pictures = list(pool.map(decode, cells, range(len(cells))))
     if not pictures:
         raise DataError(f"{where}: no examples; at least one is needed")
     sizes = {picture.shape[:2] for picture in pictures}
     if len(sizes) > 1:
-        raise DataError(f"{where}: images differ in size, {sorted(sizes)[:3]}; resize them first")
+        raise DataError(
+            f"{where}: images differ in size, {sorted(sizes)[:3]}; set data.image_size to bring "
+            "them to one"
+        )
     if len({picture.ndim for picture in pictures}) > 1:
         pictures = [_coloured(picture) if picture.ndim == 2 else picture for picture in pictures]
     return np.stack(pictures)
@@ -272,6 +285,11 @@ def _pictures(table: Any, asked: str | None, where: str) -> np.ndarray:
 def _coloured(grey: np.ndarray) -> np.ndarray:
     """Return grey pictures as RGB; those that are RGB, (N, height, width, 3), as they are."""
     return grey if grey.ndim == 4 else np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    # Where images have 3 or 4 pixels a side, their shape does not tell which axis is the channels.
+    return images if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
 
 def _is_image(kind: Any) -> bool:
@@ -297,7 +315,7 @@ def choose_column(
     return fitting[0]
 
 
-def _decode(cell: Any, row: int, where: str) -> np.ndarray:
+def _decode(cell: Any, row: int, where: str, side: int | None) -> np.ndarray:
     """Return (height, width) of a grey picture, else (height, width, 3)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -313,10 +331,11 @@ def _decode(cell: Any, row: int, where: str) -> np.ndarray:
                 raise ValueError(f"mode {opened.mode} has more than 8 bits a channel")
             # As `datasets` decodes pictures.
             picture = ImageOps.exif_transpose(opened)
-            return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+            pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
     except UnidentifiedImageError:
         # Its text names the buffer in memory.
         raise DataError(f"{where}: image {row} cannot be decoded: it is no picture") from None
     # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
     except Exception as error:
         raise DataError(f"{where}: image {row} cannot be decoded: {one_line(error)}") from None
+    return pixels if side is None else resize_images(pixels.T, side).T

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from distillens.data.examples import Examples, Splits
 from distillens.data.folders import read_folder
 from distillens.data.huggingface import read_huggingface
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.recipe import DataRecipe
+from distillens.data.resize import resize_images
 from distillens.data.sources import Source, read_digits, read_idx, read_npz
 from distillens.data.text import Texts, read_text
 from distillens.data.tokens import tokenise
@@ -24,7 +28,7 @@ def load_splits(recipe: DataRecipe) -> Splits:
         The source is missing or damaged, or holds fewer examples than are asked for.
     """
     texts = _read_text(recipe) if recipe.source == "text" else None
-    source = texts.source if texts is not None else _read(recipe)
+    source = texts.source if texts is not None else _resized(_read(recipe), recipe)
     if recipe.groups is not None:
         source = {name: regroup(part, recipe.groups) for name, part in source.items()}
     train, test = _train_and_test(source, recipe)
@@ -71,9 +75,27 @@ def _read(recipe: DataRecipe) -> Source:
             recipe.label_column,
             config=recipe.config,
             test_split=recipe.test_split,
+            image_size=recipe.image_size,
             from_one=from_one,
         )
     return read_folder(Path(recipe.path), recipe.image_size)
+
+
+def _resized(source: Source, recipe: DataRecipe) -> Source:
+    # The other sources resize each image as they decode it, since images may differ in size.
+    if recipe.image_size is None or recipe.source in ("folder", "huggingface"):
+        return source
+    side = recipe.image_size
+    for part in source.values():
+        if part.inputs.ndim != 4:
+            raise DataError(
+                f"data.image_size is {side}, but the inputs have shape {part.input_shape}; it resizes "
+                "images (channels, height, width)"
+            )
+    return {
+        name: replace(part, inputs=torch.from_numpy(resize_images(part.inputs.numpy(), side)))
+        for name, part in source.items()
+    }
 
 
 def _train_and_test(source: Source, recipe: DataRecipe) -> tuple[Examples, Examples]:

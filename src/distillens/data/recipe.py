@@ -125,8 +125,10 @@ class DataRecipe(BaseModel):
     ``path`` is a folder (idx, huggingface, folder), a file (npz) or a `datasets` name (huggingface); a
     relative one is relative to where the command is run. Sizes of None keep all there is. Validation
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
-    the share of training labels replaced by a wrong one. ``image_size`` is the side to which the
-    pictures of a folder are cropped and resized; without it they must all have one size.
+    the share of training labels replaced by a wrong one. ``image_size`` is the
+    height and width in pixels to which images are brought: the largest centred square, averaged over
+    areas (`distillens.data.resize.resize_images`). Without it all images of a folder must have one
+    size.
     ``config`` and ``test_split`` name a configuration and the test split of a Hugging Face data set
     that has several.
     ``normalisation`` is that of the inputs of all networks that name none of their own; see
@@ -160,10 +162,8 @@ class DataRecipe(BaseModel):
     def _path_where_needed(self) -> DataRecipe:
         if self.source != "digits" and self.path is None:
             raise ValueError(f"source {self.source!r} needs data.path: where the data lies")
-        if self.image_size is not None and self.source != "folder":
-            raise ValueError(
-                f"image_size resizes the pictures of source 'folder', not those of {self.source!r}"
-            )
+        if self.image_size is not None and self.source == "text":
+            raise ValueError("image_size resizes images; source 'text' has none; leave it out")
         if self.source == "digits" and self.path is not None:
             raise ValueError("path is set, but source 'digits' reads no file; name another source")
         for key, sources in _SOURCES.items():

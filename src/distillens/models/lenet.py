@@ -8,20 +8,48 @@ from torch.nn.functional import max_pool2d, relu
 
 from distillens.errors import ModelError
 
+SMALLEST = 16
+"""Pixels a side that leave one pixel after both convolutions and poolings."""
+
 
 class LeNet5(nn.Module):
     """Two 5x5 convolutions with pooling and three linear layers.
 
-    Pictures smaller than 32 pixels are zero-padded to 32 by the first convolution, as LeCun did
-    with the 28 pixels of MNIST.
+    Parameters
+    ----------
+    input_shape
+        (channels, height, width) of an image.
+    outputs
+        Number of logits.
+    width
+        Factor of every hidden width.
+    pad_to
+        The first convolution zero-pads images whose height or width is below ``pad_to`` pixels to
+        that size: to 32 by default, as LeCun did with the 28 pixels of MNIST. 0 pads nothing; images
+        then have at least 16 pixels a side.
+
+    Raises
+    ------
+    ModelError
+        The inputs are no images, they are too small, or ``width`` or ``pad_to`` is out of range.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], outputs: int, width: int = 1) -> None:
+    def __init__(
+        self, input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: int = 32
+    ) -> None:
         super().__init__()
         channels, height, side = image_shape("lenet5", input_shape)
         if width < 1:
             raise ModelError(f"lenet5: width must be at least 1, got {width}")
-        padding = (max(0, 32 - height + 1) // 2, max(0, 32 - side + 1) // 2)
+        if pad_to < 0:
+            raise ModelError(f"lenet5: pad_to must be at least 0, got {pad_to}")
+        padding = (max(0, pad_to - height + 1) // 2, max(0, pad_to - side + 1) // 2)
+        padded = (height + 2 * padding[0], side + 2 * padding[1])
+        if min(padded) < SMALLEST:
+            raise ModelError(
+                f"lenet5 needs images of at least {SMALLEST}x{SMALLEST} pixels, these have "
+                f"{padded[0]}x{padded[1]} after padding to {pad_to}; raise pad_to"
+            )
         self.conv1 = nn.Conv2d(channels, 6 * width, 5, padding=padding)
         self.conv2 = nn.Conv2d(6 * width, 16 * width, 5)
         with torch.no_grad():

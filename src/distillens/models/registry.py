@@ -61,10 +61,10 @@ class ModelRecipe(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1) -> Any:
+def _lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: int = 32) -> Any:
     from distillens.models.lenet import LeNet5
 
-    return LeNet5(input_shape, outputs, width)
+    return LeNet5(input_shape, outputs, width, pad_to)
 
 
 def _mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (128,)) -> Any:

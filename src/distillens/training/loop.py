@@ -405,6 +405,8 @@ class _Loop:
 
     def _step(self) -> None:
         make_gradients_dense(self._parameters)
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
         self.optimizer.step()
         self._forget_gradients()
 

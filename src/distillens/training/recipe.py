@@ -68,6 +68,9 @@ class TrainingRecipe(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest Euclidean norm of the gradient of all parameters together, to which a longer gradient is
+    scaled before weight decay is added; None scales nothing."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per step; they change memory use, not the result (except BatchNorm's statistics)."""
     compile: bool = False
