@@ -20,6 +20,9 @@ from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import parts_of
 from distillens.yaml_values import Loader, load_yaml
 
+REPLACED = {"budget/cifar100-full": "budget/cifar100-long"}
+"""Recipes that were shipped before, and the recipe that replaces each."""
+
 
 class _Loader(Loader):
     """Safe loading that refuses a key written twice, of which YAML would keep the last."""
@@ -252,6 +255,9 @@ def _find(where: str | Path) -> Path:
         inside = path / "recipe.yaml"
         hint = f", such as {inside}" if inside.is_file() else ""
         raise RecipeError(f"{path} is a folder; name the file of a recipe{hint}")
+    name = str(where).removeprefix("recipes/").removesuffix(".yaml")
+    if name in REPLACED:
+        raise RecipeError(f"the recipe {name!r} was removed; use {REPLACED[name]!r}")
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"there is no recipe {path}; check the path")
     raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
