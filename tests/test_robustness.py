@@ -177,7 +177,6 @@ def test_odd_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000])
 def test_a_removed_recipe_names_its_replacement() -> None:
     for name in ("budget/cifar100-full", "recipes/budget/cifar100-full.yaml"):
         with pytest.raises(RecipeError, match="was removed; use 'budget/cifar100-long'"):
@@ -185,6 +184,7 @@ def test_a_removed_recipe_names_its_replacement() -> None:
     assert read_recipe("budget/cifar100-long").name == "cifar100-long"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000])
 def test_odd_names_are_no_recipes(name: str) -> None:
     with pytest.raises(RecipeError, match="no recipe"):
         read_recipe(name)
