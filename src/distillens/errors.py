@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DistillensError(Exception):
@@ -52,6 +52,18 @@ class TheoryError(DistillensError):
 
 class KernelError(DistillensError):
     """A kernel matrix that cannot be computed or solved as asked."""
+
+
+EPOCHS_LISTED = 8
+"""Epochs that a message lists; of more, it lists the first ones and the last."""
+
+
+def listed(epochs: Sequence[int]) -> str:
+    """Return epochs as words: ``"0, 4, 8 and 10"``, or ``"0, 1, 2, 3, …, 256"`` if there are many."""
+    if len(epochs) > EPOCHS_LISTED:
+        return f"{', '.join(map(str, epochs[:4]))}, …, {epochs[-1]}"
+    words = [str(epoch) for epoch in epochs]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 SHOWN = 30

@@ -115,7 +115,7 @@ class Scene:
     ) -> nn.Module:
         """Build a network with the weights that it had after an epoch."""
         network = self.build(model, 0, role)
-        load_weights(files.weights(epoch), network)
+        load_weights(files.kept_weights(epoch), network)
         return network.to(self.accelerator.device).eval()
 
     def batches(self, training: TrainingRecipe, seed: int, role: Role = "student") -> Batches:

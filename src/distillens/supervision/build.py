@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from distillens.errors import DistillensError, RecipeError, SupervisionError
+from distillens.errors import DistillensError, RecipeError, SupervisionError, listed
 from distillens.supervision.averaged import AveragedTeacher, decaying_weights
 from distillens.supervision.compared import decoupled, dist
 from distillens.supervision.pace import TemperatureSchedule, pace_of
@@ -43,7 +43,7 @@ class Teachers(Protocol):
         ...
 
     def trajectory(self) -> Sequence[TeacherCheckpoint]:
-        """Return the teacher's checkpoints, one an epoch, in order."""
+        """Return the teacher's checkpoints in order: those of the epochs that were kept."""
         ...
 
     def lowest_validation_loss(self) -> int:
@@ -106,26 +106,40 @@ def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
     if entry.early_stop is None and entry.average is None:
         return teachers.final()
     path = list(teachers.trajectory())
-    epoch = len(path) if entry.early_stop is None else entry.early_stop
+    epochs = _epochs(path)
+    epoch = epochs[-1] if entry.early_stop is None else entry.early_stop
     if epoch == "validation":
         epoch = teachers.lowest_validation_loss()
-    if not 1 <= epoch <= len(path):
+    if epoch not in epochs:
         raise SupervisionError(
-            f"early_stop names the teacher's epoch {epoch}; it has epochs 1 to {len(path)}"
+            f"early_stop names the teacher's epoch {epoch}; it has checkpoints of the epochs "
+            f"{listed(epochs)} (training.checkpoint_every of the teacher)"
         )
-    return as_teacher(_averaged(path, entry.average)[epoch - 1].load())
+    return as_teacher(_averaged(path, entry.average)[epochs.index(epoch)].load())
 
 
-def _every(path: Sequence[TeacherCheckpoint], period: PeriodRecipe) -> list[TeacherCheckpoint]:
+def _epochs(path: Sequence[TeacherCheckpoint]) -> list[int]:
+    return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
+
+
+def _every(
+    path: Sequence[TeacherCheckpoint], period: PeriodRecipe | None
+) -> list[TeacherCheckpoint]:
     """Keep the checkpoints at whole periods, and the last."""
-    per_epoch = path[0].step
+    if period is None:
+        return list(path)
+    epochs = _epochs(path)
+    per_epoch = path[0].step // epochs[0]
     steps = period.steps or (period.epochs or 1) * per_epoch
-    if steps % per_epoch:
+    wanted = set(range(steps, path[-1].step, steps))
+    if steps % per_epoch or wanted - {point.step for point in path}:
+        given = f"{period.epochs} epochs" if period.epochs else f"{steps} steps"
         raise SupervisionError(
-            f"a period of {steps} steps does not fit the teacher's checkpoints, one every "
-            f"{per_epoch} steps; use a multiple of {per_epoch}"
+            f"a period of {given} does not fit the teacher's checkpoints, which are of the epochs "
+            f"{listed(epochs)} ({per_epoch} steps an epoch); use a multiple of {path[0].step} steps, "
+            "or a smaller training.checkpoint_every of the teacher"
         )
-    return [point for point in path if not point.step % steps or point is path[-1]]
+    return [point for point in path if point.step in wanted or point is path[-1]]
 
 
 def _averaged(
@@ -148,7 +162,7 @@ def _averaged(
         return AveragedTeacher([point.load() for point in used], weights)
 
     return [
-        TeacherCheckpoint(point.step, lambda place=place: mean(place))
+        TeacherCheckpoint(point.step, lambda place=place: mean(place), point.epoch)
         for place, point in enumerate(path)
     ]
 

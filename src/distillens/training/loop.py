@@ -50,6 +50,7 @@ from distillens.training.trajectory import (
     global_random_state,
     read_history,
     read_state,
+    remove_passed,
     restore_global_random_state,
     write_history,
     write_state,
@@ -118,10 +119,12 @@ def fit(
     recipe
         Epochs, batch size, learning rate and so on.
     store
-        Where checkpoints go. A training that was interrupted continues from the last whole epoch and
-        ends with the weights it would have had, bit for bit on one machine. For this, the global
-        random states of torch, NumPy and Python are saved, and those of the source of batches
-        (:class:`~distillens.data.LoaderBatches` says which).
+        Where checkpoints go: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
+        of the last epoch are kept. The state to resume from is written after every epoch; weights that
+        are not kept are deleted when those of the next epoch are safe. A training that was interrupted
+        continues from the last whole epoch and ends with the weights it would have had, bit for bit
+        on one machine. For this, the global random states of torch, NumPy and Python are saved, and
+        those of the source of batches (:class:`~distillens.data.LoaderBatches` says which).
     accelerator
         Of Accelerate: device, processes and mixed precision; by default what the launcher gives,
         in float32.
@@ -166,6 +169,8 @@ def fit(
     if state is not None and store is not None:
         records = _resume(state, store, model, optimizer, supervision)
         _resume_random(state, store, batches, accelerator)
+        if accelerator.is_main_process:
+            remove_passed(store, recipe, state["epoch"])
     elif store is not None and accelerator.is_main_process:
         save_weights(store.weights(0), model)
     for group in optimizer.param_groups:
@@ -184,6 +189,8 @@ def fit(
                 if sharded or accelerator.is_main_process:
                     main = accelerator.is_main_process
                     _save(store, model, optimizer, supervision, records, drawn, writes=main)
+                    if main:
+                        remove_passed(store, recipe, record.epoch)
             _call_hooks(hooks, record, model)
     accelerator.wait_for_everyone()
     # Mixed precision wraps the model's forward; give back the model as it came.
