@@ -290,8 +290,8 @@ def test_a_missing_epoch_is_named_with_those_that_are_there(
     with pytest.raises(CheckpointError, match=r"epoch-0003.*epochs 0, 2, 4 and 5.*checkpoint_every"):
         opened.teacher.at(3)
     line = refused(
-        capsys, "run", "digits", "teacher.training=null",
-        f"teacher.checkpoint={run.teacher.weights(3)}", "--out", run.folder.parent / "new",
+        capsys, "run", "digits", "supervisions=[{kind: offline}]", "complexity=null",
+        "teacher.training=null",        f"teacher.checkpoint={run.teacher.weights(3)}", "--out", run.folder.parent / "new",
     )  # fmt: skip
     assert "epochs 0, 2, 4 and 5" in line
     line = refused(capsys, "complexity", run.folder, "epochs=[1]")
