@@ -75,7 +75,7 @@ def test_a_training_killed_at_any_file_operation_ends_with_the_same_files(
     for epoch in KEPT:
         assert whole.weights(epoch).read_bytes() == all_kept.weights(epoch).read_bytes()
     monkeypatch.setattr("distillens.atomic.os.fsync", lambda descriptor: None)
-    left, resumed_from = [0], []
+    left, resumed_from, operations = [0], [], 0
     replace, unlink = Path.replace, Path.unlink
 
     def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +121,7 @@ def pathway(steps: Sequence[int], epochs: Sequence[int]) -> Any:
         nn.init.constant_(layer.bias, epoch)
         return layer
 
-    class Path_:
+    class Teachers:
         def trajectory(self) -> list[TeacherCheckpoint]:
             return [
                 TeacherCheckpoint(step, lambda epoch=epoch: module(epoch), epoch)
@@ -131,7 +131,7 @@ def pathway(steps: Sequence[int], epochs: Sequence[int]) -> Any:
         def lowest_validation_loss(self) -> int:
             return epochs[0]
 
-    return Path_()
+    return Teachers()
 
 
 def followed(entry: Any, epochs: int, kept: Sequence[int]) -> list[float]:
@@ -153,7 +153,7 @@ def followed(entry: Any, epochs: int, kept: Sequence[int]) -> list[float]:
 def test_an_online_teacher_is_the_next_checkpoint_that_was_kept(
     period: int | None, expected: list[int]
 ) -> None:
-    entry = OnlineRecipe(kind="online", period=period and PeriodRecipe(epochs=period))
+    entry = OnlineRecipe(kind="online", period=PeriodRecipe(epochs=period) if period else None)
     assert followed(entry, 7, (2, 4, 6, 7)) == expected
 
 
@@ -252,7 +252,10 @@ def test_a_teacher_of_another_run_brings_its_epochs(
 ) -> None:
     recipe = sparse(tiny) | {"complexity": None, "deviation": False}
     recipe["teacher"] = {"run": str(run.folder)}
-    for wrong in ({"kind": "offline", "early_stop": 3}, {"kind": "online", "period": {"epochs": 1}}):
+    for wrong in (
+        {"kind": "offline", "early_stop": 3},
+        {"kind": "online", "period": {"epochs": 1}},
+    ):
         recipe["supervisions"] = [wrong]
         with pytest.raises(RunError, match=r"epochs 0, 2, 4 and 5.*see the teacher of"):
             distillens.run(recipe, tmp_path / "wrong")
@@ -287,11 +290,14 @@ def test_a_missing_epoch_is_named_with_those_that_are_there(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened = finished_run(run.folder)
-    with pytest.raises(CheckpointError, match=r"epoch-0003.*epochs 0, 2, 4 and 5.*checkpoint_every"):
+    with pytest.raises(
+        CheckpointError, match=r"epoch-0003.*epochs 0, 2, 4 and 5.*checkpoint_every"
+    ):
         opened.teacher.at(3)
     line = refused(
         capsys, "run", "digits", "supervisions=[{kind: offline}]", "complexity=null",
-        "teacher.training=null",        f"teacher.checkpoint={run.teacher.weights(3)}", "--out", run.folder.parent / "new",
+        "teacher.training=null", f"teacher.checkpoint={run.teacher.weights(3)}",
+        "--out", run.folder.parent / "new",
     )  # fmt: skip
     assert "epochs 0, 2, 4 and 5" in line
     line = refused(capsys, "complexity", run.folder, "epochs=[1]")

@@ -16,12 +16,11 @@ import torch
 
 from distillens.errors import RecipeError, RunError
 from distillens.results import Cell, Trial
-from distillens.runs import NetworkFiles
 from distillens.study.elsewhere import train_elsewhere
-from distillens.study.networks import Scene
+from distillens.study.networks import Scene, read_epochs
 from distillens.study.students import Done, Spread, Student
 from distillens.study.teacher import StudyTeacher
-from distillens.training import EpochRecord, log_epoch, read_history
+from distillens.training import log_epoch
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -119,7 +118,7 @@ class _Running:
     def look(self, scene: Scene) -> None:
         """Show and log the epochs that its files have more than before."""
         for title, files in self.student.networks(scene).items():
-            for record in _records(files)[self.seen[title] :]:
+            for record in read_epochs(files)[self.seen[title] :]:
                 self.seen[title] += 1
                 self.advance(1)
                 if scene.recipe.trackers:
@@ -128,16 +127,11 @@ class _Running:
 
 def _begin(scene: Scene, student: Student, bar: ExitStack) -> _Running:
     networks = student.networks(scene)
-    seen = {title: len(_records(files)) for title, files in networks.items()}
+    seen = {title: len(read_epochs(files)) for title, files in networks.items()}
     total = student.training(scene.recipe).epochs * len(networks)
     title = student.title(scene.recipe)
     advance = bar.enter_context(scene.progress(title, total, sum(seen.values())))
     return _Running(student, bar, advance, seen)
-
-
-def _records(files: NetworkFiles) -> list[EpochRecord]:
-    done = files.history.read_text().count("\n") if files.history.is_file() else 0
-    return read_history(files.history, done)
 
 
 def _spread(
@@ -156,7 +150,7 @@ def _spread(
     for student in students:
         # Epochs that trackers have seen before the run was taken up again.
         for files in student.networks(scene).values():
-            scene.tracked.take(len(_records(files)))
+            scene.tracked.take(len(read_epochs(files)))
     with ExitStack() as bars:
         try:
             while waiting or running:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ from distillens.results import (
     TeacherKernel,
     TemperaturePoint,
 )
-from distillens.runs import NetworkFiles
+from distillens.runs import NetworkFiles, Run
 from distillens.study.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
 from distillens.study.networks import Scene
 from distillens.study.recipe import ComplexityRecipe
@@ -196,6 +198,11 @@ def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Sp
         summary.condition,
         summary.effective_rank,
     )
+
+
+def curves_path(run: Run, asked: ComplexityRecipe) -> Path:
+    """Return where a run keeps the curves that a recipe asks for."""
+    return run.complexity(hashlib.sha256(asked.model_dump_json().encode()).hexdigest())
 
 
 def complexity_plan(scene: Scene) -> tuple[Plan, int]:

@@ -101,7 +101,7 @@ def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
         return teachers.previous_generation()
     if isinstance(entry, OnlineRecipe):
         path = _averaged(teachers.trajectory(), entry.average)
-        return OnlineTeacher(_every(path, entry.period), setting.steps, pace=pace_of(entry.pace))
+        return OnlineTeacher(periodic(path, entry.period), setting.steps, pace=pace_of(entry.pace))
     assert isinstance(entry, OfflineRecipe)
     if entry.early_stop is None and entry.average is None:
         return teachers.final()
@@ -122,7 +122,7 @@ def _epochs(path: Sequence[TeacherCheckpoint]) -> list[int]:
     return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
 
 
-def _every(
+def periodic(
     path: Sequence[TeacherCheckpoint], period: PeriodRecipe | None
 ) -> list[TeacherCheckpoint]:
     """Keep the checkpoints at whole periods, and the last."""
@@ -142,6 +142,14 @@ def _every(
     return [point for point in path if point.step in wanted or point is path[-1]]
 
 
+def averaged_places(last: int, average: AverageRecipe | None) -> range:
+    """Return the places of the checkpoints that a teacher at a place averages; itself without one."""
+    if average is None:
+        return range(last, last + 1)
+    count = average.last or 1 + math.floor(math.log(NEGLIGIBLE) / math.log(average.decay or 0.5))
+    return range(max(0, last + 1 - count), last + 1)
+
+
 def _averaged(
     path: Sequence[TeacherCheckpoint], average: AverageRecipe | None
 ) -> list[TeacherCheckpoint]:
@@ -150,10 +158,7 @@ def _averaged(
         return list(path)
 
     def mean(last: int) -> Teacher:
-        count = average.last or 1 + math.floor(
-            math.log(NEGLIGIBLE) / math.log(average.decay or 0.5)
-        )
-        used = path[max(0, last + 1 - count) : last + 1]
+        used = [path[place] for place in averaged_places(last, average)]
         weights = (
             [1.0] * len(used)
             if average.decay is None
