@@ -38,6 +38,10 @@ class DivergenceError(TrainingError):
     """A training whose loss or weights are no longer finite."""
 
 
+class DeviceError(DistillensError):
+    """A device that is not there, or has no room or no implementation for what it is to compute."""
+
+
 class RunError(DistillensError):
     """A run folder that is missing something, belongs to another recipe or was changed from outside."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch import nn
 
 from distillens.check_results import PlannedWork, RunEstimate
 from distillens.data import Batch, Batches
+from distillens.device_errors import peak_host_memory
 from distillens.errors import TrainingError
 from distillens.models import ModelRecipe
 from distillens.study.blocks import Block, read_blocks
@@ -271,8 +270,7 @@ def _seconds_per_example(scene: Scene, network: nn.Module, role: Role) -> float:
 def _peak_memory(scene: Scene) -> int:
     if scene.accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(scene.accelerator.device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_host_memory()
 
 
 def _existing(folder: Path) -> Path:

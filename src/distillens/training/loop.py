@@ -36,6 +36,7 @@ from distillens.supervision.protocol import (
     separate_from,
     student_logits,
 )
+from distillens.training.memory import Trained, training_memory
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.sharding import (
@@ -146,11 +147,29 @@ def fit(
         The model's output holds no logits.
     CheckpointError
         A checkpoint cannot be written or read.
+    DeviceError
+        A batch does not fit into the memory of the device; the message names the size that fits. Or
+        the device is not there, or lacks a deterministic implementation that was asked for.
     """
     _check_kinds(model, supervision, recipe)
     if not callable(getattr(batches, "epoch", None)):
         batches = LoaderBatches(cast(Iterable[Any], batches))
-    batches = cast(EpochSource, batches)
+    source = cast(EpochSource, batches)
+    with training_memory([Trained(title, model, recipe)], source, accelerator):
+        return _fit(model, supervision, source, recipe, store, accelerator, hooks, progress, title)
+
+
+def _fit(
+    model: nn.Module,
+    supervision: Supervision,
+    batches: EpochSource,
+    recipe: TrainingRecipe,
+    store: Store | None,
+    accelerator: Accelerator | None,
+    hooks: Sequence[Hook],
+    progress: Progress,
+    title: str,
+) -> History:
     accelerator = accelerator or accelerator_for("float32")
     check_accelerator(accelerator, compiled=recipe.compile)
     check_parts(supervision, recipe.accumulate, accelerator.num_processes)
