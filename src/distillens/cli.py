@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -261,13 +261,26 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(args=arguments, standalone_mode=True)
     except DistillensError as error:
-        line = " ".join(str(error).split())
-        print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        _fail(error)
+    except (RuntimeError, MemoryError) as error:
+        # Of torch, so it is imported already.
+        from distillens.device_errors import translate
+
+        advice = "use smaller data or batches, or another device"
+        said = translate(error, "this command", advice)
+        if said is None:
+            raise
+        _fail(said)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"distillens: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+
+
+def _fail(error: DistillensError) -> NoReturn:
+    line = " ".join(str(error).split())
+    print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 
 if __name__ == "__main__":
