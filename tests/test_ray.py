@@ -37,7 +37,7 @@ from distillens.study.students import Spread, Student
 
 @pytest.fixture(scope="module")
 def spread() -> Iterator[Spread]:
-    """Two workers of one thread, for all tests here, on a machine that Ray takes for one with two GPUs."""
+    """Two workers of one thread, for all tests here; Ray believes that there are two GPUs."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", partial(ray.init, num_gpus=2))
@@ -192,9 +192,13 @@ def test_workers_that_memory_cannot_hold_are_refused() -> None:
 def test_each_task_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
 
-    def seen(*arguments: Any) -> tuple[str | None, int]:
-        time.sleep(1)
-        return os.environ.get("CUDA_VISIBLE_DEVICES"), arguments[-1]
+    def seen(here: Path, folder: Path, number: int, *rest: Any) -> tuple[str | None, int]:
+        (folder / str(number)).touch()
+        until = time.monotonic() + 60
+        # Both run at the same time.
+        while number < 2 and len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        return os.environ.get("CUDA_VISIBLE_DEVICES"), rest[-1]
 
     monkeypatch.setattr(workers, "_train", seen)
     scene: Any = SimpleNamespace(
@@ -202,10 +206,22 @@ def test_each_task_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
         run=SimpleNamespace(folder=tmp_path),
         trust_code=False,
     )
-    both = [workers._task(2, scene)(Student(0, seed)) for seed in (0, 1)]
-    assert sorted(ray.get(both)) == [("0", 1), ("1", 1)]
+    submit: Any = workers._task(2, scene)
+    assert sorted(ray.get([submit(0), submit(1)])) == [("0", 1), ("1", 1)]
     scene.accelerator.device = torch.device("cpu")
-    assert ray.get(workers._task(2, scene)(Student(0, 0))) == ("", 0)
+    submit = workers._task(2, scene)
+    assert ray.get(submit(2))[1] == 0
+
+
+def test_a_task_without_a_gpu_trains_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    monkeypatch.setattr(
+        workers, "train_elsewhere", lambda *_, **__: os.environ["ACCELERATE_USE_CPU"]
+    )
+    # Newer versions of Ray show all GPUs to a task that asked for none.
+    assert workers._train(Path.cwd(), tmp_path, Student(0, 0), False, 1, 0) == "true"
 
 
 def test_a_task_whose_machine_has_no_gpu_is_ended(
@@ -213,7 +229,7 @@ def test_a_task_whose_machine_has_no_gpu_is_ended(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=r"a worker on .* is 'cuda', but torch sees no CUDA"):
-        workers._train(tmp_path, tmp_path, Student(0, 0), False, 1, 1)
+        workers._train(Path.cwd(), tmp_path, Student(0, 0), False, 1, 1)
 
 
 def test_a_second_interruption_leaves_no_task_behind(monkeypatch: pytest.MonkeyPatch) -> None:

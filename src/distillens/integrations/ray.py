@@ -303,6 +303,9 @@ def _train(
         # Ray shows the task its GPU alone, by CUDA_VISIBLE_DEVICES.
         device = checked_device("cuda", f"a worker on {socket.gethostname()}")
         limit_memory(device, together)
+    else:
+        # Some versions of Ray show all GPUs to a task that asked for none.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     return train_elsewhere(folder, student, trust_code=trust_code)
 
 
