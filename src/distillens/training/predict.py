@@ -48,7 +48,7 @@ def predict(
             else:
                 size = len(part) // 2
                 free_cached_memory()
-    return torch.cat(rows).numpy()
+    return torch.cat(rows).cpu().numpy()
 
 
 def _append(
@@ -56,7 +56,7 @@ def _append(
 ) -> Exception | None:
     """Append the logits of some examples; return the error where memory ran out."""
     try:
-        rows.append(_logits(model, batches.take(positions, 0)).float().cpu())
+        rows.append(_logits(model, batches.take(positions, 0)).float())
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
