@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import distillens
 from distillens.data import Batches, LoaderBatches
 from distillens.device_errors import checked_device, limit_memory, ran_out_of_memory
-from distillens.errors import DeviceError, KernelError, ModelError
+from distillens.errors import DeviceError, DistillensError, KernelError, ModelError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import measure_cost
 from distillens.supervision import OneHot
@@ -184,7 +184,7 @@ def test_what_else_may_be_too_large_in_training() -> None:
             Limited(1, 1, lambda: RuntimeError("of another kind")),
             OneHot(), Batches(blobs(), 16), recipe,
         )  # fmt: skip
-    with pytest.raises(DeviceError, match="cumsum_cuda_kernel has no deterministic"):
+    with pytest.raises(DistillensError, match="cumsum_cuda_kernel has no deterministic"):
         fit(
             Limited(1, 1, lambda: RuntimeError(NOT_DETERMINISTIC)),
             OneHot(), Batches(blobs(), 16), recipe,
