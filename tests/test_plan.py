@@ -77,7 +77,12 @@ def test_every_block_of_logits_that_a_run_writes_was_counted(
         online | {"pace": 2, "training": {"epochs": 2, "batch_size": 16}},
         online | {"period": {"epochs": 4}},
         {"kind": "self-distillation", "generations": 2},
-        {"kind": "switched", "first": {"kind": "one-hot"}, "then": offline, "at": 0.5},
+        {
+            "kind": "switched",
+            "first": {"kind": "one-hot"},
+            "then": offline | {"early_stop": 4},
+            "at": 0.5,
+        },
     ]
     plan = plan_run(parse_recipe(tiny), tmp_path / "run")
     distillens.run(tiny, tmp_path / "run")
