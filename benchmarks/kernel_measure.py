@@ -98,5 +98,7 @@ if __name__ == "__main__":
         main()
     except Exception as error:  # whatever a peer raises is its result, not the benchmark's end
         text = " ".join(str(error).split())[:200]
-        memory_ran_out = isinstance(error, MemoryError) or "can't allocate memory" in text
+        memory_ran_out = isinstance(error, MemoryError) or any(
+            words in text for words in ("can't allocate memory", "memory ran out")
+        )
         say("failed", why="out of memory" if memory_ran_out else f"{type(error).__name__}: {text}")

@@ -10,16 +10,26 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import distillens
 from distillens.cli import main
-from distillens.errors import RecipeError, RunError
-from distillens.integrations.ray import _end, ray_workers
+from distillens.errors import DeviceError, RecipeError, RunError
+from distillens.integrations import ray as workers
+from distillens.integrations.ray import (
+    TaskShare,
+    _end,
+    check_memory,
+    ray_workers,
+    share_of_a_task,
+)
 from distillens.progress import Advance
 from distillens.study.elsewhere import train_elsewhere
 from distillens.study.students import Spread, Student
@@ -27,9 +37,10 @@ from distillens.study.students import Spread, Student
 
 @pytest.fixture(scope="module")
 def spread() -> Iterator[Spread]:
-    """Two workers of one thread, for all tests here."""
-    pytest.importorskip("ray")
+    """Two workers of one thread, for all tests here; Ray believes that there are two GPUs."""
+    ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", partial(ray.init, num_gpus=2))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("RAY_ADDRESS", raising=False)
         with ray_workers(2) as found:
@@ -130,6 +141,95 @@ def test_an_interrupted_run_is_taken_up_again(
     assert {cell: cell.read_bytes() for cell in kept} == kept
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("count", "machines", "share"),
+    [
+        (1, [(8, 0)], (8, 0)),
+        (4, [(8, 0)], (2, 0)),
+        (16, [(8, 0)], (1, 0)),
+        # A task runs on one machine.
+        (2, [(8, 0), (16, 0)], (12, 0)),
+        (1, [(8, 0), (16, 0)], (16, 0)),
+        (2, [(8, 2)], (4, 1)),
+        (2, [(8, 4)], (4, 1)),
+        (4, [(8, 2)], (2, 0.5)),
+        (3, [(8, 2)], (2, 0.5)),
+        (3, [(9, 1)], (3, 0.3333)),
+        (4, [(8, 1), (8, 1)], (4, 0.5)),
+    ],
+)
+def test_cores_and_gpus_are_shared_out(
+    count: int, machines: list[tuple[int, int]], share: tuple[int, float]
+) -> None:
+    known = [{"CPU": float(cores), "GPU": float(gpus)} for cores, gpus in machines]
+    found = share_of_a_task(count, known, on_gpus=share[1] > 0)
+    assert found == TaskShare(*share)
+    if found.gpus:
+        # So many tasks fit on the GPUs, and none is told of a smaller share than it has.
+        assert sum(gpus for _, gpus in machines) * found.tasks_on_a_gpu >= count
+        assert found.tasks_on_a_gpu * found.gpus <= 1
+    assert share_of_a_task(count, known, on_gpus=False).gpus == 0
+
+
+def test_gpus_that_ray_does_not_know_are_no_reason_to_train_on_cpus() -> None:
+    with pytest.raises(RunError, match="Ray knows of none, so its tasks would train on CPUs"):
+        share_of_a_task(2, [{"CPU": 8.0}], on_gpus=True)
+
+
+def test_workers_that_memory_cannot_hold_are_refused() -> None:
+    machines = [{"CPU": 8.0, "memory": 5e9}, {"CPU": 8.0, "memory": 3e9}]
+    check_memory(3, 2 * 10**9, machines)
+    with pytest.raises(RunError, match=r"4 workers need about 8\.0 GB.*has 8\.0 GB.*--workers 3"):
+        check_memory(4, 2 * 10**9, machines)
+    with pytest.raises(RunError, match="leave --workers out"):
+        check_memory(2, 4 * 10**9, machines)
+    check_memory(9, 10**12, [{"CPU": 8.0}])
+
+
+@pytest.mark.usefixtures("spread")
+def test_each_task_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+
+    def seen(here: Path, folder: Path, number: int, *rest: Any) -> tuple[str | None, int]:
+        (folder / str(number)).touch()
+        until = time.monotonic() + 60
+        # Both run at the same time.
+        while number < 2 and len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        return os.environ.get("CUDA_VISIBLE_DEVICES"), rest[-1]
+
+    monkeypatch.setattr(workers, "_train", seen)
+    scene: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device("cuda")),
+        run=SimpleNamespace(folder=tmp_path),
+        trust_code=False,
+    )
+    submit: Any = workers._task(2, scene)
+    assert sorted(ray.get([submit(0), submit(1)])) == [("0", 1), ("1", 1)]
+    scene.accelerator.device = torch.device("cpu")
+    submit = workers._task(2, scene)
+    assert ray.get(submit(2))[1] == 0
+
+
+def test_a_task_without_a_gpu_trains_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    monkeypatch.setattr(
+        workers, "train_elsewhere", lambda *_, **__: os.environ["ACCELERATE_USE_CPU"]
+    )
+    # Newer versions of Ray show all GPUs to a task that asked for none.
+    assert workers._train(Path.cwd(), tmp_path, Student(0, 0), False, 1, 0) == "true"
+
+
+def test_a_task_whose_machine_has_no_gpu_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"a worker on .* is 'cuda', but torch sees no CUDA"):
+        workers._train(Path.cwd(), tmp_path, Student(0, 0), False, 1, 1)
 
 
 def test_a_second_interruption_leaves_no_task_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What `distillens check` reports of a recipe, with its JSON form."""
+"""What `distillens check` and `distillens run --plan` report of a recipe, with their JSON forms."""
 
 from __future__ import annotations
 
@@ -54,16 +54,32 @@ class RunEstimate(Result):
     memory: int
     """Bytes that the process held at most while steps were timed."""
     checkpoints: int
-    """Bytes on disk of all checkpoints."""
+    """Bytes on disk of all checkpoints that are kept."""
     cache: int
     """Bytes on disk of cached teacher logits, at most."""
     free_disk: int
     """Bytes that are free on the disk of the run folder."""
+    states: int
+    """Bytes on disk of the states that trainings resume from."""
+    outputs: int
+    """Bytes on disk of the networks' logits, measures and the report."""
+    trials: int
+    """Bytes on disk of trainings that select a learning rate; deleted when all rates are selected."""
 
     @property
     def seconds(self) -> float:
         """Seconds of all parts."""
         return sum(seconds for _, seconds in self.parts)
+
+    @property
+    def disk(self) -> int:
+        """Bytes on disk of the finished run."""
+        return self.checkpoints + self.states + self.cache + self.outputs
+
+    @property
+    def most_disk(self) -> int:
+        """Bytes on disk at most while the run goes on."""
+        return max(self.disk, self.trials + self.cache)
 
 
 @dataclass(frozen=True)
@@ -80,3 +96,52 @@ class RecipeCheck(Result):
     supervisions: tuple[tuple[str, int], ...] = ()
     """Title of each supervision and its number of seeds."""
     estimate: RunEstimate | None = None
+
+
+@dataclass(frozen=True)
+class PlannedWork(Result):
+    """A part of a run: what is done of it, and the time it takes."""
+
+    name: str
+    networks: int
+    """How many it trains; 0 where it trains none."""
+    finished: int
+    """Of these networks."""
+    epochs: int
+    """Of all of its networks together."""
+    epochs_done: int
+    seconds: float
+    """Of the whole part, estimated."""
+    seconds_left: float
+    measured_from: str
+    """What the time was estimated from."""
+
+
+@dataclass(frozen=True)
+class RunPlan(Result):
+    """What `distillens run` would do now, and what it would take."""
+
+    recipe: str
+    folder: str
+    begun: bool
+    """Whether the folder holds a part of the run already."""
+    device: str
+    threads: int
+    """Of a process."""
+    workers: int
+    """Students trained at once."""
+    work: tuple[PlannedWork, ...]
+    seconds: float
+    """Of the whole run, with the workers."""
+    seconds_left: float
+    estimate: RunEstimate
+    """Of the whole run, as if nothing were done and by one process: time, memory, disk space."""
+    disk_there: int
+    """Bytes on disk that the run holds already."""
+    problems: tuple[str, ...] = ()
+    """Each would make the run fail."""
+
+    @property
+    def disk_left(self) -> int:
+        """Bytes on disk that are still needed, at most."""
+        return max(0, self.estimate.most_disk - self.disk_there)

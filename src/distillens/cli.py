@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -24,8 +24,11 @@ from distillens.commands.terminal import (
     show_json,
     show_line,
 )
-from distillens.errors import DistillensError
+from distillens.errors import DistillensError, RecipeError
 from distillens.paths import user_path
+
+if TYPE_CHECKING:
+    from distillens.study.recipe import Recipe
 
 app = typer.Typer(
     help="Distil small networks from large ones, and see why a student turned out as it did.",
@@ -64,13 +67,25 @@ def run_command(
             min=1, metavar="N", help="Train N students at once, as Ray tasks (extra `ray`)."
         ),
     ] = 1,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Print time, memory, disk and what is left, and train nothing."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
     from distillens.study.reading import check_places, read_recipe
 
+    if as_json and not plan:
+        raise RecipeError("--json goes with --plan; leave it out, results.json holds the results")
     # All that can be found out without torch, before it is imported, which takes seconds.
     parsed = read_recipe(recipe, overrides or [], trust_code=trust_code)
     check_places(parsed)
+    if plan:
+        _show_plan(parsed, out, trust_code, workers, as_json)
+        return
     from distillens.study.carry_out import run
 
     folder = out if out is not None else _default_folder(parsed.name)
@@ -219,6 +234,22 @@ def _default_folder(name: str) -> Path:
     return Path("runs") / slug(name)
 
 
+def _show_plan(
+    recipe: Recipe, out: Path | None, trust_code: bool, workers: int, as_json: bool
+) -> None:
+    from distillens.report import plan_text
+    from distillens.results import to_json
+    from distillens.study.plan import plan_run
+
+    found = plan_run(recipe, out, trust_code=trust_code, workers=workers)
+    if as_json:
+        show_json(to_json(found))
+    else:
+        show(plan_text(found))
+    if found.problems:
+        raise typer.Exit(2)
+
+
 def _show(folder: Path) -> None:
     table_command(folder)
     report_command(folder)
@@ -230,13 +261,26 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(args=arguments, standalone_mode=True)
     except DistillensError as error:
-        line = " ".join(str(error).split())
-        print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        _fail(error)
+    except (RuntimeError, MemoryError) as error:
+        # Of torch, so it is imported already.
+        from distillens.device_errors import translate
+
+        advice = "use smaller data or batches, or another device"
+        said = translate(error, "this command", advice)
+        if said is None:
+            raise
+        _fail(said)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"distillens: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+
+
+def _fail(error: DistillensError) -> NoReturn:
+    line = " ".join(str(error).split())
+    print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 
 if __name__ == "__main__":

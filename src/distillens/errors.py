@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DistillensError(Exception):
@@ -38,6 +38,10 @@ class DivergenceError(TrainingError):
     """A training whose loss or weights are no longer finite."""
 
 
+class DeviceError(DistillensError):
+    """A device that is not there, or has no room or no implementation for what it is to compute."""
+
+
 class RunError(DistillensError):
     """A run folder that is missing something, belongs to another recipe or was changed from outside."""
 
@@ -52,6 +56,18 @@ class TheoryError(DistillensError):
 
 class KernelError(DistillensError):
     """A kernel matrix that cannot be computed or solved as asked."""
+
+
+EPOCHS_LISTED = 8
+"""Epochs that a message lists; of more, it lists the first ones and the last."""
+
+
+def listed(epochs: Sequence[int]) -> str:
+    """Return epochs as words: ``"0, 4, 8 and 10"``, or ``"0, 1, 2, 3, …, 256"`` if there are many."""
+    if len(epochs) > EPOCHS_LISTED:
+        return f"{', '.join(map(str, epochs[:4]))}, …, {epochs[-1]}"
+    words = [str(epoch) for epoch in epochs]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 SHOWN = 30

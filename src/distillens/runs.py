@@ -13,8 +13,9 @@
     results.json                     all that was found out
     report.html
 
-A network's folder holds ``epoch-0000.safetensors`` …, ``state.pt``, ``history.jsonl``, and when it is
-done ``cell.json`` and ``logits.npz`` (arrays train and test).
+A network's folder holds ``epoch-0000.safetensors`` … (the epochs that ``checkpoint_every`` keeps),
+``state.pt``, ``history.jsonl``, and when it is done ``cell.json`` and ``logits.npz`` (arrays train and
+test).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from distillens.atomic import write_atomically
-from distillens.errors import RunError
+from distillens.errors import CheckpointError, RunError, listed
 from distillens.npz import load_npz
 from distillens.results import WRITE_AGAIN, StudyResult, from_json
 from distillens.yaml_values import dump_yaml, load_yaml
@@ -93,10 +94,37 @@ class NetworkFiles:
         """The weights after this many epochs."""
         return self.folder / f"epoch-{epoch:04d}.safetensors"
 
+    def kept_weights(self, epoch: int) -> Path:
+        """Return the weights after this many epochs, which must be there.
+
+        Raises
+        ------
+        CheckpointError
+            They are missing; the message names the epochs that are there.
+        """
+        path = self.weights(epoch)
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint {path}{epochs_beside(path)}")
+        return path
+
     def epochs(self) -> list[int]:
-        """Return the epochs whose weights are there."""
+        """Return the epochs whose weights are there: of a finished network, those that are kept."""
         found = (re.fullmatch(r"epoch-(\d+)", path.stem) for path in self.folder.glob("epoch-*"))
         return sorted(int(match[1]) for match in found if match)
+
+
+def epochs_beside(path: Path) -> str:
+    """Return which epochs' weights lie beside a weights file that is missing, as the end of a message.
+
+    Empty where the path is not that of an epoch, or no other epoch is there.
+    """
+    there = NetworkFiles(path.parent).epochs()
+    if not re.fullmatch(r"epoch-\d+\.safetensors", path.name) or not there:
+        return ""
+    return (
+        f"; of this network there are the epochs {listed(there)}, which checkpoint_every of its "
+        "training decides"
+    )
 
 
 @dataclass(frozen=True)
@@ -240,7 +268,8 @@ def check_folder(
 ) -> None:
     """Check that a folder can hold the run of a resolved recipe; nothing is written.
 
-    ``as_now`` brings a recipe that an earlier version wrote to the keys of today.
+    ``as_now`` brings a recipe that an earlier version wrote to the keys of today; it leaves one of
+    today as it is, but for values that mean the same.
 
     Raises
     ------
@@ -253,7 +282,7 @@ def check_folder(
         if not run.has_trained:
             return
         before = _flat(as_now(_read_yaml(run.recipe)))
-        now = _flat(json.loads(json.dumps(recipe)))
+        now = _flat(as_now(json.loads(json.dumps(recipe))))
         for key in sorted({*before, *now}):
             free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
             if not free and before.get(key) != now.get(key):

@@ -236,10 +236,12 @@ def test_check_finds_all_problems_and_trains_nothing(
     }
     assert found.supervisions == (("no KD", 1), ("offline τ=4", 1), ("online τ=4", 1))
     assert found.estimate is not None
-    # Weights in float32 of 4 checkpoints of each network, and logits of one block and of three.
+    # Weights in float32 of 4 checkpoints of each network, with the header of each file, and logits of
+    # the teacher's three epochs, the last of which is also the finished teacher.
     sizes = [4 * network.parameters for network in found.networks]
-    assert found.estimate.checkpoints == 4 * (sizes[0] + 3 * sizes[1])
-    assert found.estimate.cache == (1 + 3) * 120 * 10 * 4
+    headers = found.estimate.checkpoints - 4 * (sizes[0] + 3 * sizes[1])
+    assert 0 < headers < 4 * 4 * 400
+    assert found.estimate.cache == 3 * (120 * 10 * 4 + 128)
     tiny["student"]["training"]["learning_rate"] = -1
     tiny["seeds"] = [0, 0]
     tiny["data"]["train_size"] = "many"

@@ -18,6 +18,7 @@ from distillens.data.examples import Examples
 from distillens.data.labels import class_labels, counting_mask, fit_to_logits
 from distillens.data.loader_state import generator_states, loader_parts, restore_generators
 from distillens.data.recipe import Augmentation
+from distillens.device_errors import checked_device
 from distillens.errors import DataError
 
 
@@ -220,7 +221,7 @@ class Batches:
         self.normalisation = normalisation
         self.augmentation = augmentation
         self.seed = seed
-        self.device = torch.device(device)
+        self.device = checked_device(device, "device of the batches")
         self.is_image = examples.inputs.ndim == 4
         self.channels_last = channels_last and self.is_image
         self.rank = rank
@@ -358,7 +359,7 @@ class LoaderBatches:
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise DataError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         self.loader = loader
-        self.device = torch.device(device)
+        self.device = checked_device(device, "device of the batches")
         self.classes = classes
         self._steps = steps_per_epoch
         if len(self) == 0:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distillens.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.errors import RecipeError, RunError
 from distillens.results import Cell, Trial
-from distillens.runs import NetworkFiles
 from distillens.study.elsewhere import train_elsewhere
-from distillens.study.networks import Scene
+from distillens.study.networks import Scene, read_epochs
 from distillens.study.students import Done, Spread, Student
 from distillens.study.teacher import StudyTeacher
-from distillens.training import EpochRecord, log_epoch, read_history
+from distillens.training import log_epoch
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -40,9 +41,10 @@ STORE_BYTES = 100_000_000
 def ray_workers(count: int) -> Iterator[Spread]:
     """Start Ray, or join the cluster that ``RAY_ADDRESS`` names, for ``distillens.run(spread=...)``.
 
-    At most ``count`` students are trained at once, each as a Ray task with its share of the cores
-    and GPUs. Every machine needs distillens, the data and the run folder under the same paths. A
-    task whose machine is lost is begun again by Ray and goes on from its student's last checkpoint.
+    At most ``count`` students are trained at once, each as a Ray task with its share of the cores and,
+    where this process trains on a GPU, a GPU or a share of one (`share_of_a_task`). Every machine
+    needs distillens, the data and the run folder under the same paths. A task whose machine is lost
+    is begun again by Ray and goes on from its student's last checkpoint.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ class _Running:
     def look(self, scene: Scene) -> None:
         """Show and log the epochs that its files have more than before."""
         for title, files in self.student.networks(scene).items():
-            for record in _records(files)[self.seen[title] :]:
+            for record in read_epochs(files)[self.seen[title] :]:
                 self.seen[title] += 1
                 self.advance(1)
                 if scene.recipe.trackers:
@@ -128,16 +130,11 @@ class _Running:
 
 def _begin(scene: Scene, student: Student, bar: ExitStack) -> _Running:
     networks = student.networks(scene)
-    seen = {title: len(_records(files)) for title, files in networks.items()}
+    seen = {title: len(read_epochs(files)) for title, files in networks.items()}
     total = student.training(scene.recipe).epochs * len(networks)
     title = student.title(scene.recipe)
     advance = bar.enter_context(scene.progress(title, total, sum(seen.values())))
     return _Running(student, bar, advance, seen)
-
-
-def _records(files: NetworkFiles) -> list[EpochRecord]:
-    done = files.history.read_text().count("\n") if files.history.is_file() else 0
-    return read_history(files.history, done)
 
 
 def _spread(
@@ -156,7 +153,7 @@ def _spread(
     for student in students:
         # Epochs that trackers have seen before the run was taken up again.
         for files in student.networks(scene).values():
-            scene.tracked.take(len(_records(files)))
+            scene.tracked.take(len(read_epochs(files)))
     with ExitStack() as bars:
         try:
             while waiting or running:
@@ -200,31 +197,115 @@ def _end(tasks: list[ObjectRef]) -> None:
             ray.wait(left, num_returns=len(left))
 
 
+@dataclass(frozen=True)
+class TaskShare:
+    """What each of the tasks that run at the same time is given."""
+
+    cores: int
+    gpus: float
+    """1, or the share of a GPU that several tasks are given; 0 where students train on CPUs."""
+
+    @property
+    def tasks_on_a_gpu(self) -> int:
+        """How many tasks are given the same GPU."""
+        return round(1 / self.gpus) if self.gpus else 0
+
+
+def share_of_a_task(
+    count: int, machines: Sequence[Mapping[str, float]], *, on_gpus: bool
+) -> TaskShare:
+    """Return what each of ``count`` tasks is given of the machines' cores and GPUs.
+
+    Cores are shared out evenly. A task trains on one GPU; where there are fewer GPUs than tasks, each
+    GPU is given to equally many tasks, or to one less.
+
+    Parameters
+    ----------
+    count
+        Tasks at the same time.
+    machines
+        Ray's resources of each machine: ``CPU``, ``GPU`` and ``memory`` in bytes.
+    on_gpus
+        Whether students train on GPUs.
+
+    Raises
+    ------
+    RunError
+        Students train on GPUs, and Ray knows of none.
+    """
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    # A task runs on one machine, and may not ask for more than the largest has.
+    share = max(1, min(sum(cores) // count, max(cores)))
+    if not on_gpus:
+        return TaskShare(share, 0.0)
+    gpus = int(sum(machine.get("GPU", 0) for machine in machines))
+    if not gpus:
+        raise RunError(
+            "this process trains on a GPU, but Ray knows of none, so its tasks would train on CPUs; "
+            "start Ray where it finds the GPUs, or set ACCELERATE_USE_CPU=true"
+        )
+    together = -(-count // gpus)
+    # Ray counts ten-thousandths of a GPU; rounded down, so that all of them fit.
+    return TaskShare(share, 1.0 if together == 1 else (10_000 // together) / 10_000)
+
+
+def check_memory(count: int, needed: int, machines: Sequence[Mapping[str, float]]) -> None:
+    """Refuse more tasks than the machines have memory for.
+
+    Parameters
+    ----------
+    count
+        Tasks at the same time.
+    needed
+        Bytes that this process has taken, which has loaded the same data and networks as a task.
+    machines
+        Ray's resources of each machine.
+
+    Raises
+    ------
+    RunError
+        So many tasks of this size do not fit; the message says how many do.
+    """
+    rooms = [machine["memory"] for machine in machines if "memory" in machine]
+    fit = sum(int(room // needed) for room in rooms)
+    if rooms and fit < count:
+        raise RunError(
+            f"{count} workers need about {count * needed / 1e9:.1f} GB of memory, {needed / 1e9:.1f} GB "
+            f"each as this process does, and Ray has {sum(rooms) / 1e9:.1f} GB free; "
+            + (f"use --workers {fit}" if fit > 1 else "leave --workers out")
+        )
+
+
 def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:
     """Return what submits a student to Ray, with the resources of one of so many."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    # A task runs on one machine, and may not ask for more than the largest has.
-    share = max(1, min(sum(cores) // count, max(cores)))
-    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share
-    gpus = 0.0
-    if scene.accelerator.device.type == "cuda":
-        gpus = min(1.0, sum(node.get("GPU", 0) for node in nodes) / count)
-    remote = ray.remote(_train).options(num_cpus=share, num_gpus=gpus)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    share = share_of_a_task(count, machines, on_gpus=scene.accelerator.device.type == "cuda")
+    check_memory(count, peak_host_memory(), machines)
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share.cores
+    remote = ray.remote(_train).options(num_cpus=share.cores, num_gpus=share.gpus)
     folder, here = scene.run.folder.resolve(), Path.cwd()
-    return lambda student: remote.remote(here, folder, student, scene.trust_code, threads)
+    return lambda student: remote.remote(
+        here, folder, student, scene.trust_code, threads, share.tasks_on_a_gpu
+    )
 
 
 def _train(
-    here: Path, folder: Path, student: Student, trust_code: bool, threads: int
+    here: Path, folder: Path, student: Student, trust_code: bool, threads: int, together: int
 ) -> Cell | Trial:
-    """Train a student; runs in a Ray worker."""
+    """Train a student; runs in a Ray worker, on a GPU that ``together`` tasks are given, or on none."""
     # Paths in a recipe count from where the command was given.
     if here.is_dir():
         os.chdir(here)
     torch.set_num_threads(threads)
+    if together:
+        # Ray shows the task its GPU alone, by CUDA_VISIBLE_DEVICES.
+        device = checked_device("cuda", f"a worker on {socket.gethostname()}")
+        limit_memory(device, together)
+    else:
+        # Some versions of Ray show all GPUs to a task that asked for none.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     return train_elsewhere(folder, student, trust_code=trust_code)
 
 

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from inspect import signature
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from distillens.device_errors import free_cached_memory, free_host_memory, translate
+from distillens.errors import KernelError
 from distillens.kernel.precision import own_precision
 
 _COMPILER = "torch._dynamo"
@@ -29,9 +32,38 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
     @wraps(function)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:
         with torch.inference_mode(mode=False), torch.enable_grad(), own_precision(), _eager():
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                what = f"{function.__name__}{_sizes(args)} of the kernel"
+                bounded = "max_memory" in signature(function).parameters or "." in _place(function)
+                said = translate(error, what, _advice(error) if bounded else "give fewer examples")
+                if said is None:
+                    raise
+                raise KernelError(str(said)) from error
 
     return called
+
+
+def _sizes(args: tuple[object, ...]) -> str:
+    """Return how many examples a call was given, as a part of a message."""
+    counts = [f"{len(each):,}" for each in args if isinstance(each, Tensor) and each.ndim > 1]
+    return f" of {' and '.join(counts)} examples" if counts else ""
+
+
+def _place(function: Callable[..., object]) -> str:
+    return function.__qualname__.rpartition("<locals>.")[2]
+
+
+def _advice(error: BaseException) -> str:
+    """Return what fits: tiles are planned for a bound on memory, which the failure says is too high."""
+    free_cached_memory()
+    on_gpu = isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else free_host_memory()
+    return (
+        f"give max_memory={int(free // 2)} (bytes, half of what is free now), with which fewer examples "
+        "go through at a time, or fewer examples"
+    )
 
 
 def _eager() -> AbstractContextManager[object]:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillens.errors import MeasureError, ModelError
+from distillens.device_errors import (
+    checked_device,
+    free_cached_memory,
+    ran_out_of_memory,
+    translate,
+)
+from distillens.errors import DeviceError, MeasureError, ModelError
 from distillens.models.weights import state_bytes
 from distillens.results import Cost
 
@@ -47,7 +54,8 @@ def measure_cost(
     device
         Where to measure.
     batch
-        Size of the larger batch; the smaller is always 1.
+        Size of the larger batch; the smaller is always 1. Where it does not fit into memory it is
+        halved until it does; the result says which was measured.
     runs
         Forward passes timed for each batch size.
     vocabularies
@@ -64,12 +72,14 @@ def measure_cost(
         ``batch`` or ``runs`` is below 1.
     ModelError
         The model cannot take such inputs, or the device is not there.
+    DeviceError
+        The memory of the device does not hold one example.
     """
     for name, value in (("batch", batch), ("runs", runs)):
         if value < 1:
             raise MeasureError(f"{name} must be at least 1, got {value}")
     try:
-        place = torch.device(device)
+        place = checked_device(device)
         measured = copy.deepcopy(model).to(place, torch.float32).eval()
         measured.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Noise, not zeros: some kernels are faster on zeros.
@@ -79,15 +89,18 @@ def measure_cost(
             inputs = torch.randint(0, min(vocabularies), shape, generator=generator).to(place)
         else:
             inputs = torch.randn(batch, *input_shape, generator=generator).to(place)
-    except (RuntimeError, AssertionError) as error:
-        text = " ".join(str(error).split())[:160]
+    except (DeviceError, RuntimeError, AssertionError) as error:
+        text = " ".join(str(error).split())[:200]
         raise ModelError(f"the model cannot be measured on {device}: {text}") from None
     try:
         with torch.no_grad():
             multiply_adds = _multiply_adds(measured, inputs[:1])
             one = _milliseconds(lambda: measured(inputs[:1]), place, runs)
-            many = _milliseconds(lambda: measured(inputs), place, runs)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            batch, many = _largest(measured, inputs, place, runs)
+    except (RuntimeError, ValueError, IndexError, AssertionError, MemoryError) as error:
+        said = translate(error, "one example of the model", "measure it on another device")
+        if said is not None:
+            raise said from error
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"the model cannot take inputs of shape {input_shape}: {text}") from None
     return Cost(
@@ -132,6 +145,20 @@ def _taken_apart() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _largest(
+    model: nn.Module, inputs: Tensor, device: torch.device, runs: int
+) -> tuple[int, tuple[float, float, float]]:
+    """Return the latency of all inputs together, or of as many as fit into memory, and their number."""
+    while True:
+        try:
+            return len(inputs), _milliseconds(partial(model, inputs), device, runs)
+        except (RuntimeError, MemoryError) as error:
+            if len(inputs) == 1 or not ran_out_of_memory(error):
+                raise
+        inputs = inputs[: len(inputs) // 2]
+        free_cached_memory()
 
 
 def _milliseconds(

@@ -10,6 +10,7 @@ from distillens.report.eigenspace_table import eigenspace_table
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.language_table import language_table
 from distillens.report.page import render
+from distillens.report.plan_text import plan_text
 from distillens.report.profile_table import profile_table, teacher_kernel_line
 from distillens.report.settings_table import settings_blocks, settings_markdown, settings_table
 from distillens.report.table import accuracy_table, markdown_table
@@ -30,6 +31,7 @@ __all__ = [
     "lab_table",
     "language_table",
     "markdown_table",
+    "plan_text",
     "profile_table",
     "render",
     "run_audit_text",

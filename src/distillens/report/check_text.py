@@ -72,11 +72,28 @@ def _estimate(estimate: RunEstimate) -> list[str]:
     return [
         f"time: about {duration(estimate.seconds)} on {estimate.device} ({parts}; from "
         "training steps that were timed now)",
-        f"memory: {_size(estimate.memory)} were used while steps were timed",
-        f"disk: {_size(estimate.checkpoints)} of checkpoints and up to {_size(estimate.cache)} of "
-        f"teacher logits; {_size(estimate.free_disk)} are free",
+        f"memory: {size(estimate.memory)} were used while steps were timed",
+        disk_line(estimate),
     ]
 
 
-def _size(amount: int) -> str:
-    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
+def disk_line(estimate: RunEstimate) -> str:
+    """Return the disk space of a run, in a line."""
+    trials = (
+        f" (and {size(estimate.trials)} while learning rates are selected)"
+        if estimate.trials
+        else ""
+    )
+    return (
+        f"disk: {size(estimate.checkpoints)} of checkpoints, {size(estimate.states)} of training "
+        f"states, up to {size(estimate.cache)} of teacher logits and {size(estimate.outputs)} of "
+        f"outputs and report{trials}; {size(estimate.free_disk)} are free"
+    )
+
+
+def size(amount: int) -> str:
+    """Write bytes with a unit: 4.0 GB, 12.5 MB, 300 kB."""
+    for unit, word in ((1e9, "GB"), (1e6, "MB")):
+        if amount >= unit:
+            return f"{amount / unit:.1f} {word}"
+    return f"{amount / 1e3:.0f} kB"

@@ -52,7 +52,7 @@ def pairs_picture(result: Eigenspace, arrays: Arrays) -> Picture:
         panels=tuple(panels),
         caption=(
             f"{result.examples:,} {result.split} examples; trajectories: teacher seed "
-            f"{one.teacher_seed}, student seed {one.seed}; a point an epoch"
+            f"{one.teacher_seed}, student seed {one.seed}; a point a checkpoint"
         ),
     )
 
@@ -138,8 +138,8 @@ def _learnt(result: Eigenspace, arrays: Arrays, place: int) -> Panel:
             mean_E = np.nansum(learnt_EK * weights_K, axis=1) / weights_K.sum()
             name = f"{low}" if low == high else f"{low}–{high}"
             label = f"eigenvectors {name}" if who == "student" else ""
-            epochs = np.arange(len(mean_E), dtype=np.float64)
-            curves.append(Curve(epochs, mean_E, label, colour, _STYLE[who]))
+            epochs_E = arrays[f"s{place:03d}_{who}_epochs"]
+            curves.append(Curve(epochs_E, mean_E, label, colour, _STYLE[who]))
     return Panel(
         title=f"{printable(result.students[place].student)} (teacher dashed)",
         x_label="epoch",

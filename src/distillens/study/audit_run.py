@@ -247,7 +247,8 @@ def _over_training(wanted: _Wanted, student: FinishedStudent) -> tuple[OverTrain
         )
     weights_digest(files, last, student.cell.weights_digest)
     notes = []
-    if missing := sorted(set(range(last + 1)) - set(epochs)):
+    kept = run.recipe.training_of(student.entry).kept_epochs
+    if missing := sorted(set(kept) - set(epochs)):
         told = ", ".join(str(epoch) for epoch in missing)
         notes.append(f"checkpoints of epochs {told} are missing and were left out over training")
     rng = np.random.default_rng(_SEED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from distillens.paths import user_path
 from distillens.progress import Progress, silent
 from distillens.results import ComplexityCurves, Provenance, StudyResult, from_json, to_json
 from distillens.runs import Run, check_folder, locked, open_run, read_data, read_result, slug
-from distillens.study.complexity import measure_complexity
+from distillens.study.complexity import curves_path, measure_complexity
 from distillens.study.deviations import measure_deviations
 from distillens.study.given_teacher import GivenTeacher
 from distillens.study.networks import Scene
@@ -162,7 +161,7 @@ def _complexity(scene: Scene, teacher: StudyTeacher) -> list[ComplexityCurves]:
     asked = scene.recipe.complexity
     if asked is None:
         return []
-    path = scene.run.complexity(hashlib.sha256(asked.model_dump_json().encode()).hexdigest())
+    path = curves_path(scene.run, asked)
     if not path.is_file():
         write_atomically(path, to_json(measure_complexity(scene, teacher, asked)))
     return [from_json(ComplexityCurves, path.read_bytes(), str(path))]

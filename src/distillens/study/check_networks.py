@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distillens.check_results import CheckedData, CheckedNetwork, RecipeCheck
+from distillens.check_results import CheckedData, CheckedNetwork, RecipeCheck, RunEstimate
 from distillens.data import Examples
 from distillens.models import ModelRecipe, count_parameters
 from distillens.runs import Run
 from distillens.study.check import Findings
-from distillens.study.estimate import estimate_run, seconds_per_step
+from distillens.study.disk import bytes_there
+from distillens.study.estimate import (
+    Speeds,
+    built_networks,
+    disk_problem,
+    estimate_run,
+    seconds_per_step,
+)
 from distillens.study.networks import Scene
 from distillens.study.normalisations import Role, described
 from distillens.study.recipe import Recipe
@@ -137,18 +142,15 @@ def _teacher(scene: Scene, found: Findings) -> CheckedNetwork | None:
     )
 
 
-def _estimate(scene: Scene, networks: tuple[CheckedNetwork, ...], found: Findings) -> Any:
+def _estimate(
+    scene: Scene, networks: tuple[CheckedNetwork, ...], found: Findings
+) -> RunEstimate | None:
     steps = {network.role: network.seconds_per_step for network in networks}
-    teacher: nn.Module | None = None
-    if scene.recipe.teacher.model is not None:
-        teacher = scene.build(scene.recipe.teacher.model, 0, "teacher")
-    student = steps["student"]
-    assert student is not None
-    estimate = found.attempt(lambda: estimate_run(scene, steps.get("teacher"), student, teacher))
-    if estimate is not None and estimate.checkpoints + estimate.cache > estimate.free_disk:
-        found.problems.append(
-            f"the run needs {(estimate.checkpoints + estimate.cache) / 1e9:.1f} GB of disk space "
-            f"and {estimate.free_disk / 1e9:.1f} GB are free; choose another --out, fewer epochs "
-            "or seeds, or a smaller cache_gigabytes"
-        )
+    speeds = Speeds(steps.get("teacher"), steps["student"])
+    made = found.attempt(lambda: estimate_run(scene, speeds, built_networks(scene)))
+    if made is None:
+        return None
+    estimate, _ = made
+    if problem := disk_problem(estimate, bytes_there(scene.run.folder)):
+        found.problems.append(problem)
     return estimate

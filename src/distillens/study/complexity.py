@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,7 @@ from distillens.results import (
     TeacherKernel,
     TemperaturePoint,
 )
-from distillens.runs import NetworkFiles
+from distillens.runs import NetworkFiles, Run
 from distillens.study.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
 from distillens.study.networks import Scene
 from distillens.study.recipe import ComplexityRecipe
@@ -44,12 +47,16 @@ from distillens.study.teacher import StudyTeacher
 from distillens.training import predict
 
 
-def complexity_epochs(asked: tuple[int, ...] | None, last: int) -> list[int]:
-    """Return the epochs at which complexity is measured: as asked, or denser at the start."""
+def complexity_epochs(asked: tuple[int, ...] | None, kept: Sequence[int]) -> list[int]:
+    """Return the epochs at which complexity is measured: as asked, or denser at the start.
+
+    ``kept`` are the epochs whose weights are there, in order; the nearest of them stand for others.
+    """
     if asked is not None:
         return sorted(set(asked))
     shares = (0, 0.01, 0.03, 0.08, 0.2, 0.4, 0.65, 1)
-    return sorted({0, 1, *(round(share * last) for share in shares)} & set(range(last + 1)))
+    wanted = (1, *(round(share * kept[-1]) for share in shares))
+    return sorted({min(kept, key=lambda epoch: abs(epoch - each)) for each in wanted})
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class _Setting:
             files=scene.run.student(place, entry.title, seed),
             examples=examples,
             inputs=next(batches.epoch(0)).inputs,
-            epochs=complexity_epochs(recipe.epochs, scene.recipe.training_of(entry).epochs),
+            epochs=complexity_epochs(recipe.epochs, scene.recipe.training_of(entry).kept_epochs),
             form="binary" if coding_of(scene.outputs) == "binary" else recipe.form,
         )
 
@@ -191,6 +198,11 @@ def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Sp
         summary.condition,
         summary.effective_rank,
     )
+
+
+def curves_path(run: Run, asked: ComplexityRecipe) -> Path:
+    """Return where a run keeps the curves that a recipe asks for."""
+    return run.complexity(hashlib.sha256(asked.model_dump_json().encode()).hexdigest())
 
 
 def complexity_plan(scene: Scene) -> tuple[Plan, int]:

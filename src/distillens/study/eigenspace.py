@@ -49,7 +49,7 @@ from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.students import Student
 from distillens.study.teacher import StudyTeacher, prepare_teacher
-from distillens.training import accelerator_for
+from distillens.training import TrainingRecipe, accelerator_for
 
 Arrays = dict[str, NDArray[np.float64]]
 Kernel = Literal["data", "ntk"]
@@ -100,7 +100,8 @@ def measure_eigenspace(
 
     Returns
     -------
-    The result, and arrays: for student number i of the result, ``s<i>_teacher_weights`` and so on.
+    The result, and arrays: for student number i of the result, ``s<i>_teacher_weights`` and so on;
+    the epochs of their first axis are ``s<i>_teacher_epochs`` and ``s<i>_student_epochs``.
 
     Raises
     ------
@@ -205,17 +206,20 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
     sides: dict[Path, NetworkCourse] = {}
     count = task.bottom[1]
 
-    def side(files: NetworkFiles, model: ModelRecipe, epochs: int, who: str) -> NetworkCourse:
+    def side(
+        files: NetworkFiles, model: ModelRecipe, training: TrainingRecipe, who: str
+    ) -> NetworkCourse:
         if files.folder not in sides:
-            check_checkpoints(files, epochs)
-            digest = weights_digest(files, epochs, read_cell(files).weights_digest)
+            kept = training.kept_epochs
+            check_checkpoints(files, kept)
+            digest = weights_digest(files, kept[-1], read_cell(files).weights_digest)
             # The teacher of a self-distilled student is a student itself.
             role: Role = "teacher" if files.folder == teacher.files.folder else "student"
             layer = find_layer(scene.build(model, 0, role), task.layer, who)
             # The run's teacher is trained with cross-entropy, whatever the students' loss.
             squared = scene.recipe.loss == "squared-error" and role == "student"
             sides[files.folder] = NetworkCourse(
-                scene, files, model, epochs, layer, examples, count, digest, squared, role
+                scene, files, model, kept, layer, examples, count, digest, squared, role
             )
         return sides[files.folder]
 
@@ -224,7 +228,7 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
     for student in students:
         mine = side(
             student.files(scene), scene.recipe.student.model,
-            student.training(scene.recipe).epochs, "student",
+            student.training(scene.recipe), "student",
         )  # fmt: skip
         theirs = side(*_teacher_of(scene, teacher, student), "teacher")
         measured.append(_compare(scene, task, pairs, student, theirs, mine, axes, notes))
@@ -308,6 +312,7 @@ def _prediction_arrays(
     targets = label_targets(examples.labels.numpy(), max(2, outputs), coding_of(outputs))
     found: Arrays = {"kernel_eigenvalues": directions.eigenvalues_K}
     for who, one in (("teacher", theirs), ("student", mine)):
+        found[f"{who}_epochs"] = np.array(one.kept, dtype=np.float64)
         course = project_predictions(one.predictions, directions, targets)
         found[f"{who}_learnt"] = course.learnt_EK
         found[f"{who}_prediction_sizes"] = course.size_EK
@@ -350,17 +355,17 @@ def _students(scene: Scene, task: EigenspaceTask) -> tuple[list[Student], tuple[
 
 def _teacher_of(
     scene: Scene, teacher: StudyTeacher, student: Student
-) -> tuple[NetworkFiles, ModelRecipe, int]:
-    """Return the teacher's network: for self-distillation the generation before, or the first."""
+) -> tuple[NetworkFiles, ModelRecipe, TrainingRecipe]:
+    """Return the teacher and its training: for self-distillation the generation before, or the first."""
     recipe = scene.recipe
     origin = student.origin(recipe)
     if origin is None:
         assert teacher.model is not None and teacher.training is not None  # noqa: PT018
-        return teacher.files, teacher.model, teacher.training.epochs
+        return teacher.files, teacher.model, teacher.training
     generations = list(student.networks(scene).values())
     if len(generations) > 1:
-        return generations[-2], recipe.student.model, student.training(recipe).epochs
-    return origin.files(scene), recipe.student.model, origin.training(recipe).epochs
+        return generations[-2], recipe.student.model, student.training(recipe)
+    return origin.files(scene), recipe.student.model, origin.training(recipe)
 
 
 def _summaries(found: list[_Measured]) -> list[BiasSummary]:

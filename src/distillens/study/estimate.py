@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import torch
 from torch import nn
 
-from distillens.check_results import RunEstimate
+from distillens.check_results import PlannedWork, RunEstimate
 from distillens.data import Batch, Batches
+from distillens.device_errors import peak_host_memory
 from distillens.errors import TrainingError
 from distillens.models import ModelRecipe
-from distillens.study.complexity import complexity_plan
-from distillens.study.networks import Scene
+from distillens.study.blocks import Block, read_blocks
+from distillens.study.complexity import complexity_plan, curves_path
+from distillens.study.disk import PlannedNetwork, disk_use, planned_networks
+from distillens.study.networks import Scene, read_epochs
 from distillens.study.normalisations import Role
-from distillens.study.students import Student
+from distillens.study.teacher import prepare_teacher
 from distillens.supervision import OneHot
-from distillens.supervision.recipe import parts_of
 from distillens.training import TrainingRecipe, accelerator_for, fit, predict
 
 WARM_UP = 3
@@ -35,6 +35,10 @@ SECONDS = 1.0
 
 PREDICTED = 1024
 """Examples on which a teacher's forward pass is timed."""
+
+EPOCHS_TRAINED = "epochs that the run trained"
+STEPS_TIMED = "training steps timed now"
+"""What the time of a training is estimated from: epochs of its supervision, if the run holds any."""
 
 
 @dataclass(frozen=True)
@@ -84,111 +88,189 @@ def seconds_per_step(
         raise TrainingError(f"{model.name} cannot be trained: {text}") from None
 
 
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds of a training step, as timed now; None where none was timed."""
+
+    teacher: float | None
+    student: float | None
+
+    def per_epoch(self, scene: Scene, network: PlannedNetwork) -> float | None:
+        """Return the seconds of an epoch of a network."""
+        step = self.teacher if network.role == "teacher" else self.student
+        if step is None:
+            return None
+        size, beside = network.training.batch_size, 0.0
+        if network.role == "student":
+            # A step takes time in proportion to its examples.
+            step *= size / scene.recipe.student.training.batch_size
+            beside = (self.teacher or 0.0) if network.beside else 0.0
+        return (step + beside) * -(-len(scene.splits.train) // size)
+
+
 def estimate_run(
-    scene: Scene, teacher_step: float | None, student_step: float, teacher: nn.Module | None
-) -> RunEstimate:
+    scene: Scene, speeds: Speeds, modules: dict[Role, nn.Module]
+) -> tuple[RunEstimate, tuple[PlannedWork, ...]]:
     """Return the time, memory and disk space that a recipe is expected to take.
 
     Parameters
     ----------
     scene
         What the networks share.
-    teacher_step, student_step
-        Seconds of a training step; None for a teacher that is not trained here.
-    teacher
-        The teacher's network; None where only its logits are known.
+    speeds
+        Of training steps.
+    modules
+        The student, and the teacher where its network is known.
+
+    Returns
+    -------
+    The estimate of the whole run, and its parts with what the run folder holds of them.
     """
-    recipe = scene.recipe
-    parts: list[tuple[str, float]] = []
-    checkpoints = cache = 0
-    trials, batch_size = 0.0, recipe.student.training.batch_size
-    if teacher_step is not None and recipe.teacher.training is not None and teacher is not None:
-        training = recipe.teacher.training
-        each = -(-len(scene.splits.train) // training.batch_size)
-        parts.append(("teacher", teacher_step * each * training.epochs))
-        checkpoints += _state_size(teacher) * (training.epochs + 1)
-    student_bytes = _state_size(scene.build(recipe.student.model, 0))
-    for place, entry in enumerate(recipe.supervisions):
-        networks = sum(len(Student(place, seed).networks(scene)) for seed in recipe.seeds_of(entry))
-        training = recipe.training_of(entry)
-        steps = training.epochs * -(-len(scene.splits.train) // training.batch_size)
-        extra = (teacher_step or 0.0) if _trains_teacher(entry) else 0.0
-        # A step takes time in proportion to its examples.
-        each = steps * (student_step * training.batch_size / batch_size + extra)
-        parts.append((entry.title, networks * each))
-        if recipe.tune is not None:
-            generations = networks // len(recipe.seeds_of(entry))
-            trials += len(recipe.tune.learning_rate) * generations * each
-        checkpoints += networks * (training.epochs + 1) * student_bytes
-    if trials:
-        parts.append(("selecting learning rates", trials))
-    blocks = teacher_passes(scene)
-    if blocks and teacher is not None:
-        rows = len(scene.splits.train)
-        parts.append(("teacher logits", blocks * rows * _seconds_per_example(scene, teacher)))
-        width = scene.outputs if scene.top_k is None else 2 * scene.top_k
-        cache = min(recipe.cache_bytes, blocks * rows * width * 4)
-    if recipe.complexity is not None:
-        plan, grams = complexity_plan(scene)
-        if plan.seconds is not None:
-            parts.append(("complexity", grams * plan.seconds))
-    return RunEstimate(
-        parts=tuple(parts),
+    networks = planned_networks(scene)
+    blocks = read_blocks(scene, _teacher_training(scene))
+    if "teacher" not in modules:
+        blocks = {block for block in blocks if block[0] == "student"}
+    work = (
+        *_trainings(scene, networks, speeds),
+        *_logits(scene, blocks, modules),
+        *_complexity(scene),
+    )
+    disk = disk_use(scene, networks, modules, len(blocks))
+    estimate = RunEstimate(
+        parts=tuple((part.name, part.seconds) for part in work),
         device=str(scene.accelerator.device),
         memory=_peak_memory(scene),
-        checkpoints=checkpoints,
-        cache=cache,
+        checkpoints=disk.checkpoints,
+        cache=disk.cache,
         free_disk=shutil.disk_usage(_existing(scene.run.folder)).free,
+        states=disk.states,
+        outputs=disk.outputs,
+        trials=disk.trials,
+    )
+    return estimate, work
+
+
+def built_networks(scene: Scene) -> dict[Role, nn.Module]:
+    """Return a fresh student, and a fresh teacher where its network is known."""
+    networks: dict[Role, nn.Module] = {"student": scene.build(scene.recipe.student.model, 0)}
+    model = scene.recipe.teacher.model
+    if scene.recipe.teacher.run is not None:
+        model = prepare_teacher(scene).model
+    if model is not None:
+        networks["teacher"] = scene.build(model, 0, "teacher")
+    return networks
+
+
+def disk_problem(estimate: RunEstimate, there: int) -> str:
+    """Return why a run does not fit on its disk; empty if it does. ``there`` bytes are written."""
+    needed = estimate.most_disk - there
+    if needed <= estimate.free_disk:
+        return ""
+    return (
+        f"the run needs {needed / 1e9:.1f} GB of disk space and {estimate.free_disk / 1e9:.1f} GB are "
+        f"free ({estimate.checkpoints / 1e9:.1f} GB are checkpoints, {estimate.cache / 1e9:.1f} GB "
+        "teacher logits); choose another --out, a larger training.checkpoint_every, fewer epochs or "
+        "seeds, or a smaller cache_gigabytes"
     )
 
 
-def teacher_passes(scene: Scene) -> int:
-    """Return how often a teacher runs over all training examples, so that its logits are known.
-
-    Students, seeds and temperatures share logits. Without augmentation those of one checkpoint serve
-    every epoch.
-    """
-    recipe = scene.recipe
-    changes = recipe.data.augmentation.changes
-    blocks: set[tuple[Any, ...]] = set()
-    for entry in recipe.supervisions:
-        epochs = recipe.training_of(entry).epochs
-        for part in parts_of(entry):
-            if part.kind == "offline":
-                which = ("offline", part.early_stop, part.average)
-                seen: range | tuple[int, ...] = range(epochs) if changes else (0,)
-            elif part.kind == "online":
-                which = ("online", part.pace, part.period, part.average)
-                seen = range(epochs)
-            else:
-                continue
-            blocks |= {(*which, epoch) for epoch in seen}
-    return len(blocks)
+def _teacher_training(scene: Scene) -> TrainingRecipe | None:
+    if scene.recipe.teacher.run is not None:
+        return prepare_teacher(scene).training
+    return scene.recipe.teacher.training
 
 
-def _trains_teacher(entry: Any) -> bool:
-    return any(part.kind == "co-trained" for part in parts_of(entry))
+def _trainings(
+    scene: Scene, networks: Sequence[PlannedNetwork], speeds: Speeds
+) -> Iterator[PlannedWork]:
+    """Yield the trainings, part by part; epochs that are there say how long others take."""
+    records = [(network, read_epochs(network.files)) for network in networks]
+    for name in dict.fromkeys(network.part for network in networks):
+        mine = [(network, there) for network, there in records if network.part == name]
+        seconds, left, sources = 0.0, 0.0, set[str]()
+        for network, there in mine:
+            # Networks of other seeds and learning rates take the same time.
+            known = there or [r for other, e in records if other.title == network.title for r in e]
+            sources.add(EPOCHS_TRAINED if known else STEPS_TIMED)
+            epoch = fmean(r.seconds for r in known) if known else speeds.per_epoch(scene, network)
+            rest = 0 if network.files.cell.is_file() else network.training.epochs - len(there)
+            seconds += sum(r.seconds for r in there) + rest * (epoch or 0.0)
+            left += rest * (epoch or 0.0)
+        yield PlannedWork(
+            name=name,
+            networks=len(mine),
+            finished=sum(network.files.cell.is_file() for network, _ in mine),
+            epochs=sum(network.training.epochs for network, _ in mine),
+            epochs_done=sum(len(there) for _, there in mine),
+            seconds=seconds,
+            seconds_left=left,
+            measured_from=" and ".join(sorted(sources)),
+        )
 
 
-def _state_size(network: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
+def _logits(
+    scene: Scene, blocks: set[Block], modules: dict[Role, nn.Module]
+) -> Iterator[PlannedWork]:
+    names: tuple[tuple[Role, str], ...] = (
+        ("teacher", "teacher logits"),
+        ("student", "logits of students that teach"),
+    )
+    folder = scene.run.cache
+    if scene.recipe.teacher.run is not None:
+        folder = prepare_teacher(scene).cache_folder
+    there = len(list(folder.glob("*.npy")))
+    for role, name in names:
+        count = sum(block[0] == role for block in blocks)
+        if not count:
+            continue
+        each = len(scene.splits.train) * _seconds_per_example(scene, modules[role], role)
+        done = min(there, count)
+        there -= done
+        yield PlannedWork(
+            name=name,
+            networks=0,
+            finished=0,
+            epochs=0,
+            epochs_done=0,
+            seconds=count * each,
+            seconds_left=(count - done) * each,
+            measured_from=f"a forward pass of {min(PREDICTED, len(scene.splits.train))} examples",
+        )
 
 
-def _seconds_per_example(scene: Scene, network: nn.Module) -> float:
+def _complexity(scene: Scene) -> Iterator[PlannedWork]:
+    asked = scene.recipe.complexity
+    if asked is None:
+        return
+    plan, grams = complexity_plan(scene)
+    seconds = grams * (plan.seconds or 0.0)
+    done = curves_path(scene.run, asked).is_file()
+    yield PlannedWork(
+        name="complexity",
+        networks=0,
+        finished=0,
+        epochs=0,
+        epochs_done=0,
+        seconds=seconds,
+        seconds_left=0.0 if done else seconds,
+        measured_from="the speed of matrix products on this machine",
+    )
+
+
+def _seconds_per_example(scene: Scene, network: nn.Module, role: Role) -> float:
     examples = scene.splits.train
     part = examples.take(slice(PREDICTED))
     device = scene.accelerator.device
     network.to(device)
     began = time.perf_counter()
-    predict(network, part, scene.normalisation_of("teacher"), device=device)
+    predict(network, part, scene.normalisation_of(role), device=device)
     return (time.perf_counter() - began) / len(part)
 
 
 def _peak_memory(scene: Scene) -> int:
     if scene.accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(scene.accelerator.device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_host_memory()
 
 
 def _existing(folder: Path) -> Path:

@@ -28,7 +28,11 @@ from distillens.models import LanguageModel, count_parameters, load_weights
 from distillens.progress import Progress, silent
 from distillens.results import SCHEMA, from_json, to_json
 from distillens.runs import NetworkFiles, Run, locked, open_run, read_json, slug
-from distillens.study.language_recipe import LanguagePart, LanguageRecipe
+from distillens.study.language_recipe import (
+    LanguagePart,
+    LanguageRecipe,
+    language_recipe_of_today,
+)
 from distillens.study.token_outputs import (
     count_tokens,
     evaluate_tokens,
@@ -73,7 +77,7 @@ def run_language(
             f"a launcher has started {processes} processes; language models are trained by one"
         )
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
-    run = open_run(folder, recipe.model_dump(mode="json"))
+    run = open_run(folder, recipe.model_dump(mode="json"), language_recipe_of_today)
     with locked(run):
         return _Study(recipe, run, load_splits(recipe.data), progress).carry_out()
 
@@ -91,10 +95,9 @@ class _Teachers:
 
     def trajectory(self) -> Sequence[TeacherCheckpoint]:
         """Return the checkpoints of its training."""
-        epochs = self.study.recipe.teacher.training.epochs
         return [
-            TeacherCheckpoint(epoch * self.steps, partial(self._at, epoch))
-            for epoch in range(1, epochs + 1)
+            TeacherCheckpoint(epoch * self.steps, partial(self._at, epoch), epoch)
+            for epoch in self.study.recipe.teacher.training.kept_epochs[1:]
         ]
 
     def _at(self, epoch: int) -> Teacher:
@@ -158,7 +161,7 @@ class _Study:
     def load(self, part: LanguagePart, files: NetworkFiles, epoch: int) -> LanguageModel:
         """Return a model with the weights that it had after an epoch."""
         model = self._build(part, 0)
-        load_weights(files.weights(epoch), model)
+        load_weights(files.kept_weights(epoch), model)
         return model.eval()
 
     def _build(self, part: LanguagePart, seed: int) -> LanguageModel:

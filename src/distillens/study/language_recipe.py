@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distillens.data import DataRecipe
 from distillens.errors import RecipeError
-from distillens.study.reading import load_recipe, override_key
+from distillens.study.reading import load_recipe, override_key, with_periods
+from distillens.study.recipe import trajectory_problem
 from distillens.supervision import SupervisionRecipe, parts_of
 from distillens.training import TrainingRecipe
 
@@ -77,7 +78,17 @@ class LanguageRecipe(_Part):
                 stop = getattr(part, "early_stop", None)
                 if stop == "validation":
                     raise ValueError("a language model's early_stop names an epoch")
+                if problem := trajectory_problem(part, self.teacher.training):
+                    raise ValueError(problem)
         return self
+
+
+def language_recipe_of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that a run holds with the keys that have come since, at their defaults."""
+    try:
+        return with_periods(LanguageRecipe.model_validate(content).model_dump(mode="json"))
+    except ValidationError:
+        return content
 
 
 def read_language_recipe(where: str | Path, overrides: Sequence[str] = ()) -> LanguageRecipe:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillens.data import Batches, Examples, Normalisation
+from distillens.device_errors import device_errors
 from distillens.errors import MeasureError, ModelError, nearest
 
 MOST_VALUES = 300_000_000
@@ -88,7 +89,8 @@ def layer_inputs(
         batches = Batches(examples, _BATCH, normalisation=normalisation, seed=None, device=device)
         for batch in batches.epoch(0):
             seen.clear()
-            network(batch.inputs)
+            with device_errors(f"the inputs of layer {name!r}", "give fewer examples"):
+                network(batch.inputs)
             if len(seen) != 1 or len(seen[0]) != len(batch.inputs):
                 raise ModelError(
                     f"layer {name!r} is called {len(seen)} times for a batch, or with other rows "

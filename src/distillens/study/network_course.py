@@ -5,6 +5,7 @@ Shapes: E checkpoints, K eigenvectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,7 +33,8 @@ class NetworkCourse:
     scene: Scene
     files: NetworkFiles
     model: ModelRecipe
-    epochs: int
+    kept: tuple[int, ...]
+    """The epochs whose weights are there, in order: E of them."""
     layer: str
     examples: Examples
     count: int
@@ -53,6 +55,11 @@ class NetworkCourse:
         return layer_inputs(network, self.layer, self.examples, self.normalisation, device)
 
     @property
+    def epochs(self) -> int:
+        """The last epoch."""
+        return self.kept[-1]
+
+    @property
     def normalisation(self) -> Normalisation | None:
         """What its inputs are normalised with."""
         return self.scene.normalisation_of(self.role)
@@ -63,7 +70,7 @@ class NetworkCourse:
 
     def network(self, epoch: int) -> nn.Module:
         """Return the network after an epoch: one for all epochs, good until the next call."""
-        load_weights(self.files.weights(epoch), self._built)
+        load_weights(self.files.kept_weights(epoch), self._built)
         return self._built
 
     def directions(self) -> Directions:
@@ -73,7 +80,7 @@ class NetworkCourse:
     def course(self, directions: Directions) -> dict[Projected, NDArray[np.float64]]:
         """Return the components of its weights at every checkpoint, (E, K)."""
         key = f"{self.layer}.weight"
-        states = (load_state(self.files.weights(epoch)) for epoch in range(self.epochs + 1))
+        states = (load_state(self.files.kept_weights(epoch)) for epoch in self.kept)
         weights, change = project_weights(
             (weight_matrix(state[key]) for state in states), directions.vectors
         )
@@ -87,14 +94,14 @@ class NetworkCourse:
         return np.stack(
             [
                 code(predict(self.network(e), self.examples, self.normalisation, device=device))
-                for e in range(self.epochs + 1)
+                for e in self.kept
             ]
         )
 
 
-def check_checkpoints(files: NetworkFiles, epochs: int) -> None:
-    """Raise RunError where a network's folder lacks a checkpoint."""
-    missing = sorted(set(range(epochs + 1)) - set(files.epochs()))
+def check_checkpoints(files: NetworkFiles, kept: Sequence[int]) -> None:
+    """Raise RunError where a network's folder lacks the weights of an epoch that is kept."""
+    missing = sorted(set(kept) - set(files.epochs()))
     if missing:
         raise RunError(
             f"{files.folder} lacks {len(missing)} checkpoint(s), first "

@@ -29,6 +29,7 @@ from distillens.study.normalisations import InputScale, Role, between, choose_sc
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision, cross_entropy, squared_error
 from distillens.training import (
+    EpochRecord,
     History,
     Steps,
     Store,
@@ -38,6 +39,7 @@ from distillens.training import (
     fit,
     is_sharded,
     predict,
+    read_history,
     tracking,
 )
 
@@ -115,7 +117,7 @@ class Scene:
     ) -> nn.Module:
         """Build a network with the weights that it had after an epoch."""
         network = self.build(model, 0, role)
-        load_weights(files.weights(epoch), network)
+        load_weights(files.kept_weights(epoch), network)
         return network.to(self.accelerator.device).eval()
 
     def batches(self, training: TrainingRecipe, seed: int, role: Role = "student") -> Batches:
@@ -259,6 +261,12 @@ def _train(
         )
         measure(finished, history)
     scene.accelerator.wait_for_everyone()
+
+
+def read_epochs(files: NetworkFiles) -> list[EpochRecord]:
+    """Return the epochs that a network's folder holds; none where there is no folder."""
+    done = files.history.read_text(encoding="utf-8").count("\n") if files.history.is_file() else 0
+    return read_history(files.history, done)
 
 
 def read_cell(files: NetworkFiles) -> Cell:

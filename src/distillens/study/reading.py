@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from distillens.errors import DataError, DistillensError, RecipeError, nearest
 from distillens.models.registry import check_model
 from distillens.paths import user_path
+from distillens.runs import epochs_beside
 from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import parts_of
 from distillens.yaml_values import Loader, load_yaml
@@ -143,7 +144,7 @@ def missing_places(recipe: Recipe) -> list[str]:
         files |= {f"teacher.logits.{split}": at for split, at in (teacher.logits or {}).items()}
     for key, place in files.items():
         if not (path := Path(place.partition("::")[0])).is_file():
-            found.append((path, f"no file {path}; {key} must name one"))
+            found.append((path, f"no file {path}; {key} must name one{epochs_beside(path)}"))
     if teacher.run is not None and not ((path := Path(teacher.run)) / "recipe.yaml").is_file():
         text = f"{teacher.run} is no run folder: it has no recipe.yaml; see teacher.run"
         found.append((path, text))
@@ -220,10 +221,24 @@ def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError
 def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe that a run holds with the keys that have come since, at their defaults."""
     try:
-        return Recipe.model_validate(content).model_dump(mode="json")
+        recipe = Recipe.model_validate(content)
+        return with_periods(recipe.model_dump(mode="json"))
     except ValidationError:
         # Not readable any more: compared as it is, which names the key that differs.
         return content
+
+
+def with_periods(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a dumped recipe with a period of one epoch where an online entry names none.
+
+    Runs of earlier versions hold that period. It is the same as none wherever a run can have it: a
+    teacher that keeps fewer checkpoints is refused together with a period of one epoch.
+    """
+    for entry in content["supervisions"]:
+        for part in (entry, entry.get("first"), entry.get("then")):
+            if part and part["kind"] == "online" and part["period"] is None:
+                part["period"] = {"epochs": 1, "steps": None}
+    return content
 
 
 def load_recipe(where: str | Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from distillens.data.recipe import AnyNormalisation, DataRecipe
+from distillens.errors import listed
 from distillens.models.registry import ModelRecipe
 from distillens.paths import UserPath
 from distillens.supervision.recipe import Loss, LossRecipe, SupervisionRecipe, parts_of
@@ -224,11 +225,16 @@ class Recipe(_Part):
                 "add a supervision of kind one-hot or set complexity to null"
             )
         labelled = next((one for one in self.supervisions if one.kind == "one-hot"), None)
-        last = self.training_of(labelled).epochs
+        kept = self.training_of(labelled).kept_epochs
         for epoch in (self.complexity.epochs or ()) if self.complexity else ():
-            if not 0 <= epoch <= last:
+            if not 0 <= epoch <= kept[-1]:
                 raise ValueError(
-                    f"complexity.epochs names {epoch}; the one-hot student has epochs 0 to {last}"
+                    f"complexity.epochs names {epoch}; the one-hot student has epochs 0 to {kept[-1]}"
+                )
+            if epoch not in kept:
+                raise ValueError(
+                    f"complexity.epochs names {epoch}; training.checkpoint_every of the one-hot "
+                    f"student keeps the weights of the epochs {listed(kept)}"
                 )
         on_validation = self.complexity is not None and self.complexity.split == "validation"
         if on_validation and not self.data.validation_size:
@@ -322,15 +328,38 @@ class Recipe(_Part):
                     f"{entry.title!r} needs the checkpoints of a teacher trained here; "
                     "give teacher.training or teacher.run, or leave it out"
                 )
-            last = self.teacher.training.epochs if self.teacher.training else None
-            if isinstance(earlier, int) and last is not None and earlier > last:
-                raise ValueError(
-                    f"{entry.title!r} stops at the teacher's epoch {earlier}; it has {last}"
-                )
+            trained = self.teacher.training
+            if trained is not None and (problem := trajectory_problem(entry, trained)):
+                raise ValueError(problem)
             if earlier == "validation" and not self.data.validation_size:
                 raise ValueError(
                     f"{entry.title!r} needs a validation split; set data.validation_size"
                 )
+
+
+def trajectory_problem(entry: Any, training: TrainingRecipe) -> str:
+    """Return why an entry cannot have the teacher's checkpoints that it names; empty if it can.
+
+    ``entry`` is no switch but one of its sides (see `distillens.supervision.recipe.parts_of`);
+    ``training`` is the teacher's. A period in steps is checked when the steps of an epoch are known.
+    """
+    stop, kept = getattr(entry, "early_stop", None), training.kept_epochs
+    if isinstance(stop, int) and stop > training.epochs:
+        return f"{entry.title!r} stops at the teacher's epoch {stop}; it has {training.epochs}"
+    every = (
+        f"the teacher's checkpoint_every of {training.checkpoint_every} keeps the weights of the "
+        f"epochs {listed(kept)}"
+    )
+    if isinstance(stop, int) and stop not in kept:
+        return f"{entry.title!r} stops at the teacher's epoch {stop}, but {every}"
+    period = getattr(entry, "period", None)
+    epochs = None if period is None else period.epochs
+    if epochs and set(range(epochs, training.epochs, epochs)) - set(kept):
+        return (
+            f"{entry.title!r} takes a checkpoint of the teacher every {epochs} epochs, but {every}; "
+            f"use a period of a multiple of {training.checkpoint_every} epochs"
+        )
+    return ""
 
 
 def _merged(training: TrainingRecipe, change: Mapping[str, Any]) -> TrainingRecipe:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from distillens.array_files import native
 from distillens.data import PADDING
-from distillens.errors import DataError, MeasureError, RecipeError
+from distillens.errors import CheckpointError, DataError, MeasureError, RecipeError
 from distillens.kernel import EmpiricalNTK, Plan
 from distillens.kernel.directions import directions
 from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent
 from distillens.results import KernelComplexity, StudyResult
-from distillens.runs import find_run, read_finished
+from distillens.runs import epochs_beside, find_run, read_finished
 from distillens.study.carry_out import run
 from distillens.study.complexity import complexity_plan
 from distillens.study.kernel_complexity import kernel_complexity
@@ -182,6 +182,8 @@ def read_task(
             vocabularies=vocabularies,
             trust_code=trust_code,
         )
+        if not stored.is_file():
+            raise CheckpointError(f"no checkpoint {stored}{epochs_beside(stored)}")
         load_weights(stored, network)
         return network.eval()
 

@@ -32,6 +32,7 @@ from distillens.study.networks import (
     write_cell,
 )
 from distillens.study.reading import read_recipe
+from distillens.study.recipe import trajectory_problem
 from distillens.supervision import (
     CachedTeacher,
     LogitCache,
@@ -41,6 +42,7 @@ from distillens.supervision import (
     Teacher,
     TeacherCheckpoint,
     cross_entropy,
+    parts_of,
 )
 from distillens.training import TrainingRecipe, predict
 
@@ -91,41 +93,42 @@ class StudyTeacher:
         return CachedTeacher(cache, self.cell.weights_digest, self._given)
 
     def trajectory(self, cache: LogitCache) -> list[TeacherCheckpoint]:
-        """Return the checkpoints of its training, one an epoch."""
+        """Return the checkpoints of its training."""
         assert self.training is not None  # the recipe refuses what needs a trajectory without one
         steps = -(-len(self.scene.splits.train) // self.training.batch_size)
         return [
-            TeacherCheckpoint(epoch * steps, partial(self._checkpoint, cache, epoch))
-            for epoch in range(1, self.training.epochs + 1)
+            TeacherCheckpoint(epoch * steps, partial(self._checkpoint, cache, epoch), epoch)
+            for epoch in self.training.kept_epochs[1:]
         ]
 
     def epoch_followed(self, epoch: int, student_epochs: int) -> int:
         """Return the teacher's epoch that a student follows after its own, online at pace 1."""
-        assert self.epochs is not None
-        nothing = RecordedTeacher(np.zeros((1, 1)))
-        path = [TeacherCheckpoint(done, lambda: nothing) for done in range(1, self.epochs + 1)]
-        return OnlineTeacher(path, student_epochs).place(epoch) + 1
+        assert self.training is not None
+        nothing, kept = RecordedTeacher(np.zeros((1, 1))), self.training.kept_epochs[1:]
+        path = [TeacherCheckpoint(done, lambda: nothing, done) for done in kept]
+        return kept[OnlineTeacher(path, student_epochs).place(epoch)]
 
     def lowest_validation_loss(self) -> int:
-        """Return the epoch with the lowest validation loss; losses are measured once and kept."""
+        """Return the kept epoch with the lowest validation loss; losses are measured once and kept."""
         path, examples = self.files.validation, self.scene.splits.validation
-        assert self.epochs is not None
+        assert self.training is not None
+        kept = self.training.kept_epochs[1:]
         assert examples is not None  # the recipe refuses early stopping without validation
         if self.scene.main and not path.is_file():
             losses = [
                 float(cross_entropy(torch.from_numpy(self._says(epoch, examples)), examples.labels))
-                for epoch in range(1, self.epochs + 1)
+                for epoch in kept
             ]
             write_atomically(path, json.dumps(losses) + "\n")
         self.scene.accelerator.wait_for_everyone()
         losses = read_json(path)
         if not (
             isinstance(losses, list)
-            and len(losses) == self.epochs
+            and len(losses) == len(kept)
             and all(isinstance(loss, float) for loss in losses)
         ):
             raise RunError(f"{path} is damaged; delete it to have the losses measured again")
-        return int(np.argmin(losses)) + 1
+        return kept[int(np.argmin(losses))]
 
     def _says(self, epoch: int, examples: Examples) -> np.ndarray:
         scene = self.scene
@@ -224,6 +227,9 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
             f"the teacher of {folder} was trained on other data: fingerprint {str(found)[:12]}, "
             f"here {scene.splits.fingerprint[:12]}; use the same data recipe"
         )
+    for entry in (part for whole in scene.recipe.supervisions for part in parts_of(whole)):
+        if problem := trajectory_problem(entry, theirs.training):
+            raise RunError(f"{problem}; see the teacher of {folder}")
     files = other.teacher
     cell = read_cell(files)
     return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training)

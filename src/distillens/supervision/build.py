@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from distillens.errors import DistillensError, RecipeError, SupervisionError
+from distillens.errors import DistillensError, RecipeError, SupervisionError, listed
 from distillens.supervision.averaged import AveragedTeacher, decaying_weights
 from distillens.supervision.compared import decoupled, dist
 from distillens.supervision.pace import TemperatureSchedule, pace_of
@@ -43,7 +43,7 @@ class Teachers(Protocol):
         ...
 
     def trajectory(self) -> Sequence[TeacherCheckpoint]:
-        """Return the teacher's checkpoints, one an epoch, in order."""
+        """Return the teacher's checkpoints in order: those of the epochs that were kept."""
         ...
 
     def lowest_validation_loss(self) -> int:
@@ -101,31 +101,53 @@ def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
         return teachers.previous_generation()
     if isinstance(entry, OnlineRecipe):
         path = _averaged(teachers.trajectory(), entry.average)
-        return OnlineTeacher(_every(path, entry.period), setting.steps, pace=pace_of(entry.pace))
+        return OnlineTeacher(periodic(path, entry.period), setting.steps, pace=pace_of(entry.pace))
     assert isinstance(entry, OfflineRecipe)
     if entry.early_stop is None and entry.average is None:
         return teachers.final()
     path = list(teachers.trajectory())
-    epoch = len(path) if entry.early_stop is None else entry.early_stop
+    epochs = _epochs(path)
+    epoch = epochs[-1] if entry.early_stop is None else entry.early_stop
     if epoch == "validation":
         epoch = teachers.lowest_validation_loss()
-    if not 1 <= epoch <= len(path):
+    if epoch not in epochs:
         raise SupervisionError(
-            f"early_stop names the teacher's epoch {epoch}; it has epochs 1 to {len(path)}"
+            f"early_stop names the teacher's epoch {epoch}; it has checkpoints of the epochs "
+            f"{listed(epochs)} (training.checkpoint_every of the teacher)"
         )
-    return as_teacher(_averaged(path, entry.average)[epoch - 1].load())
+    return as_teacher(_averaged(path, entry.average)[epochs.index(epoch)].load())
 
 
-def _every(path: Sequence[TeacherCheckpoint], period: PeriodRecipe) -> list[TeacherCheckpoint]:
+def _epochs(path: Sequence[TeacherCheckpoint]) -> list[int]:
+    return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
+
+
+def periodic(
+    path: Sequence[TeacherCheckpoint], period: PeriodRecipe | None
+) -> list[TeacherCheckpoint]:
     """Keep the checkpoints at whole periods, and the last."""
-    per_epoch = path[0].step
+    if period is None:
+        return list(path)
+    epochs = _epochs(path)
+    per_epoch = path[0].step // epochs[0]
     steps = period.steps or (period.epochs or 1) * per_epoch
-    if steps % per_epoch:
+    wanted = set(range(steps, path[-1].step, steps))
+    if steps % per_epoch or wanted - {point.step for point in path}:
+        given = f"{period.epochs} epochs" if period.epochs else f"{steps} steps"
         raise SupervisionError(
-            f"a period of {steps} steps does not fit the teacher's checkpoints, one every "
-            f"{per_epoch} steps; use a multiple of {per_epoch}"
+            f"a period of {given} does not fit the teacher's checkpoints, which are of the epochs "
+            f"{listed(epochs)} ({per_epoch} steps an epoch); use a multiple of {path[0].step} steps, "
+            "or a smaller training.checkpoint_every of the teacher"
         )
-    return [point for point in path if not point.step % steps or point is path[-1]]
+    return [point for point in path if point.step in wanted or point is path[-1]]
+
+
+def averaged_places(last: int, average: AverageRecipe | None) -> range:
+    """Return the places of the checkpoints that a teacher at a place averages; itself without one."""
+    if average is None:
+        return range(last, last + 1)
+    count = average.last or 1 + math.floor(math.log(NEGLIGIBLE) / math.log(average.decay or 0.5))
+    return range(max(0, last + 1 - count), last + 1)
 
 
 def _averaged(
@@ -136,10 +158,7 @@ def _averaged(
         return list(path)
 
     def mean(last: int) -> Teacher:
-        count = average.last or 1 + math.floor(
-            math.log(NEGLIGIBLE) / math.log(average.decay or 0.5)
-        )
-        used = path[max(0, last + 1 - count) : last + 1]
+        used = [path[place] for place in averaged_places(last, average)]
         weights = (
             [1.0] * len(used)
             if average.decay is None
@@ -148,7 +167,7 @@ def _averaged(
         return AveragedTeacher([point.load() for point in used], weights)
 
     return [
-        TeacherCheckpoint(point.step, lambda place=place: mean(place))
+        TeacherCheckpoint(point.step, lambda place=place: mean(place), point.epoch)
         for place, point in enumerate(path)
     ]
 

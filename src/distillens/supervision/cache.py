@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
+from distillens.device_errors import device_errors
 from distillens.errors import SupervisionError
 from distillens.forward import evaluate, evaluation_mode
 from distillens.supervision.compressed import compress, expand
@@ -176,6 +177,11 @@ class LogitCache:
             used -= size
             path.unlink(missing_ok=True)
 
+    @device_errors(
+        "the logits of a teacher on the training examples",
+        "compute them on a device with more memory and give them as teacher.logits, or use a smaller "
+        "teacher",
+    )
     @torch.no_grad()
     def _compute(self, module: nn.Module, epoch: int) -> Tensor:
         count = len(self.batches.examples)

@@ -153,7 +153,8 @@ class OnlineRecipe(_Taught):
 
     kind: Literal["online"]
     pace: float | tuple[tuple[float, float], ...] = 1.0
-    period: PeriodRecipe = PeriodRecipe(epochs=1)
+    period: PeriodRecipe | None = None
+    """None: every checkpoint that the teacher has."""
     average: AverageRecipe | None = None
 
     @model_validator(mode="after")
@@ -173,7 +174,7 @@ class OnlineRecipe(_Taught):
             else "paced"
         )
         period = ""
-        if self.period != PeriodRecipe(epochs=1):
+        if self.period is not None and self.period != PeriodRecipe(epochs=1):
             number = self.period.epochs or self.period.steps
             period = f"every {number} {'epochs' if self.period.epochs else 'steps'}"
         return self._with("online", pace, period, _average_words(self.average))

@@ -259,6 +259,8 @@ class TeacherCheckpoint:
 
     step: int
     load: Callable[[], Teacher | nn.Module]
+    epoch: int | None = None
+    """The epoch after which it was saved; None where the trajectory has one checkpoint an epoch."""
 
 
 class OnlineTeacher(Stateless):

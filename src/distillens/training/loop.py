@@ -36,6 +36,7 @@ from distillens.supervision.protocol import (
     separate_from,
     student_logits,
 )
+from distillens.training.memory import Trained, training_memory
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.sharding import (
@@ -50,6 +51,7 @@ from distillens.training.trajectory import (
     global_random_state,
     read_history,
     read_state,
+    remove_passed,
     restore_global_random_state,
     write_history,
     write_state,
@@ -118,10 +120,12 @@ def fit(
     recipe
         Epochs, batch size, learning rate and so on.
     store
-        Where checkpoints go. A training that was interrupted continues from the last whole epoch and
-        ends with the weights it would have had, bit for bit on one machine. For this, the global
-        random states of torch, NumPy and Python are saved, and those of the source of batches
-        (:class:`~distillens.data.LoaderBatches` says which).
+        Where checkpoints go: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
+        of the last epoch are kept. The state to resume from is written after every epoch; weights that
+        are not kept are deleted when those of the next epoch are safe. A training that was interrupted
+        continues from the last whole epoch and ends with the weights it would have had, bit for bit
+        on one machine. For this, the global random states of torch, NumPy and Python are saved, and
+        those of the source of batches (:class:`~distillens.data.LoaderBatches` says which).
     accelerator
         Of Accelerate: device, processes and mixed precision; by default what the launcher gives,
         in float32.
@@ -143,11 +147,29 @@ def fit(
         The model's output holds no logits.
     CheckpointError
         A checkpoint cannot be written or read.
+    DeviceError
+        A batch does not fit into the memory of the device; the message names the size that fits. Or
+        the device is not there, or lacks a deterministic implementation that was asked for.
     """
     _check_kinds(model, supervision, recipe)
     if not callable(getattr(batches, "epoch", None)):
         batches = LoaderBatches(cast(Iterable[Any], batches))
-    batches = cast(EpochSource, batches)
+    source = cast(EpochSource, batches)
+    with training_memory([Trained(title, model, recipe)], source, accelerator):
+        return _fit(model, supervision, source, recipe, store, accelerator, hooks, progress, title)
+
+
+def _fit(
+    model: nn.Module,
+    supervision: Supervision,
+    batches: EpochSource,
+    recipe: TrainingRecipe,
+    store: Store | None,
+    accelerator: Accelerator | None,
+    hooks: Sequence[Hook],
+    progress: Progress,
+    title: str,
+) -> History:
     accelerator = accelerator or accelerator_for("float32")
     check_accelerator(accelerator, compiled=recipe.compile)
     check_parts(supervision, recipe.accumulate, accelerator.num_processes)
@@ -166,6 +188,8 @@ def fit(
     if state is not None and store is not None:
         records = _resume(state, store, model, optimizer, supervision)
         _resume_random(state, store, batches, accelerator)
+        if accelerator.is_main_process:
+            remove_passed(store, recipe, state["epoch"])
     elif store is not None and accelerator.is_main_process:
         save_weights(store.weights(0), model)
     for group in optimizer.param_groups:
@@ -184,6 +208,8 @@ def fit(
                 if sharded or accelerator.is_main_process:
                     main = accelerator.is_main_process
                     _save(store, model, optimizer, supervision, records, drawn, writes=main)
+                    if main:
+                        remove_passed(store, recipe, record.epoch)
             _call_hooks(hooks, record, model)
     accelerator.wait_for_everyone()
     # Mixed precision wraps the model's forward; give back the model as it came.

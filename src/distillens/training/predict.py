@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch, Batches, Normalisation
 from distillens.data.examples import Examples
 from distillens.data.outputs import logits_of
+from distillens.device_errors import device_errors, free_cached_memory, ran_out_of_memory
 from distillens.forward import evaluate, evaluation_mode
 
 BATCH = 512
@@ -21,11 +22,47 @@ def predict(
     *,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Return (N, C) float32 logits in evaluation mode; every submodule's mode is left as it was."""
+    """Return (N, C) float32 logits in evaluation mode; every submodule's mode is left as it was.
+
+    Where `BATCH` examples at once do not fit into the memory of the device, half as many are tried,
+    and so on.
+
+    Raises
+    ------
+    DeviceError
+        The device is not there, or its memory does not hold one example.
+    """
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
-    with evaluation_mode(model):
-        rows = [_logits(model, batch).float().cpu() for batch in batches.epoch(0)]
-    return torch.cat(rows).numpy()
+    rows: list[Tensor] = []
+    start, size = 0, BATCH
+    shape = " x ".join(map(str, examples.input_shape))
+    advice = "compute on another device, or with a smaller network"
+    with evaluation_mode(model), device_errors(f"the logits of one example of {shape}", advice):
+        while start < len(examples):
+            part = np.arange(start, min(start + size, len(examples)))
+            failed = _append(rows, model, batches, part)
+            if failed is None:
+                start += size
+            elif len(part) == 1:
+                raise failed
+            else:
+                size = len(part) // 2
+                free_cached_memory()
+    return torch.cat(rows).cpu().numpy()
+
+
+def _append(
+    rows: list[Tensor], model: nn.Module, batches: Batches, positions: np.ndarray
+) -> Exception | None:
+    """Append the logits of some examples; return the error where memory ran out."""
+    try:
+        rows.append(_logits(model, batches.take(positions, 0)).float())
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        # Its frames hold what did not fit.
+        return error.with_traceback(None)
+    return None
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import CPUOffloadPolicy
 
+from distillens.device_errors import checked_device, why_no_cuda
 from distillens.errors import TrainingError
 from distillens.training.recipe import Precision
 
@@ -44,6 +45,8 @@ def accelerator_for(precision: Precision) -> Accelerator:
     TrainingError
         The launcher asks for what this loop does itself, or for a way to share work out that
         checkpoints here do not support.
+    DeviceError
+        The environment names a device that is not there.
     """
     for variable, name in REFUSED.items():
         if _asked(variable):
@@ -53,6 +56,9 @@ def accelerator_for(precision: Precision) -> Accelerator:
         # Every process builds the network from its seed or its file. With this switch transformers
         # would leave all but the first empty, and wait for a broadcast that buffers have no part in.
         disable_fsdp_ram_efficient_loading()
+    if asked := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        # Accelerate takes it as it is, and the first tensor would fail.
+        checked_device(asked, "ACCELERATE_TORCH_DEVICE")
     wanted = "bf16" if precision == "bfloat16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()
@@ -60,8 +66,9 @@ def accelerator_for(precision: Precision) -> Accelerator:
     started = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if started != accelerator.num_processes:
         # Accelerate would let each of them train for itself.
+        why = "" if torch.cuda.is_available() else f" ({why_no_cuda()})"
         raise TrainingError(
-            f"the launcher started {started} processes, but this machine has no GPU for them; set "
+            f"the launcher started {started} processes, but this machine has no GPU for them{why}; set "
             "ACCELERATE_USE_CPU=true to train on CPUs"
         )
     if sharded and accelerator.device.type == "cpu" and torch.distributed.is_initialized():

@@ -73,8 +73,19 @@ class TrainingRecipe(BaseModel):
     scaled before weight decay is added; None scales nothing."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per step; they change memory use, not the result (except BatchNorm's statistics)."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints whose weights are kept, beside those of epoch 0 and the last one."""
     compile: bool = False
     """Train through `torch.compile`: pays on a GPU and for many epochs, not on a CPU in bfloat16."""
+
+    @property
+    def kept_epochs(self) -> tuple[int, ...]:
+        """The epochs whose weights are kept: 0, every multiple of ``checkpoint_every``, the last."""
+        return tuple(sorted({*range(0, self.epochs, self.checkpoint_every), self.epochs}))
+
+    def keeps(self, epoch: int) -> bool:
+        """Return whether the weights of an epoch are kept."""
+        return epoch % self.checkpoint_every == 0 or epoch == self.epochs
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> TrainingRecipe:

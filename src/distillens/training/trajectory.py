@@ -1,4 +1,4 @@
-"""A training's files: weights after every epoch, and the state that lets it go on."""
+"""A training's files: weights of the epochs that are kept, and the state that it resumes from."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError
 from distillens.models.weights import load_safely
+from distillens.training.recipe import TrainingRecipe
 
 
 class Store(Protocol):
@@ -33,6 +34,17 @@ class Store(Protocol):
     def weights(self, epoch: int) -> Path:
         """The weights after this many epochs; 0 is the initialisation."""
         ...
+
+
+def remove_passed(store: Store, recipe: TrainingRecipe, epoch: int) -> None:
+    """Delete the weights of the epochs before this one that ``checkpoint_every`` does not keep.
+
+    It is called when the state on disk names ``epoch``, so that a training which is killed at any
+    moment finds the weights that its state names.
+    """
+    for earlier in range(1, epoch):
+        if not recipe.keeps(earlier):
+            store.weights(earlier).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Failures of devices in one line: a device that is not there, or that has no room left.
+
+All entry points that take a device or compute on one translate such failures here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from distillens.errors import DeviceError
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
+_CAPACITY = re.compile(r"total capacity of ([\d.]+ \wi?B) of which ([\d.]+ \wi?B) is free")
+
+CONTEXT_BYTES = 6 * 10**8
+"""What a process takes of a GPU beside its tensors."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Return whether a device or the machine had no room left."""
+    # On the CPU torch has no type of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
+    )
+
+
+def lacks_determinism(error: BaseException) -> bool:
+    """Return whether an operation has no deterministic implementation, and one was required."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "does not have a deterministic implementation" in text or "CUBLAS_WORKSPACE_CONFIG" in text
+    )
+
+
+def checked_device(device: torch.device | str, asked_by: str = "device") -> torch.device:
+    """Return a device that was asked for, if it is there.
+
+    Parameters
+    ----------
+    device
+        As `torch.device` takes it.
+    asked_by
+        The option, argument or variable that names it, for the message.
+
+    Raises
+    ------
+    DeviceError
+        Torch knows no such device, or it is not there.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise DeviceError(
+            f"{asked_by} is {device!r}, which is no device of torch; give cpu, cuda or cuda:0"
+        ) from None
+    if found.type in ("cpu", "meta"):
+        return found
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"{asked_by} is {str(found)!r}, but {why_no_cuda()}")
+        if (found.index or 0) >= (count := torch.cuda.device_count()):
+            raise DeviceError(
+                f"{asked_by} is {str(found)!r}, but torch sees {count} CUDA device(s); give cuda:0"
+                + (f" to cuda:{count - 1}" if count > 1 else "")
+            )
+        return found
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if here is None or here.type != found.type:
+        raise DeviceError(
+            f"{asked_by} is {str(found)!r}, but torch sees no device of this type; give "
+            f"{'cpu' if here is None else f'{here.type} or cpu'}"
+        )
+    return found
+
+
+def why_no_cuda() -> str:
+    """Return why torch sees no CUDA device and what to do about it, as the end of a message."""
+    if not torch.backends.cuda.is_built():
+        return (
+            f"torch sees no CUDA device, because torch {torch.__version__} is a build for CPUs; install "
+            "a CUDA build (https://pytorch.org/get-started), or ask for cpu"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return (
+            f"torch sees no CUDA device with CUDA_VISIBLE_DEVICES={visible!r}; unset it or name a GPU "
+            "that `nvidia-smi` lists, or ask for cpu"
+        )
+    return (
+        f"torch sees no CUDA device, though torch {torch.__version__} is built for CUDA; see whether "
+        "`nvidia-smi` lists one and its driver is new enough, or ask for cpu"
+    )
+
+
+@contextmanager
+def device_errors(what: str, advice: str) -> Iterator[None]:
+    """Turn what a device refuses in the body into one line; also a decorator.
+
+    Parameters
+    ----------
+    what
+        What is computed, such as "the logits of 128 examples".
+    advice
+        What to do where memory ran out.
+
+    Raises
+    ------
+    DeviceError
+        Memory ran out, or an operation has no deterministic implementation.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        translated = translate(error, what, advice)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def translate(error: BaseException, what: str, advice: str) -> DeviceError | None:
+    """Return the error of `device_errors`; None for one that does not come from the device."""
+    if ran_out_of_memory(error):
+        return DeviceError(f"memory ran out on {what}: {memory_there(error)}; {advice}")
+    if lacks_determinism(error):
+        operation = str(error).split(" does not have")[0].split()[-1]
+        return DeviceError(
+            f"{operation} has no deterministic implementation, which was asked for, on {what}; leave "
+            "deterministic out"
+        )
+    return None
+
+
+def memory_there(error: BaseException) -> str:
+    """Return in words what memory the device of an error has."""
+    if said := _CAPACITY.search(str(error)):
+        return f"the GPU has {said[1]}, of which {said[2]} are free"
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()} has {_size(total)}, of which {_size(free)} are free"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device is full"
+    return f"this machine has {_size(host_memory())}, of which {_size(free_host_memory())} are free"
+
+
+def host_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_host_memory() -> int:
+    """Return the bytes of memory that a process may still take on this machine."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
+    except (OSError, StopIteration):
+        # Linux alone counts what it could take from its caches.
+        return host_memory() // 2
+
+
+def peak_host_memory() -> int:
+    """Return the bytes of memory that this process has held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def limit_memory(device: torch.device, processes: int) -> None:
+    """Let this process take its share of a GPU's memory and no more.
+
+    A process that needs more fails by itself, and takes nothing from those beside it.
+    """
+    if processes < 2:
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = (total / processes - CONTEXT_BYTES) / total
+    if share <= 0:
+        raise DeviceError(
+            f"{processes} workers do not fit on a GPU of {_size(total)}, of which each takes "
+            f"{_size(CONTEXT_BYTES)} before it trains; use fewer --workers"
+        )
+    torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def free_cached_memory() -> None:
+    """Give back memory that torch keeps for later, where there is a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _size(amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB"

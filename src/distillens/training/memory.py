@@ -1,0 +1,160 @@
+"""What to say when memory runs out in training: which batch there was, and which one fits."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distillens.data.batches import Batch, EpochSource
+from distillens.data.outputs import logits_of
+from distillens.device_errors import free_cached_memory, memory_there, ran_out_of_memory, translate
+from distillens.errors import DeviceError
+from distillens.forward import input_type, own_inputs
+from distillens.sequences import run
+from distillens.training.recipe import TrainingRecipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in training, as messages speak of it."""
+
+    title: str
+    model: nn.Module
+    recipe: TrainingRecipe
+
+
+@contextmanager
+def training_memory(
+    networks: Sequence[Trained], batches: EpochSource, accelerator: Accelerator | None
+) -> Iterator[None]:
+    """Turn a device's failures in training into one line, with the batch size that fits.
+
+    Where memory ran out, everything that the training held is let go, and the first network takes a
+    step of ever smaller micro-batches until one fits. With several processes no step is tried, since
+    all of them would have to take part.
+
+    Raises
+    ------
+    DeviceError
+        Memory ran out, or an operation has no deterministic implementation.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        title = networks[0].title
+        if not ran_out_of_memory(error):
+            said = translate(error, f"a step of {title}", "")
+            if said is None:
+                raise
+            raise said from error
+        there = memory_there(error)
+        # The frames of the failed step hold its activations.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        free_cached_memory()
+        message = _message(networks, batches, accelerator, there)
+        raise DeviceError(message) from error.with_traceback(None)
+
+
+def _message(
+    networks: Sequence[Trained],
+    batches: EpochSource,
+    accelerator: Accelerator | None,
+    there: str,
+) -> str:
+    first, others = networks[0], len(networks) - 1
+    who = first.title + (f" and {others} networks beside it" if others else "")
+    recipe = first.recipe
+    what = f"memory ran out on a step of {who}: {there}"
+    batch = _first_batch(batches)
+    if batch is None:
+        return (
+            f"{what}; not even its first batch could be made, so use smaller data or another device"
+        )
+    size = -(-len(batch) // recipe.accumulate)
+    shape = " x ".join(map(str, batch.inputs.shape[1:]))
+    what = f"{what}; a batch has {len(batch)} examples of shape {shape}" + (
+        f" in micro-batches of {size}" if recipe.accumulate > 1 else ""
+    )
+    if accelerator is not None and accelerator.num_processes > 1:
+        return f"{what}; set training.accumulate={2 * recipe.accumulate} for half as many at once"
+    fits = largest_step(lambda count: _step(first, batch, count, accelerator), size)
+    if fits is None:
+        return (
+            f"{what}, and not even one example fits; use a smaller network, precision=bfloat16, or "
+            "several devices with FSDP"
+        )
+    if fits == size:
+        return (
+            f"{what}, which fits by itself: what is held beside it takes the rest (the teacher, its "
+            "logits, other networks, other programs); free the device of these, or set "
+            f"training.accumulate={2 * recipe.accumulate}"
+        )
+    return (
+        f"{what}, and {fits} at once fit; set training.accumulate={-(-len(batch) // fits)}, which gives "
+        f"the same result but for BatchNorm, or training.batch_size={fits}"
+    )
+
+
+def largest_step(step: Callable[[int], None], size: int) -> int | None:
+    """Return the largest of ``size``, half of it, a quarter … for which a step does not fail.
+
+    A step fails where memory runs out, or where BatchNorm has too few examples. None if all do.
+    """
+    while size:
+        try:
+            step(size)
+        except (RuntimeError, MemoryError, ValueError) as error:
+            if not (ran_out_of_memory(error) or isinstance(error, ValueError)):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            free_cached_memory()
+        else:
+            return size
+        size //= 2
+    return None
+
+
+def _first_batch(batches: EpochSource) -> Batch | None:
+    try:
+        return next(iter(islice(batches.epoch(0), 1)), None)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return None
+
+
+def _step(trained: Trained, batch: Batch, count: int, accelerator: Accelerator | None) -> None:
+    """Take a step on some examples that holds what a step of training does, and change no weight."""
+    model, recipe = trained.model, trained.recipe
+    weights = [each for each in model.parameters() if each.requires_grad]
+    device = weights[0].device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    moments: list[Tensor] = []
+    try:
+        for _ in range(1 if recipe.optimizer == "sgd" else 2):
+            moments += [torch.empty_like(weight) for weight in weights]
+        part = next(batch.split(-(-len(batch) // count))).to(device)
+        inputs = own_inputs(part.inputs, input_type(model))
+        if accelerator is None:
+            output = run(model, inputs, part.further)
+        else:
+            with accelerator.autocast():
+                output = run(model, inputs, part.further)
+        known = {part.classes} if part.classes else set[int]()
+        logits_of(output, part.labels.shape, lambda: known).float().square().mean().backward()
+    finally:
+        for weight in weights:
+            weight.grad = None
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
