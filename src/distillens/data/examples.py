@@ -60,6 +60,20 @@ class Examples:
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
         return digest.hexdigest()
 
+    def on(self, device: torch.device) -> Examples:
+        """Return these examples on a device; a copy is made once and shared by all who ask for it."""
+        if self.labels.device == device:
+            return self
+        copies: dict[torch.device, Examples] = self.__dict__.setdefault("_copies", {})
+        if device not in copies:
+            copies[device] = replace(
+                self,
+                inputs=self.inputs.to(device),
+                labels=self.labels.to(device),
+                indices=self.indices.to(device),
+            )
+        return copies[device]
+
     def take(self, positions: np.ndarray | Tensor | slice) -> Examples:
         """Return the examples at these positions; they keep their indices."""
         where = torch.from_numpy(positions) if isinstance(positions, np.ndarray) else positions
