@@ -215,3 +215,244 @@ def test_captured_and_resident_steps_train_as_plain_ones(
     # A temperature in a tensor is squared in float32.
     tolerance = 1e-6 if how == "schedule" else 0
     torch.testing.assert_close(plain, resident, rtol=tolerance, atol=tolerance)
+
+
+class Counting(nn.Module):
+    """Changes what it does with the number of the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return x * (1 + self.steps)
+
+
+class Reading(nn.Module):
+    """Asks the device for a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().mean()) > 0 else 2 * x
+
+
+class Drawing(nn.Module):
+    """Draws on the host."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * random.choice([1.0, 1.0])
+
+
+def hooked() -> nn.Module:
+    layer = nn.Identity()
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        (Counting, "two steps called different operations"),
+        (Reading, "_local_scalar_dense.default makes the host wait"),
+        (Drawing, "draws random numbers on the host"),
+        (hooked, "has hooks"),
+    ],
+)
+def test_a_network_that_a_graph_would_not_repeat_runs_eagerly_and_says_so(
+    middle: Callable[[], nn.Module], reason: str, tapes: list[Tape]
+) -> None:
+    plain, model = network(middle=middle()), network(middle=middle())
+    history = fit(model, OneHot(), batches(True), RECIPE)
+    fit(plain, OneHot(), batches(False), RECIPE)
+    assert len(history.notes) == 1
+    assert reason in history.notes[0]
+    assert torch.equal(weights(plain), weights(model))
+    assert not tapes
+
+
+def own_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
+) -> Tensor:
+    return (student - teacher).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("supervision", "recipe", "reason"),
+    [
+        (lambda: OneHot(), {"accumulate": 2}, "2 micro-batches"),
+        (lambda: Distillation(recorded(), loss=own_loss), {}, "no attribute capturable"),
+        (
+            lambda: Distillation(
+                CotrainedTeacher(
+                    module := network("mlp"), make_optimizer(module, RECIPE), OneHot(), 0.05
+                )
+            ),
+            {},
+            "CotrainedTeacher has no method phase",
+        ),
+    ],
+)
+def test_a_supervision_that_a_graph_would_not_repeat_runs_eagerly_and_says_so(
+    supervision: Callable[[], Supervision],
+    recipe: dict[str, Any],
+    reason: str,
+    tapes: list[Tape],
+) -> None:
+    plain, model = network(), network()
+    asked = RECIPE.model_copy(update=recipe)
+    history = fit(model, supervision(), batches(True), asked)
+    fit(plain, supervision(), batches(False), asked)
+    assert reason in history.notes[0]
+    assert torch.equal(weights(plain), weights(model))
+    assert not tapes
+
+
+def test_a_capture_that_fails_is_said_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(Tape):
+        def capture(self, body: Callable[[], None]) -> None:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr("distillens.training.loop.graph_for", lambda device: Failing)
+    plain, model = network(), network()
+    history = fit(model, OneHot(), batches(True), RECIPE)
+    fit(plain, OneHot(), batches(False), RECIPE)
+    assert history.notes == (
+        "steps run eagerly: capturing it stopped with: operation not permitted when stream is capturing",
+    )
+    assert torch.equal(weights(plain), weights(model))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would wait for an accelerator."""
+
+    TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Indexing by positions does not wait; by a mask it does.
+        by_position = func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.int64
+        waits = not by_position and any(tag in func.tags for tag in self.TAGS)
+        assert not waits, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def watched(advance_steps: int, before: Callable[[], None], after: Callable[[], None]) -> Any:
+    """Return a progress that calls functions after the first and the last step of every epoch."""
+
+    @contextmanager
+    def show(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        taken = 0
+
+        def advance(steps: int) -> None:
+            nonlocal taken
+            taken += 1
+            if taken % advance_steps == 1:
+                before()
+            elif taken % advance_steps == 0:
+                after()
+
+        yield advance
+
+    return show
+
+
+@pytest.mark.parametrize("how", [how for how in SUPERVISIONS if how != "live"])
+def test_no_step_after_the_first_of_an_epoch_waits_for_the_device(
+    how: str, tmp_path: Path
+) -> None:
+    mode = NoWaiting()
+    progress = watched(6, mode.__enter__, lambda: mode.__exit__(None, None, None))
+    # The switch opens its teacher in the middle of an epoch, which is a boundary as well.
+    recipe = RECIPE if how != "switched" else RECIPE.model_copy(update={"epochs": 1})
+    trained(how, tmp_path, resident=True, recipe=recipe, progress=progress)
+
+
+def test_the_test_of_waiting_sees_a_step_that_waits(tmp_path: Path) -> None:
+    mode = NoWaiting()
+    progress = watched(6, mode.__enter__, lambda: mode.__exit__(None, None, None))
+    with pytest.raises(AssertionError, match="waits for the device"):
+        try:
+            fit(network(middle=Reading()), OneHot(), batches(True), RECIPE, progress=progress)
+        finally:
+            mode.__exit__(None, None, None)
+
+
+def test_labels_outside_the_classes_are_named_without_a_look_at_the_device() -> None:
+    examples = pictures()
+    wrong = Examples(examples.inputs, examples.labels + 3, examples.indices, examples.classes)
+    for resident in (True, False):
+        source = Batches(wrong, BATCH, resident=resident)
+        with pytest.raises(DataError, match=r"a label is 6, outside 0 to 3"):
+            fit(network(), OneHot(), source, RECIPE)
+
+
+def test_teacher_rows_that_are_missing_or_not_finite_are_named_before_the_first_step() -> None:
+    source = batches(True)
+    few = RecordedTeacher(torch.zeros(SIZE - 1, 4))
+    with pytest.raises(SupervisionError, match=f"no teacher logits for the example with index {SIZE - 1}"):
+        fit(network(), Distillation(few), source, RECIPE)
+    values = torch.zeros(SIZE, 4)
+    values[3, 1] = torch.nan
+    with pytest.raises(SupervisionError, match="hold a NaN"):
+        fit(network(), Distillation(RecordedTeacher(values)), source, RECIPE)
+    other = RecordedTeacher(torch.randn(2 * SIZE, 4), torch.arange(2 * SIZE).flip(0))
+    held, plain = network(), network()
+    fit(held, Distillation(other), batches(True), RECIPE)
+    fit(plain, Distillation(other), batches(False), RECIPE)
+    assert torch.equal(weights(held), weights(plain))
+
+
+def test_divergence_names_its_step_with_captured_steps(tapes: list[Tape], tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"learning_rate": 1e30, "clip_norm": None})
+    messages = []
+    for resident in (True, False):
+        with pytest.raises(DivergenceError) as caught:
+            fit(network(), OneHot(), batches(resident), recipe)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_data_that_do_not_fit_stay_on_the_host_with_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distillens.data.resident.room_for_data", lambda device: 5_000)
+    source = Batches(pictures(), BATCH, device="meta")
+    assert source.held is None
+    assert source.note is not None
+    assert "the examples take 0.00 GB and stay in the memory of the host" in source.note
+
+
+def test_blocks_in_memory_are_shared_and_make_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load() -> nn.Module:
+        asked.append("x")
+        return network("mlp")
+
+    size = SIZE * 4 * 4
+    monkeypatch.setattr("distillens.supervision.block_memory.ELSEWHERE", 2 * size)
+    caches = [LogitCache(tmp_path, batches(True, seed=seed), "float32") for seed in (0, 1)]
+    first = caches[0].held("d", 0, load)
+    assert first is not None
+    assert caches[1].held("d", 0, load) is first
+    for epoch in (1, 2):
+        caches[0].held("d", epoch, load)
+    assert len(asked) == 3
+    assert caches[0].held("d", 1, load) is not None
+    assert len(asked) == 3
+    assert torch.equal(caches[0].held("d", 0, load) or first, first)
+    assert len(asked) == 4
+    on_disk = LogitCache(tmp_path, batches(True), "float32", on_disk=True)
+    assert on_disk.held("d", 0, load) is None
+    stored = on_disk.block("d", 0, load)
+    assert torch.equal(torch.from_numpy(np.array(stored)), first)
+    # A block that is in the folder is read, not computed.
+    BLOCKS.clear()
+    asked.clear()
+    caches[0].held("d", 0, load)
+    assert not asked

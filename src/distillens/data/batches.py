@@ -309,7 +309,8 @@ class Batches:
         if not (on_accelerator if self._resident is None else self._resident):
             return None
         if self._resident is None:
-            size = self.examples.inputs.nbytes * (2 if self._changes else 1)
+            copies = int(not self.examples.is_on(self.device)) + int(self._changes)
+            size = self.examples.inputs.nbytes * copies
             self.note = too_large("the examples", size, self.device)
         return None if self.note else self.examples.on(self.device)
 

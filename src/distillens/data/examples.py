@@ -64,7 +64,7 @@ class Examples:
         """Return these examples on a device; a copy is made once and shared by all who ask for it."""
         if self.labels.device == device:
             return self
-        copies: dict[torch.device, Examples] = self.__dict__.setdefault("_copies", {})
+        copies = self._copies()
         if device not in copies:
             copies[device] = replace(
                 self,
@@ -73,6 +73,13 @@ class Examples:
                 indices=self.indices.to(device),
             )
         return copies[device]
+
+    def is_on(self, device: torch.device) -> bool:
+        """Say whether these examples, or the copy that `on` made, are on a device."""
+        return self.labels.device == device or device in self._copies()
+
+    def _copies(self) -> dict[torch.device, Examples]:
+        return self.__dict__.setdefault("_copied", {})
 
     def take(self, positions: np.ndarray | Tensor | slice) -> Examples:
         """Return the examples at these positions; they keep their indices."""

@@ -211,9 +211,8 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         self._calls.append((str(func), _described(args), _described(kwargs or {})))
-        moved = _devices(result) != _devices(args) if "copy" in str(func) else False
-        if moved or any(tag in func.tags for tag in WAITS):
-            self._waits = self._waits or str(func)
+        if self._waits is None and _waits(func, args, result):
+            self._waits = str(func)
         return result
 
     def reason_against(self, before: Watch) -> str | None:
@@ -234,6 +233,22 @@ class Watch(TorchDispatchMode):
         if self._device.type != "cuda":
             return host, b""
         return host, bytes(torch.cuda.get_rng_state(self._device).numpy())
+
+
+def _waits(func: Any, args: Any, result: Any) -> bool:
+    """Say whether the host waits for the device in an operation."""
+    name = func.overloadpacket.__name__
+    if name.startswith("index"):
+        # By positions nothing is waited for; a mask is turned into positions first.
+        return any(kind in (torch.bool, torch.uint8) for kind in _index_types(args[1]))
+    if "copy" in name and _devices(result) != _devices(args):
+        return True
+    return any(tag in func.tags for tag in WAITS)
+
+
+def _index_types(indices: Any) -> list[torch.dtype]:
+    listed = indices if isinstance(indices, (list, tuple)) else ()
+    return [index.dtype for index in listed if isinstance(index, Tensor)]
 
 
 def _described(value: Any) -> Any:

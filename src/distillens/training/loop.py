@@ -218,6 +218,8 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
             students.append(_Student(training, batches, takes_turns=len(trainings) > 1))
         for student in students:
             student.show(stack, progress, len(batches))
+            if student.epochs_done >= student.recipe.epochs:
+                student.finish()
         last = max(student.recipe.epochs for student in students)
         for epoch in range(min(student.epochs_done for student in students), last):
             active = [student for student in students if student.is_at(epoch)]
@@ -226,7 +228,7 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
         failed = next((student for student in students if student.error is not None), None)
         if failed is not None and failed.error is not None:
             raise failed.error
-        return [student.history for student in students]
+        return [student.history for student in students if student.history is not None]
 
 
 def _train_epoch(students: list[_Student], batches: EpochSource, epoch: int) -> None:
@@ -353,6 +355,7 @@ class _Student:
         # Before a checkpoint is loaded: a teacher remains what it was when it was given.
         separate_from(supervision, model)
         self.error: DivergenceError | None = None
+        self.history: History | None = None
         self.records: list[EpochRecord] = []
         self._advance: Callable[[int], None] = lambda steps: None
         self._checked = self._epoch = 0
@@ -399,13 +402,6 @@ class _Student:
     def is_at(self, epoch: int) -> bool:
         """Say whether an epoch is the next one to train."""
         return self.error is None and self.epochs_done == epoch < self.recipe.epochs
-
-    @property
-    def history(self) -> History:
-        """What the training did."""
-        store = self.training.store
-        digest = None if store is None else digest_file(store.weights(self.recipe.epochs))
-        return History(tuple(self.records), digest)
 
     def show(self, stack: ExitStack, progress: Progress, steps: int) -> None:
         """Show how far it is until the stack is closed."""
@@ -468,7 +464,7 @@ class _Student:
             self._write(drawn)
             _call_hooks(self.training.hooks, record, model)
         if self.epochs_done == self.recipe.epochs:
-            self._finish()
+            self.finish()
 
     def _write(self, drawn: list[dict[str, Any]]) -> None:
         main, store = self.accelerator.is_main_process, self.training.store
@@ -483,10 +479,14 @@ class _Student:
                 writes=main,
             )
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Give back the model as it came, and say what the training did."""
         self.accelerator.wait_for_everyone()
-        # Mixed precision wraps the model's forward; give back the model as it came.
+        # Mixed precision wraps the model's forward.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
+        store = self.training.store
+        digest = None if store is None else digest_file(store.weights(self.recipe.epochs))
+        self.history = History(tuple(self.records), digest)
         self.training.finished(self.history)
 
     def _record(self, seconds: float) -> EpochRecord:
