@@ -456,3 +456,165 @@ def test_blocks_in_memory_are_shared_and_make_way(
     asked.clear()
     caches[0].held("d", 0, load)
     assert not asked
+
+
+def together(
+    folder: Path, source: Batches, *, middle: bool = False, stop: int | None = None
+) -> list[Training]:
+    """Return trainings of one seed with different supervisions, epochs and learning rates."""
+
+    def interrupt(record: EpochRecord, model: nn.Module) -> None:
+        if record.epoch == stop:
+            raise KilledError
+
+    trainings = []
+    for place, how in enumerate(("labels", "offline", "online")):
+        recipe = RECIPE.model_copy(
+            update={"learning_rate": 0.02 * (place + 1), "epochs": EPOCHS + place % 2}
+        )
+        trainings.append(
+            Training(
+                network(middle=nn.Dropout(0.3) if middle else None),
+                SUPERVISIONS[how](folder / "cache", source),
+                recipe,
+                NetworkFiles(folder / how),
+                # The last of them is interrupted, when others have gone on.
+                hooks=(interrupt,) if how == "online" else (),
+                title=how,
+                seed=5,
+            )
+        )
+    return trainings
+
+
+class KilledError(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.mark.parametrize("way", ["dropout", "captured", "host"])
+def test_networks_trained_at_the_same_time_have_the_bits_of_those_trained_alone(
+    way: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    middle, source = way == "dropout", batches(way != "host")
+    if way == "captured":
+        request.getfixturevalue("tapes")
+    several = together(tmp_path / "several", source, middle=middle)
+    histories = fit_together(several, source)
+    for one, history in zip(together(tmp_path / "alone", source, middle=middle), histories, strict=True):
+        torch.manual_seed(5)
+        alone = fit(one.model, one.supervision, source, one.recipe, store=one.store)
+        assert history.digest == alone.digest
+        assert len(history.records) == one.recipe.epochs
+        assert [r.loss for r in history.records] == [r.loss for r in alone.records]
+
+
+def test_networks_trained_at_the_same_time_resume_from_different_epochs(tmp_path: Path) -> None:
+    source = batches(True)
+    whole = fit_together(together(tmp_path / "whole", source, middle=True), source)
+    with pytest.raises(KilledError):
+        fit_together(together(tmp_path / "cut", source, middle=True, stop=2), source)
+    with pytest.raises(KilledError):
+        # Alone, one of them goes on by an epoch.
+        ahead = together(tmp_path / "cut", source, middle=True, stop=3)[2]
+        fit_together([ahead], source)
+    finished: list[str] = []
+    again = [
+        Training(**{**vars(each), "finished": lambda history, each=each: finished.append(each.title)})
+        for each in together(tmp_path / "cut", source, middle=True)
+    ]
+    resumed = fit_together(again, source)
+    assert [history.digest for history in resumed] == [history.digest for history in whole]
+    assert sorted(finished) == ["labels", "offline", "online"]
+
+
+def test_of_networks_trained_at_the_same_time_one_that_diverges_ends_alone(tmp_path: Path) -> None:
+    source = batches(True)
+    several = together(tmp_path / "several", source)
+    wild = RECIPE.model_copy(update={"learning_rate": 1e30, "clip_norm": None})
+    several[1] = Training(**{**vars(several[1]), "recipe": wild})
+    finished: list[str] = []
+    several = [
+        Training(**{**vars(each), "finished": lambda history, each=each: finished.append(each.title)})
+        for each in several
+    ]
+    with pytest.raises(DivergenceError, match="learning rate 1e\\+30"):
+        fit_together(several, source)
+    assert finished == ["labels", "online"]
+    alone = network()
+    torch.manual_seed(5)
+    fit(alone, OneHot(), source, several[0].recipe)
+    assert torch.equal(weights(alone), weights(several[0].model))
+
+
+def test_several_networks_need_batches_without_a_state_of_their_own() -> None:
+    one = Training(network(), OneHot(), RECIPE)
+    with pytest.raises(TrainingError, match=r"several networks are trained at the same time on distillens"):
+        fit_together([one], [(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["labels", "offline", "online"])
+@pytest.mark.parametrize("way", ["host", "resident", "captured"])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_run_that_goes_on_past_its_checkpoint_has_the_bits_of_one_that_was_not_interrupted(
+    how: str, way: str, stop: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if way == "captured":
+        request.getfixturevalue("tapes")
+    resident = way != "host"
+    whole, expected = trained(
+        how, tmp_path / "a", resident=resident, store=NetworkFiles(tmp_path / "whole")
+    )
+
+    def interrupt(record: EpochRecord, model: nn.Module) -> None:
+        if record.epoch == stop:
+            raise KilledError
+
+    files = NetworkFiles(tmp_path / "cut")
+    with pytest.raises(KilledError):
+        trained(how, tmp_path / "b", resident=resident, store=files, hooks=[interrupt])
+    BLOCKS.clear()
+    # Another cache folder: what the first part computed is computed again.
+    resumed, history = trained(how, tmp_path / "c", resident=resident, store=files)
+    assert history.digest == expected.digest
+    assert torch.equal(whole, resumed)
+    first, second = (
+        [(r.epoch, r.loss, r.accuracy, r.learning_rate) for r in h.records]
+        for h in (expected, history)
+    )
+    assert first == second
+
+
+def test_a_checkpoint_of_captured_steps_is_that_of_plain_ones(
+    tmp_path: Path, tapes: list[Tape]
+) -> None:
+    states = []
+    for resident in (True, False):
+        files = NetworkFiles(tmp_path / str(resident))
+        trained("labels", tmp_path, resident=resident, store=files)
+        states.append(torch.load(files.state, weights_only=True)["optimizer"])
+    assert tapes
+    groups = [state["param_groups"][0] for state in states]
+    assert groups[0] == groups[1]
+    assert all(type(group["lr"]) is float for group in groups)
+
+
+class Unsettled(nn.Module):
+    """Uses an operation that has no deterministic implementation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = torch.zeros(1, dtype=torch.int64)
+        return x + torch.zeros_like(x).put_(index, torch.zeros(1), accumulate=False)
+
+
+def test_deterministic_training_refuses_an_operation_in_one_line_and_restores_the_setting() -> None:
+    recipe = RECIPE.model_copy(update={"deterministic": True})
+    with pytest.raises(
+        TrainingError, match=r"^the operation put_ has no deterministic implementation"
+    ):
+        fit(network(middle=Unsettled()), OneHot(), batches(False), recipe)
+    assert not torch.are_deterministic_algorithms_enabled()
+    plain, model = network(), network()
+    fit(model, OneHot(), batches(False), recipe)
+    fit(plain, OneHot(), batches(False), RECIPE)
+    assert torch.equal(weights(plain), weights(model))
+    assert not torch.are_deterministic_algorithms_enabled()

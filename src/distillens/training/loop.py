@@ -476,6 +476,7 @@ class _Student:
                 self.training.supervision,
                 self.records,
                 drawn,
+                rate=self.step.rate,
                 writes=main,
             )
 
@@ -564,6 +565,7 @@ def _save(
     records: list[EpochRecord],
     drawn: list[dict[str, Any]],
     *,
+    rate: float,
     writes: bool,
 ) -> None:
     # Sharded states are gathered by all processes, and written by one.
@@ -571,6 +573,11 @@ def _save(
     moments = whole(optimizer.state_dict(), keep=writes)
     if not writes:
         return
+    # What captured steps need must not bind the file to the device.
+    for group in moments["param_groups"]:
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = False
     # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
     # a later epoch is written again, with the same bits.
     epoch = records[-1].epoch
