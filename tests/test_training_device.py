@@ -30,6 +30,8 @@ from distillens.data.augment import random_integers
 from distillens.errors import DataError, DivergenceError, SupervisionError, TrainingError
 from distillens.models import ModelRecipe, build_model
 from distillens.runs import NetworkFiles
+from distillens.study import run
+from distillens.study.students import one_by_one, seed_by_seed
 from distillens.supervision import (
     AveragedTeacher,
     CachedTeacher,
@@ -618,3 +620,34 @@ def test_deterministic_training_refuses_an_operation_in_one_line_and_restores_th
     fit(plain, OneHot(), batches(False), RECIPE)
     assert torch.equal(weights(plain), weights(model))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_students_of_a_seed_at_the_same_time_are_those_one_by_one(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny |= {"seeds": [0, 1], "complexity": None, "deviation": False, "trackers": ["tensorboard"]}
+    tiny["supervisions"] = [
+        {"kind": "one-hot"},
+        {"kind": "online", "temperature": 4},
+        {"kind": "offline", "training": {"epochs": 2}},
+        {"kind": "offline", "name": "other batches", "training": {"batch_size": 16}},
+        {"kind": "self-distillation"},
+    ]
+    shown: list[str] = []
+
+    @contextmanager
+    def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        shown.append(title)
+        yield lambda steps: None
+        shown.append(f"end of {title}")
+
+    results = [
+        run(tiny, tmp_path / spread.__name__, spread=spread, progress=progress)
+        for spread in (one_by_one, seed_by_seed)
+    ]
+    cells = [[(c.supervision, c.seed, c.weights_digest) for c in r.cells] for r in results]
+    assert cells[0] == cells[1]
+    # The bars of three students were open at once.
+    again = shown[shown.index("end of no KD, seed 0") + 1 :]
+    together = again[again.index("no KD, seed 0") :]
+    assert together[1:3] == ["online τ=4, seed 0", "offline τ=1, seed 0"]
