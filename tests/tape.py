@@ -39,6 +39,9 @@ class Tape(TorchDispatchMode):
                     if _memory(old) not in inputs:
                         old.copy_(new)
 
+    def close(self) -> None:
+        self._calls.clear()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

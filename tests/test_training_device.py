@@ -341,8 +341,13 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def watched(advance_steps: int, before: Callable[[], None], after: Callable[[], None]) -> Any:
-    """Return a progress that calls functions after the first and the last step of every epoch."""
+def watched(
+    advance_steps: int, before: Callable[[], None], after: Callable[[], None], first: int = 0
+) -> Any:
+    """Return a progress that calls functions after the first and the last step of every epoch.
+
+    Epochs before the ``first`` are left out.
+    """
 
     @contextmanager
     def show(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
@@ -351,6 +356,8 @@ def watched(advance_steps: int, before: Callable[[], None], after: Callable[[], 
         def advance(steps: int) -> None:
             nonlocal taken
             taken += 1
+            if taken <= first * advance_steps:
+                return
             if taken % advance_steps == 1:
                 before()
             elif taken % advance_steps == 0:

@@ -62,6 +62,8 @@ class Examples:
 
     def on(self, device: torch.device) -> Examples:
         """Return these examples on a device; a copy is made once and shared by all who ask for it."""
+        # A device without a number is the current one of its kind.
+        device = torch.empty(0, device=device).device
         if self.labels.device == device:
             return self
         copies = self._copies()
@@ -76,6 +78,7 @@ class Examples:
 
     def is_on(self, device: torch.device) -> bool:
         """Say whether these examples, or the copy that `on` made, are on a device."""
+        device = torch.empty(0, device=device).device
         return self.labels.device == device or device in self._copies()
 
     def _copies(self) -> dict[torch.device, Examples]:

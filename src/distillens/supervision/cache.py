@@ -27,7 +27,7 @@ from distillens.data.batches import Batch, Batches
 from distillens.data.examples import Examples
 from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
-from distillens.forward import evaluate, evaluation_mode
+from distillens.forward import bring, evaluate, evaluation_mode
 from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
 from distillens.supervision.protocol import NotCapturable, Stateless, phase_of, teacher_logits
@@ -223,6 +223,7 @@ class LogitCache:
         """Return (N, C) float32 logits on the device, which the host does not wait for."""
         count, chunk = len(self.batches.examples), self._chunk()
         device = self.batches.device.type
+        bring(module, self.batches.device)
         rows: list[Tensor] = []
         precision = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
         with precision, evaluation_mode(module):

@@ -40,6 +40,10 @@ class Graph(Protocol):
         """Carry out what was captured, on the same memory."""
         ...
 
+    def close(self) -> None:
+        """Wait until it is carried out, and free its memory."""
+        ...
+
 
 class CudaGraph:
     """A CUDA graph on the current stream, which must not be the default one."""
@@ -55,6 +59,11 @@ class CudaGraph:
     def replay(self) -> None:
         """Carry out what was captured."""
         self._graph.replay()
+
+    def close(self) -> None:
+        """Wait until it is carried out, and free its memory."""
+        torch.cuda.current_stream().synchronize()
+        self._graph.reset()
 
 
 def graph_for(device: torch.device) -> Callable[[], Graph] | None:
@@ -112,7 +121,8 @@ class CapturedStep:
             return
         key = (phase, opened.inputs.data_ptr())
         if key != self._key:
-            self._key, self._graph, self._watched, self.draws = key, None, [], True
+            self._drop_graph()
+            self._key, self._watched, self.draws = key, [], True
         self._positions.copy_(positions)
 
         def body() -> None:
@@ -151,7 +161,13 @@ class CapturedStep:
         return graph
 
     def _give_up(self, reason: str) -> None:
-        self.reason, self._graph, self.draws = reason, None, True
+        self._drop_graph()
+        self.reason, self.draws = reason, True
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
 
 
 def reason_against(step: TrainingStep, batches: Batches) -> str | None:

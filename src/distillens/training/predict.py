@@ -24,8 +24,8 @@ def predict(
     """Return (N, C) float32 logits in evaluation mode; every submodule's mode is left as it was."""
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
     with evaluation_mode(model):
-        rows = [_logits(model, batch).float().cpu() for batch in batches.epoch(0)]
-    return torch.cat(rows).numpy()
+        rows = [_logits(model, batch).float() for batch in batches.epoch(0)]
+    return torch.cat(rows).cpu().numpy()
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
