@@ -1,8 +1,7 @@
 """How many operations a training step calls, which on a GPU is how many kernels it launches or more.
 
-``python benchmarks/step_operations.py`` prints JSON. It runs on a CPU: operations are counted where torch
-dispatches them, views left out. With captured steps a GPU launches all of them at once; the host then
-launches only what is counted as ``outside_the_graph``.
+``python benchmarks/step_operations.py`` prints JSON. It runs on a CPU: operations are counted where
+torch dispatches them, views left out. With captured steps a GPU launches all of them at once.
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ from distillens.supervision import (
 from distillens.training import TrainingRecipe, accelerator_for, fit
 
 BATCH, STEPS, EPOCHS = 8, 6, 2
-NETWORKS = {"resnet56": ModelRecipe(name="resnet56"), "lenet5x8": ModelRecipe.model_validate({"name": "lenet5", "width": 8})}
+NETWORKS = {
+    "resnet56": {"name": "resnet56"},
+    "lenet5x8": {"name": "lenet5", "width": 8},
+}
 
 
 class Counter(TorchDispatchMode):
@@ -58,7 +60,7 @@ def counted(network: str, how: str, folder: Path) -> float:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (BATCH * STEPS, 3, 32, 32), dtype=np.uint8)
     examples = examples_from_arrays(images, np.arange(BATCH * STEPS) % 100)
-    # Versions before 0.2 had no such parameter.
+    # To count those of an earlier version as well.
     known = inspect.signature(Batches).parameters
     resident: dict[str, Any] = {"resident": True} if "resident" in known else {}
     batches = Batches(
@@ -97,7 +99,7 @@ def counted(network: str, how: str, folder: Path) -> float:
 
 
 def _built(network: str, seed: int) -> torch.nn.Module:
-    model = build_model(NETWORKS[network], (3, 32, 32), 100, seed=seed)
+    model = build_model(ModelRecipe.model_validate(NETWORKS[network]), (3, 32, 32), 100, seed=seed)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -58,7 +58,12 @@ def on_gpu(**arguments: Any) -> Batches:
 
 
 def trained(
-    how: str, folder: Path, *, deterministic: bool = True, middle: nn.Module | None = None, **more: Any
+    how: str,
+    folder: Path,
+    *,
+    deterministic: bool = True,
+    middle: nn.Module | None = None,
+    **more: Any,
 ) -> tuple[torch.Tensor, History]:
     source, model = on_gpu(), network(middle=middle)
     recipe = RECIPE.model_copy(update={"deterministic": deterministic})
@@ -129,7 +134,7 @@ def test_a_run_that_goes_on_past_its_checkpoint_ends_like_one_that_was_not_inter
         if record.epoch == 2:
             raise KilledError
 
-    asked = {"deterministic": deterministic}
+    asked: dict[str, Any] = {"deterministic": deterministic}
     whole, _ = trained(how, tmp_path / "a", store=NetworkFiles(tmp_path / "whole"), **asked)
     files = NetworkFiles(tmp_path / "cut")
     with pytest.raises(KilledError):
@@ -150,7 +155,9 @@ def test_networks_trained_at_the_same_time_have_the_bits_of_those_trained_alone(
 
     def settled(folder: Path) -> list[Training]:
         return [
-            Training(**{**vars(one), "recipe": one.recipe.model_copy(update={"deterministic": True})})
+            Training(
+                **{**vars(one), "recipe": one.recipe.model_copy(update={"deterministic": True})}
+            )
             for one in together(folder, source, middle=True)
         ]
 

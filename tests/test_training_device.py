@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillens.data import (
     Augmentation,
-    Batch,
     Batches,
     Examples,
     Normalisation,
@@ -57,7 +56,6 @@ from distillens.training import (
     fit_together,
     make_optimizer,
 )
-from distillens.training import captured as capturing
 
 SIZE, BATCH, EPOCHS = 44, 8, 3
 STEPS = EPOCHS * 6
@@ -198,8 +196,8 @@ def test_batches_held_on_the_device_are_those_of_the_host(dtype: str, processes:
                 assert mine.weight == theirs.weight
                 assert mine.rows is not None
                 assert torch.equal(mine.rows.examples.indices[mine.rows.positions], mine.indices)
-    taken = held.take(np.array([5, 0, 43]), 1)
-    assert torch.equal(taken.inputs, plain.take(np.array([5, 0, 43]), 1).inputs)
+        some = np.array([5, 0, 43])
+        assert torch.equal(held.take(some, 1).inputs, plain.take(some, 1).inputs)
 
 
 @pytest.mark.parametrize("how", SUPERVISIONS)
@@ -247,7 +245,11 @@ class Drawing(nn.Module):
 
 def hooked() -> nn.Module:
     layer = nn.Identity()
-    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+    def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return 2 * output
+
+    layer.register_forward_hook(double)
     return layer
 
 
@@ -342,7 +344,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def watched(
-    advance_steps: int, before: Callable[[], None], after: Callable[[], None], first: int = 0
+    advance_steps: int, before: Callable[[], object], after: Callable[[], object], first: int = 0
 ) -> Any:
     """Return a progress that calls functions after the first and the last step of every epoch.
 
@@ -369,9 +371,7 @@ def watched(
 
 
 @pytest.mark.parametrize("how", [how for how in SUPERVISIONS if how != "live"])
-def test_no_step_after_the_first_of_an_epoch_waits_for_the_device(
-    how: str, tmp_path: Path
-) -> None:
+def test_no_step_after_the_first_of_an_epoch_waits_for_the_device(how: str, tmp_path: Path) -> None:
     mode = NoWaiting()
     progress = watched(6, mode.__enter__, lambda: mode.__exit__(None, None, None))
     # The switch opens its teacher in the middle of an epoch, which is a boundary as well.
@@ -382,11 +382,19 @@ def test_no_step_after_the_first_of_an_epoch_waits_for_the_device(
 def test_the_test_of_waiting_sees_a_step_that_waits(tmp_path: Path) -> None:
     mode = NoWaiting()
     progress = watched(6, mode.__enter__, lambda: mode.__exit__(None, None, None))
-    with pytest.raises(AssertionError, match="waits for the device"):
-        try:
+    try:
+        with pytest.raises(AssertionError, match="waits for the device"):
             fit(network(middle=Reading()), OneHot(), batches(True), RECIPE, progress=progress)
-        finally:
-            mode.__exit__(None, None, None)
+    finally:
+        mode.__exit__(None, None, None)
+
+
+def nan_outside_classes(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
+) -> Tensor:
+    """What a loss on labels is on a GPU, where they are not looked up."""
+    wrong = (labels >= student.shape[-1]).any()
+    return (student - teacher).square().mean().masked_fill(wrong, torch.nan)
 
 
 def test_labels_outside_the_classes_are_named_without_a_look_at_the_device() -> None:
@@ -394,14 +402,15 @@ def test_labels_outside_the_classes_are_named_without_a_look_at_the_device() -> 
     wrong = Examples(examples.inputs, examples.labels + 3, examples.indices, examples.classes)
     for resident in (True, False):
         source = Batches(wrong, BATCH, resident=resident)
-        with pytest.raises(DataError, match=r"a label is 6, outside 0 to 3"):
-            fit(network(), OneHot(), source, RECIPE)
+        for supervision in (OneHot(), Distillation(recorded(), loss=nan_outside_classes)):
+            with pytest.raises(DataError, match=r"a label is 6, outside 0 to 3"):
+                fit(network(), supervision, source, RECIPE)
 
 
 def test_teacher_rows_that_are_missing_or_not_finite_are_named_before_the_first_step() -> None:
     source = batches(True)
     few = RecordedTeacher(torch.zeros(SIZE - 1, 4))
-    with pytest.raises(SupervisionError, match=f"no teacher logits for the example with index {SIZE - 1}"):
+    with pytest.raises(SupervisionError, match=f"no teacher logits for the example .* {SIZE - 1}"):
         fit(network(), Distillation(few), source, RECIPE)
     values = torch.zeros(SIZE, 4)
     values[3, 1] = torch.nan
@@ -509,7 +518,9 @@ def test_networks_trained_at_the_same_time_have_the_bits_of_those_trained_alone(
         request.getfixturevalue("tapes")
     several = together(tmp_path / "several", source, middle=middle)
     histories = fit_together(several, source)
-    for one, history in zip(together(tmp_path / "alone", source, middle=middle), histories, strict=True):
+    for one, history in zip(
+        together(tmp_path / "alone", source, middle=middle), histories, strict=True
+    ):
         torch.manual_seed(5)
         alone = fit(one.model, one.supervision, source, one.recipe, store=one.store)
         assert history.digest == alone.digest
@@ -522,13 +533,15 @@ def test_networks_trained_at_the_same_time_resume_from_different_epochs(tmp_path
     whole = fit_together(together(tmp_path / "whole", source, middle=True), source)
     with pytest.raises(KilledError):
         fit_together(together(tmp_path / "cut", source, middle=True, stop=2), source)
+    # Alone, one of them goes on by an epoch.
+    ahead = together(tmp_path / "cut", source, middle=True, stop=3)[2]
     with pytest.raises(KilledError):
-        # Alone, one of them goes on by an epoch.
-        ahead = together(tmp_path / "cut", source, middle=True, stop=3)[2]
         fit_together([ahead], source)
     finished: list[str] = []
     again = [
-        Training(**{**vars(each), "finished": lambda history, each=each: finished.append(each.title)})
+        Training(
+            **{**vars(each), "finished": lambda history, each=each: finished.append(each.title)}
+        )
         for each in together(tmp_path / "cut", source, middle=True)
     ]
     resumed = fit_together(again, source)
@@ -543,7 +556,9 @@ def test_of_networks_trained_at_the_same_time_one_that_diverges_ends_alone(tmp_p
     several[1] = Training(**{**vars(several[1]), "recipe": wild})
     finished: list[str] = []
     several = [
-        Training(**{**vars(each), "finished": lambda history, each=each: finished.append(each.title)})
+        Training(
+            **{**vars(each), "finished": lambda history, each=each: finished.append(each.title)}
+        )
         for each in several
     ]
     with pytest.raises(DivergenceError, match="learning rate 1e\\+30"):
@@ -557,13 +572,12 @@ def test_of_networks_trained_at_the_same_time_one_that_diverges_ends_alone(tmp_p
 
 def test_several_networks_need_batches_without_a_state_of_their_own() -> None:
     one = Training(network(), OneHot(), RECIPE)
-    with pytest.raises(TrainingError, match=r"several networks are trained at the same time on distillens"):
+    with pytest.raises(TrainingError, match=r"trained at the same time on distillens"):
         fit_together([one], [(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["labels", "offline", "online"])
-@pytest.mark.parametrize("way", ["host", "resident", "captured"])
-@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(("way", "stop"), [("host", 1), ("resident", 2), ("captured", 1)])
 def test_a_run_that_goes_on_past_its_checkpoint_has_the_bits_of_one_that_was_not_interrupted(
     how: str, way: str, stop: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

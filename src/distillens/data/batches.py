@@ -30,8 +30,8 @@ CHUNK_BYTES = 2**26
 class LabelRange:
     """The lowest and the highest label of a source, known before any batch is on the device.
 
-    ``labels`` are those of the batch that it was given with. A batch whose labels were replaced by others
-    is not described by it.
+    ``labels`` are those of the batch that it was given with. A batch whose labels were replaced by
+    others is not described by it.
     """
 
     labels: Tensor
@@ -103,7 +103,7 @@ class Batch:
         return {name: change(values) for name, values in self.further.items()}
 
     def labels_are_known(self) -> bool:
-        """Say whether all labels are known to count, and their range is known, without a look at them."""
+        """Say whether all labels count and their range is known, without a look at them."""
         known = self.label_range
         return self.mask is None and known is not None and known.labels is self.labels
 
@@ -355,7 +355,11 @@ class Batches:
                 for values in (held.inputs, held.labels, held.indices)
             )
         else:
-            inputs, labels, index = self.examples.inputs[where], self.examples.labels[where], indices
+            inputs, labels, index = (
+                self.examples.inputs[where],
+                self.examples.labels[where],
+                indices,
+            )
             if self.device.type == "cuda":
                 inputs = inputs.pin_memory().to(self.device, non_blocking=True)
                 labels = labels.pin_memory().to(self.device, non_blocking=True)
@@ -464,11 +468,13 @@ class OpenEpoch:
         indices = self._batches.examples.indices[torch.from_numpy(mine)]
         return self.gather(positions, indices, weight)
 
-    def gather(self, positions: Tensor, indices: Tensor | None = None, weight: float = 1.0) -> Batch:
+    def gather(
+        self, positions: Tensor, indices: Tensor | None = None, weight: float = 1.0
+    ) -> Batch:
         """Return the batch of (B,) positions on the device.
 
-        ``indices`` are those of its examples. A batch without them has none: whoever needs them looks its
-        examples up by ``rows``.
+        ``indices`` are those of its examples. A batch without them has none: whoever needs them looks
+        its examples up by ``rows``.
         """
         return self._batches._batch(
             self.inputs.index_select(0, positions),

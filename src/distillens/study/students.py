@@ -253,8 +253,8 @@ def _train_group(
         fits = False
     if not fits:
         warnings.warn(
-            f"the {len(students)} students of seed {seed} do not fit on the device at the same time; they "
-            "are trained one after the other",
+            f"the {len(students)} students of seed {seed} do not fit on the device at the same time; "
+            "they are trained one after the other",
             stacklevel=2,
         )
         torch.cuda.empty_cache()

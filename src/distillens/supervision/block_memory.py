@@ -1,4 +1,4 @@
-"""Blocks of teacher logits on the device, shared by all students, seeds and temperatures of a process."""
+"""Blocks of teacher logits on a device, shared by all students, seeds and temperatures of a process."""
 
 from __future__ import annotations
 

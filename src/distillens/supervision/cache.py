@@ -37,7 +37,7 @@ CHUNK = 128
 """Examples the teacher sees at once. Part of what makes a block's bits, so the same for everybody."""
 
 LARGE_CHUNK_BYTES = 2**25
-"""Bytes of float32 inputs that the teacher sees at once on an accelerator, if those are more examples."""
+"""Bytes of float32 inputs that the teacher sees at once on an accelerator, where those are more."""
 
 
 class LogitCache:
@@ -95,10 +95,10 @@ class LogitCache:
         }
 
     def held(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> Tensor | None:
-        """Return the (N, C) logits of `block` in the memory of the device on which the examples are held.
+        """Return the (N, C) logits of `block` in the memory of the device that holds the examples.
 
-        They are shared by all caches of this process. A block that is in the folder is read from there;
-        one that is not is computed and not written. None where blocks are compressed, are to be on disk,
+        All caches of this process share them. A block that is in the folder is read from there; one
+        that is not is computed and not written. None where blocks are compressed, are to be on disk,
         are shared by several processes or do not fit.
         """
         batches = self.batches
@@ -234,7 +234,7 @@ class LogitCache:
         return torch.cat(rows)
 
     def _chunk(self) -> int:
-        """Return how many examples the teacher sees at once: a function of their shape and the device."""
+        """Return how many examples the teacher sees at once, by their shape and the device."""
         if self.batches.device.type == "cpu":
             return CHUNK
         return max(CHUNK, LARGE_CHUNK_BYTES // (4 * self.batches.examples.inputs[0].numel()))
@@ -322,7 +322,7 @@ class CachedTeacher(Stateless):
         return self._loaded
 
     def table(self, rows: Rows) -> Tensor | None:
-        """Return the logits of all examples of the source; None where they are compressed or do not fit."""
+        """Return the logits of all examples; None where they are compressed or do not fit."""
         if self._held is not None:
             return self._held
         compressed = self._cache.top_k is not None

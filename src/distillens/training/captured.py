@@ -1,10 +1,11 @@
 """Training steps that a GPU repeats as one CUDA graph.
 
-Small networks are bound by the number of kernel launches: each costs the host several microseconds, more
-than most kernels of a small network take. A graph launches all kernels of a step at once. It repeats the
-operations that it was captured from on the same memory, so whatever changes from step to step lies in
-tensors that stay in place: the positions of the batch's examples, the learning rate, the temperature and the
-teacher's logits of the epoch. Everything else must not change, which two steps are watched for beforehand.
+Small networks are bound by the number of kernel launches: each costs the host several microseconds,
+more than most kernels of a small network take. A graph launches all kernels of a step at once. It
+repeats the operations that it was captured from on the same memory, so whatever changes from step to
+step lies in tensors that stay in place: the positions of the batch's examples, the learning rate, the
+temperature and the teacher's logits of the epoch. Everything else must not change, which two steps are
+watched for beforehand.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from distillens.supervision.protocol import NotCapturable, phase_of
 from distillens.training.step import TrainingStep
 
 WARM_UP = 3
-"""Steps that run eagerly before one is captured: libraries set themselves up, and the last two are watched."""
+"""Steps that run eagerly before one is captured: libraries set themselves up, two are watched."""
 
 WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 """Tags of operations whose result the host must know: they wait for the device."""
@@ -171,7 +172,7 @@ class CapturedStep:
 
 
 def reason_against(step: TrainingStep, batches: Batches) -> str | None:
-    """Return why the steps of a training cannot be captured; None where nothing speaks against it yet."""
+    """Return why the steps of a training cannot be captured; None if nothing is known against it."""
     recipe = step.recipe
     parameters = list(step.model.parameters())
     if recipe.accumulate > 1:
@@ -187,7 +188,9 @@ def reason_against(step: TrainingStep, batches: Batches) -> str | None:
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):  # type: ignore[attr-defined]
         return "a parameter has hooks, which a graph would leave out"
     if recipe.compile and not all(_is_known(module) for module in step.model.modules()):
-        return "the network is compiled and not one of distillens' own, so its steps cannot be watched"
+        return (
+            "the network is compiled and not one of distillens' own, so its steps cannot be watched"
+        )
     try:
         phase_of(step.supervision, 0)
     except NotCapturable as reason:

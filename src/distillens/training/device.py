@@ -14,7 +14,7 @@ CHECK_EVERY = 50
 """Steps between two looks at the losses on a CPU."""
 
 CHECK_EVERY_ON_ACCELERATORS = 1000
-"""The same on an accelerator, which the host waits for at each look; one takes place after every epoch."""
+"""The same on an accelerator, which the host waits for at each look, and after every epoch."""
 
 
 def check_every(device: torch.device) -> int:
@@ -91,11 +91,11 @@ def numerics(*, deterministic: bool) -> Iterator[None]:
 def _without_deterministic(text: str) -> str:
     if "CUBLAS_WORKSPACE_CONFIG" in text:
         return (
-            "deterministic training needs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 before "
-            "the GPU is first used; set it, or leave deterministic out of the recipe"
+            "deterministic training needs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 "
+            "before the GPU is first used; set it, or leave deterministic out of the recipe"
         )
     operation = text.split(" does not have a deterministic")[0].split()[-1]
     return (
-        f"the operation {operation} has no deterministic implementation on this device; replace the layer "
-        "that uses it, or leave deterministic out of the recipe"
+        f"the operation {operation} has no deterministic implementation on this device; replace the "
+        "layer that uses it, or leave deterministic out of the recipe"
     )

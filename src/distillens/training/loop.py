@@ -431,7 +431,7 @@ class _Student:
 
     @contextmanager
     def _turn(self, *, ends_epoch: bool = False) -> Iterator[None]:
-        """Restore the random states that the network left in its last step, if others take steps between."""
+        """Restore the random states of the network's last step, if others take steps in between."""
         captured = self._captured
         draws = ends_epoch or captured is None or captured.draws
         if self._random is None or not draws:
@@ -492,14 +492,17 @@ class _Student:
 
     def _record(self, seconds: float) -> EpochRecord:
         tally = self.step.tally
-        local = torch.stack([tally.losses.double().mean(), tally.right.double(), tally.seen.double()])
+        local = torch.stack(
+            [tally.losses.double().mean(), tally.right.double(), tally.seen.double()]
+        )
         summed = self.accelerator.reduce(local, "sum")
         assert isinstance(summed, Tensor)
         sums = summed.tolist()
         if not sums[2]:
             raise TrainingError(
-                f"no label of epoch {self._epoch + 1} counts: all are {IGNORED} or masked; give each example "
-                "that is to be learned any class as its label, also where only a teacher is fitted"
+                f"no label of epoch {self._epoch + 1} counts: all are {IGNORED} or masked; give each "
+                "example that is to be learned any class as its label, also where only a teacher is "
+                "fitted"
             )
         return EpochRecord(
             epoch=self._epoch + 1,
@@ -540,15 +543,16 @@ class _Student:
             return
         classes, parts = self.step.classes or 1, self.recipe.accumulate
         # Losses of labels outside the classes are NaN on an accelerator.
-        for labels, mask in self.step.labels[place * parts : (place + 1) * parts]:
-            lowest, highest = label_extremes(labels, mask)
+        mine = self.step.labels[place * parts : (place + 1) * parts]
+        spans = [label_extremes(labels, mask) for labels, mask in mine]
+        for lowest, highest in spans if self.step.label_span is None else [self.step.label_span]:
             if lowest < 0 or highest >= max(classes, 2):
                 raise outside(lowest if lowest < 0 else highest, classes)
         number = self._epoch * len(self.batches) + first + place
         raise DivergenceError(
             f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
-            f"{self.step.rate:g}); the checkpoint of epoch {self._epoch} is kept; lower the learning rate "
-            "or lengthen the warm-up"
+            f"{self.step.rate:g}); the checkpoint of epoch {self._epoch} is kept; lower the learning "
+            "rate or lengthen the warm-up"
         )
 
     def _fail(self, error: DivergenceError) -> None:

@@ -103,6 +103,8 @@ class TrainingStep:
         """Learning rate of the last step; negative before the first."""
         self.labels: list[tuple[Tensor, Tensor | None]] = []
         """Labels and masks of the steps since somebody looked, where their range is not known."""
+        self.label_span: tuple[int, int] | None = None
+        """The lowest and the highest label, where they are known."""
         self._across_examples = is_across_examples(supervision)
         self._frozen = frozen_statistics(model)
         self._input_type = input_type(model)
@@ -187,7 +189,9 @@ class TrainingStep:
             part = part.fitted(logits)
             hits.append(part.counted(predicted(logits.detach()) == part.labels))
             seen = seen + (part.labels.numel() if part.mask is None else part.mask.sum())
-            if not part.labels_are_known():
+            if part.label_range is not None and part.labels_are_known():
+                self.label_span = (part.label_range.lowest, part.label_range.highest)
+            else:
                 self.labels.append((part.labels, part.mask))
         if together is not None:
             restore_global_random_state(together.random[-1])
