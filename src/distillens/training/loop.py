@@ -541,11 +541,11 @@ class _Student:
         place = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if place is None:
             return
-        classes, parts = self.step.classes or 1, self.recipe.accumulate
+        classes, spans = self.step.classes or 1, [self.step.label_span]
+        if self.step.label_span is None:
+            spans = [label_extremes(labels, mask) for labels, mask in self.step.labels[place]]
         # Losses of labels outside the classes are NaN on an accelerator.
-        mine = self.step.labels[place * parts : (place + 1) * parts]
-        spans = [label_extremes(labels, mask) for labels, mask in mine]
-        for lowest, highest in spans if self.step.label_span is None else [self.step.label_span]:
+        for lowest, highest in (span for span in spans if span is not None):
             if lowest < 0 or highest >= max(classes, 2):
                 raise outside(lowest if lowest < 0 else highest, classes)
         number = self._epoch * len(self.batches) + first + place

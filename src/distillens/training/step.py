@@ -101,8 +101,8 @@ class TrainingStep:
         """Number of classes, known after the first step."""
         self.rate = -1.0
         """Learning rate of the last step; negative before the first."""
-        self.labels: list[tuple[Tensor, Tensor | None]] = []
-        """Labels and masks of the steps since somebody looked, where their range is not known."""
+        self.labels: list[list[tuple[Tensor, Tensor | None]]] = []
+        """Labels and masks of each step since somebody looked, where their range is not known."""
         self.label_span: tuple[int, int] | None = None
         """The lowest and the highest label, where they are known."""
         self._across_examples = is_across_examples(supervision)
@@ -175,6 +175,7 @@ class TrainingStep:
         losses: list[Tensor] = []
         hits: list[Tensor] = []
         seen: Tensor | int = 0
+        unknown: list[tuple[Tensor, Tensor | None]] = []
         for number, part in enumerate(parts, 1):
             if together is not None:
                 restore_global_random_state(together.random[number - 1])
@@ -192,7 +193,8 @@ class TrainingStep:
             if part.label_range is not None and part.labels_are_known():
                 self.label_span = (part.label_range.lowest, part.label_range.highest)
             else:
-                self.labels.append((part.labels, part.mask))
+                unknown.append((part.labels, part.mask))
+        self.labels.append(unknown)
         if together is not None:
             restore_global_random_state(together.random[-1])
             return together.loss, _sum(hits), seen
