@@ -23,6 +23,15 @@ def shared_data() -> Path:
     return SHARED
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
 def blobs(count: int = 48, classes: int = 3, features: int = 5, seed: int = 0) -> Examples:
     """Gaussian clouds, one a class: something that a small network learns."""
     generator = np.random.default_rng(seed)

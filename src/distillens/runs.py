@@ -44,7 +44,8 @@ LOCK = ".lock"
 """The file in a run folder that the process which works on it holds."""
 
 FREE_KEYS = (
-    "data.path", "description", "complexity", "deviation", "cache_gigabytes", "trackers", "code",
+    "data.path", "description", "complexity", "deviation", "cache_gigabytes", "cache_on_disk",
+    "trackers", "code",
 )  # fmt: skip
 """Keys in which a resumed run may differ, with all below them: none of them changes a network, and
 what lies at the path is compared by its fingerprint."""

@@ -1,7 +1,8 @@
 """Augmentation as a function of (seed, epoch, index), done on whole batches.
 
 Because nothing else enters, the teacher and every student see the same picture of an example in the
-same epoch, teacher logits can be computed once, and a resumed run sees what it would have seen.
+same epoch, teacher logits can be computed once, and a resumed run sees what it would have seen. The
+random numbers are integer arithmetic on the device of the images, so every device gives the same bytes.
 """
 
 from __future__ import annotations
@@ -13,46 +14,64 @@ from torch.nn.functional import pad
 
 from distillens.data.recipe import Augmentation
 
+GAMMA = 0x9E3779B97F4A7C15
+
 
 def random_integers(
-    seed: int, epoch: int, indices_B: np.ndarray, stream: int, high: int
-) -> np.ndarray:
-    """Return (B,) integers in [0, high), a pure function of all arguments.
+    seed: int, epoch: int, indices_B: np.ndarray | Tensor, stream: int, high: int
+) -> Tensor:
+    """Return (B,) int64 integers in [0, high), a pure function of all arguments.
 
     A counter-based generator: the arguments are mixed by the finaliser of SplitMix64 (Steele, Lea,
-    Flood 2014). ``stream`` tells draws for different purposes apart.
+    Flood 2014). ``stream`` tells draws for different purposes apart. The computation takes place on the
+    device of the indices, without the host waiting for it.
     """
-    with np.errstate(over="ignore"):
-        state = np.asarray(indices_B, dtype=np.int64).astype(np.uint64)
-        for word in (stream, epoch, seed):
-            state = _mix(state + np.uint64(0x9E3779B97F4A7C15) * np.uint64(word + 1))
-    # The top 53 bits over so small a range: the bias is below high / 2**53.
-    return ((state >> np.uint64(11)) % np.uint64(high)).astype(np.int64)
+    return _bits(seed, epoch, torch.as_tensor(indices_B), stream + 1)[stream] % high
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def _bits(seed: int, epoch: int, indices_B: Tensor, streams: int) -> Tensor:
+    """Return (streams, B) random integers in [0, 2**53).
+
+    The bias of the remainder of a division by a small number is below that number / 2**53.
+    """
+    stream = torch.arange(1, streams + 1, device=indices_B.device)[:, None]
+    state = _mix(indices_B.to(torch.int64) + stream * _signed(GAMMA))
+    for word in (epoch, seed):
+        state = _mix(state + _signed(GAMMA * (word + 1)))
+    return _shifted(state, 11)
 
 
-def augment(images_BCHW: Tensor, indices_B: np.ndarray, epoch: int, how: Augmentation) -> Tensor:
+def _mix(state: Tensor) -> Tensor:
+    state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
+    state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    # torch's shift of int64 repeats the sign; the algorithm is one of unsigned numbers.
+    return (state >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(word: int) -> int:
+    """Return the int64 with the same 64 bits; sums and products of both agree modulo 2**64."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+def augment(
+    images_BCHW: Tensor, indices_B: np.ndarray | Tensor, epoch: int, how: Augmentation
+) -> Tensor:
     """Return the pictures of these examples in this epoch, same shape and dtype."""
     device = images_BCHW.device
+    bits = _bits(how.seed, epoch, torch.as_tensor(indices_B).to(device), 3)
     if how.crop:
         size = 2 * how.crop + 1
-        offsets = [
-            torch.from_numpy(random_integers(how.seed, epoch, indices_B, stream, size)).to(device)
-            for stream in (0, 1)
-        ]
         height, width = images_BCHW.shape[-2:]
         padded = pad(images_BCHW, (how.crop,) * 4)
         # All crops as a view (B, C, size, size, H, W); only the chosen ones are copied.
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         rows = torch.arange(len(images_BCHW), device=device)
-        images_BCHW = windows[rows, :, offsets[0], offsets[1]]
+        images_BCHW = windows[rows, :, bits[0] % size, bits[1] % size]
     if how.flip:
-        mirrored = torch.from_numpy(random_integers(how.seed, epoch, indices_B, 2, 2)).to(device)
-        choice = mirrored.bool()[:, None, None, None]
+        choice = (bits[2] % 2).bool()[:, None, None, None]
         images_BCHW = torch.where(choice, images_BCHW.flip(-1), images_BCHW)
     return images_BCHW

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -15,11 +16,28 @@ from torch import Tensor
 from distillens.array_files import native
 from distillens.data.augment import augment
 from distillens.data.examples import Examples
-from distillens.data.labels import class_labels, counting_mask, fit_to_logits
+from distillens.data.labels import IGNORED, class_labels, counting_mask, fit_to_logits, outside
 from distillens.data.loader_state import generator_states, loader_parts, restore_generators
 from distillens.data.recipe import Augmentation
+from distillens.data.resident import Rows, too_large
 from distillens.device_errors import checked_device
 from distillens.errors import DataError
+
+CHUNK_BYTES = 2**26
+"""Bytes of images that are augmented at once where an epoch is prepared on the device."""
+
+
+@dataclass(frozen=True)
+class LabelRange:
+    """The lowest and the highest label of a source, known before any batch is on the device.
+
+    ``labels`` are those of the batch that it was given with. A batch whose labels were replaced by
+    others is not described by it.
+    """
+
+    labels: Tensor
+    lowest: int
+    highest: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,10 @@ class Batch:
     further : dict of str to Tensor, or None
         Further inputs by name, (B, …) each, for example ``token_type_ids`` (B, T); a network gets those
         that its ``forward`` takes. None where the source of the batch has no such inputs.
+    rows : Rows or None
+        Where its examples are among those of its source; None unless the source is held on the device.
+    label_range : LabelRange or None
+        What is known of the labels without a look at the device.
     """
 
     inputs: Tensor
@@ -58,6 +80,8 @@ class Batch:
     mask: Tensor | None = None
     classes: int | None = None
     further: dict[str, Tensor] | None = None
+    rows: Rows | None = None
+    label_range: LabelRange | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,6 +102,26 @@ class Batch:
         if self.further is None:
             return None
         return {name: change(values) for name, values in self.further.items()}
+
+    def labels_are_known(self) -> bool:
+        """Say whether all labels count and their range is known, without a look at them."""
+        known = self.label_range
+        return self.mask is None and known is not None and known.labels is self.labels
+
+    def labels_are_classes(self, classes: int) -> bool:
+        """Say whether all labels are known to be classes that count, without a look at them.
+
+        Raises
+        ------
+        DataError
+            The range of the labels is known, and it is not that of the classes.
+        """
+        known = self.label_range
+        if known is None or not self.labels_are_known():
+            return False
+        if known.lowest < 0 or known.highest >= max(classes, 2):
+            raise outside(known.lowest if known.lowest < 0 else known.highest, classes)
+        return True
 
     def counted(self, values: Tensor) -> Tensor:
         """Return the sum of (B,) or (B, T) values over the positions that count."""
@@ -110,6 +154,7 @@ class Batch:
             mask = None if self.mask is None else self.mask[part]
             # The loss is a mean over positions that count, so that is what a share is a share of.
             counting = len(labels) if mask is None else int(mask.sum())
+            rows, known = self.rows, self.label_range if self.labels_are_known() else None
             yield replace(
                 self,
                 inputs=self.inputs[part],
@@ -118,6 +163,8 @@ class Batch:
                 weight=self.weight * counting / max(1, whole),
                 mask=mask,
                 further=self._each_further(lambda values, part=part: values[part]),
+                rows=None if rows is None else replace(rows, positions=rows.positions[part]),
+                label_range=None if known is None else replace(known, labels=labels),
             )
 
 
@@ -162,12 +209,20 @@ class Normalisation:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return normalised float32 inputs of the same shape."""
-        mean, deviation = self.mean.to(inputs.device), self.deviation.to(inputs.device)
+        mean, deviation, shift, scale = self._on(inputs.device)
         if inputs.dtype == torch.uint8:
             # One multiply-add on the bytes instead of a division, a subtraction and a division.
-            scale = 1 / (255 * deviation)
-            return torch.addcmul(-mean / deviation, inputs.float(), scale)
+            return torch.addcmul(shift, inputs.float(), scale)
         return (inputs - mean) / deviation
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Copied to a device once: in every step the host would wait for the copy.
+        copies = self.__dict__.setdefault("_copies", {})
+        if device not in copies:
+            shift, scale = -self.mean / self.deviation, 1 / (255 * self.deviation)
+            constants = (self.mean, self.deviation, shift, scale)
+            copies[device] = tuple(each.to(device) for each in constants)
+        return copies[device]
 
 
 def _as_float(inputs: Tensor) -> Tensor:
@@ -180,6 +235,10 @@ class Batches:
     The order of an epoch is a function of (seed, epoch), the pictures of (augmentation seed, epoch,
     index). Every example is seen once an epoch; the last batch may be smaller. With several
     processes each takes its share of every global batch.
+
+    On an accelerator the examples are held as they are stored, for example in uint8, together with the
+    augmented images of the current epoch. Batches are gathered there; no step waits for the host.
+    Examples that do not fit are copied from the memory of the host at each step, and ``note`` says so.
 
     Parameters
     ----------
@@ -199,6 +258,9 @@ class Batches:
         Lay images out with channels last in memory.
     rank, processes
         This process among how many.
+    resident
+        Whether the examples are held on the device. By default they are on an accelerator where they
+        fit. True on a CPU takes the path of an accelerator.
     """
 
     def __init__(
@@ -213,6 +275,7 @@ class Batches:
         channels_last: bool = False,
         rank: int = 0,
         processes: int = 1,
+        resident: bool | None = None,
     ) -> None:
         if batch_size < processes:
             raise DataError(f"a batch of {batch_size} cannot be shared by {processes} processes")
@@ -226,7 +289,12 @@ class Batches:
         self.channels_last = channels_last and self.is_image
         self.rank = rank
         self.processes = processes
-        if augmentation is not None and augmentation.changes and not self.is_image:
+        self.note: str | None = None
+        """Why the examples are not held on an accelerator; None where they are, and on a CPU."""
+        self._resident = resident
+        self._changes = augmentation is not None and augmentation.changes
+        self._epoch_inputs: tuple[int, Tensor] | None = None
+        if self._changes and not self.is_image:
             raise DataError(
                 f"augmentation works on images (channels, height, width), "
                 f"these inputs have shape {examples.input_shape}; leave it out"
@@ -234,6 +302,18 @@ class Batches:
 
     def __len__(self) -> int:
         return math.ceil(len(self.examples) / self.batch_size)
+
+    @cached_property
+    def held(self) -> Examples | None:
+        """The examples on the device; None where they stay in the memory of the host."""
+        on_accelerator = self.device.type != "cpu"
+        if not (on_accelerator if self._resident is None else self._resident):
+            return None
+        if self._resident is None:
+            copies = int(not self.examples.is_on(self.device)) + int(self._changes)
+            size = self.examples.inputs.nbytes * copies
+            self.note = too_large("the examples", size, self.device)
+        return None if self.note else self.examples.on(self.device)
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the (N,) positions in the order in which this epoch visits them."""
@@ -243,31 +323,183 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
+        opened = self.open_epoch(epoch)
+        if opened is not None:
+            for place in range(len(self)):
+                yield opened.batch(place)
+            return
         order = self.order(epoch)
-        for start in range(0, len(order), self.batch_size):
-            whole = order[start : start + self.batch_size]
-            # A last batch smaller than the number of processes: some get an example that counts 0.
-            mine = whole[self.rank :: self.processes]
-            weight = len(mine) * self.processes / len(whole)
-            yield self.take(mine if len(mine) else whole[:1], epoch, weight)
+        for place in range(len(self)):
+            mine, weight = self._share(order, place)
+            yield self.take(mine, epoch, weight)
+
+    def open_epoch(self, epoch: int) -> OpenEpoch | None:
+        """Prepare an epoch on the device; None where the examples are not held there.
+
+        The augmented images take the place of those of the epoch that was opened before.
+        """
+        held = self.held
+        if held is None:
+            return None
+        inputs = self._augmented(held, epoch) if self._changes else held.inputs
+        return OpenEpoch(self, epoch, held, inputs)
 
     def take(self, positions: np.ndarray, epoch: int, weight: float = 1.0) -> Batch:
         """Return these positions as the batch they are in this epoch."""
         where = torch.from_numpy(positions)
         indices = self.examples.indices[where]
-        inputs = self.examples.inputs[where]
-        labels = self.examples.labels[where]
-        if self.device.type == "cuda":
-            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
-            labels = labels.pin_memory().to(self.device, non_blocking=True)
-        if self.augmentation is not None and self.augmentation.changes:
-            inputs = augment(inputs, indices.numpy(), epoch, self.augmentation)
+        held, rows = self.held, None
+        if held is not None:
+            rows = Rows(held, where.to(self.device))
+            inputs, labels, index = (
+                values.index_select(0, rows.positions)
+                for values in (held.inputs, held.labels, held.indices)
+            )
+        else:
+            inputs, labels, index = (
+                self.examples.inputs[where],
+                self.examples.labels[where],
+                indices,
+            )
+            if self.device.type == "cuda":
+                inputs = inputs.pin_memory().to(self.device, non_blocking=True)
+                labels = labels.pin_memory().to(self.device, non_blocking=True)
+        if self._changes:
+            assert self.augmentation is not None
+            inputs = augment(inputs, index, epoch, self.augmentation)
+        return self._batch(inputs, labels, indices, epoch, weight, rows)
+
+    def _share(self, order: np.ndarray, place: int) -> tuple[np.ndarray, float]:
+        """Return the positions of this process's share of a global batch, and their weight."""
+        start = place * self.batch_size
+        whole = order[start : start + self.batch_size]
+        # A last batch smaller than the number of processes: some get an example that counts 0.
+        mine = whole[self.rank :: self.processes]
+        weight = len(mine) * self.processes / len(whole)
+        return mine if len(mine) else whole[:1], weight
+
+    def _augmented(self, held: Examples, epoch: int) -> Tensor:
+        """Return the (N, …) augmented images of an epoch, as stored, in memory that epochs share."""
+        assert self.augmentation is not None
+        before, inputs = self._epoch_inputs or (None, torch.empty_like(held.inputs))
+        if before != epoch:
+            self._epoch_inputs = None
+            step = max(1, CHUNK_BYTES // max(1, inputs[0].nbytes))
+            for start in range(0, len(held), step):
+                part = slice(start, start + step)
+                inputs[part] = augment(
+                    held.inputs[part], held.indices[part], epoch, self.augmentation
+                )
+            self._epoch_inputs = (epoch, inputs)
+        return inputs
+
+    def _batch(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        epoch: int,
+        weight: float,
+        rows: Rows | None,
+    ) -> Batch:
+        """Return stored inputs as a batch of normalised ones."""
         inputs = self.normalisation(inputs) if self.normalisation else _as_float(inputs)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
+        span = self._label_span
         return Batch(
-            inputs, labels, indices, epoch, weight, classes=len(self.examples.classes) or None
+            inputs,
+            labels,
+            indices,
+            epoch,
+            weight,
+            classes=len(self.examples.classes) or None,
+            rows=rows,
+            label_range=None if span is None else LabelRange(labels, *span),
         )
+
+    @property
+    def labels_are_known(self) -> bool:
+        """Whether all labels count, so that no batch needs a mask."""
+        return self._label_span is not None
+
+    @cached_property
+    def _label_span(self) -> tuple[int, int] | None:
+        labels = self.examples.labels
+        if not labels.numel() or bool((labels == IGNORED).any()):
+            return None
+        lowest, highest = labels.aminmax()
+        return int(lowest), int(highest)
+
+
+class OpenEpoch:
+    """An epoch whose examples are held on the device, from which its batches are gathered.
+
+    Parameters
+    ----------
+    batches
+        The source.
+    epoch
+        Its number.
+    held
+        The source's examples on the device.
+    inputs : Tensor
+        (N, …) inputs of the epoch, augmented, as they are stored.
+    """
+
+    def __init__(self, batches: Batches, epoch: int, held: Examples, inputs: Tensor) -> None:
+        self.epoch = epoch
+        self.inputs = inputs
+        self._batches = batches
+        self._held = held
+        self._order = batches.order(epoch)
+        self._order_there = torch.from_numpy(self._order).to(inputs.device)
+
+    def positions(self, place: int) -> Tensor:
+        """Return the (B,) positions of a batch, on the device."""
+        start, size = place * self._batches.batch_size, self._batches.batch_size
+        return self._order_there[start : start + size]
+
+    def batch(self, place: int) -> Batch:
+        """Return a batch of the epoch."""
+        mine, weight = self._batches._share(self._order, place)
+        positions = self.positions(place)
+        if self._batches.processes > 1:
+            positions = torch.from_numpy(np.ascontiguousarray(mine)).to(positions.device)
+        indices = self._batches.examples.indices[torch.from_numpy(mine)]
+        return self.gather(positions, indices, weight)
+
+    def gather(
+        self, positions: Tensor, indices: Tensor | None = None, weight: float = 1.0
+    ) -> Batch:
+        """Return the batch of (B,) positions on the device.
+
+        ``indices`` are those of its examples. A batch without them has none: whoever needs them looks
+        its examples up by ``rows``.
+        """
+        return self._batches._batch(
+            self.inputs.index_select(0, positions),
+            self._held.labels.index_select(0, positions),
+            self._no_indices if indices is None else indices,
+            self.epoch,
+            weight,
+            Rows(self._held, positions),
+        )
+
+    def outline(self) -> Batch:
+        """Return a batch of no examples that says which epoch and which source it is from."""
+        return Batch(
+            self.inputs[:0],
+            self._held.labels[:0],
+            self._no_indices,
+            self.epoch,
+            classes=len(self._held.classes) or None,
+            rows=Rows(self._held, self._order_there[:0]),
+        )
+
+    @property
+    def _no_indices(self) -> Tensor:
+        return self._batches.examples.indices[:0]
 
 
 def _tensor(values: Any) -> Tensor:

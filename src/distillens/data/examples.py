@@ -60,6 +60,30 @@ class Examples:
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
         return digest.hexdigest()
 
+    def on(self, device: torch.device) -> Examples:
+        """Return these examples on a device; a copy is made once and shared by all who ask for it."""
+        # A device without a number is the current one of its kind.
+        device = torch.empty(0, device=device).device
+        if self.labels.device == device:
+            return self
+        copies = self._copies()
+        if device not in copies:
+            copies[device] = replace(
+                self,
+                inputs=self.inputs.to(device),
+                labels=self.labels.to(device),
+                indices=self.indices.to(device),
+            )
+        return copies[device]
+
+    def is_on(self, device: torch.device) -> bool:
+        """Say whether these examples, or the copy that `on` made, are on a device."""
+        device = torch.empty(0, device=device).device
+        return self.labels.device == device or device in self._copies()
+
+    def _copies(self) -> dict[torch.device, Examples]:
+        return self.__dict__.setdefault("_copied", {})
+
     def take(self, positions: np.ndarray | Tensor | slice) -> Examples:
         """Return the examples at these positions; they keep their indices."""
         where = torch.from_numpy(positions) if isinstance(positions, np.ndarray) else positions

@@ -49,7 +49,9 @@ def build_model(
                 "use encoder or transformers:NAME_OR_FOLDER"
             )
         builder = validate_call(builder)
-    with torch.random.fork_rng(devices=[]):
+    # torch.manual_seed also seeds the GPUs, whose dropout must not start anew in a running training.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:
             if recipe.is_custom:

@@ -25,7 +25,7 @@ from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
 from distillens.study.reading import as_of_today, parse_recipe, read_recipe
 from distillens.study.recipe import Recipe
-from distillens.study.students import Spread, one_by_one, train_students
+from distillens.study.students import Spread, on_this_device, train_students
 from distillens.study.teacher import StudyTeacher, find_teacher, prepare_teacher
 from distillens.study.tuning import tune_students
 from distillens.training import accelerator_for, check_accelerator, start_trackers
@@ -38,7 +38,7 @@ def run(
     overrides: tuple[str, ...] | list[str] = (),
     trust_code: bool = False,
     progress: Progress = silent,
-    spread: Spread = one_by_one,
+    spread: Spread = on_this_device,
 ) -> StudyResult:
     """Carry out a recipe and return what was found out.
 
@@ -57,8 +57,8 @@ def run(
     progress
         Where to show how far it is.
     spread
-        Who trains the students; by default this process, one by one. See
-        `distillens.integrations.ray.ray_workers`.
+        Who trains the students; by default this process: on a GPU those of one seed at the same time,
+        otherwise one by one. See `distillens.integrations.ray.ray_workers`.
 
     Raises
     ------

@@ -14,6 +14,7 @@ SEEDS = ("seed", "seeds", "features_seed")
 
 BESIDE = (
     "name", "description", "data.path", "complexity", "deviation", "trackers", "cache_gigabytes",
+    "cache_on_disk",
 )  # fmt: skip
 """Keys that change no network."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,13 +31,15 @@ from distillens.supervision import Supervision, cross_entropy, squared_error
 from distillens.training import (
     EpochRecord,
     History,
+    Hook,
     Steps,
-    Store,
+    Training,
     TrainingRecipe,
     accelerator_for,
     accuracy,
-    fit,
+    fit_together,
     is_sharded,
+    log_epoch,
     predict,
     read_history,
     tracking,
@@ -154,22 +156,88 @@ def train_network(
     and what dropout draws, by default the same.
     """
 
-    def measure(network: nn.Module, history: History) -> None:
-        evaluate(
-            scene,
-            files,
-            network,
-            name=name,
-            seed=seed,
-            epochs=training.epochs,
-            seconds=history.seconds,
-            digest=history.digest or "",
-            role=role,
-        )
-
+    measure = _measure(scene, files, training, name, seed, role)
     start = seed if start is None else start
     _train(scene, files, model, training, supervision, measure, (seed, start), title, role)
     return read_cell(files)
+
+
+@dataclass(frozen=True)
+class OneOfSeveral:
+    """A student that is trained at the same time as others of its seed; see `train_network`."""
+
+    files: NetworkFiles
+    training: TrainingRecipe
+    supervision: Callable[[], Supervision]
+    name: str
+    title: str
+
+
+def train_networks(
+    scene: Scene,
+    model: ModelRecipe,
+    several: Sequence[OneOfSeveral],
+    seed: int,
+    done: Callable[[int, Cell], object],
+) -> None:
+    """Train students at the same time on the batches of one seed, or take up where they were left.
+
+    They have one batch size. ``done`` is called with the place of each and its numbers when it is
+    finished.
+    """
+
+    def prepared(place: int, one: OneOfSeveral) -> Training:
+        finish = _measure(scene, one.files, one.training, one.name, seed, "student")
+
+        def measure(network: nn.Module, history: History) -> None:
+            finish(network, history)
+            done(place, read_cell(one.files))
+
+        hooks = []
+        if scene.recipe.trackers:
+            # Epochs that trackers have seen before the run was taken up again.
+            scene.tracked.take(epochs_done(one.files))
+            hooks = [_next_step(scene, one.title)]
+        return _prepared(
+            scene, one.files, model, one.training, one.supervision, measure, seed, one.title, hooks
+        )
+
+    trainings = [prepared(place, one) for place, one in enumerate(several)]
+    fit_together(trainings, scene.batches(several[0].training, seed), progress=scene.progress)
+
+
+def _next_step(scene: Scene, title: str) -> Hook:
+    # Steps of networks that are trained at the same time are counted as their epochs end.
+    return lambda record, model: log_epoch(
+        scene.accelerator, title, record, scene.tracked.take(1) + 1
+    )
+
+
+def epochs_done(files: NetworkFiles) -> int:
+    """Return how many epochs the history of a network has."""
+    return files.history.read_text().count("\n") if files.history.is_file() else 0
+
+
+def _measure(
+    scene: Scene,
+    files: NetworkFiles,
+    training: TrainingRecipe,
+    name: str,
+    seed: int,
+    role: Role,
+) -> Callable[[nn.Module, History], None]:
+    """Return what writes the cell of a network that was trained."""
+    return lambda network, history: evaluate(
+        scene,
+        files,
+        network,
+        name=name,
+        seed=seed,
+        epochs=training.epochs,
+        seconds=history.seconds,
+        digest=history.digest or "",
+        role=role,
+    )
 
 
 def train_trial(
@@ -235,32 +303,50 @@ def _train(
     before = scene.tracked.take(training.epochs)
     if files.cell.is_file():
         return
+    hooks = [tracking(scene.accelerator, title, before)] if scene.recipe.trackers else []
+    prepared = _prepared(
+        scene, files, model, training, supervision, measure, start, title, hooks, role
+    )
+    fit_together([prepared], scene.batches(training, seed, role), progress=scene.progress)
+    scene.accelerator.wait_for_everyone()
+
+
+def _prepared(
+    scene: Scene,
+    files: NetworkFiles,
+    model: ModelRecipe,
+    training: TrainingRecipe,
+    supervision: Callable[[], Supervision],
+    measure: Callable[[nn.Module, History], None],
+    start: int,
+    title: str,
+    hooks: Sequence[Hook],
+    role: Role = "student",
+) -> Training:
+    """Return a training that ends with ``measure`` on the main process."""
     network = scene.build(model, start, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if scene.accelerator.num_processes > 1 and scene.accelerator.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    torch.manual_seed(start)
-    store: Store = files
-    history = fit(
+
+    def finished(history: History) -> None:
+        if scene.main:
+            # A sharded network runs on all processes or not at all: one process reads it whole.
+            sharded = is_sharded(scene.accelerator)
+            whole = scene.load(model, files, training.epochs, role) if sharded else network
+            measure(whole, history)
+
+    return Training(
         network,
         supervision(),
-        scene.batches(training, seed, role),
         training,
-        store=store,
+        files,
         # One for each network: an accelerator holds on to all that it ever prepared.
-        accelerator=accelerator_for(scene.recipe.precision),
-        hooks=[tracking(scene.accelerator, title, before)] if scene.recipe.trackers else [],
-        progress=scene.progress,
-        title=title,
+        accelerator_for(scene.recipe.precision),
+        tuple(hooks),
+        title,
+        seed=start,
+        finished=finished,
     )
-    if scene.main:
-        # A sharded network runs on all processes or not at all: one process reads it whole.
-        finished = (
-            scene.load(model, files, training.epochs, role)
-            if is_sharded(scene.accelerator)
-            else network
-        )
-        measure(finished, history)
-    scene.accelerator.wait_for_everyone()
 
 
 def read_epochs(files: NetworkFiles) -> list[EpochRecord]:

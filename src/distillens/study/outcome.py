@@ -22,7 +22,7 @@ from distillens.results import (
     to_json,
 )
 from distillens.study.costs import network_costs
-from distillens.study.networks import Scene, network_logits
+from distillens.study.networks import Scene, epochs_done, network_logits
 from distillens.study.normalisations import described
 from distillens.study.provenance import provenance
 from distillens.study.students import Student
@@ -30,7 +30,7 @@ from distillens.study.summary import rows
 from distillens.study.teacher import StudyTeacher
 from distillens.study.tuning import read_tuning
 from distillens.supervision import LogitCache
-from distillens.training import is_right
+from distillens.training import is_right, read_history
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,20 @@ class Outcome:
             notes.append(
                 "no trajectory of the teacher is known, so complexity has no online teacher"
             )
-        return notes
+        return notes + self._device_notes()
+
+    def _device_notes(self) -> list[str]:
+        """Return what kept an accelerator from being busy, and in the training of which networks."""
+        networks = {"the teacher": self.teacher.files}
+        for place, entry in enumerate(self.scene.recipe.supervisions):
+            for seed in self.scene.recipe.seeds_of(entry):
+                networks |= Student(place, seed).networks(self.scene)
+        found: dict[str, list[str]] = {}
+        for title, files in networks.items():
+            records = read_history(files.history, epochs_done(files))
+            for note in dict.fromkeys(note for record in records for note in record.notes):
+                found.setdefault(note, []).append(title)
+        return [f"training of {', '.join(titles)}: {note}" for note, titles in found.items()]
 
 
 def tuning_notes(tuning: Tuning | None) -> list[str]:

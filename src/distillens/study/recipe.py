@@ -168,6 +168,8 @@ class Recipe(_Part):
     """Experiment trackers, through Accelerate; JSON lines are always written."""
     cache_gigabytes: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """Room for teacher logits on disk; the longest unused ones make way."""
+    cache_on_disk: bool = False
+    """Write teacher logits to disk also where the memory of an accelerator holds them."""
     cache_top_k: int | None = Field(default=None, ge=1)
     """Keep only the k largest teacher logits of an example; the mass left out is reported."""
     data: DataRecipe

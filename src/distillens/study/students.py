@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from distillens.device_errors import ran_out_of_memory
+from distillens.errors import DeviceError
 from distillens.results import Cell, Trial
 from distillens.runs import NetworkFiles
 from distillens.study.networks import (
+    OneOfSeveral,
     Scene,
     read_cell,
     read_trial,
     train_network,
+    train_networks,
     train_trial,
     weights_digest,
 )
@@ -179,11 +186,91 @@ def one_by_one(
         done(student, train_student(scene, teacher, student))
 
 
+def seed_by_seed(
+    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+) -> None:
+    """Train the students of one seed at the same time, in this process.
+
+    Trials, students whose batches have another size, and generations of students are trained one by one
+    after the others of their seed.
+    """
+    left = list(students)
+    while left:
+        first = left[0]
+        group = [each for each in left if _share_batches(scene.recipe, first, each)] or [first]
+        if len(group) > 1:
+            _train_group(scene, teacher, group, done)
+        else:
+            one_by_one(scene, teacher, group, done)
+        left = [each for each in left if each not in group]
+
+
+def on_this_device(
+    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+) -> None:
+    """Train students in this process: `seed_by_seed` on a GPU, which one small network leaves idle.
+
+    On a CPU, or where several processes share each batch, they are trained one by one.
+    """
+    accelerator = scene.accelerator
+    alone = accelerator.device.type != "cuda" or accelerator.num_processes > 1
+    (one_by_one if alone else seed_by_seed)(scene, teacher, students, done)
+
+
+def _share_batches(recipe: Recipe, first: Student, other: Student) -> bool:
+    kinds = {recipe.supervisions[each.place].kind for each in (first, other)}
+    sizes = {each.training(recipe).batch_size for each in (first, other)}
+    trials = first.rate is not None or other.rate is not None
+    same_batches = first.seed == other.seed and len(sizes) == 1
+    return same_batches and not trials and "self-distillation" not in kinds
+
+
+def _train_group(
+    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+) -> None:
+    recipe = scene.recipe
+
+    def described(student: Student) -> OneOfSeveral:
+        entry, training = recipe.supervisions[student.place], student.training(recipe)
+        return OneOfSeveral(
+            student.files(scene),
+            training,
+            lambda: _supervision(scene, teacher, entry, training, student.seed, None),
+            entry.title,
+            student.title(recipe),
+        )
+
+    several = [described(student) for student in students]
+    seed, fits = students[0].seed, True
+    try:
+        train_networks(
+            scene,
+            recipe.student.model,
+            several,
+            seed,
+            lambda place, cell: done(students[place], cell),
+        )
+    except DeviceError as error:
+        if error.__cause__ is None or not ran_out_of_memory(error.__cause__):
+            raise
+        # The error holds on to the memory until this block is left.
+        fits = False
+    if not fits:
+        warnings.warn(
+            f"the {len(students)} students of seed {seed} do not fit on the device at the same time; "
+            "they are trained one after the other",
+            stacklevel=2,
+        )
+        torch.cuda.empty_cache()
+        left = [student for student in students if not student.files(scene).cell.is_file()]
+        one_by_one(scene, teacher, left, done)
+
+
 def train_students(
     scene: Scene,
     teacher: StudyTeacher,
     done: Callable[[list[list[Cell]]], object] = lambda students: None,
-    spread: Spread = one_by_one,
+    spread: Spread = on_this_device,
 ) -> list[list[Cell]]:
     """Return the cells of every supervision of the recipe, one list each in the order of seeds.
 
@@ -282,6 +369,7 @@ def _supervision(
             scene.recipe.precision,
             max_bytes=scene.recipe.cache_bytes,
             top_k=scene.top_k,
+            on_disk=scene.recipe.cache_on_disk,
         )
         for role in ("teacher", "student")
     )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
+from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 from distillens.supervision.losses import full_precision
-from distillens.supervision.protocol import Teacher, separate_from, teacher_logits
+from distillens.supervision.protocol import (
+    Teacher,
+    notes_of,
+    phase_of,
+    separate_from,
+    table_of,
+    teacher_logits,
+)
 from distillens.supervision.teachers import as_teacher
 
 
@@ -39,6 +47,7 @@ class AveragedTeacher:
             )
         self._teachers = [as_teacher(teacher) for teacher in teachers]
         self._weights = [weight / sum(weights) for weight in weights]
+        self._table: tuple[list[Tensor], Tensor] | None = None
 
     def separate_from(self, student: nn.Module) -> bool:
         """Keep the teachers as they are while the student changes."""
@@ -58,7 +67,30 @@ class AveragedTeacher:
         SupervisionError
             The teachers have different numbers of classes.
         """
-        parts = [teacher_logits(teacher.logits(batch), batch) for teacher in self._teachers]
+        return self._mean([teacher_logits(each.logits(batch), batch) for each in self._teachers])
+
+    def table(self, rows: Rows) -> Tensor | None:
+        """Return the mean logits of all examples, where all teachers have them."""
+        parts = [table_of(teacher, rows) for teacher in self._teachers]
+        tables = [part for part in parts if part is not None]
+        if len(tables) < len(parts):
+            return None
+        before = [] if self._table is None else self._table[0]
+        if self._table is None or any(
+            mine is not theirs for mine, theirs in zip(before, tables, strict=True)
+        ):
+            self._table = (tables, self._mean(tables))
+        return self._table[1]
+
+    def phase(self, step: int) -> Hashable:
+        """Return what tells the teachers' steps apart."""
+        return tuple(phase_of(teacher, step) for teacher in self._teachers)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the teachers say about where their logits are held."""
+        return tuple(note for teacher in self._teachers for note in notes_of(teacher))
+
+    def _mean(self, parts: Sequence[Tensor]) -> Tensor:
         if len({part.shape for part in parts}) > 1:
             raise SupervisionError(
                 "the teachers of an average give logits of shapes "

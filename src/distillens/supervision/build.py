@@ -186,6 +186,7 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
                 f, g, labels, temperature, target_weight=target, other_weight=other, mask=mask
             ),
             across_examples=False,
+            capturable=True,
         )
     if recipe.name == "dist":
         inter, intra = recipe.weights or (1.0, 1.0)
@@ -194,6 +195,7 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
                 f, g, temperature, inter_weight=inter, intra_weight=intra, mask=mask
             ),
             across_examples=True,
+            capturable=True,
         )
     function = _import(recipe, trust_code)
 
@@ -219,13 +221,18 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
             )
         return value
 
-    return _NamedLoss(custom, across_examples=is_across_examples(function))
+    return _NamedLoss(
+        custom,
+        across_examples=is_across_examples(function),
+        capturable=bool(getattr(function, "capturable", False)),
+    )
 
 
 @dataclass(frozen=True)
 class _NamedLoss:
     function: TeacherLoss
     across_examples: bool
+    capturable: bool
 
     def __call__(
         self,

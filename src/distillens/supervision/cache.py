@@ -2,7 +2,8 @@
 
 A block holds the logits of one checkpoint on one epoch of one data set. It is computed as a whole, in
 the order of the examples and always in chunks of the same size, so its bits do not depend on who
-asks first or on where a run was interrupted.
+asks first or on where a run was interrupted. Where training data are held on an accelerator, blocks are
+kept there in memory; otherwise, or on request, they are files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,21 @@ from torch import Tensor, nn
 
 from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
+from distillens.data.examples import Examples
+from distillens.data.resident import Rows
 from distillens.device_errors import device_errors
 from distillens.errors import SupervisionError
-from distillens.forward import evaluate, evaluation_mode
+from distillens.forward import bring, evaluate, evaluation_mode
+from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
-from distillens.supervision.protocol import Stateless, teacher_logits
-from distillens.supervision.teachers import RecordedTeacher
+from distillens.supervision.protocol import NotCapturable, Stateless, phase_of, teacher_logits
+from distillens.supervision.teachers import RecordedTeacher, check_finite
 
 CHUNK = 128
 """Examples the teacher sees at once. Part of what makes a block's bits, so the same for everybody."""
+
+LARGE_CHUNK_BYTES = 2**25
+"""Bytes of float32 inputs that the teacher sees at once on an accelerator, where those are more."""
 
 
 class LogitCache:
@@ -50,6 +57,8 @@ class LogitCache:
     top_k
         Keep only so many logits of an example (see `distillens.supervision.compressed`); the share
         of mass left out stands in the JSON beside each block. None, or C and more, keeps all.
+    on_disk
+        Write every block to the folder, also where it could be kept in the memory of an accelerator.
     """
 
     def __init__(
@@ -60,8 +69,10 @@ class LogitCache:
         *,
         max_bytes: int = 20 * 10**9,
         top_k: int | None = None,
+        on_disk: bool = False,
     ) -> None:
         self.max_bytes = max_bytes
+        self.on_disk = on_disk
         self.top_k = top_k if top_k and top_k < len(batches.examples.classes) else None
         self.folder = folder
         self.batches = batches
@@ -84,6 +95,36 @@ class LogitCache:
             "top_k": self.top_k,
         }
 
+    def held(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> Tensor | None:
+        """Return the (N, C) logits of `block` in the memory of the device that holds the examples.
+
+        All caches of this process share them. A block that is in the folder is read from there; one
+        that is not is computed and not written. None where blocks are compressed, are to be on disk,
+        are shared by several processes or do not fit.
+        """
+        batches = self.batches
+        together = torch.distributed.is_initialized()
+        if batches.held is None or self.on_disk or self.top_k is not None or together:
+            return None
+        key = self.key(digest, epoch)
+        name, device = _name(key), batches.held.labels.device
+        block = BLOCKS.get(name, device)
+        if block is not None:
+            return block
+        classes = len(batches.examples.classes)
+        outputs = 1 if classes == 2 else classes
+        if not BLOCKS.make_room(4 * len(batches.examples) * outputs, device):
+            return None
+        path = self.folder / f"{name}.npy"
+        if path.is_file() and path.with_suffix(".json").is_file():
+            stored = self.block(digest, epoch, module)
+            read = torch.from_numpy(np.array(stored))
+            check_finite(read)
+            return BLOCKS.put(name, read.to(device))
+        computed = self._compute(module(), epoch)
+        check_finite(computed)
+        return BLOCKS.put(name, computed)
+
     def block(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> np.ndarray:
         """Return (N, C) logits in the order of the examples, computing them at most once.
 
@@ -95,7 +136,7 @@ class LogitCache:
             A stored block is damaged, or was made from something else than its name says.
         """
         key = self.key(digest, epoch)
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        name = _name(key)
         path = self.folder / f"{name}.npy"
         described = path.with_suffix(".json")
         here = path.is_file() and described.is_file()
@@ -107,7 +148,8 @@ class LogitCache:
             with _alone(self.folder, name):
                 # Another process may have computed it while this one waited.
                 if not (path.is_file() and described.is_file()):
-                    self._store(path, described, key, self._compute(module(), epoch))
+                    logits = self._compute(module(), epoch).cpu()
+                    self._store(path, described, key, logits)
         if together:
             torch.distributed.barrier()
         # The time of the last use, which tells what makes way first.
@@ -184,16 +226,28 @@ class LogitCache:
     )
     @torch.no_grad()
     def _compute(self, module: nn.Module, epoch: int) -> Tensor:
-        count = len(self.batches.examples)
+        """Return (N, C) float32 logits on the device, which the host does not wait for."""
+        count, chunk = len(self.batches.examples), self._chunk()
         device = self.batches.device.type
+        bring(module, self.batches.device)
         rows: list[Tensor] = []
         precision = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
         with precision, evaluation_mode(module):
-            for start in range(0, count, CHUNK):
-                batch = self.batches.take(np.arange(start, min(start + CHUNK, count)), epoch)
+            for start in range(0, count, chunk):
+                batch = self.batches.take(np.arange(start, min(start + chunk, count)), epoch)
                 output = evaluate(module, batch.inputs)
-                rows.append(teacher_logits(output, batch).float().cpu())
+                rows.append(teacher_logits(output, batch).float())
         return torch.cat(rows)
+
+    def _chunk(self) -> int:
+        """Return how many examples the teacher sees at once, by their shape and the device."""
+        if self.batches.device.type == "cpu":
+            return CHUNK
+        return max(CHUNK, LARGE_CHUNK_BYTES // (4 * self.batches.examples.inputs[0].numel()))
+
+
+def _name(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -243,20 +297,65 @@ class CachedTeacher(Stateless):
         self._cache = cache
         self._digest = digest
         self._module = module
-        self._epoch: int | None = None
+        self._loaded: nn.Module | None = None
+        self._opened: tuple[int, Examples | None] | None = None
+        self._held: Tensor | None = None
         self._block: RecordedTeacher | None = None
 
     def advance(self, batch: Batch, step: int) -> None:
         """Open the block of the batch's epoch."""
-        if self._epoch != batch.epoch:
-            block = self._cache.block(self._digest, batch.epoch, self._module)
-            self._block = RecordedTeacher(block, self._cache.batches.examples.indices)
-            self._epoch = batch.epoch
+        wanted = (batch.epoch, None if batch.rows is None else batch.rows.examples)
+        opened = self._opened
+        if opened is not None and opened[0] == wanted[0] and opened[1] is wanted[1]:
+            return
+        cache, arguments = self._cache, (self._digest, batch.epoch, self._network)
+        held = None if batch.rows is None else cache.held(*arguments)
+        if held is not None and wanted[1] is cache.batches.held:
+            # Its rows are the examples, so nothing is looked up.
+            self._held, self._block = held, None
+        else:
+            self._held = None
+            block = cache.block(*arguments) if held is None else held
+            self._block = RecordedTeacher(block, cache.batches.examples.indices)
+        self._opened = wanted
+
+    def _network(self) -> nn.Module:
+        if self._cache.batches.held is None:
+            return self._module()
+        # Kept: reading it for every epoch would take longer than running it on an accelerator.
+        if self._loaded is None:
+            self._loaded = self._module()
+        return self._loaded
+
+    def table(self, rows: Rows) -> Tensor | None:
+        """Return the logits of all examples; None where they are compressed or do not fit."""
+        if self._held is not None:
+            return self._held
+        compressed = self._cache.top_k is not None
+        return None if compressed or self._block is None else self._block.table(rows)
+
+    def phase(self, step: int) -> Hashable:
+        """Return the same for all steps.
+
+        Raises
+        ------
+        NotCapturable
+            The logits are compressed or do not fit on the device.
+        """
+        if self._cache.top_k is not None:
+            raise NotCapturable("the teacher's logits are compressed (cache_top_k)")
+        return "cached" if self._block is None else phase_of(self._block, step)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return why the logits are not held on the device, if they are not."""
+        return () if self._block is None else self._block.notes()
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the batch's rows."""
-        if self._block is None or self._epoch != batch.epoch:
-            self.advance(batch, 0)
+        self.advance(batch, 0)
+        if self._held is not None:
+            assert batch.rows is not None
+            return self._held.index_select(0, batch.rows.positions)
         assert self._block is not None
         rows = self._block.logits(batch)
         if self._cache.top_k is None:

@@ -35,6 +35,9 @@ def check_temperature(temperature: float) -> float:
     SupervisionError
         It is not a positive finite number.
     """
+    if isinstance(temperature, Tensor) and temperature.ndim == 0:
+        # The host would wait for a value on a GPU; whoever fills the tensor checks it.
+        return temperature
     try:
         sound = 0 < temperature < float("inf")
     except (TypeError, RuntimeError):
@@ -75,10 +78,13 @@ def counted_only(logits: Tensor, mask: Tensor | None) -> Tensor:
     return logits if mask is None else logits.masked_fill(~mask[..., None], 0)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, checked: bool = False
+) -> Tensor:
     """One-hot cross-entropy (eq. 1): −mean log σ(f)_y.
 
-    Without a mask, labels equal to -100 do not count.
+    Without a mask, labels equal to -100 do not count. ``checked`` says that every label is known to be a
+    class, so that none is looked up.
 
     Raises
     ------
@@ -86,8 +92,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) ->
         The labels are no integers or do not fit the logits, or (on a CPU) one is no class. On a GPU
         the loss of such a label is NaN, because looking it up would make the host wait.
     """
-    logits, labels, mask = labelled(logits, labels, mask)
-    index, valid = class_index(labels, mask, logits.shape[-1])
+    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
+    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
     classes = two_classes(logits)
     right = classes.gather(-1, index[..., None])[..., 0]
     # log σ(f)_y from f_y and the other logits, which stays exact for a student sure of the label.
@@ -109,12 +115,14 @@ def distillation_cross_entropy(
     return temperature**2 * mean_over(each, mask)
 
 
-def squared_error(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+def squared_error(
+    logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, checked: bool = False
+) -> Tensor:
     """Squared error to the one-hot labels: ½ mean ‖y − f‖². One output: y = ±1.
 
     Labels are treated as in :func:`cross_entropy`.
     """
-    return smoothed_squared_error(logits, labels, 0.0, mask)
+    return smoothed_squared_error(logits, labels, 0.0, mask, checked=checked)
 
 
 def distillation_squared_error(
@@ -132,30 +140,40 @@ def distillation_squared_error(
 
 
 def smoothed_cross_entropy(
-    logits: Tensor, labels: Tensor, smoothing: float, mask: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
 ) -> Tensor:
     """Cross-entropy to (1 − ε)·one-hot + ε/C (Szegedy et al. 2016, section 7).
 
     Classes whose logit is −inf are not among the C. Labels are treated as in :func:`cross_entropy`.
     """
     check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask)
-    index, valid = class_index(labels, mask, logits.shape[-1])
+    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
+    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
     classes = two_classes(logits)
     targets = _smoothed(classes, index, smoothing)
     return mean_over(nan_outside(soft_cross_entropy(classes, targets.log()), valid), mask)
 
 
 def smoothed_squared_error(
-    logits: Tensor, labels: Tensor, smoothing: float, mask: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float,
+    mask: Tensor | None = None,
+    *,
+    checked: bool = False,
 ) -> Tensor:
     """Squared error to (1 − ε)·one-hot + ε/C; one output: to (1 − ε)·(±1).
 
     Classes whose logit is −inf are not among the C. Labels are treated as in :func:`cross_entropy`.
     """
     check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask)
-    index, valid = class_index(labels, mask, logits.shape[-1])
+    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
+    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
     if logits.shape[-1] == 1:
         targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
     else:
@@ -163,7 +181,7 @@ def smoothed_squared_error(
     return 0.5 * mean_over(nan_outside(_squares(logits, targets), valid), mask)
 
 
-LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+LABEL_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross-entropy": cross_entropy,
     "squared-error": squared_error,
 }
@@ -268,22 +286,31 @@ def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return (gap - total * q) / (1 + total)
 
 
-def labelled(logits: Any, labels: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def labelled(
+    logits: Any, labels: Any, mask: Tensor | None, *, checked: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return logits in the precision of the loss, and labels and mask that fit them.
 
-    Without a mask, labels equal to -100 do not count.
+    Without a mask, labels equal to -100 do not count. ``checked`` labels are not looked at.
     """
     labels = class_labels(labels)
     logits = full_precision(logits_of(logits, labels.shape))
     labels, mask = fit_to_logits(labels, mask, logits)
-    if mask is None:
+    if mask is None and not checked:
         counts = labels != IGNORED
         mask = None if _all_known(counts) else counts
     return counted_only(logits, mask), labels, mask
 
 
-def class_index(labels: Tensor, mask: Tensor | None, classes: int) -> tuple[Tensor, Tensor | None]:
-    """Return labels that can index the classes, and which did so from the start (None: all)."""
+def class_index(
+    labels: Tensor, mask: Tensor | None, classes: int, *, checked: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return labels that can index the classes, and which did so from the start (None: all).
+
+    ``checked`` labels are not looked at.
+    """
+    if checked:
+        return labels, None
     # Positions that do not count may carry any label, also one outside the classes.
     safe = labels if mask is None else labels.masked_fill(~mask, 0)
     valid = (safe >= 0) & (safe < max(classes, 2))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.data.outputs import logits_of
+from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 
 
@@ -21,6 +23,10 @@ class Supervision(Protocol):
     A supervision may have the attribute ``across_examples``, False if its loss is the mean of losses
     of single examples. Without it, or if it is True, the loop with ``accumulate`` above 1 calls
     ``loss`` once, with the logits of the whole batch, and several processes are refused.
+
+    On a GPU the loop can capture a step as a CUDA graph, which repeats the operations of one step on
+    tensors that stay in place. A supervision that allows it has a method ``phase(step)``; see
+    :func:`phase_of`.
     """
 
     def advance(self, batch: Batch, step: int) -> None:
@@ -69,6 +75,46 @@ def separate_from(part: object, student: nn.Module) -> bool:
     """
     method = getattr(part, "separate_from", None)
     return False if method is None else bool(method(student))
+
+
+class NotCapturable(Exception):  # noqa: N818 (a reason, not an error)
+    """Says why the steps of a supervision cannot be captured."""
+
+
+def phase_of(part: object, step: int) -> Hashable:
+    """Return what a captured step depends on besides tensors that stay in place.
+
+    Steps of equal phase call the same operations on the same tensors: what differs between them,
+    ``advance(batch, step)`` writes into these tensors. There, ``batch`` has no examples, but says which
+    epoch and which source the step is from. None means that this step is not captured.
+
+    Raises
+    ------
+    NotCapturable
+        No step can be captured, with the reason. A supervision or teacher without a method
+        ``phase(step)`` raises it.
+    """
+    method = getattr(part, "phase", None)
+    if method is None:
+        raise NotCapturable(f"{type(part).__name__} has no method phase(step)")
+    return method(step)
+
+
+def table_of(teacher: object, rows: Rows) -> Tensor | None:
+    """Return a teacher's logits for all examples of a source that is held on the device.
+
+    They are (N, C), on the device and in the order of ``rows.examples``. None where the teacher has no
+    such table: it is asked for the logits of each batch. A teacher that has one returns it from a method
+    ``table(rows)``; as long as it returns the same object, the values are the same.
+    """
+    method = getattr(teacher, "table", None)
+    return None if method is None else method(rows)
+
+
+def notes_of(part: object) -> tuple[str, ...]:
+    """Return what a supervision or teacher says about where its data are held."""
+    method = getattr(part, "notes", None)
+    return () if method is None else tuple(method())
 
 
 class Stateless:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
@@ -12,12 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data.batches import Batch
+from distillens.data.examples import Examples
 from distillens.data.outputs import are_probabilities, candidates, tensor_or_parts
+from distillens.data.resident import Rows, too_large
 from distillens.errors import SupervisionError
 from distillens.forward import bring, copied, evaluate, shares_tensors
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
-from distillens.supervision.protocol import Stateless, Teacher, separate_from, teacher_logits
+from distillens.supervision.protocol import (
+    NotCapturable,
+    Stateless,
+    Teacher,
+    notes_of,
+    phase_of,
+    separate_from,
+    table_of,
+    teacher_logits,
+)
 
 
 class FixedTeacher(Stateless):
@@ -77,6 +89,10 @@ class FixedTeacher(Stateless):
             self._looked_at = True
         return full_precision(logits.detach()).to(batch.inputs.device)
 
+    def phase(self, step: int) -> Hashable:
+        """Return the same for all steps: the module runs in each of them."""
+        return id(self.module)
+
     def class_counts(self, batch: Batch) -> set[int]:
         """Return the numbers of classes that the module's output can have."""
         found = tensor_or_parts(self._outputs(batch), "the teacher")
@@ -135,6 +151,49 @@ class RecordedTeacher(Stateless):
         first = torch.arange(min(len(self._logits), 64))
         _refuse_probabilities(self._take(first), "the teacher logits", "give log(p)")
         self._lookup = None if indices_N is None else _Lookup(indices_N, len(self._logits))
+        self._table: tuple[Examples, Tensor | None] | None = None
+        self._note: str | None = None
+
+    def table(self, rows: Rows) -> Tensor | None:
+        """Return the (N, C) logits of all examples of a source on its device; None if they do not fit.
+
+        Raises
+        ------
+        SupervisionError
+            As :meth:`logits`, for any example of the source.
+        """
+        if self._table is None or self._table[0] is not rows.examples:
+            self._table = (rows.examples, self._made_table(rows.examples))
+        return self._table[1]
+
+    def phase(self, step: int) -> Hashable:
+        """Return the same for all steps.
+
+        Raises
+        ------
+        NotCapturable
+            The logits do not fit on the device.
+        """
+        if self._note is not None:
+            raise NotCapturable(self._note)
+        return "recorded"
+
+    def notes(self) -> tuple[str, ...]:
+        """Return why the logits are not held on the device, if they are not."""
+        return () if self._note is None else (self._note,)
+
+    def _made_table(self, examples: Examples) -> Tensor | None:
+        device = examples.labels.device
+        if not isinstance(self._logits, Tensor) or self._logits.device != device:
+            size = len(examples) * int(np.prod(self._logits.shape[1:])) * 4
+            self._note = too_large("the teacher's logits", size, device)
+            if self._note is not None:
+                return None
+        rows = self._rows(examples.indices.cpu().to(torch.int64))
+        everything = len(rows) == len(self._logits) and torch.equal(rows, torch.arange(len(rows)))
+        values = self._take(slice(None) if everything else rows)
+        check_finite(values)
+        return values.to(device)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the rows of the batch's examples.
@@ -144,7 +203,15 @@ class RecordedTeacher(Stateless):
         SupervisionError
             An example has no recorded row, or a row is not finite.
         """
-        index = batch.indices.to(torch.int64)
+        table = None if batch.rows is None else self.table(batch.rows)
+        if batch.rows is not None and table is not None:
+            return table.index_select(0, batch.rows.positions)
+        values = self._take(self._rows(batch.indices.to(torch.int64)))
+        check_finite(values, batch.mask)
+        return values.to(batch.inputs.device)
+
+    def _rows(self, index: Tensor) -> Tensor:
+        """Return the rows of (B,) indices on the CPU."""
         if self._lookup is None:
             rows, missing = index, (index < 0) | (index >= len(self._logits))
         else:
@@ -158,21 +225,32 @@ class RecordedTeacher(Stateless):
                 else f"no teacher logits for the example with index {first}; "
                 f"{len(self._logits)} rows were given"
             )
-        values = self._take(rows)
-        # −inf is the logit of a class that is masked.
-        wrong = torch.isnan(values) | torch.isposinf(values)
-        if batch.mask is not None and batch.mask.shape == values.shape[:-1]:
-            wrong &= batch.mask.to(wrong.device)[..., None]
-        if bool(wrong.any()):
-            raise SupervisionError("the teacher logits hold a NaN or an infinity")
-        return values.to(batch.inputs.device)
+        return rows
 
-    def _take(self, rows: Tensor) -> Tensor:
+    def _take(self, rows: Tensor | slice) -> Tensor:
         if isinstance(self._logits, Tensor):
-            return full_precision(self._logits[rows.to(self._logits.device)].detach())
-        found = self._logits[rows.numpy()]
+            where = rows if isinstance(rows, slice) else rows.to(self._logits.device)
+            return full_precision(self._logits[where].detach())
+        found = self._logits[rows if isinstance(rows, slice) else rows.numpy()]
         kind = np.float64 if found.dtype.kind == "f" and found.itemsize >= 8 else np.float32
         return torch.from_numpy(np.ascontiguousarray(found, dtype=kind))
+
+
+def check_finite(values: Tensor, mask: Tensor | None = None) -> None:
+    """Refuse (…, C) teacher logits that are not finite at a position that counts.
+
+    −inf is allowed: it is the logit of a class that is masked.
+
+    Raises
+    ------
+    SupervisionError
+        They hold a NaN or an infinity.
+    """
+    wrong = torch.isnan(values) | torch.isposinf(values)
+    if mask is not None and mask.shape == values.shape[:-1]:
+        wrong &= mask.to(wrong.device)[..., None]
+    if bool(wrong.any()):
+        raise SupervisionError("the teacher logits hold a NaN or an infinity")
 
 
 class _Lookup:
@@ -293,6 +371,7 @@ class OnlineTeacher(Stateless):
         if student_steps < 1:
             raise SupervisionError(f"student_steps must be at least 1, got {student_steps}")
         self._checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+        self._steps = [checkpoint.step for checkpoint in self._checkpoints]
         self._student_steps = student_steps
         self._pace = pace or pace_of(1)
         self._place: int | None = None
@@ -307,11 +386,8 @@ class OnlineTeacher(Stateless):
     def place(self, step: int) -> int:
         """Return which checkpoint, in order of steps, the student follows at its step."""
         progress = min(Fraction(1), Fraction(step, self._student_steps))
-        teacher_step = self._pace(progress) * self._checkpoints[-1].step
-        for place, checkpoint in enumerate(self._checkpoints):
-            if checkpoint.step > teacher_step:
-                return place
-        return len(self._checkpoints) - 1
+        teacher_step = self._pace(progress) * self._steps[-1]
+        return min(bisect_right(self._steps, teacher_step), len(self._steps) - 1)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Load the checkpoint of this step where it is another than before."""
@@ -327,6 +403,18 @@ class OnlineTeacher(Stateless):
             self._place = place
         assert self._teacher is not None
         self._teacher.advance(batch, step)
+
+    def table(self, rows: Rows) -> Tensor | None:
+        """Return the current checkpoint's logits of all examples, where it has them."""
+        return None if self._teacher is None else table_of(self._teacher, rows)
+
+    def phase(self, step: int) -> Hashable:
+        """Return which checkpoint is current, and what tells its steps apart."""
+        return self._place, None if self._teacher is None else phase_of(self._teacher, step)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the current checkpoint says about where its logits are held."""
+        return notes_of(self._teacher)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the current checkpoint's outputs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,15 +21,19 @@ from distillens.supervision.losses import (
     smoothed_squared_error,
 )
 from distillens.supervision.protocol import (
+    NotCapturable,
     Stateless,
     Supervision,
     Teacher,
     checked_supervision,
     class_counts,
     is_across_examples,
+    notes_of,
+    phase_of,
     reads_layers,
     separate_from,
     student_logits,
+    table_of,
     teacher_logits,
 )
 from distillens.supervision.recipe import Loss
@@ -69,9 +73,16 @@ class OneHot(Stateless):
             The labels are no integers, do not fit the logits, or one is no class.
         """
         logits = student_logits(logits, batch, self)
+        checked = batch.labels_are_classes(logits.shape[-1])
         if self._smoothing:
-            return self._smoothed(logits, batch.labels, self._smoothing, batch.mask)
-        return self._loss(logits, batch.labels, batch.mask)
+            return self._smoothed(
+                logits, batch.labels, self._smoothing, batch.mask, checked=checked
+            )
+        return self._loss(logits, batch.labels, batch.mask, checked=checked)
+
+    def phase(self, step: int) -> Hashable:
+        """Return the same for all steps."""
+        return "labels"
 
 
 class Distillation:
@@ -89,7 +100,8 @@ class Distillation:
         "cross-entropy", "squared-error", or a function (student logits, teacher logits, labels,
         temperature, mask) → scalar. A function gets float32 logits. It may compare the examples of a
         batch; if it is a mean over them, its attribute ``across_examples = False`` says so and lets
-        micro-batches and several processes compute it in parts.
+        micro-batches and several processes compute it in parts. If it does the same operations in every
+        step, its attribute ``capturable = True`` says so and lets a GPU repeat them as a CUDA graph.
     """
 
     def __init__(
@@ -103,7 +115,12 @@ class Distillation:
             check_temperature(temperature)
         self._temperature = temperature
         self.across_examples = callable(loss) and is_across_examples(loss)
+        self._capturable = not callable(loss) or bool(getattr(loss, "capturable", False))
         self._loss = loss if callable(loss) else without_labels(_named(loss, TEACHER_LOSSES))
+        # In place while steps are captured: the teacher's logits of an epoch, and the temperature.
+        self._table: Tensor | None = None
+        self._table_source: Tensor | None = None
+        self._temperature_there: Tensor | None = None
 
     def temperature(self, step: int) -> float:
         """Return the temperature at a step."""
@@ -117,6 +134,43 @@ class Distillation:
     def advance(self, batch: Batch, step: int) -> None:
         """Let the teacher follow."""
         self.teacher.advance(batch, step)
+        if batch.rows is None:
+            return
+        self._hold(table_of(self.teacher, batch.rows))
+        if callable(self._temperature):
+            now = self.temperature(step)
+            if self._temperature_there is None:
+                self._temperature_there = torch.empty((), device=batch.inputs.device)
+            self._temperature_there.fill_(now)
+
+    def _hold(self, table: Tensor | None) -> None:
+        """Copy the teacher's logits of an epoch to where captured steps read them."""
+        if table is self._table_source:
+            return
+        mine = self._table
+        if table is None or mine is None or (mine.shape, mine.dtype) != (table.shape, table.dtype):
+            self._table = None if table is None else table.clone()
+        else:
+            mine.copy_(table)
+        self._table_source = table
+
+    def phase(self, step: int) -> Hashable:
+        """Return what tells steps apart that need another graph: where the teacher's logits are.
+
+        Raises
+        ------
+        NotCapturable
+            The loss or the teacher does not allow it.
+        """
+        if not self._capturable:
+            raise NotCapturable("the loss function has no attribute capturable = True")
+        if self._table is not None:
+            return self._table.data_ptr()
+        return phase_of(self.teacher, step)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the teacher says about where its logits are held."""
+        return notes_of(self.teacher)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the teacher's outputs.
@@ -128,11 +182,21 @@ class Distillation:
         """
         logits = student_logits(logits, batch, self)
         batch = replace(batch.fitted(logits), classes=logits.shape[-1])
-        given = teacher_logits(self.teacher.logits(batch), batch)
+        given = teacher_logits(self._given(batch), batch)
         # The teacher's logits are not rounded to the type of the student's.
         student, teacher, mask = both_logits(logits, given, batch.mask)
         with torch.autocast(student.device.type, enabled=False):
-            return self._loss(student, teacher, batch.labels, self.temperature(step), mask)
+            return self._loss(student, teacher, batch.labels, self._now(batch, step), mask)
+
+    def _given(self, batch: Batch) -> Tensor:
+        if batch.rows is None or self._table is None:
+            return self.teacher.logits(batch)
+        return self._table.index_select(0, batch.rows.positions)
+
+    def _now(self, batch: Batch, step: int) -> Any:
+        if batch.rows is None or self._temperature_there is None:
+            return self.temperature(step)
+        return self._temperature_there
 
     def class_counts(self, batch: Batch) -> set[int]:
         """Return the teacher's numbers of classes that are possible."""
@@ -189,6 +253,19 @@ class _Pair:
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
         raise NotImplementedError
+
+    def phase(self, step: int) -> Hashable:
+        """Return which parts count, and what tells their steps apart."""
+        # Of both: whether steps can be captured must not depend on the step.
+        phases = [phase_of(part, step) for part in self.parts]
+        counting = [weight > 0 for _, weight in self._weighed(step)]
+        if any(phase is None for phase, counts in zip(phases, counting, strict=True) if counts):
+            return None
+        return tuple((counts and phase) for phase, counts in zip(phases, counting, strict=True))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the parts say about where their data are held."""
+        return tuple(note for part in self.parts for note in notes_of(part))
 
     def separate_from(self, student: nn.Module) -> bool:
         """Keep the teachers of both parts as they are while the student changes."""
@@ -264,6 +341,11 @@ class Switched(_Pair):
             raise SupervisionError(f"a switch needs at and window of 0 or more, got {at}, {window}")
         super().__init__(first, then)
         self._at, self._window = at, window
+
+    def phase(self, step: int) -> Hashable:
+        """Return which part counts; None within the window, where the weights change at every step."""
+        phase = super().phase(step)
+        return phase if self.weight(step) in (0, 1) else None
 
     def weight(self, step: int) -> float:
         """Return the share of the second supervision at a step."""

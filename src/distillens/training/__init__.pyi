@@ -1,6 +1,8 @@
 from .loop import History as History
 from .loop import Hook as Hook
+from .loop import Training as Training
 from .loop import fit as fit
+from .loop import fit_together as fit_together
 from .loop import make_optimizer as make_optimizer
 from .predict import accuracy as accuracy
 from .predict import is_right as is_right

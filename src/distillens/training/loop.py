@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,28 +15,19 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from distillens.data.batches import Batch, EpochSource, LoaderBatches
-from distillens.data.labels import IGNORED, class_labels, counting_mask, outside
+from distillens.data.batches import Batch, Batches, EpochSource, LoaderBatches, OpenEpoch
+from distillens.data.labels import IGNORED, outside
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
-from distillens.forward import (
-    frozen_statistics,
-    input_type,
-    make_gradients_dense,
-    own_inputs,
-    train_mode,
-)
 from distillens.models.weights import digest_file, load_weights, save_weights
 from distillens.progress import Progress, silent
-from distillens.sequences import run
-from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import (
     Supervision,
     checked_supervision,
-    is_across_examples,
-    loss_of,
+    notes_of,
     separate_from,
-    student_logits,
 )
+from distillens.training.captured import CapturedStep, graph_for
+from distillens.training.device import Lane, check_every, numerics
 from distillens.training.memory import Trained, training_memory
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
@@ -45,6 +37,7 @@ from distillens.training.sharding import (
     prepare,
     whole,
 )
+from distillens.training.step import TrainingStep, label_extremes
 from distillens.training.trajectory import (
     EpochRecord,
     Store,
@@ -56,10 +49,7 @@ from distillens.training.trajectory import (
     write_history,
     write_state,
 )
-from distillens.training.whole_batch import check_parts, whole_batch
-
-CHECK_EVERY = 50
-"""Steps between two looks at the losses: looking at each would make a GPU wait for the host."""
+from distillens.training.whole_batch import check_parts
 
 Hook = Callable[[EpochRecord, nn.Module], None]
 """Called after every epoch, when its checkpoint is safe, with its record and the plain model.
@@ -76,6 +66,11 @@ class History:
     records: tuple[EpochRecord, ...]
     digest: str | None
     """SHA-256 of the last weights file; None without a store."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What kept an accelerator from being busy in some epoch, each once."""
+        return tuple(dict.fromkeys(note for record in self.records for note in record.notes))
 
     @property
     def seconds(self) -> float:
@@ -151,73 +146,129 @@ def fit(
         A batch does not fit into the memory of the device; the message names the size that fits. Or
         the device is not there, or lacks a deterministic implementation that was asked for.
     """
-    _check_kinds(model, supervision, recipe)
+    training = Training(model, supervision, recipe, store, accelerator, tuple(hooks), title)
+    return _fit([training], _as_source(batches), progress)[0]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of several networks that `fit_together` trains on the same batches.
+
+    The attributes are the parameters of `fit`, and two more.
+
+    Attributes
+    ----------
+    seed : int or None
+        What `torch.manual_seed` is called with before the first step; None keeps the random state.
+    finished : callable
+        Called with the `History` of the training as soon as its last epoch is over.
+    """
+
+    model: nn.Module
+    supervision: Supervision
+    recipe: TrainingRecipe
+    store: Store | None = None
+    accelerator: Accelerator | None = None
+    hooks: tuple[Hook, ...] = ()
+    title: str = "training"
+    seed: int | None = None
+    finished: Callable[[History], object] = lambda history: None
+
+
+def fit_together(
+    trainings: Sequence[Training], batches: Batches, *, progress: Progress = silent
+) -> list[History]:
+    """Train several networks at the same time, each as `fit` trains it alone, bit for bit.
+
+    Each step takes one batch for all of them, one network after the other; on a GPU each network has a
+    stream of its own, so that small networks share the device. A training that diverges ends alone; the
+    others go on, and its error is raised at the end. Trainings that were interrupted at different epochs
+    continue: those that are behind catch up first. The seconds of an epoch are shared out evenly.
+
+    Parameters
+    ----------
+    trainings
+        The networks; their recipes may have different numbers of epochs.
+    batches
+        The source of the batches of all of them.
+    progress
+        Where to show how far each is.
+
+    Raises
+    ------
+    TrainingError
+        As `fit`; or the source of the batches has a random state of its own, or there are several
+        processes.
+    """
+    if not isinstance(batches, Batches):
+        raise TrainingError(
+            f"the batches are a {type(batches).__name__}; several networks are trained at the same time "
+            "on distillens.data.Batches"
+        )
+    return _fit(list(trainings), batches, progress)
+
+
+def _as_source(batches: EpochSource | Iterable[Any]) -> EpochSource:
     if not callable(getattr(batches, "epoch", None)):
-        batches = LoaderBatches(cast(Iterable[Any], batches))
-    source = cast(EpochSource, batches)
-    with training_memory([Trained(title, model, recipe)], source, accelerator):
-        return _fit(model, supervision, source, recipe, store, accelerator, hooks, progress, title)
+        return LoaderBatches(cast(Iterable[Any], batches))
+    return cast(EpochSource, batches)
 
 
-def _fit(
-    model: nn.Module,
-    supervision: Supervision,
-    batches: EpochSource,
-    recipe: TrainingRecipe,
-    store: Store | None,
-    accelerator: Accelerator | None,
-    hooks: Sequence[Hook],
-    progress: Progress,
-    title: str,
-) -> History:
-    accelerator = accelerator or accelerator_for("float32")
-    check_accelerator(accelerator, compiled=recipe.compile)
-    check_parts(supervision, recipe.accumulate, accelerator.num_processes)
-    _check_trainable(model, batches)
-    # Before a checkpoint is loaded: a teacher remains what it was when it was given.
-    separate_from(supervision, model)
-    sharded = is_sharded(accelerator)
-    optimizer = make_optimizer(model, recipe, fused=not sharded)
-    fused = optimizer.defaults["fused"]
-    by_design = not_finite_by_design(accelerator, model)
-    # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
-    if not sharded:
-        model.to(accelerator.device)
-    state = read_state(store.state) if store is not None and store.state.is_file() else None
-    records: list[EpochRecord] = []
-    if state is not None and store is not None:
-        records = _resume(state, store, model, optimizer, supervision)
-        _resume_random(state, store, batches, accelerator)
-        if accelerator.is_main_process:
-            remove_passed(store, recipe, state["epoch"])
-    elif store is not None and accelerator.is_main_process:
-        save_weights(store.weights(0), model)
-    for group in optimizer.param_groups:
-        # A training that began under another launcher brings the other way along.
-        group["fused"] = fused
-    wrapped, prepared = prepare(accelerator, model, optimizer)
-    trained = cast(nn.Module, torch.compile(wrapped)) if recipe.compile else wrapped
-    loop = _Loop(trained, supervision, prepared, recipe, accelerator, len(batches))
-    with progress(title, recipe.epochs * len(batches), len(records) * len(batches)) as advance:
-        for epoch in range(len(records), recipe.epochs):
-            record = loop.epoch(batches, epoch, advance)
-            records.append(record)
-            _check_weights(accelerator, model, record, by_design)
-            if store is not None:
-                drawn = gather_object([_random_states(batches)])
-                if sharded or accelerator.is_main_process:
-                    main = accelerator.is_main_process
-                    _save(store, model, optimizer, supervision, records, drawn, writes=main)
-                    if main:
-                        remove_passed(store, recipe, record.epoch)
-            _call_hooks(hooks, record, model)
-    accelerator.wait_for_everyone()
-    # Mixed precision wraps the model's forward; give back the model as it came.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    digest = None
-    if store is not None:
-        digest = digest_file(store.weights(recipe.epochs))
-    return History(tuple(records), digest)
+def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) -> list[History]:
+    networks = [Trained(each.title, each.model, each.recipe) for each in trainings]
+    with ExitStack() as stack:
+        stack.enter_context(training_memory(networks, batches, trainings[0].accelerator))
+        wanted = any(training.recipe.deterministic for training in trainings)
+        stack.enter_context(numerics(deterministic=wanted))
+        students = []
+        for training in trainings:
+            if training.seed is not None:
+                torch.manual_seed(training.seed)
+            students.append(_Student(training, batches, takes_turns=len(trainings) > 1))
+        for student in students:
+            student.show(stack, progress, len(batches))
+            if student.epochs_done >= student.recipe.epochs:
+                student.finish()
+        last = max(student.recipe.epochs for student in students)
+        for epoch in range(min(student.epochs_done for student in students), last):
+            active = [student for student in students if student.is_at(epoch)]
+            if active:
+                _train_epoch(active, batches, epoch)
+        failed = next((student for student in students if student.error is not None), None)
+        if failed is not None and failed.error is not None:
+            raise failed.error
+        return [student.history for student in students if student.history is not None]
+
+
+def _train_epoch(students: list[_Student], batches: EpochSource, epoch: int) -> None:
+    """Train networks for an epoch, and write what they need to go on from there."""
+    began = time.perf_counter()
+    opened = batches.open_epoch(epoch) if isinstance(batches, Batches) else None
+    for student in students:
+        student.begin_epoch(epoch)
+    steps = len(batches)
+    source = batches.epoch(epoch) if opened is None else [None] * steps
+    taken = 0
+    for place, batch in enumerate(source):
+        if place == steps:
+            raise _miscounted(epoch, steps, f"has more than {place} batches")
+        for student in students:
+            student.take_step(opened, batch, place)
+        taken += 1
+    if taken < steps:
+        raise _miscounted(epoch, steps, f"ended after {taken} batches")
+    for student in students:
+        student.end_steps()
+    seconds = time.perf_counter() - began
+    for student in students:
+        student.end_epoch(seconds / len(students))
+
+
+def _miscounted(epoch: int, steps: int, what: str) -> TrainingError:
+    return TrainingError(
+        f"epoch {epoch + 1} {what}, but their source has length {steps}, which the learning "
+        "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
+    )
 
 
 def make_optimizer(
@@ -297,202 +348,230 @@ def _check_weights(
         )
 
 
-class _Loop:
-    def __init__(
-        self,
-        model: nn.Module,
-        supervision: Supervision,
-        optimizer: Any,
-        recipe: TrainingRecipe,
-        accelerator: Accelerator,
-        steps: int,
-    ) -> None:
-        self.model, self.supervision, self.optimizer = model, supervision, optimizer
-        self.recipe, self.accelerator, self.steps = recipe, accelerator, steps
-        self.across_examples = is_across_examples(supervision)
-        self.classes: int | None = None
-        self._frozen = frozen_statistics(model)
-        self._input_type = input_type(model)
-        self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
+class _Student:
+    """A network in training: its step, its epochs so far, and its files."""
 
-    def epoch(
-        self, batches: EpochSource, epoch: int, advance: Callable[[int], None]
-    ) -> EpochRecord:
-        began = time.perf_counter()
-        train_mode(self.model, self._frozen)
-        # Of whoever ran the model before, a hook for example.
-        self._forget_gradients()
-        losses: list[Tensor] = []
-        extremes: list[Tensor] = []
-        right = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
-        seen = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
-        checked, rate = 0, 0.0
-        for place, batch in enumerate(batches.epoch(epoch)):
-            if place == self.steps:
-                raise self._miscounted(epoch, f"has more than {place} batches")
-            step = epoch * self.steps + place
-            batch = self._known(batch).to(self.accelerator.device)
-            self.supervision.advance(batch, step)
-            rate = self._set_rate(step)
-            loss, hits, counted, labels = self._backward(batch, step)
-            right += hits
-            seen += counted
-            self._step()
-            losses.append(loss)
-            extremes.append(labels)
-            if len(losses) - checked >= CHECK_EVERY:
-                self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
-                checked = len(losses)
-            advance(1)
-        if len(losses) < self.steps:
-            raise self._miscounted(epoch, f"ended after {len(losses)} batches")
-        self._check(losses[checked:], extremes[checked:], epoch, checked, rate)
-        mean = torch.stack(losses).double().mean()
-        local = torch.stack([mean, right.double(), seen.double()])
+    def __init__(self, training: Training, batches: EpochSource, *, takes_turns: bool) -> None:
+        model, supervision = training.model, training.supervision
+        _check_kinds(model, supervision, training.recipe)
+        self.training, self.recipe, self.batches = training, training.recipe, batches
+        self.accelerator = accelerator = training.accelerator or accelerator_for("float32")
+        check_accelerator(accelerator, compiled=self.recipe.compile)
+        if takes_turns and accelerator.num_processes > 1:
+            raise TrainingError("several networks are trained at the same time by one process only")
+        check_parts(supervision, self.recipe.accumulate, accelerator.num_processes)
+        _check_trainable(model, batches)
+        # Before a checkpoint is loaded: a teacher remains what it was when it was given.
+        separate_from(supervision, model)
+        self.error: DivergenceError | None = None
+        self.history: History | None = None
+        self.records: list[EpochRecord] = []
+        self._advance: Callable[[int], None] = lambda steps: None
+        self._checked = self._epoch = 0
+        self._by_design = not_finite_by_design(accelerator, model)
+        self._start(is_sharded(accelerator))
+        self._random = global_random_state() if takes_turns else None
+
+    def _start(self, sharded: bool) -> None:
+        """Take up the training where it was interrupted, and wrap the network for its steps."""
+        model, store, accelerator = self.training.model, self.training.store, self.accelerator
+        supervision, batches = self.training.supervision, self.batches
+        self.optimizer = make_optimizer(model, self.recipe, fused=not sharded)
+        fused = self.optimizer.defaults["fused"]
+        # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
+        if not sharded:
+            model.to(accelerator.device)
+        state = read_state(store.state) if store is not None and store.state.is_file() else None
+        if state is not None and store is not None:
+            self.records = _resume(state, store, model, self.optimizer, supervision)
+            _resume_random(state, store, batches, accelerator)
+            if accelerator.is_main_process:
+                remove_passed(store, self.recipe, state["epoch"])
+        elif store is not None and accelerator.is_main_process:
+            save_weights(store.weights(0), model)
+        for group in self.optimizer.param_groups:
+            # A training that began under another launcher brings the other way along.
+            group["fused"] = fused
+        self._wrapped, prepared = prepare(accelerator, model, self.optimizer)
+        trained = self._wrapped
+        if self.recipe.compile:
+            trained = cast(nn.Module, torch.compile(self._wrapped))
+        self.step = TrainingStep(
+            trained, supervision, prepared, self.recipe, accelerator, len(batches)
+        )
+        self._captured: CapturedStep | None = None
+        new_graph = graph_for(accelerator.device)
+        if new_graph is not None and isinstance(batches, Batches) and batches.held is not None:
+            self._captured = CapturedStep(self.step, batches, new_graph)
+        captures = self._captured is not None and self._captured.reason is None
+        self._lane = Lane(accelerator.device if captures else torch.device("cpu"))
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.records)
+
+    def is_at(self, epoch: int) -> bool:
+        """Say whether an epoch is the next one to train."""
+        return self.error is None and self.epochs_done == epoch < self.recipe.epochs
+
+    def show(self, stack: ExitStack, progress: Progress, steps: int) -> None:
+        """Show how far it is until the stack is closed."""
+        total, done = self.recipe.epochs * steps, self.epochs_done * steps
+        self._advance = stack.enter_context(progress(self.training.title, total, done))
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._epoch, self._checked = epoch, 0
+        self.step.begin_epoch()
+        self._lane.begin()
+
+    def take_step(self, opened: OpenEpoch | None, batch: Batch | None, place: int) -> None:
+        """Take a step of the epoch, on a batch or on one of an epoch that is held on the device."""
+        if self.error is not None:
+            return
+        number = self._epoch * len(self.batches) + place
+        with self._lane, self._turn():
+            if batch is not None:
+                self.step(batch, number)
+            elif opened is not None and self._captured is not None:
+                self._captured(opened, place, number)
+            elif opened is not None:
+                self.step(opened.batch(place), number)
+            if place + 1 - self._checked >= check_every(self.accelerator.device):
+                self._check(place + 1)
+        self._advance(1)
+
+    @contextmanager
+    def _turn(self, *, ends_epoch: bool = False) -> Iterator[None]:
+        """Restore the random states of the network's last step, if others take steps in between."""
+        captured = self._captured
+        draws = ends_epoch or captured is None or captured.draws
+        if self._random is None or not draws:
+            yield
+            return
+        restore_global_random_state(self._random)
+        yield
+        self._random = global_random_state()
+
+    def end_steps(self) -> None:
+        """Look at the losses of the epoch; on an accelerator the host waits here."""
+        self._lane.end()
+        if self.error is None:
+            self._check(len(self.batches))
+
+    def end_epoch(self, seconds: float) -> None:
+        """Record the epoch, write the checkpoint and call the hooks."""
+        if self.error is not None:
+            return
+        try:
+            record = self._record(seconds)
+            model = self.training.model
+            _check_weights(self.accelerator, model, record, self._by_design)
+        except DivergenceError as error:
+            self._fail(error)
+            return
+        self.records.append(record)
+        with self._turn(ends_epoch=True):
+            drawn = gather_object([_random_states(self.batches)])
+            self._write(drawn)
+            _call_hooks(self.training.hooks, record, model)
+        if self.epochs_done == self.recipe.epochs:
+            self.finish()
+
+    def _write(self, drawn: list[dict[str, Any]]) -> None:
+        main, store = self.accelerator.is_main_process, self.training.store
+        if store is not None and (is_sharded(self.accelerator) or main):
+            _save(
+                store,
+                self.training.model,
+                self.optimizer,
+                self.training.supervision,
+                self.records,
+                drawn,
+                rate=self.step.rate,
+                writes=main,
+            )
+            if main:
+                remove_passed(store, self.recipe, self.epochs_done)
+
+    def finish(self) -> None:
+        """Give back the model as it came, and say what the training did."""
+        self.accelerator.wait_for_everyone()
+        # Mixed precision wraps the model's forward.
+        self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
+        store = self.training.store
+        digest = None if store is None else digest_file(store.weights(self.recipe.epochs))
+        self.history = History(tuple(self.records), digest)
+        self.training.finished(self.history)
+
+    def _record(self, seconds: float) -> EpochRecord:
+        tally = self.step.tally
+        local = torch.stack(
+            [tally.losses.double().mean(), tally.right.double(), tally.seen.double()]
+        )
         summed = self.accelerator.reduce(local, "sum")
         assert isinstance(summed, Tensor)
         sums = summed.tolist()
         if not sums[2]:
             raise TrainingError(
-                f"no label of epoch {epoch + 1} counts: all are {IGNORED} or masked; give each example "
-                "that is to be learned any class as its label, also where only a teacher is fitted"
+                f"no label of epoch {self._epoch + 1} counts: all are {IGNORED} or masked; give each "
+                "example that is to be learned any class as its label, also where only a teacher is "
+                "fitted"
             )
         return EpochRecord(
-            epoch=epoch + 1,
-            step=(epoch + 1) * self.steps,
-            learning_rate=rate,
+            epoch=self._epoch + 1,
+            step=(self._epoch + 1) * len(self.batches),
+            learning_rate=self.step.rate,
             loss=sums[0] / self.accelerator.num_processes,
             accuracy=sums[1] / sums[2],
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
+            notes=self._notes(),
         )
 
-    def _set_rate(self, step: int) -> float:
-        total = self.recipe.epochs * self.steps
-        rate = self.recipe.learning_rate * self.recipe.schedule.factor_at(step, self.steps, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+    def _notes(self) -> tuple[str, ...]:
+        """Return what keeps an accelerator from being busy."""
+        if self.accelerator.device.type == "cpu" and self._captured is None:
+            return ()
+        notes = [*notes_of(self.training.supervision)]
+        if not isinstance(self.batches, Batches):
+            notes.append(f"batches come from the host ({type(self.batches).__name__})")
+        elif self.batches.note is not None:
+            notes.append(self.batches.note)
+        if self._captured is not None and self._captured.reason is not None:
+            notes.append(f"steps run eagerly: {self._captured.reason}")
+        return tuple(dict.fromkeys(notes))
 
-    def _known(self, batch: Batch) -> Batch:
-        """Return a batch with int64 labels, a boolean mask, and the number of classes if it is known."""
-        labels, mask = class_labels(batch.labels), batch.mask
-        # Labels on a GPU are not looked at, since the host would wait when their batch is split.
-        if mask is not None or labels.device.type == "cpu":
-            mask = counting_mask(labels, mask)
-        return replace(batch, labels=labels, mask=mask, classes=batch.classes or self.classes)
-
-    def _backward(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Add up a step's gradients.
-
-        Returns
-        -------
-        The loss, the number of right predictions, the number of labels that count, and the lowest and
-        highest of these labels.
-        """
-        device = self.accelerator.device
-        loss = torch.zeros((), device=device)
-        right, seen = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
-        extremes: list[Tensor] = []
-        parts = list(batch.split(self.recipe.accumulate))
-        together = None
-        if self.across_examples and len(parts) > 1:
-            together = whole_batch(self.model, self._logits, self.supervision, batch, parts, step)
-        for number, part in enumerate(parts, 1):
-            if together is not None:
-                restore_global_random_state(together.random[number - 1])
-            with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                logits = self._logits(part)
-                if together is None:
-                    weighed = loss_of(self.supervision, logits, part, step) * part.weight
-                    loss += weighed.detach()
-                else:
-                    weighed = (logits * together.gradients[number - 1]).sum()
-                self._differentiate(weighed)
-            part = part.fitted(logits)
-            right += part.counted(predicted(logits.detach()) == part.labels)
-            seen += part.counted(torch.ones_like(part.labels))
-            extremes.append(_label_extremes(part))
-        if together is not None:
-            loss = together.loss
-            restore_global_random_state(together.random[-1])
-        return loss, right, seen, torch.stack(torch.stack(extremes).aminmax())
-
-    def _differentiate(self, loss: Tensor) -> None:
-        if not loss.requires_grad:
-            raise TrainingError(
-                "the loss does not depend on any trainable parameter; the model's forward may detach "
-                "its output or run under torch.no_grad()"
-            )
-        if self.accelerator.scaler is None:
-            # What Accelerate would call, after looking for an optional package in every step.
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
-
-    def _step(self) -> None:
-        make_gradients_dense(self._parameters)
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-        self.optimizer.step()
-        self._forget_gradients()
-
-    def _forget_gradients(self) -> None:
-        # Accelerate's zero_grad inspects a signature in every call.
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    def _miscounted(self, epoch: int, what: str) -> TrainingError:
-        return TrainingError(
-            f"epoch {epoch + 1} {what}, but their source has length {self.steps}, which the learning "
-            "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
-        )
-
-    def _logits(self, part: Batch) -> Tensor:
-        logits = student_logits(self._output(part), part, self.supervision)
-        # A network that returns a tuple is not asked again which element holds the logits.
-        self.classes = logits.shape[-1]
-        return logits
-
-    def _output(self, part: Batch) -> Any:
-        # A network that modifies its inputs must not change what the teacher sees, or the data.
-        inputs = own_inputs(part.inputs, self._input_type)
+    def _check(self, stop: int) -> None:
+        """Look at the losses of the steps since the last look."""
         try:
-            if not is_sharded(self.accelerator):
-                return run(self.model, inputs, part.further)
-            # Accelerate wraps the forward of other networks in this.
-            with self.accelerator.autocast():
-                return run(self.model, inputs, part.further)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise TrainingError(
-                f"a batch of {len(part)} example(s) is too small for BatchNorm; choose a batch_size "
-                "that leaves more than one example for the last batch"
-            ) from None
+            self._look(self._checked, stop)
+        except DivergenceError as error:
+            self._fail(error)
+        self._checked = stop
+        self.step.labels.clear()
 
-    def _check(
-        self, losses: list[Tensor], extremes: list[Tensor], epoch: int, first: int, rate: float
-    ) -> None:
-        if not losses:
+    def _look(self, first: int, stop: int) -> None:
+        losses = self.step.tally.losses[first:stop].tolist()
+        place = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if place is None:
             return
-        finite = torch.isfinite(torch.stack(losses))
-        if not bool(finite.all()):
-            place = first + int((~finite).nonzero()[0, 0])
-            lowest, highest = extremes[place - first].tolist()
-            classes = self.classes or 1
+        classes, spans = self.step.classes or 1, [self.step.label_span]
+        if self.step.label_span is None:
+            spans = [label_extremes(labels, mask) for labels, mask in self.step.labels[place]]
+        # Losses of labels outside the classes are NaN on an accelerator.
+        for lowest, highest in (span for span in spans if span is not None):
             if lowest < 0 or highest >= max(classes, 2):
                 raise outside(lowest if lowest < 0 else highest, classes)
-            raise DivergenceError(
-                f"the loss is {float(losses[place - first])} at step {epoch * self.steps + place} "
-                f"(epoch {epoch + 1}, learning rate {rate:g}); the checkpoint of epoch {epoch} is "
-                "kept; lower the learning rate or lengthen the warm-up"
-            )
+        number = self._epoch * len(self.batches) + first + place
+        raise DivergenceError(
+            f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
+            f"{self.step.rate:g}); the checkpoint of epoch {self._epoch} is kept; lower the learning "
+            "rate or lengthen the warm-up"
+        )
 
-
-def _label_extremes(batch: Batch) -> Tensor:
-    """Return the lowest and the highest label that counts, where labels are."""
-    left_out = batch.labels == IGNORED if batch.mask is None else ~batch.mask
-    return torch.stack(batch.labels.masked_fill(left_out, 0).aminmax())
+    def _fail(self, error: DivergenceError) -> None:
+        if self._random is None:
+            raise error
+        self.error = error
 
 
 def _save(
@@ -503,6 +582,7 @@ def _save(
     records: list[EpochRecord],
     drawn: list[dict[str, Any]],
     *,
+    rate: float,
     writes: bool,
 ) -> None:
     # Sharded states are gathered by all processes, and written by one.
@@ -510,6 +590,11 @@ def _save(
     moments = whole(optimizer.state_dict(), keep=writes)
     if not writes:
         return
+    # What captured steps need must not bind the file to the device.
+    for group in moments["param_groups"]:
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = False
     # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
     # a later epoch is written again, with the same bits.
     epoch = records[-1].epoch

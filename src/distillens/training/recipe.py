@@ -75,6 +75,9 @@ class TrainingRecipe(BaseModel):
     """Micro-batches per step; they change memory use, not the result (except BatchNorm's statistics)."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints whose weights are kept, beside those of epoch 0 and the last one."""
+    deterministic: bool = False
+    """Use only implementations that give the same bits whenever they are run. On a GPU, a training that
+    was interrupted otherwise ends with weights that agree to rounding; on a CPU, bits agree anyway."""
     compile: bool = False
     """Train through `torch.compile`: pays on a GPU and for many epochs, not on a CPU in bfloat16."""
 

@@ -57,6 +57,12 @@ class EpochRecord:
     loss: float
     accuracy: float
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What kept an accelerator from being busy, for example why steps were not captured."""
+
+    def __post_init__(self) -> None:
+        # JSON has lists.
+        object.__setattr__(self, "notes", tuple(self.notes))
 
 
 def write_history(path: Path, records: list[EpochRecord]) -> None:

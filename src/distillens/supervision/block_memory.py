@@ -1,0 +1,61 @@
+"""Blocks of teacher logits on a device, shared by all students, seeds and temperatures of a process."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+SHARE = 0.25
+"""Share of a device's memory that blocks may take."""
+
+ELSEWHERE = 2 * 10**9
+"""Bytes that blocks may take where the memory of a device is unknown."""
+
+
+class BlockMemory:
+    """Blocks by name and device; the longest unused make way for a new one.
+
+    A block that makes way is freed when the last student that reads it has taken the next one.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[str, torch.device], Tensor] = OrderedDict()
+
+    def get(self, name: str, device: torch.device) -> Tensor | None:
+        """Return a block, if it is there."""
+        block = self._blocks.get((name, device))
+        if block is not None:
+            self._blocks.move_to_end((name, device))
+        return block
+
+    def make_room(self, size: int, device: torch.device) -> bool:
+        """Say whether a block of so many bytes fits on a device, after others made way."""
+        room = _room(device)
+        mine = [key for key in self._blocks if key[1] == device]
+        used = sum(self._blocks[key].nbytes for key in mine)
+        for key in mine:
+            if used + size <= room:
+                break
+            used -= self._blocks.pop(key).nbytes
+        return size <= room
+
+    def put(self, name: str, block: Tensor) -> Tensor:
+        """Keep a block and return it."""
+        self._blocks[(name, block.device)] = block
+        return block
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        self._blocks.clear()
+
+
+def _room(device: torch.device) -> float:
+    if device.type != "cuda":
+        return ELSEWHERE
+    return SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+BLOCKS = BlockMemory()
+"""The blocks of this process."""
