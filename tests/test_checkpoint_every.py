@@ -65,6 +65,20 @@ def test_the_first_every_multiple_and_the_last_are_kept(
     assert tuple(epoch for epoch in range(epochs + 1) if recipe.keeps(epoch)) == kept
 
 
+def test_between_kept_epochs_the_state_is_written_as_time_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(
+        "distillens.training.loop.write_state", lambda path, state: written.append(state["epoch"])
+    )
+    for seconds, expected in ((60.0, KEPT[1:]), (0.0, list(range(1, KEPT[-1] + 1)))):
+        written.clear()
+        monkeypatch.setattr("distillens.training.loop.SAVE_SECONDS", seconds)
+        train(NetworkFiles(tmp_path / str(seconds)))
+        assert written == expected
+
+
 def test_a_training_killed_at_any_file_operation_ends_with_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +89,7 @@ def test_a_training_killed_at_any_file_operation_ends_with_the_same_files(
     for epoch in KEPT:
         assert whole.weights(epoch).read_bytes() == all_kept.weights(epoch).read_bytes()
     monkeypatch.setattr("distillens.atomic.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("distillens.training.loop.SAVE_SECONDS", 0.0)
     left, resumed_from, operations = [0], [], 0
     replace, unlink = Path.replace, Path.unlink
 

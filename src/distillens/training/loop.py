@@ -51,8 +51,12 @@ from distillens.training.trajectory import (
 )
 from distillens.training.whole_batch import check_parts
 
+SAVE_SECONDS = 10.0
+"""Seconds that an interrupted training may lose where no weights are to be kept. On a GPU, writing the
+state after every epoch can take longer than the epoch."""
+
 Hook = Callable[[EpochRecord, nn.Module], None]
-"""Called after every epoch, when its checkpoint is safe, with its record and the plain model.
+"""Called after every epoch with its record and the plain model, after the checkpoint if one is written.
 
 The global random states are restored after it, so hooks do not change what the training draws. Under
 FSDP the model is sharded: it runs on all processes together or not at all.
@@ -116,9 +120,10 @@ def fit(
         Epochs, batch size, learning rate and so on.
     store
         Where checkpoints go: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
-        of the last epoch are kept. The state to resume from is written after every epoch; weights that
-        are not kept are deleted when those of the next epoch are safe. A training that was interrupted
-        continues from the last whole epoch and ends with the weights it would have had, bit for bit
+        of the last epoch are kept. The state to resume from is written with them, and after every other
+        epoch that ends ten seconds or more after the last checkpoint; weights that are not kept are
+        deleted when later ones are safe. A training that was interrupted continues from the last
+        checkpoint and ends with the weights it would have had, bit for bit
         on one machine. For this, the global random states of torch, NumPy and Python are saved, and
         those of the source of batches (:class:`~distillens.data.LoaderBatches` says which).
     accelerator
@@ -336,7 +341,11 @@ def _call_hooks(hooks: Sequence[Hook], record: EpochRecord, model: nn.Module) ->
 
 
 def _check_weights(
-    accelerator: Accelerator, model: nn.Module, record: EpochRecord, by_design: frozenset[str]
+    accelerator: Accelerator,
+    model: nn.Module,
+    record: EpochRecord,
+    by_design: frozenset[str],
+    written: int,
 ) -> None:
     # The losses are those before each update: the last update's result shows in the weights alone.
     name = first_not_finite(accelerator, model, by_design)
@@ -344,7 +353,7 @@ def _check_weights(
         raise DivergenceError(
             f"the weights are no longer finite after step {record.step} (first {name!r}, "
             f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
-            f"{record.epoch - 1} is kept; lower the learning rate or lengthen the warm-up"
+            f"{written} is kept; lower the learning rate or lengthen the warm-up"
         )
 
 
@@ -368,8 +377,11 @@ class _Student:
         self.records: list[EpochRecord] = []
         self._advance: Callable[[int], None] = lambda steps: None
         self._checked = self._epoch = 0
+        self._saved = time.monotonic()
         self._by_design = not_finite_by_design(accelerator, model)
         self._start(is_sharded(accelerator))
+        self._written = self.epochs_done
+        """The epoch of the last checkpoint."""
         self._random = global_random_state() if takes_turns else None
 
     def _start(self, sharded: bool) -> None:
@@ -465,7 +477,7 @@ class _Student:
         try:
             record = self._record(seconds)
             model = self.training.model
-            _check_weights(self.accelerator, model, record, self._by_design)
+            _check_weights(self.accelerator, model, record, self._by_design, self._written)
         except DivergenceError as error:
             self._fail(error)
             return
@@ -477,8 +489,18 @@ class _Student:
         if self.epochs_done == self.recipe.epochs:
             self.finish()
 
+    def _is_due(self) -> bool:
+        """Say whether a checkpoint is written after this epoch."""
+        epoch, several = self.epochs_done, self.accelerator.num_processes > 1
+        # Clocks of several processes may differ, and all of them take part.
+        late = time.monotonic() - self._saved >= SAVE_SECONDS
+        return several or late or self.recipe.keeps(epoch) or epoch == self.recipe.epochs
+
     def _write(self, drawn: list[dict[str, Any]]) -> None:
         main, store = self.accelerator.is_main_process, self.training.store
+        if not self._is_due():
+            return
+        self._saved, self._written = time.monotonic(), self.epochs_done
         if store is not None and (is_sharded(self.accelerator) or main):
             _save(
                 store,
@@ -564,8 +586,8 @@ class _Student:
         number = self._epoch * len(self.batches) + first + place
         raise DivergenceError(
             f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
-            f"{self.step.rate:g}); the checkpoint of epoch {self._epoch} is kept; lower the learning "
-            "rate or lengthen the warm-up"
+            f"{self.step.rate:g}); the checkpoint of epoch {self._written} is kept; lower the "
+            "learning rate or lengthen the warm-up"
         )
 
     def _fail(self, error: DivergenceError) -> None:
