@@ -80,13 +80,13 @@ def find_coverage(
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
     # Rules know of real numbers only.
     ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
-    probe = _probe(inputs)
-    outputs_BO, uses = Tracer(twin, ruled).run(probe)
-    fewer_BO, fewer = Tracer(twin, ruled).run(probe[:-1])
-    if not _near(outputs_BO[:-1], fewer_BO):
+    examples = probe(inputs)
+    outputs_BO, uses = Tracer(twin, ruled).run(examples)
+    fewer_BO, fewer = Tracer(twin, ruled).run(examples[:-1])
+    if not near(outputs_BO[:-1], fewer_BO):
         with torch.no_grad():
-            again_BO = twin(probe)
-        if not _near(again_BO, outputs_BO):
+            again_BO = twin(examples)
+        if not near(again_BO, outputs_BO):
             raise KernelError(
                 "the model's outputs differ between two calls with the same inputs, so they have "
                 "no kernel; look for dropout that is on in evaluation mode, other random numbers, "
@@ -101,10 +101,10 @@ def find_coverage(
     direction = direction.to(outputs_BO.device)
     # Outputs that are masked with infinity take no part.
     direction = direction * torch.isfinite(outputs_BO).all(dim=0)
-    truth = _Truth(twin, weights, probe, direction)
+    truth = _Truth(twin, weights, examples, direction)
     if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
-    repeated, outputs_BO, uses, fewer = _repeated(twin, ruled, probe, outputs_BO, uses, fewer)
+    repeated, outputs_BO, uses, fewer = _repeated(twin, ruled, examples, outputs_BO, uses, fewer)
     gradients = output_gradients(_along(outputs_BO, direction)[:, None], uses)
     choices = [
         _candidates(use, less, k in repeated)
@@ -155,7 +155,7 @@ def _repeated(
             if ran_out_of_memory(error):
                 raise
             continue  # whatever a model raises at a shape that it does not expect
-        if found_BO.shape != outputs_BO.shape or not _near(found_BO, outputs_BO):
+        if found_BO.shape != outputs_BO.shape or not near(found_BO, outputs_BO):
             continue
         if _alike(found, uses) and _alike(found_fewer, uses):
             repeated |= {k}
@@ -272,14 +272,14 @@ def _along(outputs_BO: Tensor, direction: Tensor) -> Tensor:
     return outputs_BO[:, direction != 0] @ direction[direction != 0]
 
 
-def _probe(inputs: Tensor) -> Tensor:
-    """Return three examples that differ."""
+def probe(inputs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return three examples that differ, in a type."""
     chosen = inputs[:EXAMPLES]
     while len(chosen) < EXAMPLES:
         chosen = torch.cat([chosen, chosen[:1]])
     if not (chosen.is_floating_point() or chosen.is_complex()):
-        return chosen
-    kind = torch.complex128 if chosen.is_complex() else torch.float64
+        return chosen.clone()
+    kind = dtype.to_complex() if chosen.is_complex() else dtype
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(chosen.shape, generator=generator, dtype=kind).to(chosen.device)
     chosen = chosen.to(kind)
@@ -287,11 +287,12 @@ def _probe(inputs: Tensor) -> Tensor:
     return chosen + 1e-2 * noise * (chosen.std() + 1e-3)
 
 
-def _near(found: Tensor, wanted: Tensor) -> bool:
+def near(found: Tensor, wanted: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    """Return whether outputs are alike, up to a share of the largest of those that are wanted."""
     # Masked outputs are infinite; other infinities and NaN are not near to anything.
     masked = found.isinf() & (found == wanted)
     found, wanted = found.masked_fill(masked, 0.0), wanted.masked_fill(masked, 0.0)
-    return _largest(found - wanted) <= _TOLERANCE * _largest(wanted)
+    return _largest(found - wanted) <= tolerance * _largest(wanted)
 
 
 def _largest(*tensors: Tensor) -> float:

@@ -20,9 +20,25 @@ from distillens.errors import DistillensError, KernelError, nearest
 from distillens.kernel.called import CalledNetwork, held_tensors
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
+from distillens.kernel.memory import SavedBytes
 from distillens.sequences import check_marked, is_text_model
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class First:
+    """What one example shows of a network."""
+
+    logits: Tensor
+    """(1, O), without a graph."""
+    kept_bytes: int
+    """What its forward pass keeps for a backward pass, parameters and buffers apart."""
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return self.logits.shape[1]
 
 
 @dataclass(frozen=True)
@@ -64,16 +80,23 @@ class Prepared:
             check_marked(self.network.model, inputs)
         return inputs.to(self.device)
 
-    def count_outputs(self, example: Tensor) -> int:
-        """Return O, after a look at what the network makes of one example.
+    def first(self, example: Tensor) -> First:
+        """Return what one example, (1, …), shows of the network.
 
         Raises
         ------
         KernelError
             The network fails, or what it returns holds no logits (1, O).
         """
-        with explained(f"on one example of shape {tuple(example.shape)} in {_name(example.dtype)}"):
-            return self.network.look(example, self.originals).shape[1]
+        saved = SavedBytes((*self.network.parameters(), *self.network.buffers()))
+        where = f"on one example of shape {tuple(example.shape)} in {_name(example.dtype)}"
+        with explained(where), saved:
+            logits = self.network.look(example, self.originals)
+        return First(logits, saved.bytes)
+
+    def count_outputs(self, example: Tensor) -> int:
+        """Return O; for the errors see `first`."""
+        return self.first(example).outputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -173,7 +196,12 @@ def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> d
             raise KernelError(f"no parameter {name!r}{nearest(name, known)}")
     if not names:
         raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    every = [*network.named_parameters(), *network.named_buffers()]
+    # A sum is finite only if all numbers are; where one is not, each tensor is looked at.
+    sums = [tensor.detach().sum().double() for _, tensor in every if not tensor.is_complex()]
+    if len(sums) == len(every) and torch.isfinite(torch.stack(sums)).all():
+        every = []
+    for name, tensor in every:
         # Masks hold infinity, which no training moves.
         sound = torch.isfinite(tensor) if name in names else ~torch.isnan(tensor)
         if not sound.all():
