@@ -6,6 +6,7 @@ Shapes: B examples, O outputs of the network, C combinations of them.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,6 +227,19 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         for held in held_tensors(vars(module))
         if not held.is_leaf
     }
+    # copy.deepcopy takes most of its time for tensors. Those that share their memory are left to it.
+    tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    places = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
+    made |= {
+        key: each.detach().clone().requires_grad_(each.requires_grad)
+        for key, each in tensors.items()
+        if type(each) is Tensor and each.is_leaf and _alone(each, places)
+    }
+    made |= {
+        key: nn.Parameter(each.detach().clone(), each.requires_grad)
+        for key, each in tensors.items()
+        if type(each) is nn.Parameter and not vars(each) and _alone(each, places)
+    }
     if share_parameters:
         made |= {id(parameter): parameter for parameter in model.parameters()}
     try:
@@ -235,6 +249,18 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
             f"the model cannot be copied: {' '.join(str(error).split())}; give one that "
             "copy.deepcopy takes"
         ) from None
+
+
+def _alone(tensor: Tensor, places: Mapping[int, int]) -> bool:
+    """Whether a tensor has all of its memory to itself, in the order of its axes."""
+    storage = tensor.untyped_storage()
+    return (
+        places[storage.data_ptr()] == 1
+        and storage.nbytes() == tensor.numel() * tensor.element_size()
+        and tensor.is_contiguous()
+        and tensor.grad is None
+        and not tensor._backward_hooks
+    )
 
 
 def refuse_without_derivatives(model: nn.Module) -> None:

@@ -78,16 +78,18 @@ class PlainProducts:
         """
         with torch.enable_grad():
             outputs_RO = self._network(rows)
-        first = last = self._along(outputs_RO, directions, left_RC)
-        if right_SC is not None:
-            with torch.enable_grad():
-                outputs_SO = self._network(columns)
-            last = self._along(outputs_SO, directions, right_SC)
+        left = self._along(outputs_RO, directions, left_RC)
+        square = torch.stack([each.norm() for each in left]).double().square().sum()
+        if right_SC is None:
+            return Form(square, square, outputs_RO.detach())
+        with torch.enable_grad():
+            outputs_SO = self._network(columns)
+        right = self._along(outputs_SO, directions, right_SC)
         value = torch.stack(
-            [(a * b).sum(dtype=torch.float64) for a, b in zip(first, last, strict=True)]
+            [(a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)]
         )
-        norms = [torch.stack([a.norm() for a in each]).double().norm() for each in (first, last)]
-        return Form(value.sum(), norms[0] * norms[1], outputs_RO.detach())
+        other = torch.stack([each.norm() for each in right]).double().square().sum()
+        return Form(value.sum(), (square * other).sqrt(), outputs_RO.detach())
 
     def _along(self, outputs_BO: Tensor, directions: Directions, vector_BC: Tensor) -> list[Tensor]:
         """Return Jᵀv."""
