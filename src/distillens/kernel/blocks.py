@@ -18,6 +18,7 @@ from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
 from distillens.kernel.directions import Directions
 from distillens.kernel.factors import Outer, Paired, Pairing
+from distillens.kernel.known import Known
 from distillens.kernel.late import Late, late_scratch
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
@@ -131,9 +132,8 @@ class _Shared:
     parameters: list[Tensor]
     kept_bytes: int
     """What a forward pass of one example keeps for its backward pass."""
-    parts: dict[int, Parts] = field(default_factory=dict)
-    """By how many outputs there are, as is what was measured."""
-    passes: dict[int, Passes] = field(default_factory=dict)
+    known: Known
+    """What was found of such networks, and goes on to be."""
     seconds: dict[tuple[int, int], float] = field(default_factory=dict)
     """Of passes of so many examples."""
     beside: Beside | None = None
@@ -150,6 +150,7 @@ class BlockMaker:
         purpose: Purpose,
         sample: Tensor,
         kept_bytes: int,
+        known: Known | None = None,
     ) -> None:
         self._shared = _Shared(
             Tracer(
@@ -166,6 +167,7 @@ class BlockMaker:
             sample,
             list(prepared.parameters.values()),
             kept_bytes,
+            known or Known(coverage, None),
         )
         self._directions = directions
 
@@ -188,15 +190,16 @@ class BlockMaker:
         shared = self._shared
         if not shared.coverage.covered:
             return Parts((), {}, 0, 0, ())
-        if self.outputs not in shared.parts:
-            shared.parts[self.outputs] = choose_parts(
+        parts, key = shared.known.parts, (shared.purpose, self.outputs)
+        if key not in parts:
+            parts[key] = choose_parts(
                 shared.tracer,
                 shared.coverage.rules(),
                 shared.sample,
                 self._directions,
                 shared.purpose,
             )
-        return shared.parts[self.outputs]
+        return parts[key]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -241,12 +244,12 @@ class BlockMaker:
         """Return what making gradients takes in memory: a bound from shapes, or as counted once."""
         if not counted:
             return self._bounded_passes(sample)
-        known = self._shared.passes
-        if self.outputs not in known:
+        known, key = self._shared.known.passes, (self._shared.purpose, self.outputs)
+        if key not in known:
             made = self._chosen  # before the measurement, of which it is no part
             assert made
-            known[self.outputs] = measured_passes(self.make, sample)
-        return known[self.outputs]
+            known[key] = measured_passes(self.make, sample)
+        return known[key]
 
     def _bounded_passes(self, sample: Tensor) -> Passes:
         shared, C = self._shared, self.outputs

@@ -88,7 +88,13 @@ def expected_products(
     if (many or forms) and rows is columns:
         S = R
     among_1O = None
-    signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
+    if forms:
+        # Weights of one sign for all examples: the kernels of similar examples are nearly equal, and
+        # with signs of their own the number would be a difference of large ones.
+        signs_SC = 0.5 + torch.rand(len(S), C, generator=generator)
+        signs_SC = signs_SC * (2.0 * torch.randint(2, (C,), generator=generator) - 1)
+    else:
+        signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
     signs_SC = signs_SC.to(rows.device, directions.dtype)
     classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
 

@@ -45,6 +45,11 @@ class Coverage:
         """Which of `rules` have one output for all examples."""
         return frozenset(k for k, place in enumerate(self.rules()) if place.repeated)
 
+    @property
+    def repeated_calls(self) -> frozenset[int]:
+        """Which calls have one output for all examples, of all that use a parameter."""
+        return frozenset(k for k, place in enumerate(self.places) if place and place.repeated)
+
     def rules(self) -> list[Place]:
         """Return the places of covered parameters, without what is left out."""
         kept = []
@@ -96,11 +101,7 @@ def find_coverage(
             "an output of the model changes with the other examples of its batch, so it has no "
             "kernel of its own; look for a normalisation or an attention across examples"
         )
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
-    direction = direction.to(outputs_BO.device)
-    # Outputs that are masked with infinity take no part.
-    direction = direction * torch.isfinite(outputs_BO).all(dim=0)
+    direction = _direction(outputs_BO)
     truth = _Truth(twin, weights, examples, direction)
     if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
@@ -124,6 +125,48 @@ def find_coverage(
                 covered.append(name)
     uncovered = tuple(name for name in weights if name not in covered)
     return Coverage(tuple(places), tuple(covered), uncovered)
+
+
+def still_covers(
+    network: CalledNetwork, parameters: Mapping[str, Tensor], inputs: Tensor, coverage: Coverage
+) -> bool:
+    """Return whether a coverage found for other weights holds for these.
+
+    One example is compared with autograd, parameter by parameter, and its outputs alone with those
+    among others, by the rules of `find_coverage`, whose parameters these are. Layouts are not searched.
+    """
+    twin = copied(network).as_type(torch.float64)
+    weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
+    ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
+    examples = probe(inputs)
+    outputs_BO, uses = Tracer(twin, ruled, coverage.repeated_calls).run(examples)
+    known = [(place.rule, place.names) if place else None for place in coverage.places]
+    made = [(use.rule, use.names) for use in uses]
+    if len(made) != len(known) or any(k not in (None, m) for k, m in zip(known, made, strict=True)):
+        return False
+    direction = _direction(outputs_BO)
+    truth = _Truth(twin, weights, examples[:1], direction)
+    with torch.no_grad():
+        alone_1O = twin(examples[:1])
+    if not near(outputs_BO[:1], alone_1O):
+        return False
+    gradients = output_gradients(_along(outputs_BO, direction)[:, None], uses)
+    for name in coverage.covered:
+        parts = [
+            (place, use, gradient)
+            for place, use, gradient in zip(coverage.places, uses, gradients, strict=True)
+            if place is not None and name in use.names.values()
+        ]
+        if not _right(name, parts, truth):
+            return False
+    return True
+
+
+def _direction(outputs_BO: Tensor) -> Tensor:
+    """Return a combination of outputs; those that are masked with infinity take no part."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
+    return direction.to(outputs_BO.device) * torch.isfinite(outputs_BO).all(dim=0)
 
 
 def _alike(uses: list[Use], others: list[Use]) -> bool:
@@ -201,6 +244,8 @@ class _Truth:
     def agrees(self, name: str, found_Bp: Tensor) -> bool:
         """Whether these are the examples' gradients by a parameter."""
         alone = self._alone[name]
+        # Of more examples the first count.
+        found_Bp = found_Bp[: len(alone)]
         if found_Bp.shape != (len(alone), alone[0].numel()):
             return False
         allowed = _TOLERANCE * self._largest[name] + self._rounding

@@ -5,7 +5,7 @@ Shapes: C outputs that the kernel is taken of, O of the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import BlockMaker
-from distillens.kernel.coverage import Coverage, find_coverage, near, probe
+from distillens.kernel.coverage import Coverage, find_coverage, near, probe, still_covers
 from distillens.kernel.directions import Directions, Outputs, directions, pairing_of
 from distillens.kernel.gradients import real_numbers
+from distillens.kernel.known import Known, forget, known_of, remember
 from distillens.kernel.memory import LiveBytes
 from distillens.kernel.network import First, Prepared, explained
 from distillens.kernel.passes import Passes
@@ -37,8 +38,10 @@ class Makers:
         self._prepared = prepared
         self._outputs: Outputs = outputs
         self._firsts: dict[torch.Size, First] = {}
-        self._coverage: Coverage | None = None
-        self._covered_shape: torch.Size | None = None
+        self._known: Known | None = None
+        self._known_of: Hashable = None
+        self.unverified = False
+        """Whether the coverage was found by an earlier look, and not compared again."""
         self._makers: dict[tuple[Purpose, torch.Size], BlockMaker] = {}
         """What was measured of making gradients stays with their makers."""
         self._last: BlockMaker | None = None
@@ -67,15 +70,45 @@ class Makers:
         prepared = self._prepared
         return directions(self._outputs, self.count(rows), prepared.dtype, prepared.device)
 
-    def look_at(self, rows: Tensor) -> None:
-        """Find out where the parameters are used, unless that is known of such examples."""
+    def look_at(self, rows: Tensor, checked: bool = True) -> None:
+        """Find out where the parameters are used, unless that is known of such examples.
+
+        Parameters
+        ----------
+        rows
+            Examples.
+        checked
+            What is computed will be compared with plain autograd. Otherwise what an earlier look found
+            is compared, even if the weights are those that it was found for.
+        """
         self.directions(rows)  # first of all, since it says what a network without logits gave
-        if self._coverage is not None and self._covered_shape == rows.shape[1:]:
-            return
+        prepared = self._prepared
         # Where examples lie among the axes of a call can depend on their shape.
-        self._coverage = self._look(rows)
-        self._covered_shape, self.look_bytes = rows.shape[1:], None
+        examples = rows.shape[1:], rows.dtype
+        if (
+            self._known is not None
+            and self._known_of == examples
+            and (checked or not self.unverified)
+        ):
+            return
+        model, signature = prepared.model(), (prepared.built, self._outputs, *examples)
+        known = known_of(model, signature)
+        self.unverified = checked and known is not None and known.state == prepared.state
+        if known is not None and not self.unverified:
+            with explained("on a few examples in float64"):
+                held = still_covers(prepared.network, prepared.parameters, rows, known.coverage)
+            known = replace(known, state=prepared.state) if held else None
+        if known is None:
+            known = Known(self._look(rows), prepared.state)
+        remember(model, signature, known)
+        self._known, self._known_of, self.look_bytes = known, examples, known.look_bytes
         self._makers = {key: each for key, each in self._makers.items() if key[0].jacobians}
+
+    def look_again(self, rows: Tensor) -> None:
+        """Look at the network anew, whatever was known of it."""
+        forget(self._prepared.model())
+        self._known = None
+        self.look_at(rows)
 
     def _look(self, rows: Tensor) -> Coverage:
         with explained("on a few examples in float64"):
@@ -87,6 +120,8 @@ class Makers:
             with LiveBytes() as live:
                 self._look(rows)
             self.look_bytes = live.peak
+            if self._known is not None:
+                self._known.look_bytes = live.peak
         return self.look_bytes
 
     def bounded_setup(self, rows: Tensor) -> int:
@@ -125,10 +160,11 @@ class Makers:
         purpose = Purpose(pairing_of(self._outputs), speed, pairs_each, at_once, jacobians)
         key = purpose, rows.shape[1:]
         if key not in self._makers:
-            coverage = Coverage((), (), tuple(self._prepared.parameters))
-            if not jacobians:
-                assert self._coverage is not None
-                coverage = self._coverage
+            known = None if jacobians else self._known
+            assert jacobians or known is not None
+            coverage = (
+                known.coverage if known else Coverage((), (), tuple(self._prepared.parameters))
+            )
             self._makers[key] = BlockMaker(
                 self._prepared,
                 coverage,
@@ -136,6 +172,7 @@ class Makers:
                 purpose,
                 rows[:SAMPLE],
                 self.first(rows).kept_bytes,
+                known,
             )
         self._last = self._makers[key]
         return self._last
@@ -159,8 +196,10 @@ class Makers:
             among = probe(rows, self._prepared.dtype)
             among[0] = rows[0]
             with torch.no_grad(), explained("on a few examples"):
-                among_1O = self._prepared.network(among)[:1]
-        return near(among_1O, self.first(rows).logits, _ROUNDING[self._prepared.dtype])
+                found_1O = self._prepared.network(among)[:1]
+        else:
+            found_1O = among_1O
+        return near(found_1O, self.first(rows).logits, _ROUNDING[self._prepared.dtype])
 
     def jacobians_planned(
         self, rows: Tensor, job: Job, speed: Speed, timed: bool = False

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from distillens.kernel.called import CalledNetwork, held_tensors
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
 from distillens.kernel.memory import SavedBytes
+from distillens.kernel.structure import built_as, state_of
 from distillens.sequences import check_marked, is_text_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,6 +53,12 @@ class Prepared:
     device: torch.device
     originals: Mapping[str, nn.Parameter]
     """Parameters of the model that this is a copy of."""
+    model: ref[nn.Module]
+    """The model itself."""
+    built: Hashable
+    """What tells whether the model is built as it was, and what counts of it: `structure.built_as`."""
+    state: Hashable
+    """What changes when its weights do: `structure.state_of`."""
 
     def examples(self, inputs: Tensor, what: str) -> Tensor:
         """Return inputs on the device, in the type of the network unless they are integers.
@@ -127,6 +134,7 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
     inner, prefix = unwrapped(model)
     refuse_without_derivatives(inner)
     refuse_batch_statistics(inner)
+    built, state = built_as(inner), state_of(inner)
     network = CalledNetwork(copied(inner).eval(), dtype)
     if parameters is not None:
         parameters = [parameters] if isinstance(parameters, str) else parameters
@@ -136,7 +144,17 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
         if weight.is_floating_point() or weight.is_complex():
             weight.requires_grad_(name in chosen)
     originals = WeakValueDictionary(inner.named_parameters())
-    return Prepared(network, chosen, dtype, next(iter(chosen.values())).device, originals)
+    device = next(iter(chosen.values())).device
+    return Prepared(
+        network,
+        chosen,
+        dtype,
+        device,
+        originals,
+        ref(inner),
+        (built, dtype, device, tuple(chosen)),
+        state,
+    )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
 from distillens.kernel.store import GramStore, made_of
 from distillens.kernel.tiles import compute_gram, gram_shape
-from distillens.kernel.ways import Speed, measured_speed, typical_speed
+from distillens.kernel.ways import FEW, Speed, measured_speed, typical_speed
 from distillens.progress import Progress, silent
 
 _BATCH = 256
@@ -139,17 +139,37 @@ class EmpiricalNTK:
             found = self._gram_by_jacobians(rows, columns, across)
             if found is not None:
                 return replace(found, seconds=time.perf_counter() - began)
+        try:
+            found = self._gram_by_rules(rows, columns, across, store, ranks)
+        except KernelError:
+            if not self._makers.unverified or ranks.count > 1:
+                raise
+            # The network may do something else than when it was looked at.
+            self._makers.look_again(rows)
+            found = self._gram_by_rules(rows, columns, across, store, ranks)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def _gram_by_rules(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        across: Tensor | None,
+        store: str | Path | None,
+        ranks: Ranks,
+    ) -> NTKGram:
         opened = self._opened(store, rows, across, ranks)
         kept = opened.kept if opened else None
-        device = self._prepared.device
-        speed = ranks.agreed(measured_speed(self._prepared.dtype, device))
+        speed = ranks.agreed(self._speed(rows))
         if kept:
             # The same speed makes the same choices, and with the same sizes the same bits.
             speed = Speed(**kept["speed"])
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
             self._makers.look_at(rows)
-            expected = self._expected(self._makers.directions(rows), rows, columns)
+            # The first product by forward derivatives takes torch half a second to prepare.
+            few = len(rows) < FEW and len(columns) < FEW
+            directions = self._makers.directions(rows)
+            expected = self._expected(directions, rows, columns, forms=few)
             sizes = Sizes(**kept["sizes"]) if kept else None
             job = self._job(rows, across, opened is not None, budget, ranks.count)
             maker, plan = self._makers.planned(
@@ -168,7 +188,7 @@ class EmpiricalNTK:
             outputs=self.outputs,
             check=check,
             plan=plan,
-            seconds=time.perf_counter() - began,
+            seconds=0.0,
             notes=(*self._makers.notes, *zero),
         )
 
@@ -180,7 +200,7 @@ class EmpiricalNTK:
         """
         rows, columns = self._examples(inputs, other)
         across = None if other is None else columns
-        speed = measured_speed(self._prepared.dtype, self._prepared.device)
+        speed = self._speed(rows)
         ranks = Ranks.here(self._alone)
         job = self._job(rows, across, on_disk, self._budget(ranks), ranks.count)
         if not on_disk and ranks.count == 1 and self._jacobians_pay(rows, across):
@@ -320,10 +340,10 @@ class EmpiricalNTK:
         ranks = Ranks.here(self._alone)
         if ranks.count > 1:
             ranks.require_same(made_of(self._prepared, self.outputs, rows, None))
-        speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
+        speed = ranks.agreed(self._speed(rows))
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._makers.look_at(rows)
+            self._makers.look_at(rows, checked=False)
             maker = self._makers.maker(rows, speed, None)
             maker = maker if some is None else maker.some(*some)
             passes = self._makers.passes(maker, rows, budget)
@@ -339,11 +359,15 @@ class EmpiricalNTK:
         room = min(ranks.gathered(budget - passes.fixed - forward * passes.each))
         return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
 
+    def _speed(self, rows: Tensor) -> Speed:
+        """Return how fast this machine is: typical numbers for few examples."""
+        return measured_speed(self._prepared.dtype, self._prepared.device, len(rows))
+
     def _outputs_at_once(self, rows: Tensor) -> int:
         """Return how many logits' gradients are made together, of kernels taken one by one."""
         ranks = Ranks.here(self._alone)
-        speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
-        self._makers.look_at(rows)
+        speed = ranks.agreed(self._speed(rows))
+        self._makers.look_at(rows, checked=False)
         one = self._makers.maker(rows, speed, None).some(0, 1)
         budget = min(ranks.gathered(self._budget(ranks)))
         passes = self._makers.passes(one, rows, budget)

@@ -119,13 +119,19 @@ _TYPICAL = {
 }
 
 
+FEW = 256
+"""Measuring takes half a second, which fewer examples do not win back."""
+
+
 def typical_speed(device: torch.device) -> Speed:
-    """Return how fast such a device typically is, where measuring would take longer than the work."""
+    """Return how fast such a device typically is."""
     return _TYPICAL.get(device.type, _TYPICAL["cpu"])
 
 
-def measured_speed(dtype: torch.dtype, device: torch.device) -> Speed:
-    """Return how fast this machine is in this type, measured once."""
+def measured_speed(dtype: torch.dtype, device: torch.device, examples: int | None = None) -> Speed:
+    """Return how fast this machine is in this type, measured once; a typical speed for few examples."""
+    if examples is not None and examples < FEW:
+        return typical_speed(device)
     return _measured(dtype, str(device), torch.get_num_threads())
 
 
