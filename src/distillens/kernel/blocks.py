@@ -24,7 +24,7 @@ from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
 from distillens.kernel.parts import KEPT, Part, Parts, choose_parts, numbers_of_pair
 from distillens.kernel.passes import Passes, measured_passes, timed_pass
-from distillens.kernel.rows import STRIP, add_rows, empty_tile, mirror
+from distillens.kernel.rows import add_rows, empty_tile, is_parallel, mirror, strip
 from distillens.kernel.uses import Tracer, Use, output_gradients
 from distillens.kernel.ways import Purpose
 
@@ -71,7 +71,7 @@ class Block:
         for mine, its in zip(self.paired, other.paired, strict=True):
             step = max(1, pair_numbers // (len(other) * numbers_of_pair(mine, pairing)))
             if itself:
-                step = min(step, STRIP)
+                step = min(step, strip(tile.device))
             for start in range(0, len(self), step):
                 rows, columns = slice(start, start + step), slice(start if itself else 0, None)
                 right = its.part(start, len(other)) if itself else its
@@ -263,7 +263,9 @@ class BlockMaker:
             each += (2 + at_once) * kept + 2 * item * C * left
         if self.parts:
             chosen = self._chosen
-            each += 2 * kept + item * ((1 + C) * chosen.of_calls + chosen.forming)
+            # Where all outputs' gradients are made in one backward pass, so are those in between.
+            at_once = C if self.parallel else 1
+            each += (1 + at_once) * kept + item * ((1 + C) * chosen.of_calls + chosen.forming)
         return Passes(_SMALL_BYTES, each)
 
     def timed(self, sample: Tensor, count: int) -> float:
@@ -302,7 +304,7 @@ class BlockMaker:
     @property
     def parallel(self) -> bool:
         """Whether the device is an accelerator, where many examples take as long as few."""
-        return self._directions.device.type != "cpu"
+        return is_parallel(self._directions.device)
 
     @property
     def item_size(self) -> int:
@@ -390,7 +392,7 @@ class BlockMaker:
                 f"the model used its parameters {len(uses)} times where it used them "
                 f"{len(self.parts)} times before; its path must not depend on the inputs"
             )
-        gradients = output_gradients(self._directions.of(outputs_BO), uses)
+        gradients = output_gradients(self._directions.of(outputs_BO), uses, batched=self.parallel)
         offsets = self._chosen.offsets
         seen: set[str] = set()
         kept: list[Paired] = []

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from distillens.kernel.precision import own_precision
+from distillens.kernel.precision import full_products, own_precision
 
 _COMPILER = "torch._dynamo"
 
@@ -28,7 +28,8 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(function)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        with torch.inference_mode(mode=False), torch.enable_grad(), own_precision(), _eager():
+        modes = torch.inference_mode(mode=False), torch.enable_grad(), own_precision()
+        with modes[0], modes[1], modes[2], full_products(), _eager():
             return function(*args, **kwargs)
 
     return called

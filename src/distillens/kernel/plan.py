@@ -20,6 +20,8 @@ from distillens.kernel.ways import Speed
 
 _MOST_ROWS = 256
 """Of a tile: larger ones make matrix products no faster."""
+_PARALLEL_ROWS = 4096
+"""Of a tile on an accelerator, where each tile costs as many operations, however small."""
 _AT_ONCE = 512
 """Examples that are contracted at once, at most; of more, progress is shown tile by tile."""
 _FORWARD_NUMBERS = 2**25
@@ -314,7 +316,7 @@ class _Room:
         """Return the largest sizes that fit; the smallest must."""
         job = self._job
         free = job.budget - job.gram_bytes
-        tile = min(_MOST_ROWS, job.across)
+        tile = min(_PARALLEL_ROWS if self._maker.parallel else _MOST_ROWS, job.across)
         while True:
             found = self._of(tile)
             work = self._work(found)
@@ -357,7 +359,9 @@ class _Room:
         making = sizes.beside * one_pass + (sizes.beside - 1) * _THREAD_BYTES
         making += sizes.tile * largest
         numbers = sizes.tile**2 * self._joint
-        contracting = sizes.tile**2 * self._pair + pieces_at_once(numbers) * numbers * self._item
+        pieces = pieces_at_once(numbers, self._maker.parallel)
+        pieces = min(pieces, -(-max(1, self._maker.written) // PIECE))
+        contracting = sizes.tile**2 * self._pair + pieces * numbers * self._item
         contracting += self._maker.late_scratch(sizes.tile) * self._item
         if self._maker.pair_numbers:
             # Both sides may be copied to another order.

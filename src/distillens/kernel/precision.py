@@ -124,6 +124,29 @@ class OnePrecision(TorchFunctionMode):
 
 
 @contextmanager
+def full_products() -> Iterator[None]:
+    """Let products and convolutions in float32 be computed in float32.
+
+    A CUDA device may otherwise round their factors to TF32, with a mantissa of 10 bits: cuDNN's
+    convolutions do so by default.
+    """
+    if hasattr(torch.backends.cudnn, "conv"):
+        places = [(torch.backends.cuda.matmul, "fp32_precision", "ieee")]
+        places += [(torch.backends.cudnn.conv, "fp32_precision", "ieee")]
+    else:  # torch before 2.9
+        places = [(torch.backends.cuda.matmul, "allow_tf32", False)]
+        places += [(torch.backends.cudnn, "allow_tf32", False)]
+    before = [getattr(place, name) for place, name, _ in places]
+    try:
+        for place, name, value in places:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+@contextmanager
 def own_precision() -> Iterator[None]:
     """Compute apart from autocast and from the types of a network that is being called."""
     enabled = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
