@@ -85,7 +85,7 @@ def find_coverage(
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
     # Rules know of real numbers only.
     ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
-    examples = probe(inputs)
+    examples = _probe(inputs)
     outputs_BO, uses = Tracer(twin, ruled).run(examples)
     fewer_BO, fewer = Tracer(twin, ruled).run(examples[:-1])
     if not near(outputs_BO[:-1], fewer_BO):
@@ -138,7 +138,7 @@ def still_covers(
     twin = copied(network).as_type(torch.float64)
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
     ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
-    examples = probe(inputs)
+    examples = _probe(inputs)
     outputs_BO, uses = Tracer(twin, ruled, coverage.repeated_calls).run(examples)
     known = [(place.rule, place.names) if place else None for place in coverage.places]
     made = [(use.rule, use.names) for use in uses]
@@ -317,14 +317,25 @@ def _along(outputs_BO: Tensor, direction: Tensor) -> Tensor:
     return outputs_BO[:, direction != 0] @ direction[direction != 0]
 
 
-def probe(inputs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return three examples that differ, in a type."""
+def unlike_examples(inputs: Tensor) -> Tensor:
+    """Return the first example and two that are as far from it as it is large."""
+    first = inputs[:1]
+    if not (first.is_floating_point() or first.is_complex()):
+        return _probe(inputs)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(2, *first.shape[1:], generator=generator, dtype=first.dtype)
+    size = first.abs().mean() + 1e-3
+    return torch.cat([first, first + size * noise.to(first.device)])
+
+
+def _probe(inputs: Tensor) -> Tensor:
+    """Return three examples that differ."""
     chosen = inputs[:EXAMPLES]
     while len(chosen) < EXAMPLES:
         chosen = torch.cat([chosen, chosen[:1]])
     if not (chosen.is_floating_point() or chosen.is_complex()):
         return chosen.clone()
-    kind = dtype.to_complex() if chosen.is_complex() else dtype
+    kind = torch.complex128 if chosen.is_complex() else torch.float64
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(chosen.shape, generator=generator, dtype=kind).to(chosen.device)
     chosen = chosen.to(kind)

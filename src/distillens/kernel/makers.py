@@ -13,7 +13,13 @@ from torch import Tensor
 
 from distillens.errors import KernelError
 from distillens.kernel.blocks import BlockMaker
-from distillens.kernel.coverage import Coverage, find_coverage, near, probe, still_covers
+from distillens.kernel.coverage import (
+    Coverage,
+    find_coverage,
+    near,
+    still_covers,
+    unlike_examples,
+)
 from distillens.kernel.directions import Directions, Outputs, directions, pairing_of
 from distillens.kernel.gradients import real_numbers
 from distillens.kernel.known import Known, forget, known_of, remember
@@ -190,11 +196,10 @@ class Makers:
         Up to rounding, in the network's type. Where it has not, a look at the network in float64 says
         why: outputs may depend on other examples or on chance, or rounding may be large. A dependence
         below rounding changes a kernel in the same type by no more than rounding does. None stands for
-        outputs among examples that differ a little from those given, which may all be equal.
+        outputs among examples unlike those given, which may all be equal.
         """
         if among_1O is None:
-            among = probe(rows, self._prepared.dtype)
-            among[0] = rows[0]
+            among = unlike_examples(rows)
             with torch.no_grad(), explained("on a few examples"):
                 found_1O = self._prepared.network(among)[:1]
         else:

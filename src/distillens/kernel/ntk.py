@@ -430,7 +430,7 @@ class EmpiricalNTK:
         prepared, count = self._prepared, len(self._makers.directions(rows))
         numbers = sum(real_numbers(each) for each in prepared.parameters.values())
         kept = self._makers.first(rows).kept_bytes // prepared.dtype.itemsize
-        return jacobians_pay(examples, count, numbers, kept, prepared.device)
+        return jacobians_pay(examples, count, numbers, kept)
 
     def _gram_by_jacobians(
         self, rows: Tensor, columns: Tensor, across: Tensor | None
@@ -445,7 +445,7 @@ class EmpiricalNTK:
         speed = typical_speed(prepared.device)
         job = self._job(rows, across, False, budget, 1)
         found = makers.jacobians_planned(rows, job, speed)
-        if found is None:
+        if found is None or prepared.network.unlike:
             return None
         expected = self._expected(makers.directions(rows), rows, columns, forms=True)
         seen = rows[expected.rows_R.to(rows.device)]
