@@ -1,4 +1,4 @@
-"""Small Grams by plain Jacobians: the same kernel, within the same bound, refused for the same reasons."""
+"""Small Grams by plain Jacobians: the same kernel, the same bound, the same refusals."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_jacobians_that_hardly_fit_are_not_made(looks: list[str]) -> None:
     kernel = EmpiricalNTK(network(), outputs=0)
     roomy = kernel.gram(examples(20))
     assert looks == []
-    kernel._max_memory = roomy.plan.memory
+    kernel._max_memory = kernel._makers.bounded_setup(examples(20)) * 3 // 2
     tight = kernel.gram(examples(20))
     assert looks[0] == "find_coverage"
     assert tight.plan.memory <= kernel._max_memory
@@ -136,7 +136,7 @@ class Centred(nn.Module):
         return self.head(x - self.share * x.mean(dim=0))
 
 
-@pytest.mark.parametrize("share", [1.0, 1e-3])
+@pytest.mark.parametrize("share", [1.0, 1e-2])
 @pytest.mark.parametrize(
     "inputs", [torch.randn(5, 4), torch.randn(1, 4), torch.ones(5, 4)], ids=["five", "one", "equal"]
 )
