@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_cases import CASES, Case, inputs_for, network_on
+from kernel_cases import CASES, DEVICE_CASES, Case, inputs_for, network_on
+from kernel_device import measure
 from kernel_measure import ENGINE, REFERENCE
 from kernel_peers import PEERS, PUBLISHED, settings
 from machine import DATA, busy_note, machine, tell
@@ -221,7 +222,8 @@ def _against(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     names = [case.name for case in CASES]
-    parser.add_argument("--cases", type=_some_of(names), default=names, help=", ".join(names))
+    known = list(dict.fromkeys([*names, *(case.name for case in DEVICE_CASES)]))
+    parser.add_argument("--cases", type=_some_of(known), default=names, help=", ".join(known))
     parser.add_argument("--methods", type=_some_of(METHODS), default=METHODS, help=str(METHODS))
     parser.add_argument("--data", type=Path, help="CIFAR-100, a folder of parquet files")
     parser.add_argument("--random", action="store_true", help="random numbers, even with data")
@@ -235,7 +237,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=float, help="GiB that a process may take (90 %% of free)")
     parser.add_argument("--engine-memory", type=float, help="GiB, max_memory of distillens")
     parser.add_argument("--out", type=Path, help="also write the lines here")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cuda: measure on the GPU, in this process, with --minutes, --scale, --repeats, --out",
+    )
+    parser.add_argument("--minutes", type=float, default=10, help="start nothing after them (10)")
     return parser
+
+
+def on_device(asked: argparse.Namespace, data: Path | None) -> int:
+    """Measure on a GPU; return the exit code."""
+    if not torch.cuda.is_available():
+        tell(f"--device {asked.device}: torch {torch.__version__} finds no GPU on this machine")
+        return 2
+    chosen = set(asked.cases) if list(asked.cases) != [case.name for case in CASES] else None
+    lines = measure(
+        asked.device,
+        seconds=60 * asked.minutes,
+        out=asked.out,
+        cases=[case for case in DEVICE_CASES if chosen is None or case.name in chosen],
+        data=data,
+        scale=asked.scale,
+        repeats=asked.repeats,
+    )
+    for line in lines:
+        print(json.dumps(line), flush=True)
+    return 0
 
 
 def _some_of(known: list[str] | tuple[str, ...]) -> Any:
@@ -253,6 +281,8 @@ def main() -> int:
     """Run from the command line; return the exit code."""
     asked = _parser().parse_args()
     data = asked.data or (DATA if DATA.is_dir() else None)
+    if asked.device != "cpu":
+        return on_device(asked, None if asked.random else data)
     if data is None and not asked.random:
         tell(f"no images at {DATA}; inputs are random normal numbers")
     options = Options(

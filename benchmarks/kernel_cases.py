@@ -19,7 +19,8 @@ IMAGE = (3, 32, 32)
 POSITIONS, WIDTH, HEADS, LAYERS = 64, 128, 4, 4
 SEED = 0
 
-Network = Literal["lenet5x8", "resnet20", "transformer"]
+LARGE_IMAGE = (3, 224, 224)
+Network = Literal["lenet5x8", "resnet20", "transformer", "resnet18"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,56 @@ CASES = (
 )
 
 
+DEVICE_CASES = (
+    *CASES[:4],
+    Case("resnet20-full-128", "resnet20", 128, 10, rows=8, columns=32, at_least=1),
+    Case("lenet5x8-4096", "lenet5x8", 4096, 1, rows=32, columns=256, at_least=3),
+    Case("resnet20-4096", "resnet20", 4096, 1, rows=32, columns=256, at_least=3),
+    # neural-tangents published times of a V100 for it (Novak et al., ICML 2022).
+    Case("resnet18-full-8", "resnet18", 8, 8, rows=2, columns=4, at_least=1),
+)
+"""What is measured on a GPU."""
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(into, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or into != out:
+            conv = nn.Conv2d(into, out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+def resnet18(outputs: int) -> nn.Module:
+    """Return a ResNet-18 (He et al., CVPR 2016) for (N, 3, 224, 224)."""
+    sizes = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+    stages = [
+        block
+        for into, out, stride in sizes
+        for block in (Residual(into, out, stride), Residual(out, out, 1))
+    ]
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        *stages,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, outputs),
+    )
+
+
 class Encoder(nn.Module):
     """A transformer encoder, the mean over positions and a linear layer: (N, T, D) to (N, C)."""
 
@@ -85,10 +136,10 @@ class Encoder(nn.Module):
 
 def architecture(network: Network, outputs: int) -> nn.Module:
     """Build a freshly initialised network, in evaluation mode; its weights are always the same."""
-    if network == "transformer":
+    if network in ("transformer", "resnet18"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            return Encoder(outputs).eval()
+            return (Encoder if network == "transformer" else resnet18)(outputs).eval()
     recipe = {"name": "lenet5", "width": 8} if network == "lenet5x8" else {"name": network}
     return build_model(ModelRecipe.model_validate(recipe), IMAGE, outputs, seed=SEED).eval()
 
@@ -112,8 +163,9 @@ def network_on(network: Network, outputs: int, inputs: Tensor) -> nn.Module:
 
 def inputs_for(case: Case, folder: Path | None) -> Tensor:
     """Return the case's examples: images of the folder, normalised, or normal random numbers."""
-    if case.network == "transformer" or folder is None:
-        shape = (POSITIONS, WIDTH) if case.network == "transformer" else IMAGE
+    shapes = {"transformer": (POSITIONS, WIDTH), "resnet18": LARGE_IMAGE}
+    if case.network in shapes or folder is None:
+        shape = shapes.get(case.network, IMAGE)
         generator = torch.Generator().manual_seed(SEED)
         return torch.randn(case.count, *shape, generator=generator)
     return images(folder, case.count)[0]

@@ -95,8 +95,8 @@ def torch_func_blocks(model: nn.Module, inputs: Tensor, setting: int, budget: in
                 column += size
         return block_NP[: len(examples) * classes]
 
-    gram = torch.empty(len(inputs) * classes, len(inputs) * classes)
-    buffers = [torch.empty(step * classes, width) for _ in range(1 if whole else 2)]
+    gram = inputs.new_empty(len(inputs) * classes, len(inputs) * classes)
+    buffers = [inputs.new_empty(step * classes, width) for _ in range(1 if whole else 2)]
     with sdpa_kernel(SDPBackend.MATH):
         for i in range(0, len(inputs), step):
             left = fill(buffers[0], i)

@@ -21,6 +21,8 @@ from torch import nn
 from distillens.kernel import EmpiricalNTK, ntk, oracle_gram
 from distillens.kernel.ways import Speed
 
+pytestmark = pytest.mark.usefixtures("rules_only")
+
 PLENTY = 2**33
 
 

@@ -17,6 +17,8 @@ from distillens.kernel.blocks import BlockMaker
 from distillens.kernel.plan import Sizes
 from distillens.kernel.ways import measured_speed
 
+pytestmark = pytest.mark.usefixtures("rules_only")
+
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:

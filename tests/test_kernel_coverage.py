@@ -19,6 +19,8 @@ from distillens.kernel.factors import Outer
 from distillens.kernel.rules.linear import Linear
 from distillens.kernel.ways import Speed
 
+pytestmark = pytest.mark.usefixtures("rules_only")
+
 EXAMPLES = 5
 
 

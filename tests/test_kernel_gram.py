@@ -26,6 +26,8 @@ from distillens.kernel.memory import LiveBytes
 from distillens.kernel.tiles import GramValues
 from distillens.kernel.ways import Speed
 
+pytestmark = pytest.mark.usefixtures("rules_only")
+
 FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
 """Float32 sums of the same products in another order, for kernels of about 1."""
 

@@ -17,6 +17,8 @@ from distillens.kernel.rows import mirror
 from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.ways import Speed
 
+pytestmark = pytest.mark.usefixtures("rules_only")
+
 FORMS: tuple[Outputs, ...] = (1, "class-diagonal", "trace", "full")
 
 

@@ -24,6 +24,8 @@ from distillens.kernel.rules.convolution import Patched, Window
 from distillens.kernel.tokens import Tokens
 from distillens.kernel.ways import Choice, Purpose, Speed, Way, choose
 
+pytestmark = pytest.mark.usefixtures("rules_only")
+
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Case = tuple[nn.Module, Tensor, Tensor]
 """A model, and two sets of inputs for it."""

@@ -6,7 +6,9 @@ Shapes: B, D examples of two blocks, C outputs, P written numbers, M columns.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,15 +18,20 @@ from distillens.kernel.beside import Beside, passes_beside
 from distillens.kernel.coverage import Coverage
 from distillens.kernel.directions import Directions
 from distillens.kernel.factors import Outer, Paired, Pairing
+from distillens.kernel.known import Known
 from distillens.kernel.late import Late, late_scratch
 from distillens.kernel.leftovers import Leftovers
 from distillens.kernel.network import Prepared
 from distillens.kernel.parts import KEPT, Part, Parts, choose_parts, numbers_of_pair
 from distillens.kernel.passes import Passes, measured_passes, timed_pass
-from distillens.kernel.rows import STRIP, add_rows, empty_tile, mirror
+from distillens.kernel.rows import add_rows, empty_tile, is_parallel, mirror, strip
 from distillens.kernel.uses import Tracer, Use, output_gradients
 from distillens.kernel.ways import Purpose
 
+Found = TypeVar("Found")
+
+_SMALL_BYTES = 2**16
+"""A bound on what a pass takes however few the examples: indices, masks, sums."""
 PAIR_NUMBERS = 2**25
 """Numbers of products of positions that exist at a time, where there is room."""
 
@@ -37,6 +44,9 @@ class Block:
     paired: tuple[Paired, ...]
     late: tuple[Late, ...] = ()
     """Only of a block that is contracted with itself and nothing else."""
+    jacobians: tuple[tuple[Tensor, ...], ...] = ()
+    """In place of all others, for each pass: the gradients by each parameter, (B, C, p), as torch.func
+    made them, since one array of them would be a copy. Such blocks can be contracted only."""
 
     def __len__(self) -> int:
         return len(self.written_BCP)
@@ -49,6 +59,8 @@ class Block:
         itself = other is self
         tile = empty_tile(self.written_BCP, other.written_BCP, pairing)
         add_rows(tile, self.written_BCP, other.written_BCP, pairing, upper=itself)
+        if self.jacobians:
+            self._add_jacobians(tile, other, pairing)
         if self.late:
             assert itself
             numbers = max(each.shape.gradients(len(self)) for each in self.late)
@@ -59,7 +71,7 @@ class Block:
         for mine, its in zip(self.paired, other.paired, strict=True):
             step = max(1, pair_numbers // (len(other) * numbers_of_pair(mine, pairing)))
             if itself:
-                step = min(step, STRIP)
+                step = min(step, strip(tile.device))
             for start in range(0, len(self), step):
                 rows, columns = slice(start, start + step), slice(start if itself else 0, None)
                 right = its.part(start, len(other)) if itself else its
@@ -69,6 +81,24 @@ class Block:
         if itself:
             mirror(tile, pairing)
         return tile.to(self.written_BCP.dtype)
+
+    def _add_jacobians(self, tile: Tensor, other: Block, pairing: Pairing) -> None:
+        row = 0
+        for number, left in enumerate(self.jacobians):
+            rows = slice(row, row + len(left[0]))
+            column = 0
+            for place, right in enumerate(other.jacobians):
+                columns = slice(column, column + len(right[0]))
+                if other is not self or place >= number:
+                    part = empty_tile(left[0], right[0], pairing)
+                    for mine, its in zip(left, right, strict=True):
+                        add_rows(part, mine, its, pairing, upper=mine is its)
+                    if pairing == "full":
+                        tile[rows, :, columns] += part
+                    else:
+                        tile[:, rows, columns] += part
+                column = columns.stop
+            row = rows.stop
 
     def squares(self) -> Tensor:
         """Return each output's kernel with itself, (B, C)."""
@@ -100,9 +130,10 @@ class _Shared:
     purpose: Purpose
     sample: Tensor
     parameters: list[Tensor]
-    parts: dict[int, Parts] = field(default_factory=dict)
-    """By how many outputs there are, as is what was measured."""
-    passes: dict[int, Passes] = field(default_factory=dict)
+    kept_bytes: int
+    """What a forward pass of one example keeps for its backward pass."""
+    known: Known
+    """What was found of such networks, and goes on to be."""
     seconds: dict[tuple[int, int], float] = field(default_factory=dict)
     """Of passes of so many examples."""
     beside: Beside | None = None
@@ -118,6 +149,8 @@ class BlockMaker:
         directions: Directions,
         purpose: Purpose,
         sample: Tensor,
+        kept_bytes: int,
+        known: Known | None = None,
     ) -> None:
         self._shared = _Shared(
             Tracer(
@@ -125,11 +158,16 @@ class BlockMaker:
                 {name: prepared.parameters[name] for name in coverage.covered},
                 coverage.repeated,
             ),
-            Leftovers(prepared.network, coverage.uncovered),
+            Leftovers(
+                {name: prepared.parameters[name] for name in coverage.uncovered},
+                chosen=purpose.jacobians,
+            ),
             coverage,
             purpose,
             sample,
             list(prepared.parameters.values()),
+            kept_bytes,
+            known or Known(coverage, None),
         )
         self._directions = directions
 
@@ -150,15 +188,18 @@ class BlockMaker:
     def _chosen(self) -> Parts:
         """Return how gradients are contracted; it depends on how many outputs there are."""
         shared = self._shared
-        if self.outputs not in shared.parts:
-            shared.parts[self.outputs] = choose_parts(
+        if not shared.coverage.covered:
+            return Parts((), {}, 0, 0, ())
+        parts, key = shared.known.parts, (shared.purpose, self.outputs)
+        if key not in parts:
+            parts[key] = choose_parts(
                 shared.tracer,
                 shared.coverage.rules(),
                 shared.sample,
                 self._directions,
                 shared.purpose,
             )
-        return shared.parts[self.outputs]
+        return parts[key]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -199,14 +240,33 @@ class BlockMaker:
         """Return how many numbers of gradients that are written late exist at a time."""
         return late_scratch(self._chosen.late, examples)
 
-    def passes(self, sample: Tensor) -> Passes:
-        """Return what making gradients takes in memory, measured once."""
-        known = self._shared.passes
-        if self.outputs not in known:
+    def passes(self, sample: Tensor, counted: bool) -> Passes:
+        """Return what making gradients takes in memory: a bound from shapes, or as counted once."""
+        if not counted:
+            return self._bounded_passes(sample)
+        known, key = self._shared.known.passes, (self._shared.purpose, self.outputs)
+        if key not in known:
             made = self._chosen  # before the measurement, of which it is no part
             assert made
-            known[self.outputs] = measured_passes(self.make, sample)
-        return known[self.outputs]
+            known[key] = measured_passes(self.make, sample)
+        return known[key]
+
+    def _bounded_passes(self, sample: Tensor) -> Passes:
+        shared, C = self._shared, self.outputs
+        kept, item = shared.kept_bytes, self.item_size
+        left = shared.leftovers.numbers
+        each = sample[0].numel() * sample.element_size() + item * self.held
+        if left:
+            # Activations and their gradients, of the outputs that torch.func takes at once; and the
+            # gradients by parameters, as they are made and as they are written.
+            at_once = C if shared.purpose.jacobians else 1
+            each += (2 + at_once) * kept + 2 * item * C * left
+        if self.parts:
+            chosen = self._chosen
+            # Where all outputs' gradients are made in one backward pass, so are those in between.
+            at_once = C if self.parallel else 1
+            each += (1 + at_once) * kept + item * ((1 + C) * chosen.of_calls + chosen.forming)
+        return Passes(_SMALL_BYTES, each)
 
     def timed(self, sample: Tensor, count: int) -> float:
         """Return the seconds of a pass of so many examples, measured once."""
@@ -237,6 +297,16 @@ class BlockMaker:
         return self._directions.dtype
 
     @property
+    def jacobians(self) -> bool:
+        """Whether plain Jacobians are made in place of what rules would make."""
+        return self._shared.purpose.jacobians
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the device is an accelerator, where many examples take as long as few."""
+        return is_parallel(self._directions.device)
+
+    @property
     def item_size(self) -> int:
         """Bytes of a number."""
         return self.dtype.itemsize
@@ -248,14 +318,19 @@ class BlockMaker:
     @property
     def beside(self) -> int:
         """How many passes are best made beside each other."""
-        # Calls of torch.func change the network's parameters while they last.
-        return 1 if self._shared.leftovers.numbers else passes_beside(self._directions.device)
+        shared = self._shared
+        # Calls of torch.func swap the parameters of the copy that a rule looks for.
+        if shared.leftovers.numbers and not shared.purpose.jacobians:
+            return 1
+        return passes_beside(self._directions.device)
 
     def make(self, inputs_B: Tensor, forward: int, beside: int = 1) -> Block:
         """Return the gradients of some examples.
 
         Passes of ``forward`` examples each are made, ``beside`` of them beside each other.
         """
+        if self.jacobians:
+            return self._jacobians(inputs_B, forward, beside)
         written = torch.empty(
             len(inputs_B),
             self.outputs,
@@ -267,13 +342,7 @@ class BlockMaker:
         def fill(tracer: Tracer, rows: slice) -> list[Paired]:
             return self._fill(tracer, inputs_B[rows], written[rows])
 
-        passes = [slice(start, start + forward) for start in range(0, len(inputs_B), forward)]
-        if beside == 1 or len(passes) == 1:
-            kept = [fill(self._shared.tracer, rows) for rows in passes]
-        else:
-            if self._shared.beside is None:
-                self._shared.beside = Beside(self._shared.tracer, beside)
-            kept = self._shared.beside.run(fill, passes)
+        kept = self._run(fill, len(inputs_B), forward, beside)
         columns = [list(uses) for uses in zip(*kept, strict=True)]
         kept.clear()
         paired: list[Paired] = []
@@ -288,16 +357,43 @@ class BlockMaker:
             parts.clear()
         return Block(written, tuple(paired), tuple(late))
 
+    def _run(
+        self, work: Callable[[Tracer, slice], Found], count: int, forward: int, beside: int
+    ) -> list[Found]:
+        """Return what the work makes of each pass."""
+        shared = self._shared
+        passes = [slice(start, start + forward) for start in range(0, count, forward)]
+        if beside == 1 or len(passes) == 1:
+            return [work(shared.tracer, rows) for rows in passes]
+        if shared.beside is None:
+            shared.beside = Beside(shared.tracer, beside)
+        return shared.beside.run(work, passes)
+
+    def _jacobians(self, inputs_B: Tensor, forward: int, beside: int) -> Block:
+        def work(tracer: Tracer, rows: slice) -> tuple[Tensor, ...]:
+            left = self._shared.leftovers
+            return left.jacobians(tracer.network, inputs_B[rows], self._directions)
+
+        made = self._run(work, len(inputs_B), forward, beside)
+        nothing = made[0][0].new_empty(len(inputs_B), self.outputs, 0)
+        return Block(nothing, (), jacobians=tuple(made))
+
     def _fill(self, tracer: Tracer, inputs_B: Tensor, written_BCP: Tensor) -> list[Paired]:
         """Write the gradients that are written out at once; return the factors of the others."""
+        leftovers = self._shared.leftovers
+        if leftovers.numbers:
+            rest_BCP = written_BCP[:, :, self._rest]
+            leftovers.write(tracer.network, inputs_B, self._directions, rest_BCP)
+        if not self.parts:
+            return []
         outputs_BO, uses = tracer.run(inputs_B)
         if len(uses) != len(self.parts):
             raise KernelError(
                 f"the model used its parameters {len(uses)} times where it used them "
                 f"{len(self.parts)} times before; its path must not depend on the inputs"
             )
-        gradients = output_gradients(self._directions.of(outputs_BO), uses)
-        offsets, leftovers = self._chosen.offsets, self._shared.leftovers
+        gradients = output_gradients(self._directions.of(outputs_BO), uses, batched=self.parallel)
+        offsets = self._chosen.offsets
         seen: set[str] = set()
         kept: list[Paired] = []
         for number, (part, use) in enumerate(zip(self.parts, uses, strict=True)):
@@ -320,6 +416,4 @@ class BlockMaker:
                 else:
                     factor.write(role, target)
                 seen.add(name)
-        if leftovers.numbers:
-            written_BCP[:, :, self._rest] = leftovers.gradients(inputs_B, self._directions)
         return kept

@@ -36,6 +36,8 @@ class CalledNetwork(nn.Module):
         self.model = model
         self.reduced: set[str] = set()
         """What would have been computed in less than float32."""
+        self.unlike: set[str] = set()
+        """Arguments by which embeddings are unlike the function that they compute."""
         self.keeps_state = True
         """Whether calls change the network's modules; assumed until `look` has seen one."""
         self.in_autocast = False
@@ -80,7 +82,7 @@ class CalledNetwork(nn.Module):
         """Return the logits, (B, O), with other weights in place of the network's own."""
         state = _Lent(self.model) if self.keeps_state else None
         try:
-            with OnePrecision(self._types, inputs.device.type, self.reduced):
+            with OnePrecision(self._types, inputs.device.type, self.reduced, self.unlike):
                 given = inputs.clone()
                 model, prefix = self.model, ""
                 if is_text_model(model) and not inputs.is_floating_point():

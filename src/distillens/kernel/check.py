@@ -8,6 +8,7 @@ Shapes: R rows, S columns, C combinations of the network's O outputs.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -49,22 +50,51 @@ class Expected:
     """Kv: (R, C) for "full", else (R, 1), one for each class that is looked at; uᵀKv for a mean
     over many classes."""
     bytes: int
-    """What computing them took."""
-    size: float | None = None
-    """What uᵀKv is compared with, where it was computed; u are the first column's signs."""
+    """What computing them took, where it was counted."""
+    sizes: tuple[Tensor, ...] | None = None
+    """What each uᵀKv is compared with, where those were computed; u are the columns' signs."""
+    among_1O: Tensor | None = None
+    """The outputs of the first row among the others that are looked at, for numbers uᵀKv."""
 
 
 def expected_products(
-    plain: PlainProducts, directions: Directions, outputs: Outputs, rows: Tensor, columns: Tensor
+    plain: PlainProducts,
+    directions: Directions,
+    outputs: Outputs,
+    rows: Tensor,
+    columns: Tensor,
+    counted: bool = False,
+    forms: bool = False,
 ) -> Expected:
-    """Return what some products with a Gram of rows and columns have to be."""
+    """Return what some products with a Gram of rows and columns have to be.
+
+    Parameters
+    ----------
+    plain
+        The kernel by plain autograd.
+    directions, outputs, rows, columns
+        What the Gram is of.
+    counted
+        Count the bytes that it takes.
+    forms
+        Compute numbers uᵀKv, by backward passes alone, in place of products Kv. That takes less than
+        half the time, which is for Grams of few examples; one number involves every pair of the
+        examples that are looked at.
+    """
     generator = torch.Generator().manual_seed(0)
     C = len(directions)
-    many = outputs == "trace" and C > _MANY_CLASSES
-    R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
-    if many and rows is columns:
+    many = outputs == "trace" and (forms or C > _MANY_CLASSES)
+    R, S = (_some(len(each), forms, generator) for each in (rows, columns))
+    if (many or forms) and rows is columns:
         S = R
-    signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
+    among_1O = None
+    if forms:
+        # Weights of one sign for all examples: the kernels of similar examples are nearly equal, and
+        # with signs of their own the number would be a difference of large ones.
+        signs_SC = 0.5 + torch.rand(len(S), C, generator=generator)
+        signs_SC = signs_SC * (2.0 * torch.randint(2, (C,), generator=generator) - 1)
+    else:
+        signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
     signs_SC = signs_SC.to(rows.device, directions.dtype)
     classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
 
@@ -74,13 +104,17 @@ def expected_products(
     def form(some: Directions) -> tuple[Tensor, Tensor]:
         return plain.mean_form(rows[R], columns[S], some, _signs_of_form(signs_SC, len(R)))
 
-    size = None
-    with LiveBytes() as live:
-        if outputs == "full":
+    sizes = None
+    live = LiveBytes() if counted else None
+    with live or nullcontext():
+        if forms and not many:
+            found = []
+        elif outputs == "full":
             found = [product(directions)]
         elif many:
             # One output after another takes what some take, and counting takes long.
-            form(directions.part(0, _CLASSES))
+            if counted:
+                form(directions.part(0, _CLASSES))
             found = []
         elif outputs == "trace":
             # Each logit's kernel on its own, since their mean is no single product.
@@ -90,16 +124,46 @@ def expected_products(
             found = [product(directions.part(c, c + 1)) for c in classes]
     if many:
         value, scale = form(directions)
-        found, size = [value[None]], float(scale)
-    return Expected(R, S, signs_SC, tuple(classes), tuple(found), live.peak, size)
+        found, sizes = [value], (scale,)
+    elif forms:
+        v_S = None if rows is columns else signs_SC
+        u_RC = signs_SC if v_S is None else _signs_of_rows(signs_SC, len(R))
+        parts = [directions] if outputs == "full" else [directions.part(c, c + 1) for c in classes]
+        made = [
+            plain.form(
+                rows[R],
+                columns[S],
+                some,
+                u_RC[:, : len(some)],
+                None if v_S is None else v_S[:, : len(some)],
+            )
+            for some in parts
+        ]
+        found, sizes = [each.value for each in made], tuple(each.size for each in made)
+        among_1O = made[0].outputs_RO[:1]
+    peak = live.peak if live else 0
+    return Expected(R, S, signs_SC, tuple(classes), tuple(found), peak, sizes, among_1O)
+
+
+def _some(count: int, few: bool, generator: torch.Generator) -> Tensor:
+    """Return which examples are looked at: eight; or the first and, for each sixteen, another."""
+    if not few:
+        return torch.randperm(count, generator=generator)[:_EXAMPLES]
+    others = 1 + torch.randperm(count - 1, generator=generator)
+    return torch.cat([torch.zeros(1, dtype=others.dtype), others[: max(1, count // 16 - 1)]])[
+        :_EXAMPLES
+    ]
+
+
+def _signs_of_rows(signs_SC: Tensor, rows: int) -> Tensor:
+    """Return the columns' signs for so many rows; there can be more rows than columns."""
+    return signs_SC.repeat(-(-rows // len(signs_SC)), 1)[:rows]
 
 
 def _signs_of_form(signs_SC: Tensor, rows: int) -> Tensor:
     """Return u and v, one behind the other; both are the first column's signs."""
-    v_S = signs_SC[:, 0]
-    # There can be more rows than columns.
-    u_R = v_S.repeat(-(-rows // len(v_S)))[:rows]
-    return torch.cat([u_R, v_S])
+    v_SC = signs_SC[:, :1]
+    return torch.cat([_signs_of_rows(v_SC, rows), v_SC])[:, 0]
 
 
 def zero_notes(expected: Expected, outputs: Outputs, values: Tensor) -> tuple[str, ...]:
@@ -130,22 +194,28 @@ def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramChec
     signs_SC = expected.signs_SC.to(values)
     # Only these numbers are read: the Gram may be larger than memory.
     at = expected.rows_R.to(values.device)[:, None], expected.columns_S.to(values.device)
+    u_RC = _signs_of_rows(signs_SC, len(expected.rows_R))
     if outputs == "full":
         C = signs_SC.shape[1]
         blocks = values.view(values.shape[0] // C, C, values.shape[1] // C, C)[at[0], :, at[1]]
         found = [torch.einsum("rscd,sd->rc", blocks, signs_SC)]
     elif outputs == "class-diagonal":
         found = [values[c][at] @ signs_SC[:, :1] for c in expected.classes]
-    elif expected.size is not None:
-        u_R = _signs_of_form(signs_SC, len(expected.rows_R))[: len(expected.rows_R)]
-        found = [(u_R @ (values[at] @ signs_SC[:, 0]))[None]]
     else:
         found = [values[at] @ signs_SC[:, :1]]
-    worst = 0.0
-    for seen, wanted in zip(found, expected.products, strict=True):
-        size = float(wanted.norm()) if expected.size is None else expected.size
-        off = float((seen - wanted.to(seen)).norm())
-        worst = max(worst, off / size if size else off)
+    if expected.sizes is None:
+        sizes = [wanted.norm() for wanted in expected.products]
+    else:
+        sizes = list(expected.sizes)
+        u_RC = u_RC if outputs == "full" else u_RC[:, :1]
+        found = [(u_RC.double() * each).sum() for each in found]
+    off_size = torch.stack(
+        [
+            torch.stack([(seen - wanted.to(seen)).norm().double(), size.to(seen.device).double()])
+            for seen, wanted, size in zip(found, expected.products, sizes, strict=True)
+        ]
+    ).tolist()  # all at once: a device would be waited for each time
+    worst = max(off / size if size else off for off, size in off_size)
     tolerance = _TOLERANCE[values.dtype]
     if not worst <= tolerance:
         raise KernelError(

@@ -45,6 +45,11 @@ class Coverage:
         """Which of `rules` have one output for all examples."""
         return frozenset(k for k, place in enumerate(self.rules()) if place.repeated)
 
+    @property
+    def repeated_calls(self) -> frozenset[int]:
+        """Which calls have one output for all examples, of all that use a parameter."""
+        return frozenset(k for k, place in enumerate(self.places) if place and place.repeated)
+
     def rules(self) -> list[Place]:
         """Return the places of covered parameters, without what is left out."""
         kept = []
@@ -80,13 +85,13 @@ def find_coverage(
     weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
     # Rules know of real numbers only.
     ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
-    probe = _probe(inputs)
-    outputs_BO, uses = Tracer(twin, ruled).run(probe)
-    fewer_BO, fewer = Tracer(twin, ruled).run(probe[:-1])
-    if not _near(outputs_BO[:-1], fewer_BO):
+    examples = _probe(inputs)
+    outputs_BO, uses = Tracer(twin, ruled).run(examples)
+    fewer_BO, fewer = Tracer(twin, ruled).run(examples[:-1])
+    if not near(outputs_BO[:-1], fewer_BO):
         with torch.no_grad():
-            again_BO = twin(probe)
-        if not _near(again_BO, outputs_BO):
+            again_BO = twin(examples)
+        if not near(again_BO, outputs_BO):
             raise KernelError(
                 "the model's outputs differ between two calls with the same inputs, so they have "
                 "no kernel; look for dropout that is on in evaluation mode, other random numbers, "
@@ -96,15 +101,11 @@ def find_coverage(
             "an output of the model changes with the other examples of its batch, so it has no "
             "kernel of its own; look for a normalisation or an attention across examples"
         )
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
-    direction = direction.to(outputs_BO.device)
-    # Outputs that are masked with infinity take no part.
-    direction = direction * torch.isfinite(outputs_BO).all(dim=0)
-    truth = _Truth(twin, weights, probe, direction)
+    direction = _direction(outputs_BO)
+    truth = _Truth(twin, weights, examples, direction)
     if not _alike(uses, fewer):
         return Coverage((None,) * len(uses), (), tuple(weights))
-    repeated, outputs_BO, uses, fewer = _repeated(twin, ruled, probe, outputs_BO, uses, fewer)
+    repeated, outputs_BO, uses, fewer = _repeated(twin, ruled, examples, outputs_BO, uses, fewer)
     gradients = output_gradients(_along(outputs_BO, direction)[:, None], uses)
     choices = [
         _candidates(use, less, k in repeated)
@@ -124,6 +125,48 @@ def find_coverage(
                 covered.append(name)
     uncovered = tuple(name for name in weights if name not in covered)
     return Coverage(tuple(places), tuple(covered), uncovered)
+
+
+def still_covers(
+    network: CalledNetwork, parameters: Mapping[str, Tensor], inputs: Tensor, coverage: Coverage
+) -> bool:
+    """Return whether a coverage found for other weights holds for these.
+
+    One example is compared with autograd, parameter by parameter, and its outputs alone with those
+    among others, by the rules of `find_coverage`, whose parameters these are. Layouts are not searched.
+    """
+    twin = copied(network).as_type(torch.float64)
+    weights = {name: weight for name, weight in twin.named_parameters() if name in parameters}
+    ruled = {name: weight for name, weight in weights.items() if not weight.is_complex()}
+    examples = _probe(inputs)
+    outputs_BO, uses = Tracer(twin, ruled, coverage.repeated_calls).run(examples)
+    known = [(place.rule, place.names) if place else None for place in coverage.places]
+    made = [(use.rule, use.names) for use in uses]
+    if len(made) != len(known) or any(k not in (None, m) for k, m in zip(known, made, strict=True)):
+        return False
+    direction = _direction(outputs_BO)
+    truth = _Truth(twin, weights, examples[:1], direction)
+    with torch.no_grad():
+        alone_1O = twin(examples[:1])
+    if not near(outputs_BO[:1], alone_1O):
+        return False
+    gradients = output_gradients(_along(outputs_BO, direction)[:, None], uses)
+    for name in coverage.covered:
+        parts = [
+            (place, use, gradient)
+            for place, use, gradient in zip(coverage.places, uses, gradients, strict=True)
+            if place is not None and name in use.names.values()
+        ]
+        if not _right(name, parts, truth):
+            return False
+    return True
+
+
+def _direction(outputs_BO: Tensor) -> Tensor:
+    """Return a combination of outputs; those that are masked with infinity take no part."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(outputs_BO.shape[1], generator=generator, dtype=torch.float64)
+    return direction.to(outputs_BO.device) * torch.isfinite(outputs_BO).all(dim=0)
 
 
 def _alike(uses: list[Use], others: list[Use]) -> bool:
@@ -155,7 +198,7 @@ def _repeated(
             if ran_out_of_memory(error):
                 raise
             continue  # whatever a model raises at a shape that it does not expect
-        if found_BO.shape != outputs_BO.shape or not _near(found_BO, outputs_BO):
+        if found_BO.shape != outputs_BO.shape or not near(found_BO, outputs_BO):
             continue
         if _alike(found, uses) and _alike(found_fewer, uses):
             repeated |= {k}
@@ -201,6 +244,8 @@ class _Truth:
     def agrees(self, name: str, found_Bp: Tensor) -> bool:
         """Whether these are the examples' gradients by a parameter."""
         alone = self._alone[name]
+        # Of more examples the first count.
+        found_Bp = found_Bp[: len(alone)]
         if found_Bp.shape != (len(alone), alone[0].numel()):
             return False
         allowed = _TOLERANCE * self._largest[name] + self._rounding
@@ -272,13 +317,24 @@ def _along(outputs_BO: Tensor, direction: Tensor) -> Tensor:
     return outputs_BO[:, direction != 0] @ direction[direction != 0]
 
 
+def unlike_examples(inputs: Tensor) -> Tensor:
+    """Return the first example and two that are as far from it as it is large."""
+    first = inputs[:1]
+    if not (first.is_floating_point() or first.is_complex()):
+        return _probe(inputs)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(2, *first.shape[1:], generator=generator, dtype=first.dtype)
+    size = first.abs().mean() + 1e-3
+    return torch.cat([first, first + size * noise.to(first.device)])
+
+
 def _probe(inputs: Tensor) -> Tensor:
     """Return three examples that differ."""
     chosen = inputs[:EXAMPLES]
     while len(chosen) < EXAMPLES:
         chosen = torch.cat([chosen, chosen[:1]])
     if not (chosen.is_floating_point() or chosen.is_complex()):
-        return chosen
+        return chosen.clone()
     kind = torch.complex128 if chosen.is_complex() else torch.float64
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(chosen.shape, generator=generator, dtype=kind).to(chosen.device)
@@ -287,11 +343,12 @@ def _probe(inputs: Tensor) -> Tensor:
     return chosen + 1e-2 * noise * (chosen.std() + 1e-3)
 
 
-def _near(found: Tensor, wanted: Tensor) -> bool:
+def near(found: Tensor, wanted: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    """Return whether outputs are alike, up to a share of the largest of those that are wanted."""
     # Masked outputs are infinite; other infinities and NaN are not near to anything.
     masked = found.isinf() & (found == wanted)
     found, wanted = found.masked_fill(masked, 0.0), wanted.masked_fill(masked, 0.0)
-    return _largest(found - wanted) <= _TOLERANCE * _largest(wanted)
+    return _largest(found - wanted) <= tolerance * _largest(wanted)
 
 
 def _largest(*tensors: Tensor) -> float:

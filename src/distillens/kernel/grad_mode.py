@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distillens.device_errors import free_cached_memory, free_host_memory, translate
 from distillens.errors import KernelError
-from distillens.kernel.precision import own_precision
+from distillens.kernel.precision import full_products, own_precision
 
 _COMPILER = "torch._dynamo"
 
@@ -31,7 +31,8 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(function)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        with torch.inference_mode(mode=False), torch.enable_grad(), own_precision(), _eager():
+        modes = torch.inference_mode(mode=False), torch.enable_grad(), own_precision()
+        with modes[0], modes[1], modes[2], full_products(), _eager():
             try:
                 return function(*args, **kwargs)
             except (RuntimeError, MemoryError) as error:

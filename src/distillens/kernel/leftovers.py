@@ -5,11 +5,11 @@ Shapes: B examples, O outputs of the network, C combinations of them, P paramete
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from distillens.errors import KernelError
 from distillens.kernel.called import call_with_weights
@@ -18,13 +18,26 @@ from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.gradients import as_parameters, gradients_by, real, real_numbers
 
 
-class Leftovers:
-    """Per-example gradients by some parameters of a network."""
+class NotBatchableError(Exception):
+    """torch.func cannot batch the network."""
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        own = dict(network.named_parameters())
-        self._network = network
-        self.weights = {name: own[name] for name in names}
+
+class Leftovers:
+    """Per-example gradients by some parameters of a network.
+
+    Parameters
+    ----------
+    parameters
+        The parameters by name.
+    chosen
+        torch.func was chosen because it is the faster way, not because no rule covers the
+        parameters. All outputs are then taken at once, and a network that torch.func cannot batch
+        is an error.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, chosen: bool = False) -> None:
+        self.weights = dict(parameters)
+        self._chosen = chosen
         self._refused: str | None = None
 
     @property
@@ -35,7 +48,7 @@ class Leftovers:
     @property
     def note(self) -> str | None:
         """Which parameters were left over and how their gradients were formed."""
-        if not self.weights:
+        if not self.weights or self._chosen:
             return None
         left = f"no rule covers every use of {', '.join(self.weights)}"
         if self._refused is None:
@@ -45,8 +58,21 @@ class Leftovers:
             f"since torch.func failed: {self._refused}"
         )
 
-    def gradients(self, inputs_B: Tensor, directions: Directions) -> Tensor:
-        """Return the gradients, (B, C, P).
+    def write(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+    ) -> None:
+        """Write the gradients to a place, (B, C, P).
+
+        Parameters
+        ----------
+        network
+            The network, or a copy that shares its parameters.
+        inputs_B
+            The examples.
+        directions
+            The outputs.
+        target_BCP
+            Where the gradients go.
 
         Raises
         ------
@@ -56,14 +82,19 @@ class Leftovers:
         try:
             if self._refused is None:
                 try:
-                    return self._by_func(inputs_B, directions)
+                    column = 0
+                    for gradients_BCp in self._by_func(network, inputs_B, directions):
+                        size = gradients_BCp.shape[2]
+                        target_BCP[:, :, column : column + size] = gradients_BCp
+                        column += size
+                    return
                 except (RuntimeError, NotImplementedError) as error:
                     if ran_out_of_memory(error):
                         raise
                     # vmap does not know some operations; single backward passes know all, and
                     # fail again where it is the model that fails.
                     self._refused = str(error).partition("\n")[0]
-            return self._by_backward(inputs_B, directions)
+            self._by_backward(network, inputs_B, directions, target_BCP)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -73,27 +104,51 @@ class Leftovers:
                 "go through at a time, or leave these out with parameters="
             ) from error
 
-    def _by_func(self, inputs_B: Tensor, directions: Directions) -> Tensor:
-        def output(reals: dict[str, Tensor], example: Tensor) -> Tensor:
-            weights = as_parameters(reals, self.weights)
-            return directions.of(call_with_weights(self._network, weights, example[None]))[0]
+    def jacobians(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions
+    ) -> tuple[Tensor, ...]:
+        """Return the gradients by each parameter, (B, C, p).
 
+        Raises
+        ------
+        NotBatchableError
+            torch.func cannot batch the network.
+        """
+        try:
+            return tuple(self._by_func(network, inputs_B, directions))
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out_of_memory(error):
+                raise
+            raise NotBatchableError from error
+
+    def _by_func(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions
+    ) -> Iterator[Tensor]:
         reals = {name: real(weight.detach()) for name, weight in self.weights.items()}
 
+        def outputs(given: dict[str, Tensor], example: Tensor) -> Tensor:
+            weights = as_parameters(given, self.weights)
+            return directions.of(call_with_weights(network, weights, example[None]))[0]
+
         def each(example: Tensor) -> dict[str, Tensor]:
-            # One output at a time, as the plan reckons: all C at once take C times the activations.
-            return jacrev(lambda given: output(given, example), chunk_size=1)(reals)
+            if len(directions) == 1:
+                return grad(lambda given: outputs(given, example)[0])(reals)
+            # Left over are few parameters: one output at a time takes the activations of one.
+            at_once = None if self._chosen else 1
+            return jacrev(lambda given: outputs(given, example), chunk_size=at_once)(reals)
 
-        tree = vmap(each)(inputs_B)
+        made = vmap(each)(inputs_B)
         B, C = len(inputs_B), len(directions)
-        return torch.cat([tree[name].reshape(B, C, -1) for name in reals], dim=2).detach()
+        for name in reals:
+            yield made.pop(name).detach().reshape(B, C, -1)
 
-    def _by_backward(self, inputs_B: Tensor, directions: Directions) -> Tensor:
+    def _by_backward(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+    ) -> None:
         weights = list(self.weights.values())
-        rows = []
-        for example in inputs_B:
+        for example, target_CP in zip(inputs_B, target_BCP, strict=True):
             with torch.enable_grad():
-                outputs_C = directions.of(self._network(example[None]))[0]
-            gradients = [gradients_by(value, weights, retain=True) for value in outputs_C]
-            rows.append(torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]))
-        return torch.stack(rows)
+                outputs_C = directions.of(network(example[None]))[0]
+            for value, target_P in zip(outputs_C, target_CP, strict=True):
+                gradients = gradients_by(value, weights, retain=True)
+                torch.cat([gradient.flatten() for gradient in gradients], out=target_P)

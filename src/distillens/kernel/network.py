@@ -6,11 +6,12 @@ Shapes: B examples, O outputs of the network, C combinations of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,26 @@ from distillens.errors import DistillensError, KernelError, nearest
 from distillens.kernel.called import CalledNetwork, held_tensors
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
+from distillens.kernel.memory import SavedBytes
+from distillens.kernel.structure import built_as, state_of
 from distillens.sequences import check_marked, is_text_model
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class First:
+    """What one example shows of a network."""
+
+    logits: Tensor
+    """(1, O), without a graph."""
+    kept_bytes: int
+    """What its forward pass keeps for a backward pass, parameters and buffers apart."""
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return self.logits.shape[1]
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,12 @@ class Prepared:
     device: torch.device
     originals: Mapping[str, nn.Parameter]
     """Parameters of the model that this is a copy of."""
+    model: ref[nn.Module]
+    """The model itself."""
+    built: Hashable
+    """What tells whether the model is built as it was, and what counts of it: `structure.built_as`."""
+    state: Hashable
+    """What changes when its weights do: `structure.state_of`."""
 
     def examples(self, inputs: Tensor, what: str) -> Tensor:
         """Return inputs on the device, in the type of the network unless they are integers.
@@ -64,16 +88,23 @@ class Prepared:
             check_marked(self.network.model, inputs)
         return inputs.to(self.device)
 
-    def count_outputs(self, example: Tensor) -> int:
-        """Return O, after a look at what the network makes of one example.
+    def first(self, example: Tensor) -> First:
+        """Return what one example, (1, …), shows of the network.
 
         Raises
         ------
         KernelError
             The network fails, or what it returns holds no logits (1, O).
         """
-        with explained(f"on one example of shape {tuple(example.shape)} in {_name(example.dtype)}"):
-            return self.network.look(example, self.originals).shape[1]
+        saved = SavedBytes((*self.network.parameters(), *self.network.buffers()))
+        where = f"on one example of shape {tuple(example.shape)} in {_name(example.dtype)}"
+        with explained(where), saved:
+            logits = self.network.look(example, self.originals)
+        return First(logits, saved.bytes)
+
+    def count_outputs(self, example: Tensor) -> int:
+        """Return O; for the errors see `first`."""
+        return self.first(example).outputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,6 +134,7 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
     inner, prefix = unwrapped(model)
     refuse_without_derivatives(inner)
     refuse_batch_statistics(inner)
+    built, state = built_as(inner), state_of(inner)
     network = CalledNetwork(copied(inner).eval(), dtype)
     if parameters is not None:
         parameters = [parameters] if isinstance(parameters, str) else parameters
@@ -112,7 +144,17 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
         if weight.is_floating_point() or weight.is_complex():
             weight.requires_grad_(name in chosen)
     originals = WeakValueDictionary(inner.named_parameters())
-    return Prepared(network, chosen, dtype, next(iter(chosen.values())).device, originals)
+    device = next(iter(chosen.values())).device
+    return Prepared(
+        network,
+        chosen,
+        dtype,
+        device,
+        originals,
+        ref(inner),
+        (built, dtype, device, tuple(chosen)),
+        state,
+    )
 
 
 @contextmanager
@@ -173,7 +215,12 @@ def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> d
             raise KernelError(f"no parameter {name!r}{nearest(name, known)}")
     if not names:
         raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    every = [*network.named_parameters(), *network.named_buffers()]
+    # A sum is finite only if all numbers are; where one is not, each tensor is looked at.
+    sums = [tensor.detach().sum().double() for _, tensor in every if not tensor.is_complex()]
+    if len(sums) == len(every) and torch.isfinite(torch.stack(sums)).all():
+        every = []
+    for name, tensor in every:
         # Masks hold infinity, which no training moves.
         sound = torch.isfinite(tensor) if name in names else ~torch.isnan(tensor)
         if not sound.all():
@@ -198,6 +245,19 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         for held in held_tensors(vars(module))
         if not held.is_leaf
     }
+    # copy.deepcopy takes most of its time for tensors. Those that share their memory are left to it.
+    tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    places = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
+    made |= {
+        key: each.detach().clone().requires_grad_(each.requires_grad)
+        for key, each in tensors.items()
+        if type(each) is Tensor and each.is_leaf and _alone(each, places)
+    }
+    made |= {
+        key: nn.Parameter(each.detach().clone(), each.requires_grad)
+        for key, each in tensors.items()
+        if type(each) is nn.Parameter and not vars(each) and _alone(each, places)
+    }
     if share_parameters:
         made |= {id(parameter): parameter for parameter in model.parameters()}
     try:
@@ -207,6 +267,18 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
             f"the model cannot be copied: {' '.join(str(error).split())}; give one that "
             "copy.deepcopy takes"
         ) from None
+
+
+def _alone(tensor: Tensor, places: Mapping[int, int]) -> bool:
+    """Whether a tensor has all of its memory to itself, in the order of its axes."""
+    storage = tensor.untyped_storage()
+    return (
+        places[storage.data_ptr()] == 1
+        and storage.nbytes() == tensor.numel() * tensor.element_size()
+        and tensor.is_contiguous()
+        and tensor.grad is None
+        and not tensor._backward_hooks
+    )
 
 
 def refuse_without_derivatives(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,10 @@ from distillens.errors import KernelError
 from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products, zero_notes
 from distillens.kernel.directions import Directions, Outputs, checked_outputs
 from distillens.kernel.grad_mode import differentiating
-from distillens.kernel.makers import SAMPLE, Makers
+from distillens.kernel.gradients import real_numbers
+from distillens.kernel.jacobians import batchable_attention, jacobians_pay
+from distillens.kernel.leftovers import NotBatchableError
+from distillens.kernel.makers import Makers
 from distillens.kernel.memory import free_memory
 from distillens.kernel.network import Prepared, prepare
 from distillens.kernel.plain import PlainProducts
@@ -28,7 +31,7 @@ from distillens.kernel.products import KernelProduct
 from distillens.kernel.ranks import Ranks
 from distillens.kernel.store import GramStore, made_of
 from distillens.kernel.tiles import compute_gram, gram_shape
-from distillens.kernel.ways import Speed, measured_speed
+from distillens.kernel.ways import FEW, Speed, measured_speed, typical_speed
 from distillens.progress import Progress, silent
 
 _BATCH = 256
@@ -132,20 +135,46 @@ class EmpiricalNTK:
         rows, columns = self._examples(inputs, other)
         across = None if other is None else columns
         ranks = Ranks.here(self._alone)
+        if store is None and ranks.count == 1 and self._jacobians_pay(rows, across):
+            found = self._gram_by_jacobians(rows, columns, across)
+            if found is not None:
+                return replace(found, seconds=time.perf_counter() - began)
+        try:
+            found = self._gram_by_rules(rows, columns, across, store, ranks)
+        except KernelError:
+            if not self._makers.unverified or ranks.count > 1:
+                raise
+            # The network may do something else than when it was looked at.
+            self._makers.look_again(rows)
+            found = self._gram_by_rules(rows, columns, across, store, ranks)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def _gram_by_rules(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        across: Tensor | None,
+        store: str | Path | None,
+        ranks: Ranks,
+    ) -> NTKGram:
         opened = self._opened(store, rows, across, ranks)
         kept = opened.kept if opened else None
-        device = self._prepared.device
-        speed = ranks.agreed(measured_speed(self._prepared.dtype, device))
+        speed = ranks.agreed(self._speed(rows))
         if kept:
             # The same speed makes the same choices, and with the same sizes the same bits.
             speed = Speed(**kept["speed"])
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
             self._makers.look_at(rows)
-            expected = self._expected(self._makers.directions(rows), rows, columns)
+            # The first product by forward derivatives takes torch half a second to prepare.
+            few = len(rows) < FEW and len(columns) < FEW
+            directions = self._makers.directions(rows)
+            expected = self._expected(directions, rows, columns, forms=few)
             sizes = Sizes(**kept["sizes"]) if kept else None
-            job = self._job(rows, across, opened is not None, budget, ranks.count, expected)
-            maker, plan = self._makers.planned(rows, job, speed, sizes)
+            job = self._job(rows, across, opened is not None, budget, ranks.count)
+            maker, plan = self._makers.planned(
+                rows, job, speed, lambda: self._counted_setup(rows, columns), sizes
+            )
         plan = ranks.agreed(plan)
         keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
@@ -159,7 +188,7 @@ class EmpiricalNTK:
             outputs=self.outputs,
             check=check,
             plan=plan,
-            seconds=time.perf_counter() - began,
+            seconds=0.0,
             notes=(*self._makers.notes, *zero),
         )
 
@@ -171,16 +200,17 @@ class EmpiricalNTK:
         """
         rows, columns = self._examples(inputs, other)
         across = None if other is None else columns
-        speed = measured_speed(self._prepared.dtype, self._prepared.device)
-        self._makers.look_at(rows)
-        directions = self._makers.directions(rows)
+        speed = self._speed(rows)
         ranks = Ranks.here(self._alone)
-        # One product takes as much room as all.
-        some = directions if self.outputs == "full" else directions.part(0, 1)
-        expected = self._expected(some, rows, columns)
-        budget = self._budget(ranks)
-        job = self._job(rows, across, on_disk, budget, ranks.count, expected)
-        return self._makers.planned(rows, job, speed, timed=True)[1]
+        job = self._job(rows, across, on_disk, self._budget(ranks), ranks.count)
+        if not on_disk and ranks.count == 1 and self._jacobians_pay(rows, across):
+            found = self._makers.jacobians_planned(rows, job, speed, timed=True)
+            if found is not None:
+                return found[1]
+        self._makers.look_at(rows)
+        return self._makers.planned(
+            rows, job, speed, lambda: self._counted_setup(rows, columns), timed=True
+        )[1]
 
     @differentiating
     def product(self, inputs: Tensor) -> KernelProduct:
@@ -310,32 +340,39 @@ class EmpiricalNTK:
         ranks = Ranks.here(self._alone)
         if ranks.count > 1:
             ranks.require_same(made_of(self._prepared, self.outputs, rows, None))
-        speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
+        speed = ranks.agreed(self._speed(rows))
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._makers.look_at(rows)
+            self._makers.look_at(rows, checked=False)
             maker = self._makers.maker(rows, speed, None)
             maker = maker if some is None else maker.some(*some)
-            passes = maker.passes(rows[:SAMPLE])
-            least = max(passes.fixed + passes.each, self._makers.look_bytes)
+            passes = self._makers.passes(maker, rows, budget)
+            least = passes.fixed + passes.each
+            if 2 * self._makers.bounded_setup(rows) > budget:
+                least = max(least, self._makers.count_look(rows))
             if budget < least:
                 raise KernelError(
                     f"max_memory = {budget} bytes is too small for the gradients of one example; "
                     f"give at least {least} bytes"
                 )
-        forward = forward_size(passes, maker.item_size, budget // 4)
+        forward = forward_size(maker, passes, budget // 4)
         room = min(ranks.gathered(budget - passes.fixed - forward * passes.each))
         return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
+
+    def _speed(self, rows: Tensor) -> Speed:
+        """Return how fast this machine is: typical numbers for few examples."""
+        return measured_speed(self._prepared.dtype, self._prepared.device, len(rows))
 
     def _outputs_at_once(self, rows: Tensor) -> int:
         """Return how many logits' gradients are made together, of kernels taken one by one."""
         ranks = Ranks.here(self._alone)
-        speed = ranks.agreed(measured_speed(self._prepared.dtype, self._prepared.device))
-        self._makers.look_at(rows)
+        speed = ranks.agreed(self._speed(rows))
+        self._makers.look_at(rows, checked=False)
         one = self._makers.maker(rows, speed, None).some(0, 1)
-        passes = one.passes(rows[:SAMPLE])
+        budget = min(ranks.gathered(self._budget(ranks)))
+        passes = self._makers.passes(one, rows, budget)
         each = passes.fixed + passes.each + 2 * one.held * one.item_size
-        most = min(ranks.gathered(self._budget(ranks))) // (4 * each)
+        most = budget // (4 * each)
         return max(1, min(most, self._makers.count(rows)))
 
     def _budget(self, ranks: Ranks) -> int:
@@ -368,9 +405,64 @@ class EmpiricalNTK:
         shape = gram_shape(self.outputs, count, len(rows), across)
         return GramStore(Path(store), same, shape, self._prepared.dtype, ranks)
 
-    def _expected(self, directions: Directions, rows: Tensor, columns: Tensor) -> Expected:
+    def _expected(
+        self,
+        directions: Directions,
+        rows: Tensor,
+        columns: Tensor,
+        counted: bool = False,
+        forms: bool = False,
+    ) -> Expected:
         plain = PlainProducts(self._prepared.network, self._prepared.parameters)
-        return expected_products(plain, directions, self.outputs, rows, columns)
+        return expected_products(plain, directions, self.outputs, rows, columns, counted, forms)
+
+    def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
+        """Return the bytes that the look at the network and the products to check against take."""
+        directions = self._makers.directions(rows)
+        # One product takes as much room as all.
+        some = directions if self.outputs == "full" else directions.part(0, 1)
+        expected = self._expected(some, rows, columns, counted=True)
+        return max(self._makers.count_look(rows), expected.bytes)
+
+    def _jacobians_pay(self, rows: Tensor, columns: Tensor | None) -> bool:
+        """Whether plain Jacobians are the faster way, by `jacobians_pay`."""
+        examples = len(rows) + (0 if columns is None else len(columns))
+        prepared, count = self._prepared, len(self._makers.directions(rows))
+        numbers = sum(real_numbers(each) for each in prepared.parameters.values())
+        kept = self._makers.first(rows).kept_bytes // prepared.dtype.itemsize
+        return jacobians_pay(examples, count, numbers, kept)
+
+    def _gram_by_jacobians(
+        self, rows: Tensor, columns: Tensor, across: Tensor | None
+    ) -> NTKGram | None:
+        """Return the Gram by plain Jacobians; None where rules or a closer look have to decide.
+
+        That is where the Jacobians do not fit easily, where torch.func cannot batch the network, and
+        where the outputs of an example alone and among others are not alike.
+        """
+        prepared, makers = self._prepared, self._makers
+        budget = self._budget(Ranks())
+        speed = typical_speed(prepared.device)
+        job = self._job(rows, across, False, budget, 1)
+        found = makers.jacobians_planned(rows, job, speed)
+        if found is None or prepared.network.unlike:
+            return None
+        expected = self._expected(makers.directions(rows), rows, columns, forms=True)
+        seen = rows[expected.rows_R.to(rows.device)]
+        among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
+        maker, plan = found
+        try:
+            with batchable_attention():
+                values = compute_gram(
+                    maker, plan, self.outputs, rows, across, self._progress, Ranks()
+                )
+        except NotBatchableError:
+            return None
+        if not makers.alike(rows, among_1O):
+            return None
+        check = check_gram(expected, self.outputs, values)
+        zero = zero_notes(expected, self.outputs, values) if across is None else ()
+        return NTKGram(values, self.outputs, check, plan, 0.0, (*makers.notes, *zero))
 
     def _job(
         self,
@@ -379,7 +471,6 @@ class EmpiricalNTK:
         stored: bool,
         budget: int,
         shares: int,
-        expected: Expected,
     ) -> Job:
         across = len(rows if columns is None else columns)
         shape = gram_shape(self.outputs, len(self._makers.directions(rows)), len(rows), across)
@@ -388,7 +479,7 @@ class EmpiricalNTK:
             columns=None if columns is None else across,
             gram_bytes=0 if stored else math.prod(shape) * self._prepared.dtype.itemsize,
             budget=budget,
-            setup_bytes=max(self._makers.look_bytes, expected.bytes),
+            setup_bytes=self._makers.bounded_setup(rows),
             separable=self.outputs in ("class-diagonal", "trace"),
             shares=shares,
         )

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distillens.kernel.directions import Directions
-from distillens.kernel.factors import Outer, Paired, Pairing, Role
+from distillens.kernel.factors import Factor, Outer, Paired, Pairing, Role
 from distillens.kernel.late import LateShape
-from distillens.kernel.uses import Place, Tracer, output_gradients
-from distillens.kernel.ways import Choice, Purpose, choose
+from distillens.kernel.uses import Place, Tracer, Use
+from distillens.kernel.ways import Choice, Purpose, Way, choose
 
 KEPT = ("paired", "late")
 """The ways that keep factors."""
@@ -50,6 +50,10 @@ class Parts:
     """Numbers that products of positions take for a pair of examples."""
     late: tuple[LateShape, ...]
     """Of the gradients that are written late."""
+    of_calls: int = 0
+    """Numbers of an example in the outputs of all uses."""
+    forming: int = 0
+    """A bound on the numbers that forming an example's gradients takes, of the largest use."""
 
 
 def choose_parts(
@@ -60,21 +64,24 @@ def choose_parts(
     purpose: Purpose,
 ) -> Parts:
     """Return how the gradients of such examples are best contracted."""
-    outputs, uses = tracer.run(sample)
+    _, uses = tracer.run(sample)
     counts = Counter(name for use in uses for name in use.names.values())
     shared = {name for name, count in counts.items() if count > 1}
-    # Outputs differ in no shape, so that one stands for all.
-    gradients = output_gradients(directions.part(0, 1).of(outputs), uses)
+    B, C = len(sample), len(directions)
     parts: list[Part] = []
     late: list[LateShape] = []
     offsets: dict[str, slice] = {}
-    written = pair_numbers = 0
-    for place, use, gradient in zip(places, uses, gradients, strict=True):
+    written = pair_numbers = of_calls = forming = 0
+    for place, use in zip(places, uses, strict=True):
         roles = tuple(use.names)
-        factor = place.factor(use, gradient * len(directions), roles)
+        # Only shapes count, so that no gradient has to be made.
+        gradient = use.output.new_zeros(()).expand(use.output.shape)
+        factor = place.factor(use, [gradient] * C, roles)
+        of_calls += use.output.numel() // B
         tied = any(name in shared for name in use.names.values())
         part = Part(place, roles, choose(factor, purpose, tied))
         parts.append(part)
+        forming = max(forming, _forming(use, factor, part.choice.way, B))
         if part.choice.way == "paired":
             assert isinstance(factor, Paired)
             pair_numbers = max(pair_numbers, numbers_of_pair(factor, purpose.pairing))
@@ -86,7 +93,21 @@ def choose_parts(
                 size = factor.numbers(role)
                 offsets[name] = slice(written, written + size)
                 written += size
-    return Parts(tuple(parts), offsets, written, pair_numbers, tuple(late))
+    return Parts(tuple(parts), offsets, written, pair_numbers, tuple(late), of_calls, forming)
+
+
+def _forming(use: Use, factor: Factor, way: Way, examples: int) -> int:
+    """Return a bound on the numbers that forming an example's gradients by a use takes.
+
+    Inputs and gradients may be copied twice to another order; what is written out takes patches, and
+    the gradients once before they are at their place.
+    """
+    C = factor.outputs
+    numbers = 2 * (use.call.inputs.numel() + C * use.output.numel()) // examples
+    if way in ("written", "convolved"):
+        numbers += C * sum(factor.numbers(role) for role in factor.roles)
+        numbers += 2 * int(factor.inputs_cost()[1]) if isinstance(factor, Paired) else 0
+    return numbers
 
 
 def numbers_of_pair(factor: Paired, pairing: Pairing) -> int:

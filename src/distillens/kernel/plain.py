@@ -6,6 +6,7 @@ Shapes: R rows, S columns, C combinations of the network's O outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ from distillens.kernel.called import call_with_weights
 from distillens.kernel.directions import Directions
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.gradients import as_parameters, gradients_by, real
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A number uᵀKv."""
+
+    value: Tensor
+    """In float64, on the device."""
+    size: Tensor
+    """‖Jᵀu‖‖Jᵀv‖, which it is at most; the same kind."""
+    outputs_RO: Tensor
+    """The network's outputs for the rows."""
 
 
 class PlainProducts:
@@ -50,6 +63,39 @@ class PlainProducts:
                 raise
             # Some operations have no forward derivative.
             return torch.cat([self._backward(part, directions, along) for part in parts])
+
+    def form(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        directions: Directions,
+        left_RC: Tensor,
+        right_SC: Tensor | None,
+    ) -> Form:
+        """Return uᵀKv of the kernel of all pairs of C outputs.
+
+        One backward pass for u and one for v; v is u, of the same examples, if it is None.
+        """
+        with torch.enable_grad():
+            outputs_RO = self._network(rows)
+        left = self._along(outputs_RO, directions, left_RC)
+        square = torch.stack([each.norm() for each in left]).double().square().sum()
+        if right_SC is None:
+            return Form(square, square, outputs_RO.detach())
+        with torch.enable_grad():
+            outputs_SO = self._network(columns)
+        right = self._along(outputs_SO, directions, right_SC)
+        value = torch.stack(
+            [(a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)]
+        )
+        other = torch.stack([each.norm() for each in right]).double().square().sum()
+        return Form(value.sum(), (square * other).sqrt(), outputs_RO.detach())
+
+    def _along(self, outputs_BO: Tensor, directions: Directions, vector_BC: Tensor) -> list[Tensor]:
+        """Return Jᵀv."""
+        with torch.enable_grad():
+            total = (directions.of(outputs_BO) * vector_BC).sum()
+        return gradients_by(total, list(self._parameters.values()))
 
     def mean_form(
         self, rows: Tensor, columns: Tensor, directions: Directions, signs: Tensor

@@ -20,10 +20,16 @@ from distillens.kernel.ways import Speed
 
 _MOST_ROWS = 256
 """Of a tile: larger ones make matrix products no faster."""
+_PARALLEL_ROWS = 4096
+"""Of a tile on an accelerator, where each tile costs as many operations, however small."""
 _AT_ONCE = 512
 """Examples that are contracted at once, at most; of more, progress is shown tile by tile."""
 _FORWARD_NUMBERS = 2**25
 """Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
+_BATCHED = 8
+"""How many times as many numbers a pass of torch.func holds: its operations are slow to start."""
+_PARALLEL_NUMBERS = 2**28
+"""Numbers that a pass holds on an accelerator, where large operations take as long as small ones."""
 _THREAD_BYTES = 2**25
 """What a further thread takes beside its tensors: scratch of operations, the allocator's free lists."""
 _MANY_OUTPUTS = 64
@@ -77,6 +83,8 @@ class Job:
     """Outputs can be taken some after others."""
     shares: int = 1
     """Processes that share the panels."""
+    counted: bool = False
+    """What passes take is counted; otherwise it is bounded by shapes."""
 
     @property
     def across(self) -> int:
@@ -148,9 +156,15 @@ class Plan:
         return "\n".join(lines)
 
 
-def forward_size(passes: Passes, item_size: int, budget: int) -> int:
+def forward_size(maker: BlockMaker, passes: Passes, budget: int) -> int:
     """Return how many examples go through the network at a time."""
-    room = min(_FORWARD_NUMBERS * item_size, budget - passes.fixed)
+    item_size = maker.item_size
+    numbers = _FORWARD_NUMBERS
+    if maker.jacobians:
+        numbers *= _BATCHED
+    if maker.parallel:
+        numbers = max(numbers, _PARALLEL_NUMBERS)
+    room = min(numbers * item_size, budget - passes.fixed)
     return max(1, room // passes.each)
 
 
@@ -159,8 +173,8 @@ def pass_sizes(maker: BlockMaker, passes: Passes, budget: int) -> tuple[int, int
     several = maker.beside
     each = (budget - (several - 1) * _THREAD_BYTES) // several
     if several == 1 or each < passes.fixed + passes.each:
-        return forward_size(passes, maker.item_size, budget), 1
-    return forward_size(passes, maker.item_size, each), several
+        return forward_size(maker, passes, budget), 1
+    return forward_size(maker, passes, each), several
 
 
 def make_plan(
@@ -199,7 +213,7 @@ def make_plan(
     outputs = _outputs_at_once(maker, sample, job) if kept is None else kept.outputs
     while True:
         some = maker.some(0, outputs)
-        passes = some.passes(sample)
+        passes = some.passes(sample, job.counted)
         room = _Room(some, job, passes)
         least = room.least
         sizes = kept or (room.sizes() if least <= job.budget else None)
@@ -237,7 +251,7 @@ def plan_at_once(
     """
     if _outputs_at_once(maker, sample, job) < maker.outputs:
         return None
-    room = _Room(maker, job, maker.passes(sample))
+    room = _Room(maker, job, maker.passes(sample, job.counted))
     sizes = room.at_once()
     if room.taken(sizes) > job.budget:
         return None
@@ -266,7 +280,8 @@ def _outputs_at_once(maker: BlockMaker, sample: Tensor, job: Job) -> int:
         return maker.outputs
     one = maker.some(0, 1)
     # Several outputs take at most as many times what one takes; half of the room is for examples.
-    each = _Room(one, replace(job, setup_bytes=0, gram_bytes=0), one.passes(sample)).least
+    alone = replace(job, setup_bytes=0, gram_bytes=0)
+    each = _Room(one, alone, one.passes(sample, job.counted)).least
     return max(1, min(maker.outputs, free // (2 * each)))
 
 
@@ -301,7 +316,7 @@ class _Room:
         """Return the largest sizes that fit; the smallest must."""
         job = self._job
         free = job.budget - job.gram_bytes
-        tile = min(_MOST_ROWS, job.across)
+        tile = min(_PARALLEL_ROWS if self._maker.parallel else _MOST_ROWS, job.across)
         while True:
             found = self._of(tile)
             work = self._work(found)
@@ -344,7 +359,9 @@ class _Room:
         making = sizes.beside * one_pass + (sizes.beside - 1) * _THREAD_BYTES
         making += sizes.tile * largest
         numbers = sizes.tile**2 * self._joint
-        contracting = sizes.tile**2 * self._pair + pieces_at_once(numbers) * numbers * self._item
+        pieces = pieces_at_once(numbers, self._maker.parallel)
+        pieces = min(pieces, -(-max(1, self._maker.written) // PIECE))
+        contracting = sizes.tile**2 * self._pair + pieces * numbers * self._item
         contracting += self._maker.late_scratch(sizes.tile) * self._item
         if self._maker.pair_numbers:
             # Both sides may be copied to another order.

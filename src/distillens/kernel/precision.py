@@ -32,6 +32,9 @@ _CASTS: dict[Any, torch.dtype] = {
 }
 _EMBEDDINGS: dict[Any, int] = {functional.embedding: 6, functional.embedding_bag: 7}
 """The place of ``sparse`` among the arguments."""
+_UNLIKE = {"max_norm": 3, "scale_grad_by_freq": 5}
+"""Places of the arguments by which an embedding changes its weight or gets gradients that are not those
+of the function."""
 
 
 class _Inside(threading.local):
@@ -68,12 +71,19 @@ class OnePrecision(TorchFunctionMode):
         Where the network computes.
     reduced
         Is told what a float32 network would have computed in less than float32.
+    unlike
+        Is told by which arguments embeddings are unlike the function that they compute.
     """
 
     def __init__(
-        self, replaced: Mapping[torch.dtype, torch.dtype], device_type: str, reduced: set[str]
+        self,
+        replaced: Mapping[torch.dtype, torch.dtype],
+        device_type: str,
+        reduced: set[str],
+        unlike: set[str],
     ) -> None:
         super().__init__()
+        self._unlike = unlike
         self._depth = _inside.depth
         self._types, self._device_type, self._reduced = replaced, device_type, reduced
 
@@ -92,6 +102,8 @@ class OnePrecision(TorchFunctionMode):
         if (cast := _CASTS.get(func)) is not None:
             func, args = Tensor.to, (args[0], cast, *args[1:])
         elif func in _EMBEDDINGS:
+            given = {name: args[k] for name, k in _UNLIKE.items() if len(args) > k} | kwargs
+            self._unlike.update(name for name in _UNLIKE if given.get(name))
             args, kwargs = _dense(func, args, kwargs)
         if func is not Tensor.view or args[0].is_floating_point() or args[0].is_complex():
             inplace = getattr(func, "__name__", "").endswith("_")
@@ -121,6 +133,30 @@ class OnePrecision(TorchFunctionMode):
         if type(given) in (list, tuple):
             return type(given)(self._replaced(each) for each in given)
         return given
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Let products and convolutions in float32 be computed in float32.
+
+    A CUDA device may otherwise round their factors to TF32, with a mantissa of 10 bits: cuDNN's
+    convolutions do so by default.
+    """
+    convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
+    if convolutions is not None:
+        places = [(torch.backends.cuda.matmul, "fp32_precision", "ieee")]
+        places += [(convolutions, "fp32_precision", "ieee")]
+    else:  # torch before 2.9
+        places = [(torch.backends.cuda.matmul, "allow_tf32", False)]
+        places += [(torch.backends.cudnn, "allow_tf32", False)]
+    before = [getattr(place, name) for place, name, _ in places]
+    try:
+        for place, name, value in places:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextmanager

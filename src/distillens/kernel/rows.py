@@ -17,6 +17,8 @@ _ALIGNED = 64
 """Pieces are whole multiples of it, so that products run at full speed."""
 STRIP = 64
 """Rows of a triangle that are computed together, up to the diagonal."""
+_PARALLEL_NUMBERS, _PARALLEL_STRIP = 2**26, 2048
+"""The same two on an accelerator, where few large operations are faster than many small ones."""
 
 
 def empty_tile(left_BCP: Tensor, right_DCP: Tensor, pairing: Pairing) -> Tensor:
@@ -63,11 +65,23 @@ def mirror(tile: Tensor, pairing: Pairing) -> None:
         side_RR += side_RR.triu(1).T
 
 
-def pieces_at_once(numbers: int) -> int:
+def is_parallel(device: torch.device) -> bool:
+    """Return whether a device is an accelerator, on which what counts is the number of operations."""
+    return device.type != "cpu"
+
+
+def strip(device: torch.device) -> int:
+    """Return how many rows of a triangle are computed together, up to the diagonal."""
+    return _PARALLEL_STRIP if is_parallel(device) else STRIP
+
+
+def pieces_at_once(numbers: int, parallel: bool = False) -> int:
     """Return how many pieces of the parameters are contracted together, each to so many numbers.
 
     A batch of products, each thread with pieces of its own, is faster than small ones in turn.
     """
+    if parallel:
+        return max(1, _PARALLEL_NUMBERS // max(1, numbers))
     return max(1, min(_MOST_PIECES, _PIECES_NUMBERS // max(1, numbers)))
 
 
@@ -75,8 +89,9 @@ def _add_side(total_RS: Tensor, left_RP: Tensor, right_SP: Tensor, upper: bool) 
     if not upper:
         _add_products(total_RS, left_RP, right_SP)
         return
-    for start in range(0, len(left_RP), STRIP):
-        rows = slice(start, start + STRIP)
+    step = strip(left_RP.device)
+    for start in range(0, len(left_RP), step):
+        rows = slice(start, start + step)
         _add_products(total_RS[rows, start:], left_RP[rows], right_SP[start:])
 
 
@@ -91,7 +106,7 @@ def _add_products(total_RS: Tensor, left_RP: Tensor, right_SP: Tensor) -> None:
     piece = max(1, P // pieces)
     if pieces > 1 and piece > _ALIGNED:
         piece -= piece % _ALIGNED
-    step = piece * pieces_at_once(total_RS.numel())
+    step = piece * pieces_at_once(total_RS.numel(), is_parallel(total_RS.device))
     whole = P - P % piece
     for start in range(0, whole, step):
         stop = min(start + step, whole)
@@ -106,5 +121,8 @@ def _add_products(total_RS: Tensor, left_RP: Tensor, right_SP: Tensor) -> None:
 
 def _add_each(total_RS: Tensor, left: Tensor, right: Tensor) -> None:
     # A call of its own, so that these products are gone before the next are made.
+    if is_parallel(total_RS.device):
+        total_RS += torch.bmm(left, right.mT).sum(dim=0, dtype=total_RS.dtype)
+        return
     for product in torch.bmm(left, right.mT):
         total_RS += product

@@ -17,6 +17,7 @@ from distillens.kernel.blocks import Block, BlockMaker
 from distillens.kernel.directions import Outputs
 from distillens.kernel.plan import Plan
 from distillens.kernel.ranks import Ranks
+from distillens.kernel.rows import is_parallel
 from distillens.kernel.store import GramStore
 from distillens.progress import Advance, Progress
 
@@ -34,6 +35,7 @@ class GramValues:
     def __init__(self, values: Tensor, outputs: Outputs, count: int) -> None:
         self._outputs: Outputs = outputs
         self._count = count
+        self._finite: Tensor | None = None
         if outputs == "full":
             rows, columns = (side // count for side in values.shape)
             self._values = values.view(rows, count, columns, count)
@@ -59,13 +61,13 @@ class GramValues:
         Raises
         ------
         KernelError
-            The tile is not finite.
+            The tile is not finite; on an accelerator `finish` raises it.
         """
-        if not torch.isfinite(tile).all():
-            raise KernelError(
-                "the Gram is not finite although weights and inputs are; "
-                "look for an operation without a derivative, such as sqrt at 0"
-            )
+        finite = torch.isfinite(tile).all()
+        # Asking an accelerator for each tile would make it wait; it is asked once, in `finish`.
+        self._finite = finite if self._finite is None else self._finite & finite
+        if not is_parallel(tile.device) or self._values.device != tile.device:
+            self.finish()
         turned = (2, 3, 0, 1) if self._outputs == "full" else (0, 2, 1)
         if self._outputs == "trace":
             tile = tile.sum(dim=0, keepdim=True) / self._count
@@ -74,6 +76,20 @@ class GramValues:
         self._write(row, column, tile, first)
         if mirrored and row != column:
             self._write(column, row, tile.permute(turned), first)
+
+    def finish(self) -> None:
+        """See that all tiles were finite.
+
+        Raises
+        ------
+        KernelError
+            One was not.
+        """
+        if self._finite is not None and not bool(self._finite):
+            raise KernelError(
+                "the Gram is not finite although weights and inputs are; "
+                "look for an operation without a derivative, such as sqrt at 0"
+            )
 
     def _write(self, row: int, column: int, tile: Tensor, first: int) -> None:
         if self._outputs == "full":
@@ -244,6 +260,7 @@ def compute_gram(
         work = replace(work, advance=advance)
         for number in mine:
             work.compute(panels[number])
+        filled.finish()
         if store is not None and mine:
             last = panels[mine[-1]]
             store.mark(last, work.tiles(last), now=True)

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from distillens.errors import KernelError
 from distillens.kernel.factors import Factor, Role
+from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.network import copied
 from distillens.kernel.rules import REWRITINGS, RULES, Call, Rule
 
@@ -163,15 +164,24 @@ class Tracer:
         return Recorder(self._names, self._copying, self._repeated, examples)
 
 
-def output_gradients(combined_BC: Tensor, uses: list[Use]) -> list[list[Tensor]]:
+def output_gradients(
+    combined_BC: Tensor, uses: list[Use], batched: bool = False
+) -> list[list[Tensor]]:
     """Return, for each use, the gradients of C combinations of outputs by its output.
 
-    One backward pass each serves all examples, since no output depends on another example.
+    One backward pass each serves all examples, since no output depends on another example. If
+    ``batched``, one pass serves all combinations too, where `torch.func.vmap` knows the operations.
     """
     C = combined_BC.shape[1]
     if not uses or not combined_BC.requires_grad:
         # Without a graph no use has an effect.
         return [[torch.zeros_like(use.output) for _ in range(C)] for use in uses]
+    if batched and C > 1:
+        try:
+            return _gradients_at_once(combined_BC, uses)
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out_of_memory(error):
+                raise
     found: list[list[Tensor]] = [[] for _ in uses]
     for c in range(C):
         one_BC = torch.zeros_like(combined_BC)
@@ -186,6 +196,24 @@ def output_gradients(combined_BC: Tensor, uses: list[Use]) -> list[list[Tensor]]
         for use, kept, gradient in zip(uses, found, gradients, strict=True):
             kept.append(torch.zeros_like(use.output) if gradient is None else gradient)
     return found
+
+
+def _gradients_at_once(combined_BC: Tensor, uses: list[Use]) -> list[list[Tensor]]:
+    """Return the same by one backward pass; its graph is kept in case that it fails."""
+    B, C = combined_BC.shape
+    each_CBC = torch.eye(C, dtype=combined_BC.dtype, device=combined_BC.device)[:, None]
+    gradients = torch.autograd.grad(
+        combined_BC,
+        [use.output for use in uses],
+        each_CBC.expand(C, B, C),
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
+    )
+    return [
+        [torch.zeros_like(use.output)] * C if gradient is None else list(gradient)
+        for use, gradient in zip(uses, gradients, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

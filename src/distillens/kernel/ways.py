@@ -81,6 +81,8 @@ class Purpose:
     """With how many others an example is paired; None for gradients that take the least room."""
     at_once: bool = False
     """All examples are contracted at once, so that gradients can be written late."""
+    jacobians: bool = False
+    """Plain Jacobians are made in place of what rules would make."""
 
 
 def choose(factor: Factor, purpose: Purpose, written_only: bool) -> Choice:
@@ -110,8 +112,26 @@ def choose(factor: Factor, purpose: Purpose, written_only: bool) -> Choice:
     return min(choices, key=lambda choice: speed.seconds(choice.cost, 1.0, pairs_each))
 
 
-def measured_speed(dtype: torch.dtype, device: torch.device) -> Speed:
-    """Return how fast this machine is in this type, measured once."""
+_TYPICAL = {
+    "cpu": Speed(4e10, 2e10, 1e9, 1e10, 6e9, 8e9, 1e10),
+    # An estimate from data sheets, not measured.
+    "cuda": Speed(2e13, 5e12, 5e11, 4e12, 2e12, 5e11, 5e11),
+}
+
+
+FEW = 256
+"""Measuring takes half a second, which fewer examples do not win back."""
+
+
+def typical_speed(device: torch.device) -> Speed:
+    """Return how fast such a device typically is."""
+    return _TYPICAL.get(device.type, _TYPICAL["cpu"])
+
+
+def measured_speed(dtype: torch.dtype, device: torch.device, examples: int | None = None) -> Speed:
+    """Return how fast this machine is in this type, measured once; a typical speed for few examples."""
+    if examples is not None and examples < FEW:
+        return typical_speed(device)
     return _measured(dtype, str(device), torch.get_num_threads())
 
 

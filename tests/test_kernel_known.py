@@ -1,0 +1,219 @@
+"""What is known of a network is used again only where it holds, and never trusted alone."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distillens.errors import KernelError
+from distillens.kernel import EmpiricalNTK, known, makers, oracle_gram
+
+pytestmark = pytest.mark.usefixtures("rules_only")
+
+
+class Network(nn.Module):
+    """A convolution, an activation that an attribute chooses, and a linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(144, 3)
+        self.twice = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.conv(x)).tanh().flatten(1)
+        return self.head(self.head(hidden).repeat(1, 48)) if self.twice else self.head(hidden)
+
+
+def examples(count: int = 6, side: int = 8) -> Tensor:
+    return torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note each look at a network and each verification of one."""
+    noted: list[str] = []
+    for name in ("find_coverage", "still_covers"):
+        real = getattr(makers, name)
+
+        def seen(*given: Any, real: Any = real, name: str = name) -> Any:
+            noted.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(makers, name, seen)
+    return noted
+
+
+def check(model: nn.Module, looks: list[str], **options: Any) -> list[str]:
+    """Compare a Gram with the oracle's; return the looks that it took."""
+    looks.clear()
+    found = EmpiricalNTK(model, outputs="full", dtype=torch.float64, **options).gram(examples())
+    wanted = oracle_gram(model, examples(), outputs="full", **options)
+    torch.testing.assert_close(found.values, wanted, rtol=1e-9, atol=1e-11)
+    return list(looks)
+
+
+def step(model: Any) -> None:
+    with torch.no_grad():
+        model.conv.weight.add_(0.1)
+
+
+def buffer(model: Any) -> None:
+    model.norm.running_mean += 0.3
+
+
+def replaced(model: Any) -> None:
+    model.conv.weight = nn.Parameter(0.5 * model.conv.weight.detach())
+
+
+def attribute(model: Any) -> None:
+    model.twice = True
+
+
+def module(model: Any) -> None:
+    model.norm = nn.GroupNorm(2, 4)
+
+
+def hook(model: Any) -> None:
+    model.conv.register_forward_hook(lambda *given: 2 * given[2])
+
+
+def frozen(model: Any) -> None:
+    model.conv.bias.requires_grad_(False)
+
+
+def tied(model: Any) -> None:
+    model.norm.bias = model.conv.bias
+
+
+def forward(model: Any) -> None:
+    model.forward = lambda x: Network.forward(model, 2 * x)
+
+
+CHANGES: list[tuple[Callable[[Any], None], list[str]]] = [
+    (lambda model: None, []),
+    (step, ["still_covers"]),
+    (buffer, ["still_covers"]),
+    (replaced, ["find_coverage"]),
+    (attribute, ["find_coverage"]),
+    (module, ["find_coverage"]),
+    (hook, ["find_coverage"]),
+    (frozen, ["find_coverage"]),
+    (tied, ["find_coverage"]),
+]
+
+
+@pytest.mark.parametrize(("change", "wanted"), CHANGES, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_changed_network_is_looked_at_as_far_as_it_changed(
+    change: Callable[[Any], None], wanted: list[str], looks: list[str]
+) -> None:
+    model = Network().eval()
+    assert check(model, looks) == ["find_coverage"]
+    change(model)
+    assert check(model, looks) == wanted
+    assert check(model, looks) == []
+
+
+def test_other_shapes_types_parameters_and_modes_are_looked_at(looks: list[str]) -> None:
+    model = Network().eval()
+    check(model, looks)
+    assert check(model, looks, parameters=["conv.weight"]) == ["find_coverage"]
+    looks.clear()
+    EmpiricalNTK(model, outputs="full").gram(examples())
+    model.conv.train()
+    EmpiricalNTK(model, outputs="full").gram(examples())
+    EmpiricalNTK(copy.deepcopy(model), outputs="full").gram(examples())
+    assert looks == 3 * ["find_coverage"]
+    pooled: Any = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    looks.clear()
+    for side in (8, 9, 8):
+        EmpiricalNTK(pooled, outputs=0).gram(examples(side=side))
+    assert looks == 2 * ["find_coverage"]
+
+
+def test_a_path_that_changes_unseen_is_found_out(looks: list[str]) -> None:
+    """Nothing that the model holds tells that its forward does something else."""
+    twice: list[bool] = []
+
+    class Hidden(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = super().forward(x)
+            return self.head(hidden.repeat(1, 48)) if twice else hidden
+
+    model = Hidden().eval()
+    assert check(model, looks) == ["find_coverage"]
+    twice.append(True)
+    assert check(model, looks) == ["find_coverage"]
+    twice.clear()
+    # The weights move too: the verification sees other calls.
+    step(model)
+    assert check(model, looks) == ["still_covers", "find_coverage"]
+
+
+def test_rules_that_no_longer_hold_are_given_up(looks: list[str]) -> None:
+    """A weight can decide what a parameter does, by code that makes the same calls."""
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.gate = nn.Linear(4, 4), nn.Parameter(torch.zeros(()), False)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.head(self.first(x).tanh())
+            return hidden + self.gate * (x @ self.first.weight.T)[:, :2]
+
+    model, x = Gate(), torch.randn(5, 4)
+    for gate, notes in ((0.0, 0), (2.0, 1)):
+        model.gate.data.fill_(gate)
+        model.gate.add_(0.0)  # as an optimiser would write it
+        found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
+        wanted = oracle_gram(model, x, outputs="full")
+        torch.testing.assert_close(found.values, wanted)
+        assert len(found.notes) == notes
+    assert looks == ["find_coverage", "still_covers", "find_coverage"]
+
+
+def test_examples_that_begin_to_mix_are_refused() -> None:
+    class Mixing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input + self.bias.sum() * input.mean(dim=0))
+
+    model = Mixing(4, 2)
+    nn.init.zeros_(model.bias)
+    EmpiricalNTK(model, outputs=0, parameters=["weight"]).gram(torch.randn(5, 4))
+    nn.init.ones_(model.bias)
+    with pytest.raises(KernelError, match="other examples of its batch"):
+        EmpiricalNTK(model, outputs=0, parameters=["weight"]).gram(torch.randn(5, 4))
+
+
+def test_products_which_have_no_check_are_verified_each_time(looks: list[str]) -> None:
+    model = Network().eval()
+    for _ in range(2):
+        EmpiricalNTK(model, outputs=0).diagonal(examples())
+    assert looks == ["find_coverage", "still_covers"]
+    looks.clear()
+    kernel = EmpiricalNTK(model, outputs=0)
+    kernel.gram(examples())
+    kernel.diagonal(examples())
+    kernel.product(examples())
+    assert looks == ["still_covers"]
+
+
+def test_nothing_is_kept_of_a_model_that_is_gone() -> None:
+    model = Network().eval()
+    EmpiricalNTK(model, outputs=0).gram(examples())
+    assert known._known[model]
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
