@@ -648,7 +648,7 @@ def test_deterministic_training_refuses_an_operation_in_one_line_and_restores_th
 def test_the_students_of_a_seed_at_the_same_time_are_those_one_by_one(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    tiny |= {"seeds": [0, 1], "complexity": None, "deviation": False, "trackers": ["tensorboard"]}
+    tiny |= {"complexity": None, "deviation": False, "trackers": ["tensorboard"]}
     tiny["supervisions"] = [
         {"kind": "one-hot"},
         {"kind": "online", "temperature": 4},
