@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from distillens.errors import DistillensError
 from distillens.results import Cell, Trial
 from distillens.runs import NetworkFiles
 from distillens.study.networks import (
@@ -248,7 +249,9 @@ def _train_group(
             seed,
             lambda place, cell: done(students[place], cell),
         )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, DistillensError) as error:
+        if not any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
+            raise
         # The error holds on to the memory until this block is left.
         fits = False
     if not fits:
