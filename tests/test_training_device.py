@@ -648,7 +648,7 @@ def test_deterministic_training_refuses_an_operation_in_one_line_and_restores_th
 def test_the_students_of_a_seed_at_the_same_time_are_those_one_by_one(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    tiny |= {"seeds": [0, 1], "complexity": None, "deviation": False, "trackers": ["tensorboard"]}
+    tiny |= {"complexity": None, "deviation": False, "trackers": ["tensorboard"]}
     tiny["supervisions"] = [
         {"kind": "one-hot"},
         {"kind": "online", "temperature": 4},
@@ -674,3 +674,16 @@ def test_the_students_of_a_seed_at_the_same_time_are_those_one_by_one(
     again = shown[shown.index("end of no KD, seed 0") + 1 :]
     together = again[again.index("no KD, seed 0") :]
     assert together[1:3] == ["online τ=4, seed 0", "offline τ=1, seed 0"]
+
+
+def test_students_that_do_not_fit_at_the_same_time_are_trained_one_by_one_with_a_warning(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise TrainingError("memory ran out") from torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("distillens.study.students.train_networks", full)
+    tiny |= {"complexity": None, "deviation": False}
+    with pytest.warns(UserWarning, match="the 3 students of seed 0 do not fit on the device"):
+        result = run(tiny, tmp_path / "run", spread=seed_by_seed)
+    assert not result.open_cells

@@ -152,7 +152,7 @@ def fit(
         the device is not there, or lacks a deterministic implementation that was asked for.
     """
     training = Training(model, supervision, recipe, store, accelerator, tuple(hooks), title)
-    return _fit([training], _as_source(batches), progress)[0]
+    return _explained([training], _as_source(batches), progress)[0]
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,19 @@ def fit_together(
             f"the batches are a {type(batches).__name__}; several networks are trained at the same time "
             "on distillens.data.Batches"
         )
-    return _fit(list(trainings), batches, progress)
+    return _explained(list(trainings), batches, progress)
+
+
+def _explained(
+    trainings: list[Training], batches: EpochSource, progress: Progress
+) -> list[History]:
+    """Train networks; what the device refuses becomes one line."""
+    for training in trainings:
+        _check_kinds(training.model, training.supervision, training.recipe)
+    networks = [Trained(each.title, each.model, each.recipe) for each in trainings]
+    # Outside the function that trains: the frames of one that has not returned hold its memory.
+    with training_memory(networks, batches, trainings[0].accelerator):
+        return _fit(trainings, batches, progress)
 
 
 def _as_source(batches: EpochSource | Iterable[Any]) -> EpochSource:
@@ -220,9 +232,7 @@ def _as_source(batches: EpochSource | Iterable[Any]) -> EpochSource:
 
 
 def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) -> list[History]:
-    networks = [Trained(each.title, each.model, each.recipe) for each in trainings]
     with ExitStack() as stack:
-        stack.enter_context(training_memory(networks, batches, trainings[0].accelerator))
         wanted = any(training.recipe.deterministic for training in trainings)
         stack.enter_context(numerics(deterministic=wanted))
         students = []
@@ -362,7 +372,6 @@ class _Student:
 
     def __init__(self, training: Training, batches: EpochSource, *, takes_turns: bool) -> None:
         model, supervision = training.model, training.supervision
-        _check_kinds(model, supervision, training.recipe)
         self.training, self.recipe, self.batches = training, training.recipe, batches
         self.accelerator = accelerator = training.accelerator or accelerator_for("float32")
         check_accelerator(accelerator, compiled=self.recipe.compile)
