@@ -28,7 +28,7 @@ from distillens.supervision import OneHot, Setting, TeacherCheckpoint, build_sup
 from distillens.supervision.recipe import AverageRecipe, OfflineRecipe, OnlineRecipe, PeriodRecipe
 from distillens.training import TrainingRecipe, fit
 
-RECIPE = TrainingRecipe(epochs=5, batch_size=16, learning_rate=0.05, checkpoint_every=3)
+RECIPE = TrainingRecipe(epochs=5, batch_size=48, learning_rate=0.05, checkpoint_every=3)
 KEPT = [0, 3, 5]
 
 
@@ -44,7 +44,7 @@ def network(seed: int = 0) -> nn.Module:
 def train(files: NetworkFiles, recipe: TrainingRecipe = RECIPE, seed: int = 0) -> str | None:
     model = network(seed)
     torch.manual_seed(7 + seed)
-    return fit(model, OneHot(), Batches(blobs(), 16, seed=2), recipe, store=files).digest
+    return fit(model, OneHot(), Batches(blobs(), 48, seed=2), recipe, store=files).digest
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from distillens.study.check import check
 from distillens.study.plan import plan_run, side_by_side
 
 SHORT = (
-    "seeds=[0]", "teacher.training.epochs=3", "student.training.epochs=3", "complexity.examples=24",
+    "seeds=[0]", "teacher.training.epochs=3", "student.training.epochs=3", "complexity=null",
     "teacher.training.checkpoint_every=2", "data.train_size=100", "data.test_size=300",
     "student.training.optimizer=adam",
 )  # fmt: skip
