@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -114,11 +115,11 @@ def test_digits_are_resized_too() -> None:
 
 def test_an_unpadded_lenet_ends_in_one_pixel_and_needs_sixteen() -> None:
     small = ModelRecipe(name="lenet5", width=8, pad_to=0)  # type: ignore[call-arg]
-    network = build_model(small, (3, 16, 16), 100, seed=0)
+    network: Any = build_model(small, (3, 16, 16), 100, seed=0)
     assert network.fc1.in_features == 16 * 8
     assert network.conv1.padding == (0, 0)
     assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 100)
-    padded = build_model(ModelRecipe(name="lenet5", width=8), (3, 16, 16), 100, seed=0)  # type: ignore[call-arg]
+    padded: Any = build_model(ModelRecipe(name="lenet5", width=8), (3, 16, 16), 100, seed=0)  # type: ignore[call-arg]
     assert padded.conv1.padding == (8, 8)
     with pytest.raises(
         ModelError, match=r"at least 16x16 pixels, these have 15x15 after padding to 0"
