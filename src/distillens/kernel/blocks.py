@@ -6,7 +6,7 @@ Shapes: B, D examples of two blocks, C outputs, P written numbers, M columns.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,7 +44,7 @@ class Block:
     paired: tuple[Paired, ...]
     late: tuple[Late, ...] = ()
     """Only of a block that is contracted with itself and nothing else."""
-    jacobians: tuple[tuple[Tensor, ...], ...] = ()
+    jacobians: tuple[Sequence[Tensor], ...] = ()
     """In place of all others, for each pass: the gradients by each parameter, (B, C, p), as torch.func
     made them, since one array of them would be a copy. Such blocks can be contracted only."""
 
@@ -137,6 +137,8 @@ class _Shared:
     seconds: dict[tuple[int, int], float] = field(default_factory=dict)
     """Of passes of so many examples."""
     beside: Beside | None = None
+    alone_1C: Tensor | None = None
+    """The outputs of the first example that plain Jacobians were made of, alone in its batch."""
 
 
 class BlockMaker:
@@ -301,6 +303,11 @@ class BlockMaker:
         """Whether plain Jacobians are made in place of what rules would make."""
         return self._shared.purpose.jacobians
 
+    def take_alone(self) -> Tensor | None:
+        """Return the outputs of the first example that plain Jacobians were made of, and forget them."""
+        found, self._shared.alone_1C = self._shared.alone_1C, None
+        return found
+
     @property
     def parallel(self) -> bool:
         """Whether the device is an accelerator, where many examples take as long as few."""
@@ -370,9 +377,14 @@ class BlockMaker:
         return shared.beside.run(work, passes)
 
     def _jacobians(self, inputs_B: Tensor, forward: int, beside: int) -> Block:
-        def work(tracer: Tracer, rows: slice) -> tuple[Tensor, ...]:
-            left = self._shared.leftovers
-            return left.jacobians(tracer.network, inputs_B[rows], self._directions)
+        shared = self._shared
+
+        def work(tracer: Tracer, rows: slice) -> Sequence[Tensor]:
+            some_B = inputs_B[rows]
+            *made, outputs_BC = shared.leftovers.jacobians(tracer.network, some_B, self._directions)
+            if shared.alone_1C is None and rows.start == 0:
+                shared.alone_1C = outputs_BC[:1].clone()
+            return made
 
         made = self._run(work, len(inputs_B), forward, beside)
         nothing = made[0][0].new_empty(len(inputs_B), self.outputs, 0)

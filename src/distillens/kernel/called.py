@@ -98,7 +98,7 @@ class CalledNetwork(nn.Module):
         return logits
 
     def look(self, inputs: Tensor, originals: Mapping[str, nn.Parameter]) -> Tensor:
-        """Return the logits, (B, O), after a look at what the call changes and refers to.
+        """Return the logits, (B, O), with their graph, after a look at what the call changes and uses.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class CalledNetwork(nn.Module):
                     "take the parameter from the module that the function is given"
                 )
         self.in_autocast = leave_autocast(logits)
-        return logits.detach()
+        return logits
 
 
 def leave_autocast(logits: Tensor) -> bool:

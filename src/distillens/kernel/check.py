@@ -65,6 +65,7 @@ def expected_products(
     columns: Tensor,
     counted: bool = False,
     forms: bool = False,
+    begun_RO: Tensor | None = None,
 ) -> Expected:
     """Return what some products with a Gram of rows and columns have to be.
 
@@ -80,6 +81,8 @@ def expected_products(
         Compute numbers uᵀKv, by backward passes alone, in place of products Kv. That takes less than
         half the time, which is for Grams of few examples; one number involves every pair of the
         examples that are looked at.
+    begun_RO
+        The network's outputs for the rows of `examples_of_forms`, with their graph, if they are known.
     """
     generator = torch.Generator().manual_seed(0)
     C = len(directions)
@@ -136,6 +139,7 @@ def expected_products(
                 some,
                 u_RC[:, : len(some)],
                 None if v_S is None else v_S[:, : len(some)],
+                begun_RO,
             )
             for some in parts
         ]
@@ -143,6 +147,11 @@ def expected_products(
         among_1O = made[0].outputs_RO[:1]
     peak = live.peak if live else 0
     return Expected(R, S, signs_SC, tuple(classes), tuple(found), peak, sizes, among_1O)
+
+
+def examples_of_forms(count: int) -> Tensor:
+    """Return which of so many rows the numbers uᵀKv are of."""
+    return _some(count, True, torch.Generator().manual_seed(0))
 
 
 def _some(count: int, few: bool, generator: torch.Generator) -> Tensor:

@@ -83,7 +83,8 @@ class Leftovers:
             if self._refused is None:
                 try:
                     column = 0
-                    for gradients_BCp in self._by_func(network, inputs_B, directions):
+                    *made, _ = self._by_func(network, inputs_B, directions)
+                    for gradients_BCp in made:
                         size = gradients_BCp.shape[2]
                         target_BCP[:, :, column : column + size] = gradients_BCp
                         column += size
@@ -107,7 +108,9 @@ class Leftovers:
     def jacobians(
         self, network: nn.Module, inputs_B: Tensor, directions: Directions
     ) -> tuple[Tensor, ...]:
-        """Return the gradients by each parameter, (B, C, p).
+        """Return the gradients by each parameter, (B, C, p), and last the outputs, (B, C).
+
+        Each example is alone in its batch.
 
         Raises
         ------
@@ -126,21 +129,23 @@ class Leftovers:
     ) -> Iterator[Tensor]:
         reals = {name: real(weight.detach()) for name, weight in self.weights.items()}
 
-        def outputs(given: dict[str, Tensor], example: Tensor) -> Tensor:
+        def outputs(given: dict[str, Tensor], example: Tensor) -> tuple[Tensor, Tensor]:
             weights = as_parameters(given, self.weights)
-            return directions.of(call_with_weights(network, weights, example[None]))[0]
+            found_C = directions.of(call_with_weights(network, weights, example[None]))[0]
+            return (found_C[0] if len(directions) == 1 else found_C), found_C
 
-        def each(example: Tensor) -> dict[str, Tensor]:
+        def each(example: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             if len(directions) == 1:
-                return grad(lambda given: outputs(given, example)[0])(reals)
+                return grad(lambda given: outputs(given, example), has_aux=True)(reals)
             # Left over are few parameters: one output at a time takes the activations of one.
             at_once = None if self._chosen else 1
-            return jacrev(lambda given: outputs(given, example), chunk_size=at_once)(reals)
+            return jacrev(lambda g: outputs(g, example), has_aux=True, chunk_size=at_once)(reals)
 
-        made = vmap(each)(inputs_B)
+        made, outputs_BC = vmap(each)(inputs_B)
         B, C = len(inputs_B), len(directions)
         for name in reals:
             yield made.pop(name).detach().reshape(B, C, -1)
+        yield outputs_BC.detach()
 
     def _by_backward(
         self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor

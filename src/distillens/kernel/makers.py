@@ -68,8 +68,22 @@ class Makers:
         """Return what one such example shows of the network."""
         shape = rows.shape[1:]
         if shape not in self._firsts:
-            self._firsts[shape] = self._prepared.first(rows[:1])
+            self._firsts[shape] = self._prepared.first(rows[:1])[0]
         return self._firsts[shape]
+
+    def begun(self, rows: Tensor, numbers_R: Tensor) -> Tensor | None:
+        """Return the logits of some examples with their graph, where they show what `first` returns.
+
+        None where that is known already, or where the network fails on them: `first` then says why.
+        """
+        shape = rows.shape[1:]
+        if shape in self._firsts:
+            return None
+        try:
+            self._firsts[shape], logits_RO = self._prepared.first(rows[numbers_R])
+        except KernelError:
+            return None
+        return logits_RO
 
     def directions(self, rows: Tensor) -> Directions:
         """Return the outputs that gradients are made of."""
@@ -190,7 +204,7 @@ class Makers:
             return bounded
         return maker.passes(rows[:SAMPLE], counted=True)
 
-    def alike(self, rows: Tensor, among_1O: Tensor | None) -> bool:
+    def alike(self, rows: Tensor, alone_1C: Tensor | None, among_1O: Tensor | None) -> bool:
         """Return whether the first example has the same outputs alone and among others.
 
         Up to rounding, in the network's type. Where it has not, a look at the network in float64 says
@@ -204,7 +218,9 @@ class Makers:
                 found_1O = self._prepared.network(among)[:1]
         else:
             found_1O = among_1O
-        return near(found_1O, self.first(rows).logits, _ROUNDING[self._prepared.dtype])
+        assert alone_1C is not None
+        found_1C = self.directions(rows).of(found_1O)
+        return near(found_1C, alone_1C, _ROUNDING[self._prepared.dtype])
 
     def jacobians_planned(
         self, rows: Tensor, job: Job, speed: Speed, timed: bool = False

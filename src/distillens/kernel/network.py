@@ -6,7 +6,7 @@ Shapes: B examples, O outputs of the network, C combinations of them.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,17 +30,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class First:
-    """What one example shows of a network."""
+    """What one or two examples show of a network."""
 
-    logits: Tensor
-    """(1, O), without a graph."""
+    outputs: int
+    """O."""
     kept_bytes: int
-    """What its forward pass keeps for a backward pass, parameters and buffers apart."""
-
-    @property
-    def outputs(self) -> int:
-        """O."""
-        return self.logits.shape[1]
+    """What a forward pass of an example keeps for a backward pass, parameters and buffers apart."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +83,24 @@ class Prepared:
             check_marked(self.network.model, inputs)
         return inputs.to(self.device)
 
-    def first(self, example: Tensor) -> First:
-        """Return what one example, (1, …), shows of the network.
+    def first(self, examples: Tensor) -> tuple[First, Tensor]:
+        """Return what examples, (B, …), show of the network, and their logits with their graph.
 
         Raises
         ------
         KernelError
-            The network fails, or what it returns holds no logits (1, O).
+            The network fails, or what it returns holds no logits (B, O).
         """
         saved = SavedBytes((*self.network.parameters(), *self.network.buffers()))
-        where = f"on one example of shape {tuple(example.shape)} in {_name(example.dtype)}"
+        count = "one example" if len(examples) == 1 else f"{len(examples)} examples"
+        where = f"on {count} of shape {tuple(examples.shape)} in {_name(examples.dtype)}"
         with explained(where), saved:
-            logits = self.network.look(example, self.originals)
-        return First(logits, saved.bytes)
+            logits = self.network.look(examples, self.originals)
+        return First(logits.shape[1], -(-saved.bytes // len(examples))), logits
 
     def count_outputs(self, example: Tensor) -> int:
         """Return O; for the errors see `first`."""
-        return self.first(example).outputs
+        return self.first(example)[0].outputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -245,7 +241,14 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         for held in held_tensors(vars(module))
         if not held.is_leaf
     }
-    # copy.deepcopy takes most of its time for tensors. Those that share their memory are left to it.
+    # copy.deepcopy takes most of its time for empty containers, such as those of hooks, and for tensors.
+    # Tensors that share their memory are left to it.
+    made |= {
+        id(held): type(held)()
+        for module in model.modules()
+        for held in vars(module).values()
+        if type(held) in (dict, OrderedDict, set) and not held
+    }
     tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
     places = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
     made |= {

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel.check import Expected, GramCheck, check_gram, expected_products, zero_notes
+from distillens.kernel.check import (
+    Expected,
+    GramCheck,
+    check_gram,
+    examples_of_forms,
+    expected_products,
+    zero_notes,
+)
 from distillens.kernel.directions import Directions, Outputs, checked_outputs
 from distillens.kernel.grad_mode import differentiating
 from distillens.kernel.gradients import real_numbers
@@ -135,8 +142,9 @@ class EmpiricalNTK:
         rows, columns = self._examples(inputs, other)
         across = None if other is None else columns
         ranks = Ranks.here(self._alone)
+        begun_RO = self._makers.begun(rows, examples_of_forms(len(rows)).to(rows.device))
         if store is None and ranks.count == 1 and self._jacobians_pay(rows, across):
-            found = self._gram_by_jacobians(rows, columns, across)
+            found = self._gram_by_jacobians(rows, columns, across, begun_RO)
             if found is not None:
                 return replace(found, seconds=time.perf_counter() - began)
         try:
@@ -412,9 +420,12 @@ class EmpiricalNTK:
         columns: Tensor,
         counted: bool = False,
         forms: bool = False,
+        begun_RO: Tensor | None = None,
     ) -> Expected:
         plain = PlainProducts(self._prepared.network, self._prepared.parameters)
-        return expected_products(plain, directions, self.outputs, rows, columns, counted, forms)
+        return expected_products(
+            plain, directions, self.outputs, rows, columns, counted, forms, begun_RO
+        )
 
     def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
         """Return the bytes that the look at the network and the products to check against take."""
@@ -433,7 +444,7 @@ class EmpiricalNTK:
         return jacobians_pay(examples, count, numbers, kept)
 
     def _gram_by_jacobians(
-        self, rows: Tensor, columns: Tensor, across: Tensor | None
+        self, rows: Tensor, columns: Tensor, across: Tensor | None, begun_RO: Tensor | None
     ) -> NTKGram | None:
         """Return the Gram by plain Jacobians; None where rules or a closer look have to decide.
 
@@ -447,7 +458,9 @@ class EmpiricalNTK:
         found = makers.jacobians_planned(rows, job, speed)
         if found is None or prepared.network.unlike:
             return None
-        expected = self._expected(makers.directions(rows), rows, columns, forms=True)
+        expected = self._expected(
+            makers.directions(rows), rows, columns, forms=True, begun_RO=begun_RO
+        )
         seen = rows[expected.rows_R.to(rows.device)]
         among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
         maker, plan = found
@@ -458,7 +471,7 @@ class EmpiricalNTK:
                 )
         except NotBatchableError:
             return None
-        if not makers.alike(rows, among_1O):
+        if not makers.alike(rows, maker.take_alone(), among_1O):
             return None
         check = check_gram(expected, self.outputs, values)
         zero = zero_notes(expected, self.outputs, values) if across is None else ()

@@ -71,31 +71,35 @@ class PlainProducts:
         directions: Directions,
         left_RC: Tensor,
         right_SC: Tensor | None,
+        outputs_RO: Tensor | None = None,
     ) -> Form:
         """Return uᵀKv of the kernel of all pairs of C outputs.
 
-        One backward pass for u and one for v; v is u, of the same examples, if it is None.
+        One backward pass for u and one for v; v is u, of the same examples, if it is None. The outputs
+        for the rows, with their graph, are made unless they are given.
         """
-        with torch.enable_grad():
-            outputs_RO = self._network(rows)
+        if outputs_RO is None:
+            outputs_RO = self._with_graph(rows)
         left = self._along(outputs_RO, directions, left_RC)
         square = torch.stack([each.norm() for each in left]).double().square().sum()
         if right_SC is None:
             return Form(square, square, outputs_RO.detach())
-        with torch.enable_grad():
-            outputs_SO = self._network(columns)
-        right = self._along(outputs_SO, directions, right_SC)
+        right = self._along(self._with_graph(columns), directions, right_SC)
         value = torch.stack(
             [(a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)]
         )
         other = torch.stack([each.norm() for each in right]).double().square().sum()
         return Form(value.sum(), (square * other).sqrt(), outputs_RO.detach())
 
+    def _with_graph(self, examples: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self._network(examples)
+
     def _along(self, outputs_BO: Tensor, directions: Directions, vector_BC: Tensor) -> list[Tensor]:
-        """Return Jᵀv."""
+        """Return Jᵀv; the graph is kept, for another vector."""
         with torch.enable_grad():
             total = (directions.of(outputs_BO) * vector_BC).sum()
-        return gradients_by(total, list(self._parameters.values()))
+        return gradients_by(total, list(self._parameters.values()), retain=True)
 
     def mean_form(
         self, rows: Tensor, columns: Tensor, directions: Directions, signs: Tensor
