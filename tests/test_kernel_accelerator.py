@@ -129,13 +129,15 @@ def test_a_gram_that_is_not_finite_is_refused_at_its_end(as_accelerator: None) -
 
 
 def test_products_are_not_rounded_to_tf32() -> None:
-    convolutions: Any = torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    convolutions = cudnn.conv
     before = convolutions.fp32_precision
     seen: set[str] = set()
 
     class Seeing(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
-            seen.update((convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            seen.update((convolutions.fp32_precision, products.fp32_precision))
             return super().forward(input)
 
     convolutions.fp32_precision = "tf32"
