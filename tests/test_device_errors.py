@@ -222,6 +222,7 @@ def test_the_cost_of_a_batch_that_fits_is_measured() -> None:
         measure_cost(Limited(0, 0), (5,), device="cpu", runs=2)
 
 
+@pytest.mark.usefixtures("rules_only")
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_gram_that_is_too_large_is_told_with_what_fits(kind: str) -> None:
     model = Limited(2, 2, ERRORS[kind]).eval()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distillens.device_errors import ran_out_of_memory
-from distillens.errors import DeviceError
+from distillens.errors import DistillensError
 from distillens.results import Cell, Trial
 from distillens.runs import NetworkFiles
 from distillens.study.networks import (
@@ -250,7 +250,7 @@ def _train_group(
             seed,
             lambda place, cell: done(students[place], cell),
         )
-    except DeviceError as error:
+    except DistillensError as error:
         if error.__cause__ is None or not ran_out_of_memory(error.__cause__):
             raise
         # The error holds on to the memory until this block is left.
