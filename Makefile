@@ -11,7 +11,8 @@ demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/distillens run digits --out runs/demo
 
 test: lint types contract
-	$(BIN)/pytest -m "not slow"
+	# One thread for each of two processes: threads that share two cores would wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
