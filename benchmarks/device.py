@@ -184,7 +184,7 @@ def prepare(asked: argparse.Namespace, device: torch.device, scratch: Path) -> S
     data = scratch / "examples.npz"
     np.savez(data, allow_pickle=False, **arrays)
     images = arrays["x_train"]
-    side = int(images.shape[1])
+    side = len(images[0])
     classes = int(arrays["y_train"].max()) + 1
     return Setting(data, len(images), side, classes, *networks, scratch, device)
 

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK, blocks, oracle_gram, plan, rows, tiles, uses
-from distillens.kernel.directions import Outputs
+from distillens.kernel.oracle import OutputForm
 
-FORMS: tuple[Outputs, ...] = (0, "class-diagonal", "trace", "full")
+FORMS: tuple[int | OutputForm, ...] = (0, "class-diagonal", "trace", "full")
 
 
 class Operations(TorchDispatchMode):
@@ -60,7 +60,7 @@ def examples(count: int) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def counted(outputs: Outputs, count: int) -> Operations:
+def counted(outputs: int | OutputForm, count: int) -> Operations:
     """Return the operations of a second Gram of a network."""
     kernel = EmpiricalNTK(network(), outputs=outputs, max_memory=2**33)
     kernel.gram(examples(16))
@@ -71,7 +71,7 @@ def counted(outputs: Outputs, count: int) -> Operations:
 
 @pytest.mark.parametrize(("outputs", "first"), [(0, 512), ("full", 128)])
 def test_operations_do_not_grow_with_the_examples(
-    outputs: Outputs, first: int, as_accelerator: None
+    outputs: int | OutputForm, first: int, as_accelerator: None
 ) -> None:
     few, many = counted(outputs, first), counted(outputs, 4 * first)
     assert many.count <= 1.4 * few.count
@@ -83,7 +83,7 @@ def test_operations_do_not_grow_with_the_examples(
 @pytest.mark.parametrize("outputs", FORMS)
 @pytest.mark.parametrize("cut", [False, True])
 def test_few_large_operations_give_the_same_gram(
-    outputs: Outputs, cut: bool, as_accelerator: None, monkeypatch: pytest.MonkeyPatch
+    outputs: int | OutputForm, cut: bool, as_accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cut:
         monkeypatch.setattr(rows, "PIECE", 100)
