@@ -41,13 +41,16 @@ def state_of(model: nn.Module) -> Hashable:
     """Return what changes when a weight or buffer is written to, or another takes its place."""
     tensors: Iterable[Tensor] = (*model.parameters(), *model.buffers())
     return tuple(
-        (id(each), each.data_ptr(), None if each.is_inference() else each._version)
+        (id(each), each.data_ptr(), each._version)
+        if each.layout is torch.strided and not each.is_inference()
+        else object()  # equal to no other, since nothing tells whether it changed
         for each in tensors
     )
 
 
 def _shape(tensor: Tensor) -> Hashable:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
+    stride = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, stride
 
 
 def _value(value: Any) -> Hashable:
