@@ -261,14 +261,12 @@ def test_a_copy_shares_no_memory_and_keeps_what_was_shared() -> None:
     model: Any = Network()
     model.register_buffer("whole", torch.zeros(6))
     model.register_buffer("part", model.whole[:3])
-    model.head.weight.grad = torch.ones_like(model.head.weight)
     made: Any = copied(model)
     for one, other in zip(model.state_dict().items(), made.state_dict().items(), strict=True):
         assert one[0] == other[0]
         assert torch.equal(one[1], other[1])
         assert one[1].data_ptr() != other[1].data_ptr()
     assert made.part.data_ptr() == made.whole.data_ptr()
-    assert torch.equal(made.head.weight.grad, model.head.weight.grad)
     assert isinstance(made.conv.weight, nn.Parameter)
     made.conv.register_forward_hook(lambda *_: None)
     assert not model.conv._forward_hooks

@@ -28,7 +28,7 @@ _FORWARD_NUMBERS = 2**25
 """Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
 _BATCHED = 8
 """How many times as many numbers a pass of torch.func holds: its operations are slow to start."""
-_PARALLEL_NUMBERS = 2**28
+_PARALLEL_NUMBERS = 2**29
 """Numbers that a pass holds on an accelerator, where large operations take as long as small ones."""
 _THREAD_BYTES = 2**25
 """What a further thread takes beside its tensors: scratch of operations, the allocator's free lists."""
