@@ -140,6 +140,15 @@ def test_other_shapes_types_parameters_and_modes_are_looked_at(looks: list[str])
     assert looks == 2 * ["find_coverage"]
 
 
+def test_another_hook_in_the_place_of_one_is_seen(looks: list[str]) -> None:
+    model = Network().eval()
+    for factor in (2, 3):
+        handle = model.conv.register_forward_hook(lambda *given, by=factor: by * given[2])
+        assert check(model, looks) == ["find_coverage"]
+        assert check(model, looks) == []
+        model.conv._forward_hooks.pop(handle.id)
+
+
 def test_a_path_that_changes_unseen_is_found_out(looks: list[str]) -> None:
     """Nothing that the model holds tells that its forward does something else."""
     twice: list[bool] = []

@@ -381,10 +381,16 @@ def _described(maker: BlockMaker, some: BlockMaker, job: Job, sizes: Sizes, memo
         gram_bytes=job.gram_bytes,
         budget=job.budget,
         seconds=None,
-        layers=tuple(
-            Layer(tuple(part.place.names.values()), part.choice.way, int(part.choice.cost.held))
-            for part in some.parts
-        ),
+        layers=_layers(some),
+    )
+
+
+def _layers(maker: BlockMaker) -> tuple[Layer, ...]:
+    if maker.jacobians:
+        return (Layer(("all parameters",), "jacobian", maker.held),)
+    return tuple(
+        Layer(tuple(part.place.names.values()), part.choice.way, int(part.choice.cost.held))
+        for part in maker.parts
     )
 
 

@@ -22,7 +22,10 @@ def built_as(model: nn.Module) -> Hashable:
             type(module),
             id(getattr(type(module).forward, "__code__", type(module).forward)),
             module.training,
-            tuple(tuple(id(hook) for hook in getattr(module, each).values()) for each in _HOOKS),
+            tuple(
+                tuple((key, id(hook)) for key, hook in getattr(module, each).items())
+                for each in _HOOKS
+            ),
             tuple(
                 (key, _value(each)) for key, each in vars(module).items() if key not in _TORCH_NAMES
             ),
