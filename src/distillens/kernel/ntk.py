@@ -32,7 +32,7 @@ from distillens.kernel.jacobians import batchable_attention, jacobians_pay
 from distillens.kernel.leftovers import NotBatchableError
 from distillens.kernel.makers import Makers
 from distillens.kernel.memory import free_memory
-from distillens.kernel.network import Prepared, prepare
+from distillens.kernel.network import Prepared, explained, prepare
 from distillens.kernel.plain import PlainProducts
 from distillens.kernel.plan import Job, Plan, Sizes, forward_size
 from distillens.kernel.products import KernelProduct
@@ -461,7 +461,8 @@ class EmpiricalNTK:
         found = makers.jacobians_planned(rows, job, speed)
         if found is None or prepared.network.unlike:
             return None
-        expected = self._forms(makers.directions(rows), rows, columns, begun_RO)
+        with explained("in a backward pass"):
+            expected = self._forms(makers.directions(rows), rows, columns, begun_RO)
         seen = rows[expected.rows_R.to(rows.device)]
         among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
         maker, plan = found
