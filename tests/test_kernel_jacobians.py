@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ def test_a_gram_by_jacobians_is_the_oracles(
     torch.set_num_threads(1)
     assert looks == []
     assert found.notes == ()
+    assert "all parameters" in str(found.plan)
     assert found.plan.sizes.forward < 7
     if isinstance(outputs, tuple) or outputs == "sum":
         full = oracle_gram(network(), examples(), outputs="full").view(7, 3, 7, 3)
@@ -105,9 +107,22 @@ def test_the_cost_model_takes_the_way_that_was_measured_faster(
     assert jacobians_pay(examples, outputs, parameters, activations) == pays
 
 
+def wide() -> nn.Module:
+    """Return a network whose activations take most room."""
+    torch.manual_seed(1)
+    layers = nn.Conv2d(1, 24, 3, padding=1), nn.Tanh(), nn.Conv2d(24, 24, 1), nn.Tanh()
+    return nn.Sequential(*layers, nn.Conv2d(24, 24, 1), nn.GELU(), nn.Flatten(), nn.Linear(1536, 3))
+
+
+@pytest.mark.parametrize("make", [network, wide])
 @pytest.mark.parametrize("outputs", [0, "full", "trace"])
-def test_jacobians_take_no_more_than_planned(outputs: Outputs) -> None:
-    kernel = EmpiricalNTK(network(), outputs=outputs)
+def test_jacobians_take_no_more_than_planned(
+    make: Callable[[], nn.Module], outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ntk, "jacobians_pay", lambda *_: True)
+    # Of so small a network the set-up takes most.
+    monkeypatch.setattr(makers.Makers, "bounded_setup", lambda *_: 0)
+    kernel = EmpiricalNTK(make(), outputs=outputs)
     with LiveBytes() as live:
         found = kernel.gram(examples(20))
     assert live.peak <= found.plan.memory
@@ -179,9 +194,12 @@ def test_a_wrong_jacobian_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> No
     from distillens.kernel.leftovers import Leftovers
 
     right = Leftovers._by_func
-    monkeypatch.setattr(
-        Leftovers, "_by_func", lambda *given: (1.0005 * each for each in right(*given))
-    )
+
+    def wrong(*given: Any) -> list[Tensor]:
+        *gradients, outputs_BC = right(*given)
+        return [*(1.0005 * each for each in gradients), outputs_BC]
+
+    monkeypatch.setattr(Leftovers, "_by_func", wrong)
     for outputs in (0, "class-diagonal", "trace", "full"):
         with pytest.raises(KernelError, match="failed its check"):
             EmpiricalNTK(network(), outputs=outputs).gram(examples())

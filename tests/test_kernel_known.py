@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK, known, makers, oracle_gram
+from distillens.kernel.network import copied
 
 pytestmark = pytest.mark.usefixtures("rules_only")
 
@@ -139,6 +140,15 @@ def test_other_shapes_types_parameters_and_modes_are_looked_at(looks: list[str])
     assert looks == 2 * ["find_coverage"]
 
 
+def test_another_hook_in_the_place_of_one_is_seen(looks: list[str]) -> None:
+    model = Network().eval()
+    for factor in (2, 3):
+        handle = model.conv.register_forward_hook(lambda *given, by=factor: by * given[2])
+        assert check(model, looks) == ["find_coverage"]
+        assert check(model, looks) == []
+        model.conv._forward_hooks.pop(handle.id)
+
+
 def test_a_path_that_changes_unseen_is_found_out(looks: list[str]) -> None:
     """Nothing that the model holds tells that its forward does something else."""
     twice: list[bool] = []
@@ -217,3 +227,55 @@ def test_nothing_is_kept_of_a_model_that_is_gone() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_forward_that_calls_torch_func_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.func bears no hooks on saved tensors, by which activations are added up."""
+    monkeypatch.setattr("distillens.kernel.ntk.jacobians_pay", lambda *_: True)
+
+    class Force(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            def energy(x: Tensor) -> Tensor:
+                return super(Force, self).forward(x).tanh().sum()
+
+            return torch.func.vmap(torch.func.grad(energy))(input)
+
+    torch.manual_seed(0)
+    model, x = Force(4, 3), torch.randn(5, 4)
+    found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
+    wanted = oracle_gram(model, x, outputs="full")
+    torch.testing.assert_close(found.values, wanted)
+
+
+def test_a_network_with_a_sparse_buffer_has_a_kernel() -> None:
+    class Graph(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.register_buffer("edges", torch.eye(5).roll(1, 0).to_sparse())
+
+        def forward(self, input: Tensor) -> Tensor:
+            edges: Any = self.edges
+            mixed = torch.sparse.mm(edges, input.transpose(0, 1).flatten(1))
+            mixed = mixed.view(5, len(input), 4).transpose(0, 1)
+            return super().forward(mixed).tanh().sum(dim=1)
+
+    torch.manual_seed(0)
+    model, x = Graph(), torch.randn(6, 5, 4)
+    found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
+    wanted = oracle_gram(model, x, outputs="full", vectorised=False)
+    torch.testing.assert_close(found.values, wanted)
+
+
+def test_a_copy_shares_no_memory_and_keeps_what_was_shared() -> None:
+    model: Any = Network()
+    model.register_buffer("whole", torch.zeros(6))
+    model.register_buffer("part", model.whole[:3])
+    made: Any = copied(model)
+    for one, other in zip(model.state_dict().items(), made.state_dict().items(), strict=True):
+        assert one[0] == other[0]
+        assert torch.equal(one[1], other[1])
+        assert one[1].data_ptr() != other[1].data_ptr()
+    assert made.part.data_ptr() == made.whole.data_ptr()
+    assert isinstance(made.conv.weight, nn.Parameter)
+    made.conv.register_forward_hook(lambda *_: None)
+    assert not model.conv._forward_hooks

@@ -64,8 +64,6 @@ def expected_products(
     rows: Tensor,
     columns: Tensor,
     counted: bool = False,
-    forms: bool = False,
-    begun_RO: Tensor | None = None,
 ) -> Expected:
     """Return what some products with a Gram of rows and columns have to be.
 
@@ -77,27 +75,14 @@ def expected_products(
         What the Gram is of.
     counted
         Count the bytes that it takes.
-    forms
-        Compute numbers uᵀKv, by backward passes alone, in place of products Kv. That takes less than
-        half the time, which is for Grams of few examples; one number involves every pair of the
-        examples that are looked at.
-    begun_RO
-        The network's outputs for the rows of `examples_of_forms`, with their graph, if they are known.
     """
     generator = torch.Generator().manual_seed(0)
     C = len(directions)
-    many = outputs == "trace" and (forms or C > _MANY_CLASSES)
-    R, S = (_some(len(each), forms, generator) for each in (rows, columns))
-    if (many or forms) and rows is columns:
+    many = outputs == "trace" and C > _MANY_CLASSES
+    R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
+    if many and rows is columns:
         S = R
-    among_1O = None
-    if forms:
-        # Weights of one sign for all examples: the kernels of similar examples are nearly equal, and
-        # with signs of their own the number would be a difference of large ones.
-        signs_SC = 0.5 + torch.rand(len(S), C, generator=generator)
-        signs_SC = signs_SC * (2.0 * torch.randint(2, (C,), generator=generator) - 1)
-    else:
-        signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
+    signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
     signs_SC = signs_SC.to(rows.device, directions.dtype)
     classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
 
@@ -110,9 +95,7 @@ def expected_products(
     sizes = None
     live = LiveBytes() if counted else None
     with live or nullcontext():
-        if forms and not many:
-            found = []
-        elif outputs == "full":
+        if outputs == "full":
             found = [product(directions)]
         elif many:
             # One output after another takes what some take, and counting takes long.
@@ -128,40 +111,66 @@ def expected_products(
     if many:
         value, scale = form(directions)
         found, sizes = [value], (scale,)
-    elif forms:
-        v_S = None if rows is columns else signs_SC
-        u_RC = signs_SC if v_S is None else _signs_of_rows(signs_SC, len(R))
-        parts = [directions] if outputs == "full" else [directions.part(c, c + 1) for c in classes]
-        made = [
-            plain.form(
-                rows[R],
-                columns[S],
-                some,
-                u_RC[:, : len(some)],
-                None if v_S is None else v_S[:, : len(some)],
-                begun_RO,
-            )
-            for some in parts
-        ]
-        found, sizes = [each.value for each in made], tuple(each.size for each in made)
-        among_1O = made[0].outputs_RO[:1]
     peak = live.peak if live else 0
-    return Expected(R, S, signs_SC, tuple(classes), tuple(found), peak, sizes, among_1O)
+    return Expected(R, S, signs_SC, tuple(classes), tuple(found), peak, sizes)
+
+
+def expected_forms(
+    plain: PlainProducts,
+    directions: Directions,
+    outputs: Outputs,
+    rows: Tensor,
+    columns: Tensor,
+    begun_RO: Tensor | None = None,
+) -> Expected:
+    """Return what some numbers uᵀKv of a Gram of rows and columns have to be.
+
+    They take backward passes alone, less than half of the time of products Kv, which is for Grams of few
+    examples. One number involves every pair of the examples that are looked at.
+
+    Parameters
+    ----------
+    plain, directions, outputs, rows, columns
+        As of `expected_products`.
+    begun_RO
+        The network's outputs for the rows of `examples_of_forms`, with their graph, if they are known.
+    """
+    generator = torch.Generator().manual_seed(0)
+    C, R = len(directions), examples_of_forms(len(rows))
+    S = R if rows is columns else examples_of_forms(len(columns))
+    # Weights of one sign for all examples: the kernels of similar examples are nearly equal, and with
+    # signs of their own the number would be a difference of large ones.
+    signs_SC = 0.5 + torch.rand(len(S), C, generator=generator)
+    signs_SC = signs_SC * (2.0 * torch.randint(2, (C,), generator=generator) - 1)
+    signs_SC = signs_SC.to(rows.device, directions.dtype)
+    classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
+    left, right = rows[R], columns[S]
+    if outputs == "trace":
+        value, size = plain.mean_form(left, right, directions, _signs_of_form(signs_SC, len(R)))
+        return Expected(R, S, signs_SC, tuple(classes), (value,), 0, (size,))
+    u_RC = _signs_of_rows(signs_SC, len(R))
+    parts = [directions] if outputs == "full" else [directions.part(c, c + 1) for c in classes]
+    made = []
+    for some in parts:
+        v_SC = None if rows is columns else signs_SC[:, : len(some)]
+        made.append(plain.form(left, right, some, u_RC[:, : len(some)], v_SC, begun_RO))
+    return Expected(
+        R,
+        S,
+        signs_SC,
+        tuple(classes),
+        tuple(each.value for each in made),
+        0,
+        tuple(each.size for each in made),
+        made[0].outputs_RO[:1],
+    )
 
 
 def examples_of_forms(count: int) -> Tensor:
-    """Return which of so many rows the numbers uᵀKv are of."""
-    return _some(count, True, torch.Generator().manual_seed(0))
-
-
-def _some(count: int, few: bool, generator: torch.Generator) -> Tensor:
-    """Return which examples are looked at: eight; or the first and, for each sixteen, another."""
-    if not few:
-        return torch.randperm(count, generator=generator)[:_EXAMPLES]
-    others = 1 + torch.randperm(count - 1, generator=generator)
-    return torch.cat([torch.zeros(1, dtype=others.dtype), others[: max(1, count // 16 - 1)]])[
-        :_EXAMPLES
-    ]
+    """Return which of so many rows the numbers uᵀKv are of: the first and, for each sixteen, another."""
+    others = 1 + torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))
+    first = torch.zeros(1, dtype=others.dtype)
+    return torch.cat([first, others[: max(1, count // 16 - 1)]])[:_EXAMPLES]
 
 
 def _signs_of_rows(signs_SC: Tensor, rows: int) -> Tensor:

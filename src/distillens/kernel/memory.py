@@ -30,11 +30,16 @@ class SavedBytes(saved_tensors_hooks):
     """
 
     def __init__(self, apart: Iterable[Tensor]) -> None:
-        self._places = {each.untyped_storage().data_ptr() for each in apart}
+        self._places = {
+            each.untyped_storage().data_ptr() for each in apart if each.layout is torch.strided
+        }
         self.bytes = 0
         super().__init__(self._keep, lambda kept: kept)
 
     def _keep(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            self.bytes += tensor.numel() * tensor.element_size()  # at most
+            return tensor.detach()
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._places:
             self._places.add(storage.data_ptr())

@@ -21,7 +21,7 @@ from distillens.errors import DistillensError, KernelError, nearest
 from distillens.kernel.called import CalledNetwork, held_tensors
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
-from distillens.kernel.memory import SavedBytes
+from distillens.kernel.memory import LiveBytes, SavedBytes
 from distillens.kernel.structure import built_as, state_of
 from distillens.sequences import check_marked, is_text_model
 
@@ -94,9 +94,18 @@ class Prepared:
         saved = SavedBytes((*self.network.parameters(), *self.network.buffers()))
         count = "one example" if len(examples) == 1 else f"{len(examples)} examples"
         where = f"on {count} of shape {tuple(examples.shape)} in {_name(examples.dtype)}"
-        with explained(where), saved:
-            logits = self.network.look(examples, self.originals)
-        return First(logits.shape[1], -(-saved.bytes // len(examples))), logits
+        try:
+            with explained(where), saved:
+                logits = self.network.look(examples, self.originals)
+            kept = saved.bytes
+        except KernelError as error:
+            # A forward that calls torch.func itself bears no hooks; what it makes is counted.
+            if "saved tensor hooks" not in str(error):
+                raise
+            with explained(where), LiveBytes() as live:
+                logits = self.network.look(examples, self.originals)
+            kept = live.peak
+        return First(logits.shape[1], -(-kept // len(examples))), logits
 
     def count_outputs(self, example: Tensor) -> int:
         """Return O; for the errors see `first`."""
@@ -214,7 +223,8 @@ def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> d
     every = [*network.named_parameters(), *network.named_buffers()]
     # A sum is finite only if all numbers are; where one is not, each tensor is looked at.
     sums = [tensor.detach().sum().double() for _, tensor in every if not tensor.is_complex()]
-    if len(sums) == len(every) and torch.isfinite(torch.stack(sums)).all():
+    together = len(sums) == len(every) and len({each.device for each in sums}) == 1
+    if together and torch.isfinite(torch.stack(sums)).all():
         every = []
     for name, tensor in every:
         # Masks hold infinity, which no training moves.
@@ -249,7 +259,11 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         for held in vars(module).values()
         if type(held) in (dict, OrderedDict, set) and not held
     }
-    tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    tensors = {
+        id(each): each
+        for each in (*model.parameters(), *model.buffers())
+        if type(each) in (Tensor, nn.Parameter) and each.layout is torch.strided
+    }
     places = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
     made |= {
         key: each.detach().clone().requires_grad_(each.requires_grad)

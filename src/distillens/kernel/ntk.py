@@ -21,6 +21,7 @@ from distillens.kernel.check import (
     GramCheck,
     check_gram,
     examples_of_forms,
+    expected_forms,
     expected_products,
     zero_notes,
 )
@@ -177,7 +178,7 @@ class EmpiricalNTK:
             # The first product by forward derivatives takes torch half a second to prepare.
             few = len(rows) < FEW and len(columns) < FEW
             directions = self._makers.directions(rows)
-            expected = self._expected(directions, rows, columns, forms=few)
+            expected = (self._forms if few else self._expected)(directions, rows, columns)
             sizes = Sizes(**kept["sizes"]) if kept else None
             job = self._job(rows, across, opened is not None, budget, ranks.count)
             maker, plan = self._makers.planned(
@@ -414,18 +415,20 @@ class EmpiricalNTK:
         return GramStore(Path(store), same, shape, self._prepared.dtype, ranks)
 
     def _expected(
+        self, directions: Directions, rows: Tensor, columns: Tensor, counted: bool = False
+    ) -> Expected:
+        plain = PlainProducts(self._prepared.network, self._prepared.parameters)
+        return expected_products(plain, directions, self.outputs, rows, columns, counted)
+
+    def _forms(
         self,
         directions: Directions,
         rows: Tensor,
         columns: Tensor,
-        counted: bool = False,
-        forms: bool = False,
         begun_RO: Tensor | None = None,
     ) -> Expected:
         plain = PlainProducts(self._prepared.network, self._prepared.parameters)
-        return expected_products(
-            plain, directions, self.outputs, rows, columns, counted, forms, begun_RO
-        )
+        return expected_forms(plain, directions, self.outputs, rows, columns, begun_RO)
 
     def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
         """Return the bytes that the look at the network and the products to check against take."""
@@ -459,9 +462,7 @@ class EmpiricalNTK:
         if found is None or prepared.network.unlike:
             return None
         with explained("in a backward pass"):
-            expected = self._expected(
-                makers.directions(rows), rows, columns, forms=True, begun_RO=begun_RO
-            )
+            expected = self._forms(makers.directions(rows), rows, columns, begun_RO)
         seen = rows[expected.rows_R.to(rows.device)]
         among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
         maker, plan = found

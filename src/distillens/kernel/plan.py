@@ -28,7 +28,7 @@ _FORWARD_NUMBERS = 2**25
 """Numbers that a forward and backward pass holds at a time; more leaves the caches sooner."""
 _BATCHED = 8
 """How many times as many numbers a pass of torch.func holds: its operations are slow to start."""
-_PARALLEL_NUMBERS = 2**28
+_PARALLEL_NUMBERS = 2**29
 """Numbers that a pass holds on an accelerator, where large operations take as long as small ones."""
 _THREAD_BYTES = 2**25
 """What a further thread takes beside its tensors: scratch of operations, the allocator's free lists."""
@@ -381,10 +381,16 @@ def _described(maker: BlockMaker, some: BlockMaker, job: Job, sizes: Sizes, memo
         gram_bytes=job.gram_bytes,
         budget=job.budget,
         seconds=None,
-        layers=tuple(
-            Layer(tuple(part.place.names.values()), part.choice.way, int(part.choice.cost.held))
-            for part in some.parts
-        ),
+        layers=_layers(some),
+    )
+
+
+def _layers(maker: BlockMaker) -> tuple[Layer, ...]:
+    if maker.jacobians:
+        return (Layer(("all parameters",), "jacobian", maker.held),)
+    return tuple(
+        Layer(tuple(part.place.names.values()), part.choice.way, int(part.choice.cost.held))
+        for part in maker.parts
     )
 
 

@@ -22,7 +22,10 @@ def built_as(model: nn.Module) -> Hashable:
             type(module),
             id(getattr(type(module).forward, "__code__", type(module).forward)),
             module.training,
-            tuple(tuple(id(hook) for hook in getattr(module, each).values()) for each in _HOOKS),
+            tuple(
+                tuple((key, id(hook)) for key, hook in getattr(module, each).items())
+                for each in _HOOKS
+            ),
             tuple(
                 (key, _value(each)) for key, each in vars(module).items() if key not in _TORCH_NAMES
             ),
@@ -41,13 +44,16 @@ def state_of(model: nn.Module) -> Hashable:
     """Return what changes when a weight or buffer is written to, or another takes its place."""
     tensors: Iterable[Tensor] = (*model.parameters(), *model.buffers())
     return tuple(
-        (id(each), each.data_ptr(), None if each.is_inference() else each._version)
+        (id(each), each.data_ptr(), each._version)
+        if each.layout is torch.strided and not each.is_inference()
+        else object()  # equal to no other, since nothing tells whether it changed
         for each in tensors
     )
 
 
 def _shape(tensor: Tensor) -> Hashable:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
+    stride = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, stride
 
 
 def _value(value: Any) -> Hashable:
