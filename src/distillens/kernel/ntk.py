@@ -59,11 +59,6 @@ class NTKGram:
     notes: tuple[str, ...] = ()
 
 
-ALLOCATORS_BYTES = 2**26
-"""What the allocators of several threads may keep of earlier Grams; a bound that is large enough leaves
-it free."""
-
-
 class EmpiricalNTK:
     """The kernel of a network at its weights.
 
@@ -391,8 +386,7 @@ class EmpiricalNTK:
 
     def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:
-            kept = ALLOCATORS_BYTES if self._max_memory >= 4 * ALLOCATORS_BYTES else 0
-            return self._max_memory - kept
+            return self._max_memory
         return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
 
     def _examples(self, inputs: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,9 @@ _PARALLEL_NUMBERS = 2**29
 """Numbers that a pass holds on an accelerator, where large operations take as long as small ones."""
 _THREAD_BYTES = 2**25
 """What a further thread takes beside its tensors: scratch of operations, the allocator's free lists."""
+_ALLOCATOR_BYTES = 2**26
+"""What allocators keep of memory that was let go, at most; an eighth of the room where that is less.
+Sizes are chosen smaller for it, but no Gram is refused."""
 _MANY_OUTPUTS = 64
 """More outputs than these are not made together before it is known what one takes."""
 _TIMED = 8
@@ -90,6 +93,12 @@ class Job:
     def across(self) -> int:
         """M, or N where the columns are the rows."""
         return self.rows if self.columns is None else self.columns
+
+    @property
+    def room(self) -> int:
+        """What sizes are chosen for: the bound without what allocators may keep of memory let go."""
+        free = max(0, self.budget - self.gram_bytes)
+        return self.budget - min(_ALLOCATOR_BYTES, free // 8)
 
     @property
     def small(self) -> bool:
@@ -315,7 +324,7 @@ class _Room:
     def sizes(self) -> Sizes:
         """Return the largest sizes that fit; the smallest must."""
         job = self._job
-        free = job.budget - job.gram_bytes
+        free = job.room - job.gram_bytes
         tile = min(_PARALLEL_ROWS if self._maker.parallel else _MOST_ROWS, job.across)
         while True:
             found = self._of(tile)
@@ -341,7 +350,7 @@ class _Room:
 
     def _of(self, tile: int) -> Sizes:
         """Return the sizes that go with those of a tile, for a panel of one row."""
-        free = self._job.budget - self._job.gram_bytes
+        free = self._job.room - self._job.gram_bytes
         maker = self._maker
         forward, beside = pass_sizes(maker, self._passes, free // 4)
         # As many passes for each thread, of the same size.
