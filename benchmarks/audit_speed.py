@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distillens.array_files import read_rows
-from distillens.measures.auditing import audit
+from distillens.files.arrays import read_rows
+from distillens.measures.confidence import audit
 
 
 def write(folder: Path, examples: int, classes: int) -> None:

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distillens.analyses.finished import FinishedRun, finished_run
 from distillens.data import load_splits
 from distillens.measures import paired_gain
-from distillens.measures.auditing import audit_with_points
-from distillens.results import ComplexityCurves, Estimate, from_json
-from distillens.runs import Run, find_run
-from distillens.study.finished import FinishedRun, finished_run
+from distillens.measures.confidence import audit_with_points
+from distillens.results.base import Estimate, from_json
+from distillens.results.complexity import ComplexityCurves
+from distillens.runs.folder import find_run
+from distillens.runs.layout import Run
 from distillens.study.networks import network_logits, read_cell
 from distillens.study.reading import read_recipe
 from distillens.training import is_right

@@ -22,7 +22,7 @@ from kernel_measure import ENGINE, reference
 from kernel_peers import PEERS
 from torch import Tensor, nn
 
-from distillens.atomic import write_atomically
+from distillens.files.atomic import write_atomically
 from distillens.kernel import EmpiricalNTK
 from distillens.kernel.precision import full_products
 

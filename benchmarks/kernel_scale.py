@@ -24,11 +24,11 @@ from kernel_cases import IMAGE, SEED, Network, images, network_on
 from machine import DATA, busy_note, machine, tell
 from own_process import Peak, available_memory, high_water, limit_memory, run_child, say
 
+from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.data import DataRecipe, Normalisation, load_splits
 from distillens.measures import label_targets, teacher_targets
 from distillens.models import ModelRecipe, build_model
-from distillens.results import KernelComplexity
-from distillens.study.kernel_complexity import kernel_complexity
+from distillens.results.complexity import KernelComplexity
 
 GIB = 2**30
 RIDGE = 1e-3

@@ -26,7 +26,7 @@ from machine import DATA, busy_note, machine, tell
 from distillens.data import DataRecipe, load_splits
 from distillens.errors import DistillensError
 from distillens.measures import accuracy_estimate, paired_gain, wilson_interval
-from distillens.results import Estimate
+from distillens.results.base import Estimate
 
 MODELS = ({"name": "resnet56"}, {"name": "lenet5", "width": 8})
 TARGETS = {PUBLIC: {"1": 2.5, "3": 3.5}, CAREFUL: {"1": 1.1, "3": 1.5}}

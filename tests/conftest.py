@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillens.cli import main
+from distillens.cli.main import main
 from distillens.data import Examples, examples_from_arrays
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from distillens.data import Batches
 from distillens.errors import TrainingError
-from distillens.runs import NetworkFiles
+from distillens.runs.layout import NetworkFiles
 from distillens.supervision import OneHot
 from distillens.training import EpochRecord, TrainingRecipe, accelerator_for, fit
 from distillens.training.sharding import first_not_finite

@@ -102,7 +102,7 @@ def test_chunks_and_memory_maps_agree(tmp_path: Path, monkeypatch: pytest.Monkey
     y = np.random.default_rng(2).normal(size=(N, 3))
     whole = centred_alignment(k, m).value, kernel_target_alignment(k, y).value
     np.save(tmp_path / "k.npy", k)
-    monkeypatch.setattr("distillens.measures.alignment._CHUNK_NUMBERS", 5 * N)
+    monkeypatch.setattr("distillens.measures.complexity.alignment._CHUNK_NUMBERS", 5 * N)
     mapped = np.load(tmp_path / "k.npy", mmap_mode="r")
     parts = centred_alignment(mapped, m).value, kernel_target_alignment(mapped, y).value
     assert parts == pytest.approx(whole)

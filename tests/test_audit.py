@@ -13,12 +13,13 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 import distillens as dl
-from distillens.audit_results import Audit, SplitAudit
 from distillens.errors import MeasureError
 from distillens.measures import phi_from_logits
-from distillens.measures.auditing import audit_with_points, single_pass
-from distillens.measures.auditing.ledger import mcnemar_exact, net_gain
-from distillens.results import Agreement, from_json, to_json
+from distillens.measures.confidence import audit_with_points
+from distillens.measures.confidence import per_example as single_pass
+from distillens.measures.confidence.departures import mcnemar_exact, net_gain
+from distillens.results.base import from_json, to_json
+from distillens.results.confidence import Agreement, Audit, SplitAudit
 
 N, C = 600, 4
 

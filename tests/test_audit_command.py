@@ -11,11 +11,11 @@ import pytest
 from pyarrow import csv, parquet
 from safetensors.numpy import save_file
 
-from distillens.array_files import read_rows, read_splits
-from distillens.audit_results import Audit
-from distillens.cli import main
+from distillens.cli.main import main
 from distillens.errors import DataError
-from distillens.results import from_json
+from distillens.files.arrays import read_rows, read_splits
+from distillens.results.base import from_json
+from distillens.results.confidence import Audit
 
 N, C = 60, 3
 

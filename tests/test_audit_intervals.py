@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from distillens.errors import MeasureError
-from distillens.measures import bootstrap
-from distillens.measures.auditing.exaggeration import measure_exaggeration
-from distillens.measures.auditing.ledger import net_gain
-from distillens.measures.bootstrap import Resampler
-from distillens.measures.slopes import (
+from distillens.measures.confidence.departures import net_gain
+from distillens.measures.confidence.exaggeration import measure_exaggeration
+from distillens.measures.statistics import bootstrap
+from distillens.measures.statistics.bootstrap import Resampler
+from distillens.measures.statistics.slopes import (
     huber_columns,
     huber_line,
     huber_slopes,

@@ -12,14 +12,15 @@ import pytest
 from conftest import command, refused
 
 import distillens
-from distillens.audit_results import OverTraining, RunAudit, StudentAudit, Switch
+from distillens.analyses.confidence import audit_run
+from distillens.analyses.settings import measure_settings
 from distillens.errors import CheckpointError, RecipeError, RunError
-from distillens.measures.auditing import Watch
-from distillens.results import from_json
-from distillens.runs import Run, read_data, read_result
-from distillens.settings_results import Settings
-from distillens.study.audit_run import audit_run
-from distillens.study.settings import measure_settings
+from distillens.measures.confidence import Watch
+from distillens.results.base import from_json
+from distillens.results.comparison import Settings
+from distillens.results.confidence import OverTraining, RunAudit, StudentAudit, Switch
+from distillens.runs.layout import Run
+from distillens.runs.read import read_data, read_result
 
 EPOCHS = 4
 TRAINING = {"epochs": EPOCHS, "batch_size": 32, "learning_rate": 0.05}

@@ -15,12 +15,13 @@ from distillens.measures import (
     binary_bound,
     distillation_bound,
     factorise_gram,
-    kernel_fit,
     label_targets,
     margin_loss,
     multiclass_bound,
 )
-from distillens.results import KernelForm, RiskBound, from_json, to_json
+from distillens.measures.complexity import kernel_fit
+from distillens.results.base import from_json, to_json
+from distillens.results.complexity import KernelForm, RiskBound
 
 N, C = 12, 3
 

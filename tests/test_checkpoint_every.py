@@ -15,15 +15,15 @@ from conftest import blobs, refused
 from torch import nn
 
 import distillens
+from distillens.analyses.complexity import complexity_epochs
+from distillens.analyses.confidence import audit_run
+from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+from distillens.analyses.finished import finished_run
 from distillens.data import Batches
 from distillens.errors import CheckpointError, RecipeError, RunError, SupervisionError
 from distillens.models import load_state
-from distillens.runs import NetworkFiles, Run
+from distillens.runs.layout import NetworkFiles, Run
 from distillens.study import parse_recipe
-from distillens.study.audit_run import audit_run
-from distillens.study.complexity import complexity_epochs
-from distillens.study.eigenspace import EigenspaceTask, measure_eigenspace
-from distillens.study.finished import finished_run
 from distillens.supervision import OneHot, Setting, TeacherCheckpoint, build_supervision
 from distillens.supervision.recipe import AverageRecipe, OfflineRecipe, OnlineRecipe, PeriodRecipe
 from distillens.training import TrainingRecipe, fit
@@ -88,7 +88,7 @@ def test_a_training_killed_at_any_file_operation_ends_with_the_same_files(
     assert train(all_kept, RECIPE.model_copy(update={"checkpoint_every": 1})) == digest
     for epoch in KEPT:
         assert whole.weights(epoch).read_bytes() == all_kept.weights(epoch).read_bytes()
-    monkeypatch.setattr("distillens.atomic.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("distillens.files.atomic.os.fsync", lambda descriptor: None)
     monkeypatch.setattr("distillens.training.loop.SAVE_SECONDS", 0.0)
     left, resumed_from, operations = [0], [], 0
     replace, unlink = Path.replace, Path.unlink

@@ -11,14 +11,9 @@ import pytest
 from claims import FAILS, HOLDS, IN_PART, OPEN, Case, Students
 
 import distillens
-from distillens.results import (
-    ComplexityCurves,
-    ComplexityPoint,
-    ComplexityValue,
-    Estimate,
-    Interval,
-)
-from distillens.results import TemperaturePoint as Temperature
+from distillens.results.base import Estimate, Interval
+from distillens.results.complexity import ComplexityCurves, ComplexityPoint, ComplexityValue
+from distillens.results.complexity import TemperaturePoint as Temperature
 
 
 def gain(value: float, half: float) -> Estimate:

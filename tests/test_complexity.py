@@ -17,7 +17,7 @@ from distillens.measures import (
     supervision_complexity,
     teacher_targets,
 )
-from distillens.results import KernelForm
+from distillens.results.complexity import KernelForm
 
 N, C = 14, 3
 

@@ -12,8 +12,10 @@ from rich.console import Console
 from test_report import curves_of, figures, own_text, study, value_of
 
 from distillens.report import render, temperature_table, write_figures
-from distillens.report.complexity_picture import complexity_picture, temperature_picture
-from distillens.results import ComplexityCurves, StudyResult, TemperaturePoint, to_json
+from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
+from distillens.results.base import to_json
+from distillens.results.complexity import ComplexityCurves, TemperaturePoint
+from distillens.results.training import StudyResult
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 

@@ -19,8 +19,8 @@ from distillens.data import Batch, Batches
 from distillens.errors import RecipeError, SupervisionError
 from distillens.measures import paired_interval
 from distillens.models import digest_file
-from distillens.results import Cell
-from distillens.runs import Run
+from distillens.results.training import Cell
+from distillens.runs.layout import Run
 from distillens.study import parse_recipe
 from distillens.study.summary import rows
 from distillens.supervision import (
@@ -318,7 +318,7 @@ def test_a_run_that_was_cut_short_names_its_open_cells(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distillens.report import markdown_table
-    from distillens.runs import read_result
+    from distillens.runs.read import read_result
     from distillens.study.networks import train_network
 
     composed(tiny, {"kind": "offline", "temperature": 4})

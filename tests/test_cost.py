@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from distillens.errors import MeasureError, ModelError
 from distillens.models import ModelRecipe, build_model, measure_cost, save_weights
-from distillens.results import Cost, from_json, to_json
+from distillens.results.base import from_json, to_json
+from distillens.results.training import Cost
 
 
 def cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from distillens.errors import MeasureError
-from distillens.measures import confidence, deviation, phi_from_logits, phi_from_probabilities
-from distillens.measures.confidence import compare
-from distillens.results import Agreement, Deviation
+from distillens.measures import deviation, phi_from_logits, phi_from_probabilities
+from distillens.measures.confidence import points as confidence
+from distillens.measures.confidence.points import compare
+from distillens.results.confidence import Agreement, Deviation
 
 NAMED = {"student": "offline", "seed": 3, "split": "test"}
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import distillens
 from distillens.data import Batches, LoaderBatches
-from distillens.device_errors import checked_device, limit_memory, ran_out_of_memory
 from distillens.errors import DeviceError, DistillensError, KernelError, ModelError
+from distillens.forward.device_errors import checked_device, limit_memory, ran_out_of_memory
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import measure_cost
 from distillens.supervision import OneHot
@@ -258,14 +258,14 @@ def test_the_command_line_says_it_in_one_line(
     # The teacher was trained and tested on parts of the examples.
     assert (out / "teacher" / "cell.json").is_file()
     assert "the logits of a teacher on the training examples: the GPU has 79.10 GiB" in line
-    monkeypatch.setattr("distillens.study.carry_out.run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("distillens.study.run_recipe.run", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("run", recipe, "--out", tmp_path / "other")
 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError(FULL)
 
-    monkeypatch.setattr("distillens.study.carry_out.run", full)
+    monkeypatch.setattr("distillens.study.run_recipe.run", full)
     assert "memory ran out on this command" in refused(capsys, "run", recipe, "--out", out)
 
 

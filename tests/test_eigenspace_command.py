@@ -17,18 +17,18 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from distillens import oracle_gram
+from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+from distillens.analyses.layers import find_layer, layer_inputs, weight_matrix
 from distillens.data import Batches, Normalisation
 from distillens.data.load import load_splits
 from distillens.data.prepare import subset
-from distillens.eigenspace_results import Eigenspace
 from distillens.errors import MeasureError, ModelError
 from distillens.models import build_model
 from distillens.report import eigenspace_table
-from distillens.results import from_json, to_json
-from distillens.runs import Run
+from distillens.results.base import from_json, to_json
+from distillens.results.eigenspace import Eigenspace
+from distillens.runs.layout import Run
 from distillens.study import parse_recipe, read_recipe, run
-from distillens.study.eigenspace import EigenspaceTask, measure_eigenspace
-from distillens.study.layers import find_layer, layer_inputs, weight_matrix
 
 PLAIN = Normalisation(torch.zeros(1), torch.ones(1))
 LOW = ("--bottom", "20-40")
@@ -217,7 +217,7 @@ def test_layers_that_cannot_be_projected_are_refused() -> None:
 def test_inputs_that_do_not_fit_into_memory_name_what_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distillens.study.layers.MOST_VALUES", 100)
+    monkeypatch.setattr("distillens.analyses.layers.MOST_VALUES", 100)
     with pytest.raises(MeasureError, match="at most 20 examples"):
         layer_inputs(nn.Linear(5, 2), "", blobs(), PLAIN, "cpu")
 

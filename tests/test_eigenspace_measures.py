@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distillens.eigenspace_results import PairBias
 from distillens.errors import MeasureError
 from distillens.measures.eigenspace import (
     compare_pairs,
@@ -17,6 +16,7 @@ from distillens.measures.eigenspace import (
     project_weights,
     summarise_bias,
 )
+from distillens.results.eigenspace import PairBias
 from distillens.theory import linear_flow
 
 ALL = [(top, bottom) for top in range(1, 8) for bottom in range(top + 1, 9)]

@@ -15,16 +15,19 @@ import torch
 from torch import Tensor, nn
 
 import distillens
-from distillens.cli import main
+from distillens.cli.main import main
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, ModelError, RecipeError, RunError
-from distillens.models.programs import read_torch
-from distillens.results import Export, StudyResult, from_json
-from distillens.runs import Run, read_result
-from distillens.study import export as export_module
+from distillens.export import export as export_module
+from distillens.export.choosing import choose
+from distillens.export.export import export_run, load_export
+from distillens.export.programs import read_torch
+from distillens.results.base import from_json
+from distillens.results.export import Export
+from distillens.results.training import StudyResult
+from distillens.runs.layout import Run
+from distillens.runs.read import read_result
 from distillens.study import parse_recipe
-from distillens.study.choosing import choose
-from distillens.study.export import export_run, load_export
 
 TRAINING = {"epochs": 2, "batch_size": 32, "learning_rate": 0.05}
 

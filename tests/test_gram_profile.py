@@ -17,30 +17,27 @@ from safetensors.torch import save_file
 from test_report import curves_of, own_text, study
 
 import distillens
+from distillens.analyses.gram_profile import Truth, compare_kernels, decompose, profile
+from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.errors import KernelError, MeasureError
 from distillens.measures import (
     binary_bound,
     decompose_gram,
     distillation_bound,
     factorise_gram,
-    kernel_fit,
     label_targets,
     multiclass_bound,
     random_label_reference,
     random_target_level,
 )
+from distillens.measures.complexity import kernel_fit
 from distillens.models import ModelRecipe, build_model
 from distillens.report import profile_table, render
-from distillens.results import (
-    GramProfile,
-    KernelComplexity,
-    KernelForm,
-    StudyResult,
-    from_json,
-)
-from distillens.runs import Run, read_result
-from distillens.study.gram_profile import Truth, compare_kernels, decompose, profile
-from distillens.study.kernel_complexity import kernel_complexity
+from distillens.results.base import from_json
+from distillens.results.complexity import GramProfile, KernelComplexity, KernelForm
+from distillens.results.training import StudyResult
+from distillens.runs.layout import Run
+from distillens.runs.read import read_result
 
 N, C = 24, 3
 RNG = np.random.default_rng(4)
@@ -162,7 +159,7 @@ def test_a_network_has_the_kernel_of_itself_and_not_of_another() -> None:
 def test_no_gram_no_profile_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = {"labels": SIGNS}
     with monkeypatch.context() as small:
-        small.setattr("distillens.study.kernel_complexity._COPIES", 10**9)
+        small.setattr("distillens.analyses.kernel_complexity._COPIES", 10**9)
         found = kernel_complexity(
             network(0), images(), targets, outputs=0, ridge=0.1, profiled=True
         )

@@ -90,7 +90,7 @@ def test_a_disk_that_fills_at_any_write_loses_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
-    monkeypatch.setattr("distillens.atomic.os.fsync", fsync)
+    monkeypatch.setattr("distillens.files.atomic.os.fsync", fsync)
     full = 0
     for room in range(1000):
         writes[:] = [0, room]

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distillens.cli import main
+from distillens.analyses.kernel_complexity import kernel_complexity
+from distillens.cli.main import main
 from distillens.errors import KernelError, MeasureError
 from distillens.kernel import oracle_gram
 from distillens.kernel.products import KernelProduct
 from distillens.models import ModelRecipe, build_model
-from distillens.results import KernelComplexity, from_json
-from distillens.study.kernel_complexity import kernel_complexity
+from distillens.results.base import from_json
+from distillens.results.complexity import KernelComplexity
 
 EXAMPLES = 40
 
@@ -72,7 +73,7 @@ def test_equals_the_definition_by_factor_and_by_iteration(
 ) -> None:
     network.eval()
     # Of the Gram that a factorisation holds: as many as no memory has.
-    monkeypatch.setattr("distillens.study.kernel_complexity._COPIES", copies)
+    monkeypatch.setattr("distillens.analyses.kernel_complexity._COPIES", copies)
     monkeypatch.setattr(
         "distillens.kernel.ntk.KernelProduct",
         lambda *given, **named: KernelProduct(*given, **{**named, "keep": keep}),

@@ -17,12 +17,12 @@ from conftest import command, refused
 from test_text import write_tsv
 
 from distillens.data import Batches, DataRecipe, Examples, load_splits
-from distillens.data.next_tokens import NextTokens
+from distillens.data.tokens.next_tokens import NextTokens
 from distillens.errors import DataError, RecipeError
-from distillens.language_results import LanguageStudy
 from distillens.models import LanguageModel
 from distillens.progress import Progress
-from distillens.results import from_json
+from distillens.results.base import from_json
+from distillens.results.language import LanguageStudy
 from distillens.study.language import run_language
 from distillens.study.language_recipe import LanguageRecipe, read_language_recipe
 from distillens.study.token_outputs import first_tokens, mean_over_sentences, token_logits

@@ -15,14 +15,14 @@ import yaml
 from conftest import command, refused
 
 import distillens
-from distillens.check_results import RunPlan
 from distillens.progress import Advance
 from distillens.report import write_report
-from distillens.results import from_json
-from distillens.runs import Run
+from distillens.results.base import from_json
+from distillens.results.check import RunPlan
+from distillens.runs.layout import Run
 from distillens.study import parse_recipe, read_recipe
-from distillens.study.check import check
-from distillens.study.plan import plan_run, side_by_side
+from distillens.study.planning.check import check
+from distillens.study.planning.plan import plan_run, side_by_side
 
 SHORT = (
     "seeds=[0]", "teacher.training.epochs=3", "student.training.epochs=3", "complexity=null",
@@ -37,8 +37,8 @@ def there(folder: Path, pattern: str) -> int:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distillens.study.estimate.SECONDS", 0.02)
-    monkeypatch.setattr("distillens.study.estimate.WARM_UP", 1)
+    monkeypatch.setattr("distillens.study.planning.estimate.SECONDS", 0.02)
+    monkeypatch.setattr("distillens.study.planning.estimate.WARM_UP", 1)
 
 
 def test_the_disk_space_of_digits_is_that_of_the_folder(tmp_path: Path) -> None:
@@ -166,7 +166,8 @@ def test_a_disk_that_is_too_small_is_a_problem(
     need = plan_run(parse_recipe(tiny), folder).estimate.most_disk
     free = [0]
     monkeypatch.setattr(
-        "distillens.study.estimate.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0])
+        "distillens.study.planning.estimate.shutil.disk_usage",
+        lambda path: SimpleNamespace(free=free[0]),
     )
     for free[0], status in ((need - 1, 2), (need, 0)):
         problems = plan_run(parse_recipe(tiny), folder).problems

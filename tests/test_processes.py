@@ -20,7 +20,8 @@ from sharded_training import RECIPE, plain_network
 
 from distillens.data import Batches
 from distillens.errors import TrainingError
-from distillens.runs import NetworkFiles, read_arrays
+from distillens.runs.layout import NetworkFiles
+from distillens.runs.read import read_arrays
 from distillens.supervision import OneHot
 from distillens.training import accelerator_for, fit, read_history
 from distillens.training.processes import check_sharding

@@ -12,7 +12,7 @@ import yaml
 from distillens import EmpiricalNTK
 from distillens.errors import ModelError, RunError
 from distillens.models import ModelRecipe, RandomFeatures, build_model, load_weights, save_weights
-from distillens.runs import Run
+from distillens.runs.layout import Run
 from distillens.study import run
 
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 import distillens
-from distillens.cli import main
+from distillens.cli.main import main
 from distillens.errors import DeviceError, RecipeError, RunError
 from distillens.integrations import ray as workers
 from distillens.integrations.ray import (
@@ -31,8 +31,8 @@ from distillens.integrations.ray import (
     share_of_a_task,
 )
 from distillens.progress import Advance
-from distillens.study.elsewhere import train_elsewhere
 from distillens.study.students import Spread, Student
+from distillens.study.worker import train_elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_two_workers_end_as_one_process_does(
 ) -> None:
     distillens.run(grid, tmp_path / "one")
     logged: list[tuple[int, str]] = []
-    monkeypatch.setattr("distillens.study.carry_out.start_trackers", lambda *arguments: None)
+    monkeypatch.setattr("distillens.study.run_recipe.start_trackers", lambda *arguments: None)
     monkeypatch.setattr(
         "accelerate.Accelerator.log",
         lambda self, values, step: logged.append((step, next(iter(values)).split("/")[0])),

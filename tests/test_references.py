@@ -13,7 +13,7 @@ from distillens.measures import (
     random_label_targets,
     supervision_complexity,
 )
-from distillens.results import KernelForm
+from distillens.results.complexity import KernelForm
 
 N, C = 14, 3
 
@@ -88,7 +88,7 @@ def test_the_trace_form_is_class_diagonal_with_one_gram():
 
 
 def test_the_inverse_s_trace_is_summed_over_chunks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("distillens.measures.references._CHUNK", 5)
+    monkeypatch.setattr("distillens.measures.complexity.references._CHUNK", 5)
     gram = random_gram(N, 0)
     found = random_label_reference(factorise_gram(gram, "binary"))
     assert found.plain == pytest.approx(np.trace(np.linalg.inv(gram)))

@@ -14,32 +14,22 @@ from rich.console import Console
 
 from distillens.errors import RunError
 from distillens.report import accuracy_table, markdown_table, render
-from distillens.report.accuracy_summary import accuracy_summary
-from distillens.report.complexity_summary import complexity_summary
-from distillens.report.deviation_figure import Lines, deviation_figure
-from distillens.report.deviation_summary import deviation_summary
-from distillens.report.html import data_block
-from distillens.report.points import PANEL_LIMIT, sample
-from distillens.report.text import count, duration, fixed, number, slope
-from distillens.results import (
-    Agreement,
-    Cell,
+from distillens.report.backends.html import data_block
+from distillens.report.figures.deviation import Lines, deviation_figure
+from distillens.report.figures.points import PANEL_LIMIT, sample
+from distillens.report.sections.accuracy_summary import accuracy_summary
+from distillens.report.sections.complexity_summary import complexity_summary
+from distillens.report.sections.deviation_summary import deviation_summary
+from distillens.report.tables.text import count, duration, fixed, number, slope
+from distillens.results.base import Estimate, Interval, from_json, to_json
+from distillens.results.complexity import (
     ComplexityCurves,
     ComplexityPoint,
     ComplexityValue,
-    Deviation,
-    Estimate,
-    Interval,
-    Provenance,
-    Row,
     Spectrum,
-    StudyResult,
-    Trial,
-    TunedRate,
-    Tuning,
-    from_json,
-    to_json,
 )
+from distillens.results.confidence import Agreement, Deviation
+from distillens.results.training import Cell, Provenance, Row, StudyResult, Trial, TunedRate, Tuning
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)'"
 

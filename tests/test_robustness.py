@@ -14,11 +14,12 @@ import yaml
 from conftest import blobs
 
 import distillens
-from distillens.cli import main
+from distillens.cli.main import main
 from distillens.data import Batch, Batches, examples_from_arrays
 from distillens.errors import DataError, DistillensError, RecipeError, RunError, TrainingError
 from distillens.models import ModelRecipe, build_model, load_state
-from distillens.runs import NetworkFiles, Run, read_result
+from distillens.runs.layout import NetworkFiles, Run
+from distillens.runs.read import read_result
 from distillens.study import parse_recipe, read_recipe
 from distillens.supervision import OneHot, cross_entropy
 from distillens.training import TrainingRecipe, fit
@@ -233,7 +234,7 @@ def test_a_finished_run_stays_whole_while_it_is_looked_at_again(
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distillens.study.carry_out.measure_deviations", stop)
+    monkeypatch.setattr("distillens.study.run_recipe.measure_deviations", stop)
     with pytest.raises(KeyboardInterrupt):
         distillens.run(tiny, tmp_path / "run")
     result = read_result(Run(tmp_path / "run"))

@@ -8,7 +8,7 @@ import pytest
 from distillens.errors import KernelError, MeasureError
 from distillens.linalg import eigen_summary, eigenpairs
 from distillens.measures import decompose_gram, supervision_complexity
-from distillens.results import KernelForm
+from distillens.results.complexity import KernelForm
 
 N, C = 10, 3
 FORMS: list[KernelForm] = ["binary", "class-diagonal", "trace", "full"]

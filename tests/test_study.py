@@ -20,7 +20,8 @@ from conftest import refused
 import distillens
 from distillens.errors import CheckpointError, DataError, DistillensError, ModelError, RunError
 from distillens.models import ModelRecipe, build_model, save_weights
-from distillens.runs import Run, read_result
+from distillens.runs.layout import Run
+from distillens.runs.read import read_result
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -122,7 +123,7 @@ def test_another_recipe_is_refused_in_the_same_folder(finished: tuple[Path, dict
 def test_table_and_report_need_no_torch(finished: tuple[Path, dict]) -> None:
     folder, _ = finished
     code = (
-        "import sys; from distillens.cli import main\n"
+        "import sys; from distillens.cli.main import main\n"
         "try: main(['report', sys.argv[1]])\n"
         "except SystemExit as e: assert not e.code\n"
         "try: main(['table', sys.argv[1]])\n"
@@ -287,7 +288,7 @@ def test_somebody_elses_run_cannot_point_outside_itself(
 
 
 def test_two_processes_do_not_share_a_run(tiny: dict[str, Any], tmp_path: Path) -> None:
-    from distillens.runs import locked, open_run
+    from distillens.runs.folder import locked, open_run
     from distillens.study import parse_recipe
 
     run = open_run(tmp_path / "run", parse_recipe(tiny).model_dump(mode="json"))

@@ -18,17 +18,19 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distillens.cli import main
+from distillens.analyses.remeasure import measure_run, read_task
+from distillens.cli.main import main
 from distillens.data import Batches, DataRecipe, load_splits
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError
+from distillens.export.export import export_run, load_export
+from distillens.export.programs import read_onnx
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
-from distillens.models.programs import read_onnx
-from distillens.results import KernelComplexity, from_json
-from distillens.runs import Run, read_arrays
+from distillens.results.base import from_json
+from distillens.results.complexity import KernelComplexity
+from distillens.runs.layout import Run
+from distillens.runs.read import read_arrays
 from distillens.study import read_recipe, run
-from distillens.study.export import export_run, load_export
-from distillens.study.remeasure import measure_run, read_task
 
 pytest.importorskip("tokenizers")
 

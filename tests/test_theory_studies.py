@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from distillens import cli
+from distillens.cli import main as cli
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Surface
 from distillens.report import lab_json, write_lab
-from distillens.report.draw import draw, png_bytes, svg_bytes
+from distillens.report.backends.draw import draw, png_bytes, svg_bytes
+from distillens.results.figure import Curve, Finding, Panel, Picture, Surface
 from distillens.theory import STUDIES, ChannelModel
 from distillens.theory.studies import (
     bias_study,

@@ -15,7 +15,7 @@ from conftest import command
 import distillens
 from distillens.errors import TrainingError
 from distillens.models import save_weights
-from distillens.runs import Run
+from distillens.runs.layout import Run
 from distillens.study import parse_recipe
 from distillens.training.trackers import tracked_name
 
@@ -39,7 +39,7 @@ def test_every_epoch_is_logged_at_a_step_of_its_own(
             logged.append((step, values))
 
     tiny["trackers"], tiny["complexity"] = ["tensorboard"], None
-    monkeypatch.setattr("distillens.study.carry_out.start_trackers", lambda *arguments: None)
+    monkeypatch.setattr("distillens.study.run_recipe.start_trackers", lambda *arguments: None)
     monkeypatch.setattr(
         "accelerate.Accelerator.log", lambda self, values, step: Recorder().log(values, step)
     )
@@ -171,7 +171,7 @@ def test_a_tracker_that_fails_on_the_way_leaves_a_run_that_goes_on(
         raise ConnectionError("the server went away")
 
     tiny["trackers"], tiny["complexity"] = ["wandb"], None
-    monkeypatch.setattr("distillens.study.carry_out.start_trackers", lambda *arguments: None)
+    monkeypatch.setattr("distillens.study.run_recipe.start_trackers", lambda *arguments: None)
     monkeypatch.setattr("accelerate.Accelerator.log", refuse)
     with pytest.raises(TrainingError, match=r"cannot log epoch 1 of teacher \(mlp\): the server"):
         distillens.run(tiny, tmp_path / "run")

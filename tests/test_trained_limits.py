@@ -13,7 +13,7 @@ from torch import Tensor
 
 import distillens
 from distillens.models import load_state
-from distillens.runs import Run
+from distillens.runs.layout import Run
 
 HALVES = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 TOLERANCE = 1e-6

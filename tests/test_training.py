@@ -17,7 +17,7 @@ from torch import nn
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays
 from distillens.errors import CheckpointError, SupervisionError, TrainingError
 from distillens.models import ModelRecipe, build_model, load_state
-from distillens.runs import NetworkFiles
+from distillens.runs.layout import NetworkFiles
 from distillens.supervision import (
     CachedTeacher,
     Distillation,

@@ -27,7 +27,7 @@ from torch import nn
 
 from distillens.data import Augmentation, Batches, Examples, Normalisation
 from distillens.errors import DataError
-from distillens.runs import NetworkFiles
+from distillens.runs.layout import NetworkFiles
 from distillens.supervision import OneHot
 from distillens.supervision.block_memory import BLOCKS
 from distillens.training import EpochRecord, History, Training, fit, fit_together

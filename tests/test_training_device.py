@@ -28,7 +28,7 @@ from distillens.data import (
 from distillens.data.augment import random_integers
 from distillens.errors import DataError, DivergenceError, SupervisionError, TrainingError
 from distillens.models import ModelRecipe, build_model
-from distillens.runs import NetworkFiles
+from distillens.runs.layout import NetworkFiles
 from distillens.study import run
 from distillens.study.students import one_by_one, seed_by_seed
 from distillens.supervision import (

@@ -1,10 +1,13 @@
-from .array_files import Rows as Rows
-from .array_files import read_rows as read_rows
+from .analyses.confidence import audit_run as audit_run
+from .analyses.kernel_complexity import kernel_complexity as kernel_complexity
+from .analyses.settings import measure_settings as measure_settings
 from .data import Batches as Batches
 from .data import Examples as Examples
 from .data import LoaderBatches as LoaderBatches
 from .data import examples_from_arrays as examples_from_arrays
 from .errors import DistillensError as DistillensError
+from .files.arrays import Rows as Rows
+from .files.arrays import read_rows as read_rows
 from .kernel import EmpiricalNTK as EmpiricalNTK
 from .kernel import ntk_similarity as ntk_similarity
 from .kernel import oracle_gram as oracle_gram
@@ -14,10 +17,7 @@ from .measures import supervision_complexity as supervision_complexity
 from .report import write_report as write_report
 from .study import read_recipe as read_recipe
 from .study import run as run
-from .study.audit_run import audit_run as audit_run
-from .study.check import check as check
-from .study.kernel_complexity import kernel_complexity as kernel_complexity
-from .study.settings import measure_settings as measure_settings
+from .study.planning.check import check as check
 from .supervision import Distillation as Distillation
 from .supervision import FixedTeacher as FixedTeacher
 from .supervision import Mixed as Mixed

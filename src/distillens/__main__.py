@@ -1,5 +1,5 @@
 """``python -m distillens``."""
 
-from distillens.cli import main
+from distillens.cli.main import main
 
 main()

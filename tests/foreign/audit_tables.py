@@ -20,10 +20,10 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import distillens as dl
-from distillens.array_files import read_splits
-from distillens.audit_results import SplitAudit
 from distillens.errors import DataError, DistillensError, MeasureError
-from distillens.measures.confidence import compare, differences
+from distillens.files.arrays import read_splits
+from distillens.measures.confidence.points import compare, differences
+from distillens.results.confidence import SplitAudit
 
 N, C = 200, 5
 NAMES = ["cat", "dog", "emu", "fox", "gnu"]

@@ -19,10 +19,10 @@ from rich.text import Text
 
 import distillens
 from distillens import read_recipe
-from distillens.cli import app
-from distillens.commands import terminal
+from distillens.cli import terminal
+from distillens.cli.main import app
 from distillens.errors import DistillensError, RecipeError
-from distillens.paths import user_path
+from distillens.files.paths import user_path
 
 LIMIT = 1.5
 """Processor seconds that an error of a recipe may take; torch alone takes longer to import."""
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_a_recipe_is_said_before_torch_is_imported(
     # The command that users type, in an interpreter in which torch cannot be imported at all.
     program = (
         "import sys, time; sys.modules['torch'] = None\n"
-        "from distillens.cli import main\n"
+        "from distillens.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print(time.process_time())"
     )
@@ -218,8 +218,8 @@ def test_what_is_wrong_with_a_recipe_is_said_before_torch_is_imported(
 def test_check_finds_all_problems_and_trains_nothing(
     tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distillens.check_results import RecipeCheck
-    from distillens.results import from_json
+    from distillens.results.base import from_json
+    from distillens.results.check import RecipeCheck
 
     path, out = tmp_path / "r.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(tiny))

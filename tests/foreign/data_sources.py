@@ -17,12 +17,12 @@ from PIL import Image
 from pyarrow import parquet
 
 from distillens.data import load_splits
-from distillens.data.dataset_files import find_splits
 from distillens.data.examples import Examples, examples_from_arrays
-from distillens.data.folders import read_folder
-from distillens.data.huggingface import read_huggingface
 from distillens.data.recipe import DataRecipe
-from distillens.data.sources import read_npz
+from distillens.data.sources.dataset_files import find_splits
+from distillens.data.sources.folders import read_folder
+from distillens.data.sources.huggingface import read_huggingface
+from distillens.data.sources.named import read_npz
 from distillens.errors import DataError
 
 RNG = np.random.default_rng(0)

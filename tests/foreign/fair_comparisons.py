@@ -14,12 +14,13 @@ from conftest import refused
 
 import distillens
 from distillens.errors import RecipeError, TrainingError
+from distillens.export.choosing import choose
 from distillens.measures import paired_gain
 from distillens.report import markdown_table
-from distillens.results import StudyResult, Trial
-from distillens.runs import Run, read_arrays
+from distillens.results.training import StudyResult, Trial
+from distillens.runs.layout import Run
+from distillens.runs.read import read_arrays
 from distillens.study import parse_recipe
-from distillens.study.choosing import choose
 from distillens.study.tuning import _select
 
 RATES = [0.02, 0.1, 0.5]
@@ -291,8 +292,8 @@ def test_where_a_training_is_written_does_not_matter(tiny: dict[str, Any], tmp_p
 
 
 def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Path) -> None:
-    from distillens.study.audit_run import audit_run
-    from distillens.study.export import export_run
+    from distillens.analyses.confidence import audit_run
+    from distillens.export.export import export_run
 
     tiny["complexity"] = None
     tiny["supervisions"] = [

@@ -20,9 +20,9 @@ from torch.ao.nn.quantized.dynamic import Linear as QuantisedLinear
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.errors import KernelError, MeasureError, ModelError
 from distillens.kernel import EmpiricalNTK, ntk_similarity, oracle_gram
-from distillens.study.kernel_complexity import kernel_complexity
 
 N, LOGIT = 4, 2
 

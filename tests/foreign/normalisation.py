@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import distillens as dl
+from distillens.analyses.confidence import audit_run
+from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+from distillens.analyses.gram_profile import compare_kernels
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays, load_splits
 from distillens.data.normalisation import normalisation_for
 from distillens.data.prepare import subset
 from distillens.data.recipe import PRESETS, DataRecipe, MeanAndStd
 from distillens.errors import DataError, ModelError, RecipeError
+from distillens.export.export import export_run, load_export
 from distillens.kernel import ntk_similarity
 from distillens.models import MLP, ModelRecipe, build_model, load_weights, save_weights
 from distillens.models.external import pretrained_normalisation
-from distillens.results import StudyResult
-from distillens.runs import Run
-from distillens.study.audit_run import audit_run
-from distillens.study.eigenspace import EigenspaceTask, measure_eigenspace
-from distillens.study.export import export_run, load_export
-from distillens.study.gram_profile import compare_kernels
+from distillens.results.training import StudyResult
+from distillens.runs.layout import Run
 from distillens.study.networks import Scene, network_logits
 from distillens.study.normalisations import between, choose_scales
 from distillens.study.reading import parse_recipe, read_recipe

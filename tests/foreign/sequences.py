@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from distillens.data import Batch, LoaderBatches
 from distillens.errors import DataError, ModelError
+from distillens.export.programs import read_torch, write_torch
 from distillens.models import ModelRecipe, SequenceModel, build_model
-from distillens.models.programs import read_torch, write_torch
 from distillens.supervision import FixedTeacher
 
 transformers = pytest.importorskip("transformers")

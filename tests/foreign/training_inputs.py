@@ -28,9 +28,9 @@ from torch.utils.data.distributed import DistributedSampler
 import distillens as dl
 from distillens.data import Batch
 from distillens.errors import DataError, DistillensError, SupervisionError, TrainingError
-from distillens.forward import evaluation_mode
+from distillens.forward.evaluation import evaluation_mode
 from distillens.models import load_state
-from distillens.runs import NetworkFiles
+from distillens.runs.layout import NetworkFiles
 from distillens.supervision import (
     AveragedTeacher,
     CotrainedTeacher,

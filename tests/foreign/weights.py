@@ -19,9 +19,9 @@ from torch.nn import functional
 
 import distillens
 from distillens.errors import CheckpointError, DistillensError, ModelError, RecipeError
+from distillens.files.yaml_values import dump_yaml, load_yaml
 from distillens.models import ModelRecipe, build_model, load_weights, save_weights
 from distillens.study import read_recipe
-from distillens.yaml_values import dump_yaml, load_yaml
 
 CIFAR = (3, 32, 32)
 
@@ -680,7 +680,8 @@ def test_a_published_checkpoint_is_a_teacher_in_three_lines(tmp_path: Path, wher
     result = distillens.run(recipe, tmp_path / "run")
     assert any("resnet8.th: read" in note and "translated" in note for note in result.notes)
     from distillens.data import DataRecipe, Normalisation, load_splits
-    from distillens.runs import Run, read_arrays
+    from distillens.runs.layout import Run
+    from distillens.runs.read import read_arrays
 
     splits = load_splits(DataRecipe.model_validate(recipe["data"]))
     inputs = Normalisation.of(splits.train)(splits.test.inputs)

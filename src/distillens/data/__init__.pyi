@@ -11,5 +11,5 @@ from .load import load_splits as load_splits
 from .recipe import Augmentation as Augmentation
 from .recipe import DataRecipe as DataRecipe
 from .recipe import TokenizerRecipe as TokenizerRecipe
-from .tokens import PADDING as PADDING
-from .tokens import vocabulary_of as vocabulary_of
+from .tokens.tokenizers import PADDING as PADDING
+from .tokens.tokenizers import vocabulary_of as vocabulary_of

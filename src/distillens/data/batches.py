@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillens.array_files import native
 from distillens.data.augment import augment
 from distillens.data.examples import Examples
 from distillens.data.labels import IGNORED, class_labels, counting_mask, fit_to_logits, outside
 from distillens.data.loader_state import generator_states, loader_parts, restore_generators
 from distillens.data.recipe import Augmentation
 from distillens.data.resident import Rows, too_large
-from distillens.device_errors import checked_device
 from distillens.errors import DataError
+from distillens.files.arrays import native
+from distillens.forward.device_errors import checked_device
 
 CHUNK_BYTES = 2**26
 """Bytes of images that are augmented at once where an epoch is prepared on the device."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillens.array_files import as_rows, native
 from distillens.errors import DataError
+from distillens.files.arrays import as_rows, native
 
 MAX_UNNAMED = 100_000
 """Classes without names. A larger label is taken for damage: the network would fill the memory."""

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from distillens.data.examples import Examples, Splits
-from distillens.data.folders import read_folder
-from distillens.data.huggingface import read_huggingface
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.recipe import DataRecipe
 from distillens.data.resize import resize_images
-from distillens.data.sources import Source, read_digits, read_idx, read_npz
-from distillens.data.text import Texts, read_text
-from distillens.data.tokens import tokenise
+from distillens.data.sources.folders import read_folder
+from distillens.data.sources.huggingface import read_huggingface
+from distillens.data.sources.named import Source, read_digits, read_idx, read_npz
+from distillens.data.sources.text import Texts, read_text
+from distillens.data.tokens.tokenizers import tokenise
 from distillens.errors import DataError
 
 

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from distillens.errors import nearest
-from distillens.paths import UserPath
+from distillens.files.paths import UserPath
 
 PRESETS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

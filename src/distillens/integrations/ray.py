@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distillens.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.errors import RecipeError, RunError
-from distillens.results import Cell, Trial
-from distillens.study.elsewhere import train_elsewhere
+from distillens.forward.device_errors import checked_device, limit_memory, peak_host_memory
+from distillens.results.training import Cell, Trial
 from distillens.study.networks import Scene, read_epochs
 from distillens.study.students import Done, Spread, Student
 from distillens.study.teacher import StudyTeacher
+from distillens.study.worker import train_elsewhere
 from distillens.training import log_epoch
 
 if TYPE_CHECKING:

@@ -15,12 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from distillens.atomic import write_atomically
 from distillens.data import PADDING, Batch
 from distillens.data.batches import stable_indices
 from distillens.errors import CheckpointError, ModelError, SupervisionError
-from distillens.models import load_safely
-from distillens.sequences import (
+from distillens.files.atomic import write_atomically
+from distillens.forward.sequences import (
     MASK_IS_NOT_ENOUGH,
     SequenceModel,
     filled,
@@ -29,6 +28,7 @@ from distillens.sequences import (
     reordered,
     vocabulary_size,
 )
+from distillens.models import load_safely
 from distillens.supervision import OneHot, Supervision, Teacher
 from distillens.supervision.protocol import (
     Stateless,

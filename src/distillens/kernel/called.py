@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distillens.errors import KernelError
+from distillens.forward.sequences import SequenceModel, is_text_model
 from distillens.kernel.precision import OnePrecision, stand_ins
-from distillens.sequences import SequenceModel, is_text_model
 
 _TORCH_NAMES = frozenset(vars(nn.Module()))
 """What torch itself keeps in a module."""

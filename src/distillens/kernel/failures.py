@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from distillens.device_errors import ran_out_of_memory as ran_out_of_memory
+from distillens.forward.device_errors import ran_out_of_memory as ran_out_of_memory

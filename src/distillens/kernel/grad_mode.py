@@ -16,8 +16,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from distillens.device_errors import free_cached_memory, free_host_memory, translate
 from distillens.errors import KernelError
+from distillens.forward.device_errors import free_cached_memory, free_host_memory, translate
 from distillens.kernel.precision import full_products, own_precision
 
 _COMPILER = "torch._dynamo"

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distillens.errors import DistillensError, KernelError, nearest
+from distillens.forward.sequences import check_marked, is_text_model
 from distillens.kernel.called import CalledNetwork, held_tensors
 from distillens.kernel.failures import ran_out_of_memory
 from distillens.kernel.grad_mode import usable
 from distillens.kernel.memory import LiveBytes, SavedBytes
 from distillens.kernel.structure import built_as, state_of
-from distillens.sequences import check_marked, is_text_model
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillens.atomic import write_atomically
 from distillens.errors import KernelError
+from distillens.files.atomic import write_atomically
 from distillens.kernel.directions import Outputs
 from distillens.kernel.network import Prepared
 from distillens.kernel.ranks import Ranks

@@ -1,46 +1,32 @@
 """What distillation did, in numbers: arrays in, results out, without torch."""
 
-from distillens.measures.alignment import (
+from distillens.measures.complexity.alignment import (
     Alignment,
     centred_alignment,
     kernel_target_alignment,
 )
-from distillens.measures.auditing import audit
-from distillens.measures.bounds import (
+from distillens.measures.complexity.bounds import (
     DEFAULT_MARGINS,
     binary_bound,
     distillation_bound,
     margin_loss,
     multiclass_bound,
 )
-from distillens.measures.complexity import (
+from distillens.measures.complexity.complexity import (
     ComplexityMeter,
     factorise_gram,
     gradient_residual,
     supervision_complexity,
 )
-from distillens.measures.confidence import (
-    Points,
-    phi_from_logits,
-    phi_from_probabilities,
-)
-from distillens.measures.deviation import deviation
-from distillens.measures.intervals import (
-    accuracy_estimate,
-    mean_over_seeds,
-    paired_gain,
-    paired_interval,
-    wilson_interval,
-)
-from distillens.measures.kernel_fit import KernelFit, kernel_fit
-from distillens.measures.references import (
+from distillens.measures.complexity.kernel_fit import KernelFit, kernel_fit
+from distillens.measures.complexity.references import (
     RandomLabelReference,
     diagonal_reference,
     random_label_reference,
     random_target_level,
 )
-from distillens.measures.spectrum import EnergyCurve, GramSpectrum, decompose_gram
-from distillens.measures.targets import (
+from distillens.measures.complexity.spectrum import EnergyCurve, GramSpectrum, decompose_gram
+from distillens.measures.complexity.targets import (
     CODING_WORDS,
     coding_of,
     label_targets,
@@ -48,6 +34,16 @@ from distillens.measures.targets import (
     random_label_targets,
     softmax,
     teacher_targets,
+)
+from distillens.measures.confidence import audit
+from distillens.measures.confidence.deviation import deviation
+from distillens.measures.confidence.points import Points, phi_from_logits, phi_from_probabilities
+from distillens.measures.statistics.intervals import (
+    accuracy_estimate,
+    mean_over_seeds,
+    paired_gain,
+    paired_interval,
+    wilson_interval,
 )
 
 __all__ = [

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from distillens.data.outputs import bare_logits, logits_of
 from distillens.errors import DataError, ModelError, RecipeError
+from distillens.forward.sequences import required_end
 from distillens.models.custom import call_builder
 from distillens.models.registry import BUILDERS, ModelRecipe, check_model, find_builder
-from distillens.sequences import required_end
 
 
 def build_model(

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillens.device_errors import (
+from distillens.errors import DeviceError, MeasureError, ModelError
+from distillens.forward.device_errors import (
     checked_device,
     free_cached_memory,
     ran_out_of_memory,
     translate,
 )
-from distillens.errors import DeviceError, MeasureError, ModelError
 from distillens.models.weights import state_bytes
-from distillens.results import Cost
+from distillens.results.training import Cost
 
 WARM_UP = 3
 """Forward passes before the clock starts: the first ones allocate memory and choose kernels."""

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from distillens.errors import DistillensError, ModelError, RecipeError, nearest
+from distillens.files.user_code import importable
 from distillens.models.registry import FROM_DATA
-from distillens.user_code import importable
 
 Builder = Callable[..., Any]
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
-from distillens.models.lenet import image_shape
+from distillens.forward.sequences import SequenceModel as SequenceModel
+from distillens.models.architectures.lenet import image_shape
+from distillens.models.architectures.transformer import text_shape
 from distillens.models.registry import EXTRAS, is_external
-from distillens.models.transformer import text_shape
-from distillens.sequences import SequenceModel as SequenceModel
 
 FROM_DATA = {
     "timm": ("num_classes", "in_chans"),

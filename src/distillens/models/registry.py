@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from distillens.errors import ModelError, RecipeError, nearest
-from distillens.user_code import import_named
+from distillens.files.user_code import import_named
 
 FROM_DATA = ("input_shape", "outputs", "vocabularies", "normalisation")
 """Arguments of builders that no recipe sets."""
@@ -62,7 +62,7 @@ class ModelRecipe(BaseModel):
 
 
 def _lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: int = 32) -> Any:
-    from distillens.models.lenet import LeNet5
+    from distillens.models.architectures.lenet import LeNet5
 
     return LeNet5(input_shape, outputs, width, pad_to)
 
@@ -70,7 +70,7 @@ def _lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: 
 def _mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (128,)) -> Any:
     if any(width < 1 for width in hidden):
         raise ModelError(f"mlp: hidden widths must be at least 1, got {list(hidden)}")
-    from distillens.models.mlp import MLP
+    from distillens.models.architectures.mlp import MLP
 
     return MLP(input_shape, outputs, hidden)
 
@@ -83,14 +83,14 @@ def _random_features(
             f"random-features: width is {width} and features_seed {features_seed}; "
             "give a width of at least 1 and a seed of at least 0"
         )
-    from distillens.models.random_features import RandomFeatures
+    from distillens.models.architectures.random_features import RandomFeatures
 
     return RandomFeatures(input_shape, outputs, width, features_seed)
 
 
 def _resnet(depth: int) -> Callable[..., Any]:
     def build(input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
-        from distillens.models.resnet import CifarResNet
+        from distillens.models.architectures.resnet import CifarResNet
 
         return CifarResNet(input_shape, outputs, depth, shortcut)
 
@@ -98,7 +98,7 @@ def _resnet(depth: int) -> Callable[..., Any]:
 
 
 def _vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> Any:
-    from distillens.models.vgg import VGG16
+    from distillens.models.architectures.vgg import VGG16
 
     return VGG16(input_shape, outputs, dropout)
 
@@ -113,7 +113,7 @@ def _encoder(
     dropout: float = 0.1,
     tokenizer: int = 0,
 ) -> Any:
-    from distillens.models.transformer import Encoder, text_shape
+    from distillens.models.architectures.transformer import Encoder, text_shape
 
     length, vocabulary = text_shape("encoder", input_shape, vocabularies, tokenizer)
     return Encoder(

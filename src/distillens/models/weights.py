@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError
+from distillens.files.atomic import write_atomically
+from distillens.files.paths import user_path
 from distillens.models.checkpoints import find_mappings, load_content
-from distillens.paths import user_path
 
 
 def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:

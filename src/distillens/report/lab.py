@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from distillens.atomic import write_atomically
 from distillens.errors import RunError
-from distillens.picture import Shown
+from distillens.files.atomic import write_atomically
+from distillens.results.figure import Shown
 
 
 def lab_table(shown: Shown) -> Table:
@@ -55,7 +55,7 @@ def write_lab(shown: Shown, folder: Path) -> tuple[Path, ...]:
         The folder is a file, or cannot be written.
     """
     # matplotlib takes a second to import; only who draws should wait for it.
-    from distillens.report.draw import png_bytes, svg_bytes
+    from distillens.report.backends.draw import png_bytes, svg_bytes
 
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; give a folder for the study's files with --out")

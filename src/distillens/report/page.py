@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distillens.report import colours as palette
-from distillens.report.accuracy_part import accuracy_part
-from distillens.report.accuracy_summary import accuracy_summary
-from distillens.report.complexity_part import complexity_part
-from distillens.report.complexity_summary import complexity_summary
-from distillens.report.deviation_part import deviation_part
-from distillens.report.deviation_summary import deviation_summary
-from distillens.report.frame import framed
-from distillens.report.html import Safe, element, join
-from distillens.report.points import Points
-from distillens.report.table import splits
-from distillens.report.text import duration, listed, plural
-from distillens.results import StudyResult
+from distillens.report import palette
+from distillens.report.backends.frame import framed
+from distillens.report.backends.html import Safe, element, join
+from distillens.report.figures.points import Points
+from distillens.report.sections.accuracy import accuracy_part
+from distillens.report.sections.accuracy_summary import accuracy_summary
+from distillens.report.sections.complexity import complexity_part
+from distillens.report.sections.complexity_summary import complexity_summary
+from distillens.report.sections.deviation import deviation_part
+from distillens.report.sections.deviation_summary import deviation_summary
+from distillens.report.tables.accuracy import splits
+from distillens.report.tables.text import duration, listed, plural
+from distillens.results.training import StudyResult
 
 _PARTS = (
     ("accuracy", "Accuracy"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillens.atomic import write_atomically
+from distillens.files.atomic import write_atomically
 from distillens.report.page import render
-from distillens.runs import find_run, read_arrays, read_result
+from distillens.runs.folder import find_run
+from distillens.runs.read import read_arrays, read_result
 
 
 def write_report(folder: str | Path) -> Path:

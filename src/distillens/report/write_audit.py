@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.atomic import write_atomically
-from distillens.audit_results import Audit, RunAudit, StudentAudit
-from distillens.picture import Picture
-from distillens.report.audit_page import audit_page
-from distillens.results import to_json
-from distillens.runs import slug
+from distillens.files.atomic import write_atomically
+from distillens.report.sections.audit_page import audit_page
+from distillens.results.base import to_json
+from distillens.results.confidence import Audit, RunAudit, StudentAudit
+from distillens.results.figure import Picture
+from distillens.runs.layout import slug
 
 Arrays = Mapping[str, NDArray]
 
@@ -54,7 +54,7 @@ def write_run_audit(
     RunError
         The folder cannot be written.
     """
-    from distillens.report.audit_pictures import compared_picture
+    from distillens.report.figures.audit import compared_picture
 
     written = _Written(folder)
     written.add("audit.json", to_json(audit))
@@ -94,7 +94,7 @@ class _Written:
 
     def picture(self, stem: str, picture: Picture | None) -> None:
         # matplotlib takes a second to import; only who draws should wait for it.
-        from distillens.report.draw import png_bytes, svg_bytes
+        from distillens.report.backends.draw import png_bytes, svg_bytes
 
         if picture is not None:
             self.add(f"{stem}.svg", svg_bytes(picture))
@@ -104,7 +104,7 @@ class _Written:
 def _pictures(
     written: _Written, student: StudentAudit, points: Mapping[str, Arrays], name: str
 ) -> None:
-    from distillens.report.audit_pictures import confidence_picture, over_training_picture
+    from distillens.report.figures.audit import confidence_picture, over_training_picture
 
     written.picture(f"confidence{name}", confidence_picture(student, points))
     written.picture(f"over-training{name}", over_training_picture(student))

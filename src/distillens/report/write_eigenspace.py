@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.atomic import write_atomically
-from distillens.eigenspace_results import Eigenspace
 from distillens.errors import RunError
-from distillens.report.eigenspace_figure import pairs_picture, predictions_picture
-from distillens.results import to_json
+from distillens.files.atomic import write_atomically
+from distillens.report.figures.eigenspace import pairs_picture, predictions_picture
+from distillens.results.base import to_json
+from distillens.results.eigenspace import Eigenspace
 
 
 def write_eigenspace(
@@ -27,7 +27,7 @@ def write_eigenspace(
         The folder is a file, or cannot be written.
     """
     # matplotlib takes a second to import; only who draws should wait for it.
-    from distillens.report.draw import png_bytes, svg_bytes
+    from distillens.report.backends.draw import png_bytes, svg_bytes
 
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; give a folder with --out")

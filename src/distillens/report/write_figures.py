@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillens.atomic import write_atomically
 from distillens.errors import RunError
-from distillens.report.complexity_picture import complexity_picture, temperature_picture
-from distillens.runs import find_run, read_result
+from distillens.files.atomic import write_atomically
+from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
+from distillens.runs.folder import find_run
+from distillens.runs.read import read_result
 
 
 def write_figures(folder: str | Path) -> tuple[Path, ...]:
@@ -21,7 +22,7 @@ def write_figures(folder: str | Path) -> tuple[Path, ...]:
         The folder is no run or is damaged, or there is nothing to draw.
     """
     # matplotlib takes a second to import; only who draws should wait for it.
-    from distillens.report.draw import png_bytes, svg_bytes
+    from distillens.report.backends.draw import png_bytes, svg_bytes
 
     run = find_run(Path(folder))
     paths = []

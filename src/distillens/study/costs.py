@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from distillens.atomic import write_atomically
+from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe, measure_cost
-from distillens.results import NetworkCost, from_json, to_json
+from distillens.results.base import from_json, to_json
+from distillens.results.training import NetworkCost
 from distillens.study.networks import Scene
 from distillens.study.teacher import StudyTeacher
 

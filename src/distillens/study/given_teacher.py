@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from distillens.array_files import Rows, read_rows
 from distillens.data import Examples
 from distillens.errors import DataError, MeasureError, ModelError
-from distillens.measures.auditing.columns import column_order
-from distillens.measures.intervals import wilson_interval
+from distillens.files.arrays import Rows, read_rows
+from distillens.measures.confidence.columns import column_order
+from distillens.measures.statistics.intervals import wilson_interval
 from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights
-from distillens.runs import read_arrays
+from distillens.runs.read import read_arrays
 from distillens.study.networks import Scene, predict_splits
 from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy

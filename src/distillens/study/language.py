@@ -16,18 +16,20 @@ from typing import Any
 
 import torch
 
-from distillens.array_files import Rows
-from distillens.atomic import write_atomically
-from distillens.audit_results import Audit
 from distillens.data import Batches, Splits, load_splits
-from distillens.data.next_tokens import NextTokens
+from distillens.data.tokens.next_tokens import NextTokens
 from distillens.errors import RecipeError, RunError
-from distillens.language_results import LanguageModelResult, LanguageStudy, TokenAudit
+from distillens.files.arrays import Rows
+from distillens.files.atomic import write_atomically
 from distillens.measures import audit
 from distillens.models import LanguageModel, count_parameters, load_weights
 from distillens.progress import Progress, silent
-from distillens.results import SCHEMA, from_json, to_json
-from distillens.runs import NetworkFiles, Run, locked, open_run, read_json, slug
+from distillens.results.base import SCHEMA, from_json, to_json
+from distillens.results.confidence import Audit
+from distillens.results.language import LanguageModelResult, LanguageStudy, TokenAudit
+from distillens.runs.folder import locked, open_run
+from distillens.runs.layout import NetworkFiles, Run, slug
+from distillens.runs.read import read_json
 from distillens.study.language_recipe import (
     LanguagePart,
     LanguageRecipe,

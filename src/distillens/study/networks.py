@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distillens.atomic import write_atomically
 from distillens.data import Batches, Normalisation, Splits, load_splits
 from distillens.errors import CheckpointError, DivergenceError, RunError
+from distillens.files.atomic import write_atomically
 from distillens.models import (
     ModelRecipe,
     build_model,
@@ -23,8 +23,10 @@ from distillens.models import (
     load_weights,
 )
 from distillens.progress import Progress, silent
-from distillens.results import Cell, Trial, from_json, to_json
-from distillens.runs import NetworkFiles, Run, read_arrays
+from distillens.results.base import from_json, to_json
+from distillens.results.training import Cell, Trial
+from distillens.runs.layout import NetworkFiles, Run
+from distillens.runs.read import read_arrays
 from distillens.study.normalisations import InputScale, Role, between, choose_scales
 from distillens.study.recipe import Recipe
 from distillens.supervision import Supervision, cross_entropy, squared_error

@@ -17,11 +17,13 @@ from distillens.data.normalisation import (
     normalisation_for,
 )
 from distillens.data.recipe import MeanAndStd
+from distillens.export.inputs import Normalised
 from distillens.models import ModelRecipe, build_model
 from distillens.models.external import pretrained_normalisation
-from distillens.runs import Run, find_run, read_data
+from distillens.runs.folder import find_run
+from distillens.runs.layout import Run
+from distillens.runs.read import read_data
 from distillens.study.recipe import Recipe
-from distillens.study.shipped import Normalised
 
 Role = Literal["teacher", "student"]
 """Whose inputs."""

@@ -10,17 +10,11 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.atomic import write_atomically
-from distillens.results import (
-    SCHEMA,
-    Cell,
-    ComplexityCurves,
-    Deviation,
-    Provenance,
-    StudyResult,
-    Tuning,
-    to_json,
-)
+from distillens.files.atomic import write_atomically
+from distillens.results.base import SCHEMA, to_json
+from distillens.results.complexity import ComplexityCurves
+from distillens.results.confidence import Deviation
+from distillens.results.training import Cell, Provenance, StudyResult, Tuning
 from distillens.study.costs import network_costs
 from distillens.study.networks import Scene, epochs_done, network_logits
 from distillens.study.normalisations import described

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from distillens.results import Provenance
+from distillens.results.training import Provenance
 
 PACKAGES = ("distillens", "torch", "numpy", "scipy", "accelerate", "datasets", "scikit-learn")
 

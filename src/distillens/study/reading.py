@@ -14,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from distillens.errors import DataError, DistillensError, RecipeError, nearest
+from distillens.files.paths import user_path
+from distillens.files.yaml_values import Loader, load_yaml
 from distillens.models.registry import check_model
-from distillens.paths import user_path
-from distillens.runs import epochs_beside
+from distillens.runs.layout import epochs_beside
 from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import parts_of
-from distillens.yaml_values import Loader, load_yaml
 
 REPLACED = {"budget/cifar100-full": "budget/cifar100-long"}
 """Recipes that were shipped before, and the recipe that replaces each."""

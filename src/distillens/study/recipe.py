@@ -20,8 +20,8 @@ from pydantic_core import InitErrorDetails
 
 from distillens.data.recipe import AnyNormalisation, DataRecipe
 from distillens.errors import listed
+from distillens.files.paths import UserPath
 from distillens.models.registry import ModelRecipe
-from distillens.paths import UserPath
 from distillens.supervision.recipe import Loss, LossRecipe, SupervisionRecipe, parts_of
 from distillens.training.recipe import Precision, Tracker, TrainingRecipe
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from distillens.device_errors import ran_out_of_memory
 from distillens.errors import DistillensError
-from distillens.results import Cell, Trial
-from distillens.runs import NetworkFiles
+from distillens.forward.device_errors import ran_out_of_memory
+from distillens.results.training import Cell, Trial
+from distillens.runs.layout import NetworkFiles
 from distillens.study.networks import (
     OneOfSeveral,
     Scene,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.measures import accuracy_estimate, paired_gain
-from distillens.results import Cell, Estimate, Row
+from distillens.results.base import Estimate
+from distillens.results.training import Cell, Row
 from distillens.study.recipe import Recipe
 
 Right = Callable[[int, int], NDArray[np.bool_]]

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillens.atomic import write_atomically
 from distillens.data import Examples
 from distillens.errors import RunError
+from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe
-from distillens.results import Cell
-from distillens.runs import NetworkFiles, find_run, read_data, read_json
+from distillens.results.training import Cell
+from distillens.runs.folder import find_run
+from distillens.runs.layout import NetworkFiles
+from distillens.runs.read import read_data, read_json
 from distillens.study.given_teacher import (
     GivenTeacher,
     given_digest,

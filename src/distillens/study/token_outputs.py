@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from distillens.data import Batch, Batches, Examples
-from distillens.data.next_tokens import next_tokens
+from distillens.data.tokens.next_tokens import next_tokens
 from distillens.errors import DataError
-from distillens.results import Estimate, Interval
+from distillens.results.base import Estimate, Interval
 
 BATCH = 64
 """Sentences of a forward pass without gradients."""

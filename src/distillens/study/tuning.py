@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from distillens.atomic import write_atomically
 from distillens.errors import TrainingError
-from distillens.results import Cell, Trial, TunedRate, Tuning, from_json, to_json
-from distillens.runs import Run
+from distillens.files.atomic import write_atomically
+from distillens.results.base import from_json, to_json
+from distillens.results.training import Cell, Trial, TunedRate, Tuning
+from distillens.runs.layout import Run
 from distillens.study.networks import Scene, read_trial
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, Student, one_by_one

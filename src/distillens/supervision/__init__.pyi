@@ -1,4 +1,3 @@
-from .averaged import AveragedTeacher as AveragedTeacher
 from .build import Setting as Setting
 from .build import Teachers as Teachers
 from .build import build_supervision as build_supervision
@@ -7,7 +6,6 @@ from .cache import CachedTeacher as CachedTeacher
 from .cache import LogitCache as LogitCache
 from .compared import decoupled as decoupled
 from .compared import dist as dist
-from .cotrained import CotrainedTeacher as CotrainedTeacher
 from .features import Features as Features
 from .features import attention_transfer as attention_transfer
 from .losses import cross_entropy as cross_entropy
@@ -22,10 +20,12 @@ from .protocol import Teacher as Teacher
 from .recipe import Loss as Loss
 from .recipe import SupervisionRecipe as SupervisionRecipe
 from .recipe import parts_of as parts_of
-from .teachers import FixedTeacher as FixedTeacher
-from .teachers import OnlineTeacher as OnlineTeacher
-from .teachers import RecordedTeacher as RecordedTeacher
-from .teachers import TeacherCheckpoint as TeacherCheckpoint
+from .teachers.averaged import AveragedTeacher as AveragedTeacher
+from .teachers.cotrained import CotrainedTeacher as CotrainedTeacher
+from .teachers.followed import FixedTeacher as FixedTeacher
+from .teachers.followed import OnlineTeacher as OnlineTeacher
+from .teachers.followed import RecordedTeacher as RecordedTeacher
+from .teachers.followed import TeacherCheckpoint as TeacherCheckpoint
 from .values import Distillation as Distillation
 from .values import Mixed as Mixed
 from .values import OneHot as OneHot

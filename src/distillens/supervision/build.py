@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from distillens.errors import DistillensError, RecipeError, SupervisionError, listed
-from distillens.supervision.averaged import AveragedTeacher, decaying_weights
+from distillens.files.user_code import import_named
 from distillens.supervision.compared import decoupled, dist
 from distillens.supervision.pace import TemperatureSchedule, pace_of
 from distillens.supervision.protocol import Supervision, Teacher, is_across_examples
@@ -27,9 +27,9 @@ from distillens.supervision.recipe import (
     SelfRecipe,
     SwitchedRecipe,
 )
-from distillens.supervision.teachers import OnlineTeacher, TeacherCheckpoint, as_teacher
+from distillens.supervision.teachers.averaged import AveragedTeacher, decaying_weights
+from distillens.supervision.teachers.followed import OnlineTeacher, TeacherCheckpoint, as_teacher
 from distillens.supervision.values import Distillation, Mixed, OneHot, Switched, TeacherLoss
-from distillens.user_code import import_named
 
 NEGLIGIBLE = 1e-3
 """Weights of a decaying average below this share of the newest one are left out."""

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillens.atomic import write_atomically
 from distillens.data.batches import Batch, Batches
 from distillens.data.examples import Examples
 from distillens.data.resident import Rows
-from distillens.device_errors import device_errors
 from distillens.errors import SupervisionError
-from distillens.forward import bring, evaluate, evaluation_mode
+from distillens.files.atomic import write_atomically
+from distillens.forward.device_errors import device_errors
+from distillens.forward.evaluation import bring, evaluate, evaluation_mode
 from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
 from distillens.supervision.protocol import NotCapturable, Stateless, phase_of, teacher_logits
-from distillens.supervision.teachers import RecordedTeacher, check_finite
+from distillens.supervision.teachers.followed import RecordedTeacher, check_finite
 
 CHUNK = 128
 """Examples the teacher sees at once. Part of what makes a block's bits, so the same for everybody."""

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
-from distillens.forward import bring, copied, evaluate, shares_tensors
+from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import (
     Stateless,

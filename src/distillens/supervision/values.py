@@ -37,7 +37,7 @@ from distillens.supervision.protocol import (
     teacher_logits,
 )
 from distillens.supervision.recipe import Loss
-from distillens.supervision.teachers import as_teacher
+from distillens.supervision.teachers.followed import as_teacher
 
 _Loss = TypeVar("_Loss")
 

@@ -15,10 +15,15 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch, EpochSource
 from distillens.data.outputs import logits_of
-from distillens.device_errors import free_cached_memory, memory_there, ran_out_of_memory, translate
 from distillens.errors import DeviceError
-from distillens.forward import input_type, own_inputs
-from distillens.sequences import run
+from distillens.forward.device_errors import (
+    free_cached_memory,
+    memory_there,
+    ran_out_of_memory,
+    translate,
+)
+from distillens.forward.evaluation import input_type, own_inputs
+from distillens.forward.sequences import run
 from distillens.training.recipe import TrainingRecipe
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch, Batches, Normalisation
 from distillens.data.examples import Examples
 from distillens.data.outputs import logits_of
-from distillens.device_errors import device_errors, free_cached_memory, ran_out_of_memory
-from distillens.forward import evaluate, evaluation_mode
+from distillens.forward.device_errors import device_errors, free_cached_memory, ran_out_of_memory
+from distillens.forward.evaluation import evaluate, evaluation_mode
 
 BATCH = 512
 

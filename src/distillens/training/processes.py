@@ -15,8 +15,8 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from distillens.device_errors import checked_device, why_no_cuda
 from distillens.errors import TrainingError
+from distillens.forward.device_errors import checked_device, why_no_cuda
 from distillens.training.recipe import Precision
 
 KNOWN = (

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch
 from distillens.data.labels import IGNORED, class_labels, counting_mask
 from distillens.errors import TrainingError
-from distillens.forward import (
+from distillens.forward.evaluation import (
     frozen_statistics,
     input_type,
     make_gradients_dense,
     own_inputs,
     train_mode,
 )
-from distillens.sequences import run
+from distillens.forward.sequences import run
 from distillens.supervision.losses import predicted
 from distillens.supervision.protocol import (
     Supervision,

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from distillens.atomic import write_atomically
 from distillens.errors import CheckpointError
+from distillens.files.atomic import write_atomically
 from distillens.models.weights import load_safely
 from distillens.training.recipe import TrainingRecipe
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.extmath import randomized_svd
 
-from distillens.eigenspace_results import Decomposition
 from distillens.errors import MeasureError
 from distillens.linalg import eigenpairs
+from distillens.results.eigenspace import Decomposition
 
 Array = NDArray[np.float64]
 

@@ -24,8 +24,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distillens.eigenspace_results import PairBias, Projected
 from distillens.errors import MeasureError
+from distillens.results.eigenspace import PairBias, Projected
 
 Array = NDArray[np.float64]
 Pair = tuple[int, int]

@@ -12,10 +12,10 @@ from itertools import groupby
 
 import numpy as np
 
-from distillens.eigenspace_results import BiasSummary, PairBias, Projected
 from distillens.errors import MeasureError
-from distillens.measures.intervals import mean_over_seeds, wilson_interval
-from distillens.results import Estimate
+from distillens.measures.statistics.intervals import mean_over_seeds, wilson_interval
+from distillens.results.base import Estimate
+from distillens.results.eigenspace import BiasSummary, PairBias, Projected
 
 
 def summarise_bias(

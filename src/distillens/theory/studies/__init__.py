@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from distillens.errors import TheoryError, nearest
-from distillens.picture import Shown
+from distillens.results.figure import Shown
 from distillens.theory.studies.bias import BiasStudy, bias_study
 from distillens.theory.studies.denoising import DenoisingStudy, denoising_study
 from distillens.theory.studies.flow import FlowStudy, flow_study

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Shown
+from distillens.results.figure import Curve, Finding, Panel, Picture, Shown
 from distillens.theory.equal_progress import (
     compare_at_equal_progress,
     student_time,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Finding, Panel, Picture, Shown, Surface
+from distillens.results.figure import Finding, Panel, Picture, Shown, Surface
 from distillens.theory.denoising import ChannelModel, draw_cosines
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Shown, Style
+from distillens.results.figure import Curve, Finding, Panel, Picture, Shown, Style
 from distillens.theory.checks import positive
 from distillens.theory.filters import distilled_filter, learnt_share, time_to_learn
 

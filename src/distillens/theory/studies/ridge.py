@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Shown, Style
+from distillens.results.figure import Curve, Finding, Panel, Picture, Shown, Style
 from distillens.theory.checks import shares
 from distillens.theory.filters import distilled_filter, time_to_learn
 from distillens.theory.ridge import RidgeRounds, ridge_filter, self_distil_ridge

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
-from distillens.picture import Curve, Finding, Panel, Picture, Shown, Surface
+from distillens.results.figure import Curve, Finding, Panel, Picture, Shown, Surface
 from distillens.theory.checks import positive
 from distillens.theory.filters import learnt_share
 from distillens.theory.risk import Spectra, spectra

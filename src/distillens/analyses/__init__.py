@@ -1,0 +1,1 @@
+"""Measurements of finished runs, and of models and arrays of a user."""

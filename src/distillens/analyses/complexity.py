@@ -1,0 +1,372 @@
+"""Supervision complexity of four target sets along the training of a study's one-hot student."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distillens.analyses.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
+from distillens.data import Batches, Examples
+from distillens.data.prepare import subset
+from distillens.errors import KernelError
+from distillens.kernel import EmpiricalNTK, Plan
+from distillens.linalg import eigen_summary
+from distillens.measures import (
+    CODING_WORDS,
+    ComplexityMeter,
+    coding_of,
+    factorise_gram,
+    gradient_residual,
+    label_targets,
+    prediction_targets,
+    random_label_targets,
+    teacher_targets,
+)
+from distillens.results.complexity import (
+    ComplexityCurves,
+    ComplexityPoint,
+    ComplexityValue,
+    GramProfile,
+    KernelForm,
+    Spectrum,
+    TeacherKernel,
+    TemperaturePoint,
+)
+from distillens.runs.layout import NetworkFiles, Run
+from distillens.study.networks import Scene
+from distillens.study.recipe import ComplexityRecipe
+from distillens.study.teacher import StudyTeacher
+from distillens.training import predict
+
+
+def complexity_epochs(asked: tuple[int, ...] | None, kept: Sequence[int]) -> list[int]:
+    """Return the epochs at which complexity is measured: as asked, or denser at the start.
+
+    ``kept`` are the epochs whose weights are there, in order; the nearest of them stand for others.
+    """
+    if asked is not None:
+        return sorted(set(asked))
+    shares = (0, 0.01, 0.03, 0.08, 0.2, 0.4, 0.65, 1)
+    wanted = (1, *(round(share * kept[-1]) for share in shares))
+    return sorted({min(kept, key=lambda epoch: abs(epoch - each)) for each in wanted})
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is measured: the one-hot student of the first seed, on which examples, when."""
+
+    entry: Any
+    seed: int
+    files: NetworkFiles
+    examples: Examples
+    inputs: Tensor
+    epochs: list[int]
+    form: KernelForm
+
+    @classmethod
+    def of(cls, scene: Scene, recipe: ComplexityRecipe) -> _Setting:
+        place, entry = next(
+            (place, entry)
+            for place, entry in enumerate(scene.recipe.supervisions)
+            if entry.kind == "one-hot"
+        )
+        seed = scene.recipe.seeds_of(entry)[0]
+        whole: Examples = getattr(scene.splits, recipe.split)
+        size = min(recipe.examples, len(whole))
+        examples = subset(whole, size, recipe.seed, "complexity.examples")
+        normalisation = scene.normalisation_of("student")
+        batches = Batches(examples, size, normalisation=normalisation, seed=None)
+        return cls(
+            entry=entry,
+            seed=seed,
+            files=scene.run.student(place, entry.title, seed),
+            examples=examples,
+            inputs=next(batches.epoch(0)).inputs,
+            epochs=complexity_epochs(recipe.epochs, scene.recipe.training_of(entry).kept_epochs),
+            form="binary" if coding_of(scene.outputs) == "binary" else recipe.form,
+        )
+
+    def network(self, scene: Scene, epoch: int) -> nn.Module:
+        network = scene.load(scene.recipe.student.model, self.files, epoch)
+        return network.to(scene.accelerator.device)
+
+    def kernel(self, network: nn.Module) -> EmpiricalNTK:
+        # In float64: along a training kernels become too ill-conditioned for less.
+        outputs = 0 if self.form == "binary" else self.form
+        return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64, alone=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _TargetSet:
+    """Targets, coded, with the temperature and the teacher's epoch that they come from."""
+
+    name: str
+    values: np.ndarray
+    temperature: float
+    teacher_epoch: int | None
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What is measured at the last of the epochs only."""
+
+    temperatures: list[TemperaturePoint]
+    profile: GramProfile | None
+    teacher_kernel: TeacherKernel | None
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        scene: Scene,
+        teacher: StudyTeacher,
+        recipe: ComplexityRecipe,
+        setting: _Setting,
+        meter: ComplexityMeter,
+        outputs: np.ndarray,
+        decomposed: Decomposed | None,
+    ) -> _Last:
+        epoch, examples = setting.epochs[-1], setting.examples
+        notes: list[str] = []
+        found = None
+        if decomposed is None:
+            notes.append(f"epoch {epoch}: no spectrum, references and bounds: the Gram is zero")
+        else:
+            truth = Truth("labels", examples.labels.numpy())
+            found = profile(decomposed, meter, truth, epoch, _doubts(recipe))
+        network = teacher.network()
+        compared = None
+        if network is not None:
+            student = setting.network(scene, epoch).eval()
+            network = network.to(scene.accelerator.device).eval()
+            network = scene.on_student_inputs(network)
+            outputs_of_both = 0 if setting.form == "binary" else None
+            try:
+                compared = compare_kernels(
+                    student, network, setting.inputs, outputs_of_both, scene.progress
+                )
+            except KernelError as error:
+                notes.append(f"the teacher's kernel was not compared: {error}")
+        return cls(
+            _temperatures(scene, teacher, recipe, examples, epoch, meter, outputs),
+            found,
+            compared,
+            notes,
+        )
+
+
+def _doubts(recipe: ComplexityRecipe) -> tuple[str, ...]:
+    if recipe.split != "train":
+        return ()
+    return (
+        "bounds on training examples are not proved: the kernel is that of a network which was "
+        "trained on them",
+    )
+
+
+def _decomposed(gram: np.ndarray, form: KernelForm, sets: list[_TargetSet]) -> Decomposed | None:
+    wanted = ("labels", "final teacher")
+    return decompose(gram, form, {each.name: each.values for each in sets if each.name in wanted})
+
+
+def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Spectrum:
+    """Return what the eigenvalues look like, from those that are known already where they are."""
+    if decomposed is not None:
+        known = decomposed.eigenvalues_K
+        return Spectrum(
+            epoch,
+            float(np.trace(gram, axis1=-2, axis2=-1).sum()),
+            float(known[-1]),
+            float(known[0]),
+            decomposed.condition,
+            decomposed.effective_rank,
+        )
+    summary = eigen_summary(gram)
+    return Spectrum(
+        epoch,
+        summary.trace,
+        summary.smallest,
+        summary.largest,
+        summary.condition,
+        summary.effective_rank,
+    )
+
+
+def curves_path(run: Run, asked: ComplexityRecipe) -> Path:
+    """Return where a run keeps the curves that a recipe asks for."""
+    return run.complexity(hashlib.sha256(asked.model_dump_json().encode()).hexdigest())
+
+
+def complexity_plan(scene: Scene) -> tuple[Plan, int]:
+    """Return the plan of one Gram, which does not depend on weights, and how many Grams there are."""
+    recipe = scene.recipe.complexity
+    assert recipe is not None  # whoever asks has looked
+    setting = _Setting.of(scene, recipe)
+    network = scene.build(scene.recipe.student.model, 0).to(scene.accelerator.device).eval()
+    return setting.kernel(network).plan(setting.inputs), len(setting.epochs)
+
+
+def measure_complexity(
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe
+) -> ComplexityCurves:
+    """Measure four target sets against the one-hot student's kernel over its training."""
+    began = time.perf_counter()
+    setting = _Setting.of(scene, recipe)
+    examples, epochs, form = setting.examples, setting.epochs, setting.form
+    size = len(examples)
+    points: list[ComplexityPoint] = []
+    spectra: list[Spectrum] = []
+    notes: list[str] = []
+    last: _Last | None = None
+    coding = coding_of(scene.outputs)
+    with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
+        for epoch in epochs:
+            network = setting.network(scene, epoch)
+            kernel = setting.kernel(network)
+            found = kernel.gram(setting.inputs)
+            gram = found.values.cpu().numpy()
+            notes += [f"epoch {epoch}: {note}" for note in found.notes]
+            sets = _target_sets(scene, teacher, recipe, setting, epoch)
+            decomposed = _decomposed(gram, form, sets) if epoch == epochs[-1] else None
+            spectra.append(_spectrum(epoch, gram, decomposed))
+            mean_diagonal = spectra[-1].trace / gram[..., 0].size
+            meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
+            if meter.singular:
+                notes.append(f"epoch {epoch}: {meter.singular}")
+            outputs = kernel.outputs_of(setting.inputs).cpu().numpy()
+            points += _points(scene, recipe, examples, epoch, meter, outputs, sets)
+            if epoch == epochs[-1]:
+                last = _Last.of(scene, teacher, recipe, setting, meter, outputs, decomposed)
+            advance(1)
+    assert last is not None  # there is an epoch
+    return ComplexityCurves(
+        student=setting.entry.title,
+        seed=setting.seed,
+        split=recipe.split,
+        examples=size,
+        form=form,
+        coding=CODING_WORDS[coding],
+        temperature=recipe.temperature,
+        random_draws=recipe.random_draws,
+        points=tuple(points),
+        spectra=tuple(spectra),
+        seconds=time.perf_counter() - began,
+        notes=(*notes, *last.notes),
+        temperatures=tuple(last.temperatures),
+        profile=last.profile,
+        teacher_kernel=last.teacher_kernel,
+    )
+
+
+def _temperatures(
+    scene: Scene,
+    teacher: StudyTeacher,
+    recipe: ComplexityRecipe,
+    examples: Examples,
+    epoch: int,
+    meter: ComplexityMeter,
+    outputs: np.ndarray,
+) -> list[TemperaturePoint]:
+    """Measure the final teacher at every temperature that the recipe asks for."""
+    coding, predictions = coding_of(scene.outputs), prediction_targets(outputs)
+    logits = _final_logits(scene, teacher, recipe, examples)
+    return [
+        TemperaturePoint(
+            epoch, each, meter.measure(teacher_targets(logits, each, coding), predictions)
+        )
+        for each in recipe.temperatures
+    ]
+
+
+def _final_logits(
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples
+) -> np.ndarray:
+    where = _positions(getattr(scene.splits, recipe.split), examples)
+    return teacher.logits(recipe.split)[where]
+
+
+def _target_sets(
+    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, setting: _Setting, epoch: int
+) -> list[_TargetSet]:
+    """Return what is measured at an epoch of the student, but for random labels."""
+    examples = setting.examples
+    coding, classes = coding_of(scene.outputs), len(examples.classes)
+    temperature = recipe.temperature
+    labels = label_targets(examples.labels.numpy(), classes, coding)
+    final = teacher_targets(_final_logits(scene, teacher, recipe, examples), temperature, coding)
+    found = [
+        _TargetSet("labels", labels, 1.0, None),
+        _TargetSet("final teacher", final, temperature, teacher.epochs),
+    ]
+    if teacher.epochs is not None:
+        followed = teacher.epoch_followed(epoch, scene.recipe.training_of(setting.entry).epochs)
+        device = scene.accelerator.device
+        normalisation = scene.normalisation_of("teacher")
+        online = predict(teacher.at(followed), examples, normalisation, device=device)
+        targets = teacher_targets(online, temperature, coding)
+        found.append(_TargetSet("online teacher", targets, temperature, followed))
+    return found
+
+
+def _points(
+    scene: Scene,
+    recipe: ComplexityRecipe,
+    examples: Examples,
+    epoch: int,
+    meter: ComplexityMeter,
+    outputs: np.ndarray,
+    sets: list[_TargetSet],
+) -> list[ComplexityPoint]:
+    coding, classes = coding_of(scene.outputs), len(examples.classes)
+    predictions = prediction_targets(outputs)
+    by_cross_entropy = scene.recipe.loss == "cross-entropy"
+
+    def point(each: _TargetSet) -> ComplexityPoint:
+        gradient = None
+        if by_cross_entropy:
+            gradient = gradient_residual(meter, each.values, outputs, each.temperature)
+        value = meter.measure(each.values, predictions)
+        return ComplexityPoint(epoch, each.name, value, gradient, each.teacher_epoch)
+
+    generator = np.random.default_rng(recipe.seed)
+    draws = [
+        random_label_targets(len(examples), classes, generator, coding)
+        for _ in range(recipe.random_draws)
+    ]
+    random = _mean([point(_TargetSet("random labels", draw, 1.0, None)) for draw in draws])
+    labels, *teachers = [point(each) for each in sets]
+    return [labels, random, *teachers]
+
+
+def _positions(whole: Examples, part: Examples) -> np.ndarray:
+    return np.searchsorted(whole.indices.numpy(), part.indices.numpy())
+
+
+def _mean(points: list[ComplexityPoint]) -> ComplexityPoint:
+    """Return the point whose values are means over draws (the worst of the residuals)."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    values = [point.value for point in points]
+    first = values[0]
+    averaged = ComplexityValue(
+        plain=float(np.mean([value.plain for value in values])),
+        adjusted=mean([value.adjusted for value in values]),
+        adjusted_star=float(np.mean([value.adjusted_star for value in values])),
+        normalised=mean([value.normalised for value in values]),
+        normalised_star=float(np.mean([value.normalised_star for value in values])),
+        target_size=float(np.mean([value.target_size for value in values])),
+        ridge=first.ridge,
+        residual=max(value.residual for value in values),
+    )
+    return replace(points[0], value=averaged, gradient=mean([point.gradient for point in points]))

@@ -1,0 +1,196 @@
+"""A finished run with its data and teacher at hand: what an audit of its students is given.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillens.errors import MeasureError, RunError
+from distillens.files.arrays import Rows
+from distillens.measures.confidence.points import OutputKind
+from distillens.models import ModelRecipe
+from distillens.progress import Progress, silent
+from distillens.results.training import Cell, StudyResult
+from distillens.runs.folder import find_run
+from distillens.runs.layout import NetworkFiles
+from distillens.runs.read import read_data, read_finished
+from distillens.study.networks import Scene, network_logits, read_cell
+from distillens.study.reading import read_recipe
+from distillens.study.recipe import Recipe
+from distillens.study.teacher import StudyTeacher, prepare_teacher
+from distillens.training import accelerator_for
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedStudent:
+    """A trained student: its entry in the recipe, its files and its numbers."""
+
+    entry: Any
+    files: NetworkFiles
+    cell: Cell
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A finished run. Labels are the true ones, also where networks were trained on wrong ones."""
+
+    scene: Scene
+    result: StudyResult
+    teacher: StudyTeacher
+    students: tuple[FinishedStudent, ...]
+    """In the order of the recipe, all seeds of a supervision together."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        return self.scene.recipe
+
+    @property
+    def student_kind(self) -> OutputKind:
+        """What students put out; those of squared error give probabilities."""
+        return "logits" if self.recipe.loss == "cross-entropy" else "probabilities"
+
+    def given_labels(self, split: str) -> NDArray[np.int64]:
+        """Return the labels that networks were trained or tested on, (N,)."""
+        return getattr(self.scene.splits, split).labels.numpy()
+
+    def true_labels(self, split: str) -> NDArray[np.int64]:
+        """Return the labels before the recipe's noise, (N,)."""
+        labels_N = self.given_labels(split).copy()
+        if split == "train" and self.scene.splits.changed:
+            before = {change.index: change.before for change in self.scene.splits.changed}
+            for row, index in enumerate(self.scene.splits.train.indices.tolist()):
+                if index in before:
+                    labels_N[row] = before[index]
+        return labels_N
+
+    def outputs(self, student: FinishedStudent) -> dict[str, NDArray]:
+        """Return a student's outputs by split, as `student_kind` says, (N, C)."""
+        logits = network_logits(student.files)
+        return {split: as_outputs(logits[split], self.student_kind) for split in SPLITS}
+
+    def one_hot(self, student: FinishedStudent) -> FinishedStudent | None:
+        """Return the one-hot student of the same seed, unless it is this one or there is none."""
+        first = next((one for one in self.students if one.entry.kind == "one-hot"), None)
+        for one in self.students:
+            same_seed = one.cell.seed == student.cell.seed
+            if first is not None and one.entry is first.entry and same_seed and one is not student:
+                return one
+        return None
+
+    def roles(
+        self, student: FinishedStudent, other_teacher: dict[str, NDArray] | None = None
+    ) -> dict[str, dict[str, Any] | None]:
+        """Return a student's arrays as `distillens.measures.confidence.audit_with_points` takes them."""
+        reference = self.one_hot(student)
+        noisy = bool(self.scene.splits.changed)
+        roles: dict[str, dict[str, NDArray] | None] = {
+            "teacher": {split: self.teacher.logits(split) for split in SPLITS},
+            "student": self.outputs(student),
+            "labels": {split: self.true_labels(split) for split in SPLITS},
+            "mislabelled": {
+                split: self.true_labels(split) != self.given_labels(split) for split in SPLITS
+            }
+            if noisy
+            else None,
+            "one-hot student": None if reference is None else self.outputs(reference),
+            "other teacher": other_teacher,
+        }
+        return {role: None if one is None else self._indexed(one) for role, one in roles.items()}
+
+    def kinds(self) -> dict[str, str]:
+        """Return what the outputs of each role are."""
+        student = self.student_kind
+        return {
+            "teacher": "logits", "other teacher": "logits", "student": student,
+            "one-hot student": student,
+        }  # fmt: skip
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what was done to arrays before they were audited."""
+        notes = []
+        if self.scene.splits.changed:
+            notes.append(
+                f"{len(self.scene.splits.changed):,} training labels were changed on purpose; who is "
+                "right is judged by the labels before"
+            )
+        if self.student_kind == "probabilities":
+            notes.append(
+                "students were trained with squared error: their outputs were clipped to [0, 1] and "
+                "divided by their sum"
+            )
+        return tuple(notes)
+
+    def _indexed(self, by_split: dict[str, NDArray]) -> dict[str, Any]:
+        return {
+            split: Rows(values, getattr(self.scene.splits, split).indices.numpy())
+            for split, values in by_split.items()
+        }
+
+
+def finished_run(
+    folder: Path, *, trust_code: bool = False, progress: Progress = silent
+) -> FinishedRun:
+    """Open a finished run and load its data.
+
+    Raises
+    ------
+    RunError
+        The folder is no run, networks are open, or its data are not those of the recipe any more.
+    """
+    run = find_run(folder)
+    result = read_finished(run)
+    recipe = read_recipe(run.recipe, trust_code=trust_code)
+    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code, progress)
+    found, here = read_data(run)["fingerprint"], scene.splits.fingerprint
+    if found != here:
+        raise RunError(
+            f"the data at data.path are not those of {folder}: fingerprint {here[:12]}, there "
+            f"{str(found)[:12]}; put back what the run was made from"
+        )
+    students = []
+    for place, entry in enumerate(recipe.supervisions):
+        for seed in recipe.seeds_of(entry):
+            files = run.student(place, entry.title, seed)
+            students.append(FinishedStudent(entry, files, read_cell(files)))
+    return FinishedRun(scene, result, prepare_teacher(scene), tuple(students))
+
+
+def described(model: ModelRecipe) -> str:
+    """Return a model's name with its arguments: "lenet5 (width 8)"."""
+    given = ", ".join(f"{key} {value}" for key, value in model.arguments.items())
+    return f"{model.name} ({given})" if given else model.name
+
+
+def as_outputs(outputs_NC: NDArray, kind: OutputKind) -> NDArray:
+    """Return a network's outputs as logits or probabilities.
+
+    A network trained with squared error estimates probabilities, or with one output 2p − 1; what
+    lies outside [0, 1] is clipped, and rows are divided by their sum.
+
+    Raises
+    ------
+    MeasureError
+        A row has no positive output.
+    """
+    if kind == "logits":
+        return outputs_NC
+    if outputs_NC.shape[1] == 1:
+        return np.clip((1 + outputs_NC) / 2, 0, 1)
+    p_NC = np.clip(outputs_NC.astype(np.float64), 0, 1)
+    total_N1 = p_NC.sum(axis=1, keepdims=True)
+    if not (total_N1 > 0).all():
+        raise MeasureError(
+            f"row {int(np.argmin(total_N1))} has no positive output, so it stands for no "
+            "probabilities; such a student cannot be audited"
+        )
+    return p_NC / total_N1

@@ -1,0 +1,139 @@
+"""A layer of a network by name: what goes into it, and its weight as a matrix of those inputs.
+
+Shapes: N examples, M rows (N times the positions of a layer that has them), D values a row, H units,
+F values an example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distillens.data import Batches, Examples, Normalisation
+from distillens.errors import MeasureError, ModelError, nearest
+from distillens.forward.device_errors import device_errors
+
+MOST_VALUES = 300_000_000
+"""Of the inputs of a layer that are kept, 1.2 GB in float32."""
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What a layer is given."""
+
+    rows_MD: NDArray[np.float32]
+    """What meets its weight matrix: for a convolution, the patches."""
+    examples_NF: NDArray[np.float32]
+    """The same a row an example, a convolution's as the picture it is."""
+
+
+def find_layer(network: nn.Module, name: str | None, who: str) -> str:
+    """Return the name of a layer whose weights can be projected; by default the first one trained.
+
+    Raises
+    ------
+    ModelError
+        There is no such layer, or its weights are no matrix of its inputs.
+    """
+    known = {key: module for key, module in network.named_modules() if _has_matrix(module)}
+    if name is None:
+        for key in known:
+            if all(p.requires_grad for p in known[key].parameters(recurse=False)):
+                return key
+        raise ModelError(f"the {who} has no Linear or Conv2d layer; there is nothing to project")
+    if name in known:
+        return name
+    modules = dict(network.named_modules())
+    if name in modules:
+        raise ModelError(
+            f"layer {name!r} of the {who} is a {_described(modules[name])}; weights of a Linear or "
+            "of a Conv2d with one group and zero padding are projected"
+        )
+    raise ModelError(f"the {who} has no layer {name!r}{nearest(name, known)}")
+
+
+def weight_matrix(weight: Tensor) -> NDArray[np.float64]:
+    """Return a layer's weight as W, (D, H), a row for each of its inputs."""
+    return weight.detach().double().reshape(len(weight), -1).T.cpu().numpy()
+
+
+@torch.no_grad()
+def layer_inputs(
+    network: nn.Module,
+    name: str,
+    examples: Examples,
+    normalisation: Normalisation | None,
+    device: torch.device | str,
+) -> LayerInputs:
+    """Return what a layer is given for some examples, in evaluation mode and without augmentation.
+
+    Raises
+    ------
+    MeasureError
+        The inputs take more room than `MOST_VALUES`.
+    ModelError
+        The layer is called more or less than once for a batch, or not with one row an example.
+    """
+    module = network.get_submodule(name)
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    rows: list[NDArray[np.float32]] = []
+    flat: list[NDArray[np.float32]] = []
+    try:
+        batches = Batches(examples, _BATCH, normalisation=normalisation, seed=None, device=device)
+        for batch in batches.epoch(0):
+            seen.clear()
+            with device_errors(f"the inputs of layer {name!r}", "give fewer examples"):
+                network(batch.inputs)
+            if len(seen) != 1 or len(seen[0]) != len(batch.inputs):
+                raise ModelError(
+                    f"layer {name!r} is called {len(seen)} times for a batch, or with other rows "
+                    "than examples; name a layer that sees each example once"
+                )
+            part = _rows(module, seen[0].float())
+            if part.numel() / len(batch.inputs) * len(examples) > MOST_VALUES:
+                most = int(MOST_VALUES * len(batch.inputs) // part.numel())
+                raise MeasureError(
+                    f"layer {name!r} takes {part.shape[0] // len(batch.inputs)} rows of "
+                    f"{part.shape[1]} values an example; of {len(examples)} examples they do not "
+                    f"fit into memory; give at most {most} examples"
+                )
+            rows.append(part.cpu().numpy())
+            flat.append(seen[0].float().flatten(1).cpu().numpy())
+    finally:
+        handle.remove()
+    return LayerInputs(np.concatenate(rows), np.concatenate(flat))
+
+
+def _rows(module: nn.Module, given: Tensor) -> Tensor:
+    if not isinstance(module, nn.Conv2d):
+        return given.reshape(-1, given.shape[-1])
+    # "same" padding has been refused: what is left is a number a side.
+    assert not isinstance(module.padding, str)
+    patches = nn.functional.unfold(
+        given, module.kernel_size, module.dilation, module.padding, module.stride
+    )
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return module.groups == 1 and zeros
+    return isinstance(module, nn.Linear)
+
+
+def _described(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, nn.Conv2d):
+        return (
+            f"{kind} with {module.groups} group(s), padding {module.padding!r}, "
+            f"{module.padding_mode}"
+        )
+    return kind

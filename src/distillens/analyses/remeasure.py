@@ -1,0 +1,323 @@
+"""Measure complexity on what is there already: a finished run, or a model and arrays.
+
+Shapes: N examples, C outputs of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from distillens.analyses.complexity import complexity_plan
+from distillens.analyses.kernel_complexity import kernel_complexity
+from distillens.data import PADDING
+from distillens.errors import CheckpointError, DataError, MeasureError, RecipeError
+from distillens.files.arrays import native
+from distillens.files.yaml_values import load_yaml
+from distillens.kernel import EmpiricalNTK, Plan
+from distillens.kernel.directions import directions
+from distillens.measures import coding_of, label_targets
+from distillens.models import ModelRecipe, build_model, load_weights
+from distillens.progress import Progress, silent
+from distillens.results.complexity import KernelComplexity
+from distillens.results.training import StudyResult
+from distillens.runs.folder import find_run
+from distillens.runs.layout import epochs_beside
+from distillens.runs.read import read_finished
+from distillens.study.networks import Scene
+from distillens.study.reading import read_recipe
+from distillens.study.recipe import Recipe
+from distillens.study.run_recipe import run
+from distillens.training import accelerator_for
+
+
+def measure_run(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    trust_code: bool = False,
+    progress: Progress = silent,
+) -> StudyResult:
+    """Measure the complexity curves of a finished run, with other settings than its recipe's.
+
+    Parameters
+    ----------
+    folder
+        The run folder; its recipe and results take the new settings and values.
+    overrides
+        ``key=value`` of the recipe's ``complexity`` part, say ``examples=4096``.
+    trust_code, progress
+        As for `distillens.run`.
+
+    Raises
+    ------
+    RunError
+        The folder is no run, or networks of it are not trained yet.
+    RecipeError
+        A key or value is not known.
+    """
+    recipe = _recipe_of(folder, overrides, trust_code)
+    return run(recipe, folder, trust_code=trust_code, progress=progress)
+
+
+def plan_run(
+    folder: Path, overrides: Sequence[str] = (), *, trust_code: bool = False
+) -> tuple[Plan, int]:
+    """Return the plan of one Gram of `measure_run`, and how many there will be."""
+    recipe = _recipe_of(folder, overrides, trust_code)
+    scene = Scene.of(recipe, find_run(folder), accelerator_for(recipe.precision), trust_code)
+    return complexity_plan(scene)
+
+
+def _recipe_of(folder: Path, overrides: Sequence[str], trust_code: bool) -> Recipe:
+    found = find_run(folder)
+    read_finished(found)
+    recipe = read_recipe(
+        found.recipe, [f"complexity.{each}" for each in overrides], trust_code=trust_code
+    )
+    if recipe.complexity is None:
+        raise RecipeError(
+            f"the recipe of {folder} leaves complexity out; say what to measure, say examples=512"
+        )
+    return recipe
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayTask:
+    """A model and arrays to measure: made by `read_task`."""
+
+    network: nn.Module
+    inputs: Tensor
+    targets: Mapping[str, NDArray[np.float64]]
+    outputs: int | tuple[int, int]
+    labels: str | None = None
+    """The one target set that was read from labels."""
+    teacher: nn.Module | None = None
+
+    def plan(self, max_memory: int | None = None) -> Plan:
+        """Return the plan of the Gram."""
+        kernel = EmpiricalNTK(
+            self.network, outputs=self.outputs, dtype=torch.float64, max_memory=max_memory
+        )
+        return kernel.plan(self.inputs)
+
+    def measure(
+        self,
+        ridge: float = 0.0,
+        max_memory: int | None = None,
+        progress: Progress = silent,
+        *,
+        profiled: bool = True,
+    ) -> KernelComplexity:
+        """Measure every target set; see `kernel_complexity`."""
+        return kernel_complexity(
+            self.network,
+            self.inputs,
+            self.targets,
+            outputs=self.outputs,
+            ridge=ridge,
+            max_memory=max_memory,
+            profiled=profiled,
+            labels=self.labels,
+            teacher=self.teacher,
+            progress=progress,
+        )
+
+
+def read_task(
+    model: str,
+    weights: Path,
+    inputs: Path,
+    targets: Mapping[str, Path],
+    *,
+    classes: int,
+    outputs: int | tuple[int, int],
+    vocabularies: tuple[int, ...] = (),
+    teacher: str | None = None,
+    teacher_weights: Path | None = None,
+    trust_code: bool = False,
+) -> ArrayTask:
+    """Read a model and arrays.
+
+    Parameters
+    ----------
+    model
+        As in a recipe: a name, or YAML such as ``{name: lenet5, width: 8}``.
+    weights
+        A safetensors file or a torch state dict.
+    inputs
+        An npy file, (N, …), as the model takes them: normalised. Of a model of text integers, the
+        tokens (N, T), of K tokenizers (N, K, T), padded with −1.
+    targets
+        npy files by name. Integers (N,) are labels and are coded as `label_targets` codes them;
+        numbers (N,) are targets of the output that is measured; numbers (N, C) are targets of every
+        output, of which the measured one (or the difference) is taken.
+    classes
+        C, the model's outputs.
+    outputs
+        The output that is measured, or two for their difference.
+    vocabularies
+        Of a model of text: how many tokens each tokenizer has.
+    teacher, teacher_weights
+        A second network, like the model, whose kernel is compared with the model's.
+
+    Raises
+    ------
+    DistillensError
+        One of its kinds: a file is missing or damaged, or does not fit the others.
+    """
+    x = _tokens(inputs, vocabularies) if vocabularies else _numbers(inputs)
+
+    def read(described: str, stored: Path) -> nn.Module:
+        network = build_model(
+            _model_recipe(described),
+            tuple(x.shape[1:]),
+            classes,
+            seed=0,
+            vocabularies=vocabularies,
+            trust_code=trust_code,
+        )
+        if not stored.is_file():
+            raise CheckpointError(f"no checkpoint {stored}{epochs_beside(stored)}")
+        load_weights(stored, network)
+        return network.eval()
+
+    network = read(model, weights)
+    other = None
+    if teacher is not None and teacher_weights is not None:
+        other = read(teacher, teacher_weights)
+    elif teacher is not None or teacher_weights is not None:
+        raise RecipeError("a teacher needs both its model and its weights")
+    # Refuses an output that the model does not have, before a column is taken.
+    directions(outputs, classes, torch.float64, torch.device("cpu"))
+    arrays = {name: _array(path) for name, path in targets.items()}
+    coded = {
+        name: _targets(values, targets[name], len(x), classes, outputs)
+        for name, values in arrays.items()
+    }
+    integers = [name for name, values in arrays.items() if _are_labels(values)]
+    labels = integers[0] if len(integers) == 1 else None
+    return ArrayTask(network, x, coded, outputs, labels, other)
+
+
+def _numbers(path: Path) -> Tensor:
+    found = _array(path)
+    if found.ndim < 2 or len(found) == 0 or not np.issubdtype(found.dtype, np.floating):
+        tokens = ", or the size of the vocabulary for tokens" if _whole(found) else ""
+        raise DataError(
+            f"{path} has shape {found.shape} and type {found.dtype}; give floating-point inputs "
+            f"(N, ...) as the model takes them{tokens}"
+        )
+    return torch.as_tensor(found)
+
+
+def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
+    """Read tokens: a row of each tokenizer where there are several."""
+    if min(vocabularies) < 1:
+        raise DataError(f"a vocabulary has at least one token, got {min(vocabularies)}")
+    found = _array(path)
+    K = len(vocabularies)
+    shape_fits = found.ndim == 2 if K == 1 else found.ndim == 3 and found.shape[1] == K
+    if not shape_fits or found.size == 0 or not _whole(found):
+        wanted = "(N, T)" if K == 1 else f"(N, {K}, T)"
+        raise DataError(
+            f"{path} has shape {found.shape} and type {found.dtype}; tokens are integers {wanted}, "
+            "padded with -1"
+        )
+    for number, size in enumerate(vocabularies):
+        mine = found if K == 1 else found[:, number]
+        if mine.min() < -1 or mine.max() >= size:
+            raise DataError(
+                f"{path} has tokens from {mine.min()} to {mine.max()}; tokens of a vocabulary of "
+                f"{size} go from 0 to {size - 1}, and -1 pads"
+            )
+        rows_NT = mine.astype(np.int64)
+        padded_NT = rows_NT == PADDING
+        # Padding is the end of a row, and never all of it.
+        wrong_N = padded_NT[:, 0] | (padded_NT[:, :-1] & ~padded_NT[:, 1:]).any(axis=1)
+        if wrong_N.any():
+            raise DataError(
+                f"{path}: row {int(wrong_N.argmax())} has no token or one behind a {PADDING}, which "
+                "only pads the end of a row"
+            )
+    return torch.as_tensor(found.astype(np.int64))
+
+
+def _whole(values: NDArray[np.generic]) -> bool:
+    return values.dtype.kind in "iu"
+
+
+def _are_labels(values: NDArray[np.generic]) -> bool:
+    return values.ndim == 1 and _whole(values)
+
+
+def _like_labels(values: NDArray[np.generic], classes: int) -> bool:
+    """Say whether floats are the numbers of three classes or more: hardly what one output shall give."""
+    found = np.unique(values.astype(np.float64))
+    return 2 < len(found) <= classes and bool(np.isin(found, np.arange(classes)).all())
+
+
+def _model_recipe(model: str) -> ModelRecipe:
+    try:
+        content = load_yaml(model)
+        return ModelRecipe.model_validate(
+            {"name": content} if isinstance(content, str) else content
+        )
+    except (yaml.YAMLError, ValidationError, TypeError, ValueError):
+        raise RecipeError(
+            f"model {model!r} is neither a name nor YAML such as '{{name: lenet5, width: 8}}'"
+        ) from None
+
+
+def _array(path: Path) -> NDArray[np.generic]:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no readable npy file: {' '.join(str(error).split())}") from None
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds several arrays; give an npy file with one")
+    return native(found)
+
+
+def _targets(
+    values: NDArray[np.generic],
+    path: Path,
+    examples: int,
+    classes: int,
+    outputs: int | tuple[int, int],
+) -> NDArray[np.float64]:
+    if not _whole(values) and not np.issubdtype(values.dtype, np.floating):
+        raise MeasureError(
+            f"{path} has type {values.dtype}; labels are integers, targets are floats"
+        )
+    if values.ndim not in (1, 2) or len(values) != examples:
+        raise MeasureError(
+            f"{path} has shape {values.shape} for {examples} inputs; "
+            f"give ({examples},) or ({examples}, {classes})"
+        )
+    if _are_labels(values):
+        coded = label_targets(values, max(classes, 2), coding_of(classes))
+        values = coded if coded.ndim == 2 else coded[:, None]
+    elif values.ndim == 1:
+        if _like_labels(values, classes):
+            raise MeasureError(
+                f"{path} holds whole numbers from 0 to {values.max():g} as {values.dtype}; give labels "
+                f"as integers, or targets of every output, ({examples}, {classes})"
+            )
+        return values.astype(np.float64)
+    if values.shape[1] != classes:
+        raise MeasureError(f"{path} has {values.shape[1]} columns; the model has {classes} outputs")
+    each = values.astype(np.float64)
+    if isinstance(outputs, int):
+        return each[:, outputs]
+    return each[:, outputs[0]] - each[:, outputs[1]]

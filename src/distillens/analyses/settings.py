@@ -1,0 +1,117 @@
+"""The settings table: one line a run and supervision, over seeds, for any finished runs.
+
+Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923, whose table of settings it follows; the
+intervals and verdicts are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from distillens.analyses.finished import SPLITS, FinishedRun, described, finished_run
+from distillens.errors import RunError
+from distillens.measures.confidence import audit_with_points
+from distillens.measures.statistics.intervals import mean_of_estimates
+from distillens.results.base import SCHEMA
+from distillens.results.comparison import Setting, Settings, SettingSplit
+from distillens.results.confidence import SplitAudit
+from distillens.study.recipe import Recipe
+
+
+def measure_settings(
+    folders: Iterable[str | Path], *, resamples: int = 1000, trust_code: bool = False
+) -> Settings:
+    """Audit every student of finished runs at its last epoch, and take means over seeds.
+
+    Parameters
+    ----------
+    folders
+        Run folders; supervisions of kind one-hot are what the others stand beside.
+    resamples
+        Of the bootstrap.
+    trust_code
+        As for `distillens.run`.
+
+    Raises
+    ------
+    RunError
+        A folder is no finished run, or none of its students has a teacher.
+    """
+    found: list[Setting] = []
+    notes: list[str] = []
+    seen: set[Path] = set()
+    for folder in folders:
+        if (place := Path(folder).resolve()) in seen:
+            raise RunError(f"{folder} was given twice; give each run once")
+        seen.add(place)
+        run = finished_run(Path(folder), trust_code=trust_code)
+        lines = _settings_of(run, resamples)
+        if not lines:
+            raise RunError(f"{folder} has one-hot students only; a setting needs a teacher's")
+        found += lines
+        notes += [f"{run.recipe.name}: {note}" for note in run.notes()]
+    return Settings(SCHEMA, tuple(found), tuple(dict.fromkeys(notes)))
+
+
+def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
+    rows = {row.name: row for row in run.result.rows}
+    one_hot = next((row for row in run.result.rows if row.kind == "one-hot"), None)
+    model = run.teacher.model
+    found = []
+    for entry in run.recipe.supervisions:
+        if entry.kind == "one-hot":
+            continue
+        students = [student for student in run.students if student.entry is entry]
+        audits = [
+            audit_with_points(run.roles(each), kind=run.kinds(), resamples=resamples, telling=0)[0]
+            for each in students
+        ]
+        references = {read.role for audit in audits for read in audit.kinds}
+        temperature = getattr(entry, "temperature", None)
+        found.append(
+            Setting(
+                run=run.recipe.name,
+                data=_data(run),
+                teacher="given logits" if model is None else described(model),
+                student=described(run.recipe.student.model),
+                supervision=entry.title,
+                temperature=float(temperature) if isinstance(temperature, (int, float)) else None,
+                seeds=tuple(student.cell.seed for student in students),
+                teacher_accuracy=rows["teacher"].accuracy,
+                one_hot_accuracy=None if one_hot is None else one_hot.accuracy,
+                accuracy=rows[entry.title].accuracy,
+                references=tuple(sorted(references - {"teacher", "student"})),
+                splits=tuple(
+                    _over_seeds(split, [audit.splits[place] for audit in audits])
+                    for place, split in enumerate(SPLITS)
+                ),
+            )
+        )
+    return found
+
+
+def _over_seeds(split: str, audits: Sequence[SplitAudit]) -> SettingSplit:
+    return SettingSplit(
+        split=split,
+        slope_all=mean_of_estimates([audit.exaggeration.slope_all.ordinary for audit in audits]),
+        slope_low=mean_of_estimates([audit.exaggeration.slope_low.ordinary for audit in audits]),
+        underfit=mean_of_estimates(
+            [audit.exaggeration.underfit.share for audit in audits], within=(0, 1)
+        ),
+        net_gain=mean_of_estimates(
+            [audit.ledger.all.net_gain for audit in audits], within=(-100, 100)
+        ),
+        p_value=max(audit.ledger.all.p_value for audit in audits),
+        verdicts=tuple(audit.exaggeration.verdict for audit in audits),
+    )
+
+
+def _data(run: FinishedRun) -> str:
+    recipe: Recipe = run.recipe
+    name = Path(recipe.data.path).name if recipe.data.path else recipe.data.source
+    words = f"{name}, {run.result.train_examples:,} train"
+    if run.result.changed_labels:
+        share = run.result.changed_labels / run.result.train_examples
+        words += f", {100 * share:.0f} % labels wrong"
+    return words

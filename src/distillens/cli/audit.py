@@ -1,0 +1,300 @@
+"""`distillens audit` and `distillens settings`: does a student disobey, and does it pay?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.measure import Measurement
+
+from distillens.cli.terminal import console, error_console, show, show_json, show_line
+from distillens.errors import RecipeError, nearest
+from distillens.files.paths import user_path
+
+if TYPE_CHECKING:
+    from distillens.files.arrays import Rows
+
+_ROLES = {"reference": "one-hot student", "other-teacher": "other teacher"}
+"""What the results call roles that have another name on the command line."""
+
+_COLUMN = (
+    "NAME applies to every file that has it, ROLE=NAME to one, such as teacher=f0 (f0 is first)."
+)
+_FILES = "An npy, npz, csv, tsv, parquet or safetensors file, or FILE::KEY; SPLIT=FILE for several."
+
+
+def audit_command(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]", parser=user_path, help="A finished run; or none, with arrays."
+        ),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help=f"The teacher's outputs. {_FILES}")
+    ] = None,
+    student: Annotated[
+        list[str] | None,
+        typer.Option(help="The student's outputs, alike; of a run: a supervision, by default all."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="True classes: integers from 0, or names in the header of the outputs."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option(help="Inputs; text is shown with the telling examples.")
+    ] = None,
+    mislabelled: Annotated[
+        list[str] | None, typer.Option(help="A mask, 1 where the label is wrong.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Outputs of a student trained on labels alone.")
+    ] = None,
+    other_teacher: Annotated[
+        list[str] | None, typer.Option(help="Outputs of a teacher of another seed.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="logits or probabilities; by default detected, and said.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Accepted deviation of a row of rounded probabilities from a sum of 1. [0.001]"
+        ),
+    ] = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help=f"Column that is the index of the rows. {_COLUMN}")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help=f"Column to leave out. {_COLUMN}")] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Column that is a class although it looks like row numbers or labels. {_COLUMN}"
+        ),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether a first row of integers in a csv file is a header; detected if omitted.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=user_path,
+            help="A folder for audit.json and the plotted points.",
+        ),
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+    seed: Annotated[
+        int | None, typer.Option(help="Of a run: the student's; by default the first of each.")
+    ] = None,
+    other_teacher_run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            parser=user_path,
+            help="Of a run: a run with a teacher of another seed.",
+        ),
+    ] = None,
+    over_training: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of a run: examples of a split at each checkpoint; 0 for none. [2000]"
+        ),
+    ] = None,
+    kernel_examples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of a run: test examples to compare kernels on; 0 for none. [64]"
+        ),
+    ] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
+    ] = False,
+) -> None:
+    """Audit students of a run, or one from arrays: do they disobey their teacher, and does it pay?"""
+    arrays = {
+        "--teacher": teacher, "--labels": labels, "--inputs": inputs, "--mislabelled": mislabelled,
+        "--reference": reference, "--other-teacher": other_teacher, "--kind": kind,
+        "--tolerance": tolerance, "--index": index, "--drop": drop, "--keep": keep,
+        "--header": header,
+    }  # fmt: skip
+    of_run = {
+        "--seed": seed, "--other-teacher-run": other_teacher_run, "--over-training": over_training,
+        "--kernel-examples": kernel_examples,
+    }  # fmt: skip
+    if run is None:
+        _refuse_given(of_run, "is for the audit of a run; name the run, or leave it out")
+        if not (teacher and student and labels):
+            raise RecipeError("give a run, or --teacher, --student and --labels")
+        files = {
+            "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
+            "mislabelled": mislabelled, "reference": reference, "other-teacher": other_teacher,
+        }  # fmt: skip
+        given = _read(files, {"--index": index, "--drop": drop, "--keep": keep}, header)
+        _audit_arrays(given, kind, tolerance, resamples, as_json, out)
+        return
+    _refuse_given(arrays, "is for the audit of arrays; leave it out where a run is given")
+    if student is not None and len(student) > 1:
+        raise RecipeError("give --student once, or leave it out to audit all students of the run")
+    from distillens.analyses.confidence import KERNEL_EXAMPLES, OVER_TRAINING, audit_run
+    from distillens.progress import terminal
+    from distillens.report import run_audit_text, write_run_audit
+    from distillens.results.base import to_json
+
+    result, points = audit_run(
+        run,
+        student=student[0] if student else None,
+        seed=seed,
+        other_teacher_run=other_teacher_run,
+        over_training=OVER_TRAINING if over_training is None else over_training,
+        kernel_examples=KERNEL_EXAMPLES if kernel_examples is None else kernel_examples,
+        resamples=resamples,
+        trust_code=trust_code,
+        # The JSON stands alone on the output.
+        progress=terminal(error_console if as_json else console),
+    )
+    if as_json:
+        show_json(to_json(result))
+    else:
+        show(run_audit_text(result))
+    if out is not None:
+        plotted = [{split: one.arrays() for split, one in each.items()} for each in points]
+        for path in write_run_audit(result, plotted, out):
+            typer.echo(f"written: {path}", err=as_json)
+
+
+def _refuse_given(options: Mapping[str, object], why: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise RecipeError(f"{name} {why}")
+
+
+def _read(
+    files: Mapping[str, list[str] | None],
+    options: Mapping[str, list[str] | None],
+    header: bool | None,
+) -> dict[str, Rows | dict[str, Rows] | None]:
+    """Read the files of each role, with the columns that options name.
+
+    Raises
+    ------
+    RecipeError
+        An option names no column, or several columns as the index of one file.
+    """
+    from distillens.files.arrays import read_splits
+    from distillens.files.tables import Columns
+
+    found: dict[str, Rows | dict[str, Rows] | None] = {}
+    known: set[str] = set()
+    used: set[str] = set()
+    for role, places in files.items():
+        if not places:
+            found[_ROLES.get(role, role)] = None
+            continue
+        named = {name: _columns_of(role, each or [], files) for name, each in options.items()}
+        if len(named["--index"]) > 1:
+            raise RecipeError(f"--index names {len(named['--index'])} columns for {role}; give one")
+        rows = read_splits(
+            places,
+            Columns(
+                next(iter(named["--index"].values()), None),
+                tuple(named["--drop"].values()),
+                tuple(named["--keep"].values()),
+                header,
+                strict=False,
+            ),
+        )
+        found[_ROLES.get(role, role)] = rows
+        for one in rows.values() if isinstance(rows, dict) else [rows]:
+            # The only column of a file is its values.
+            columns = set(one.columns) if len(one.columns) > 1 else set()
+            known |= columns
+            each_written = [pair for each in named.values() for pair in each.items()]
+            used |= {written for written, name in each_written if name in columns}
+    for name, each in options.items():
+        for written in each or []:
+            if written not in used:
+                raise RecipeError(
+                    f"{name} {written}: no file has such a column{nearest(written, known)}"
+                )
+    return found
+
+
+def _columns_of(role: str, written: Sequence[str], roles: Iterable[str]) -> dict[str, str]:
+    """Return the columns that an option names for a role, by what was written: NAME or ROLE=NAME."""
+    found = {}
+    for one in written:
+        head, separator, rest = one.partition("=")
+        if separator and head in roles:
+            if head == role:
+                found[one] = rest
+        else:
+            found[one] = one
+    return found
+
+
+def _audit_arrays(
+    given: Mapping[str, Rows | dict[str, Rows] | None],
+    kind: str | None,
+    tolerance: float | None,
+    resamples: int,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    from distillens.measures.confidence import SUM_TOLERANCE, audit_with_points
+    from distillens.report import audit_text, write_audit
+    from distillens.results.base import to_json
+
+    result, points = audit_with_points(
+        given,
+        kind=kind,
+        tolerance=SUM_TOLERANCE if tolerance is None else tolerance,
+        resamples=resamples,
+    )
+    if as_json:
+        show_json(to_json(result))
+    else:
+        show(audit_text(result))
+    if out is None:
+        return
+    arrays = {split: found.arrays() for split, found in points.items()}
+    for path in write_audit(result, arrays, out):
+        # Standard output holds nothing but JSON where JSON was asked for.
+        typer.echo(f"written: {path}", err=as_json)
+
+
+def settings_command(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=user_path, help="Finished runs.")
+    ],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
+    ] = False,
+) -> None:
+    """Print one line a run and supervision: slopes, accuracies, what disobeying brought."""
+    from distillens.analyses.settings import measure_settings
+    from distillens.report import settings_blocks, settings_markdown, settings_table
+    from distillens.results.base import to_json
+
+    if markdown and as_json:
+        raise RecipeError("give --markdown or --json, not both")
+    result = measure_settings(runs, resamples=resamples, trust_code=trust_code)
+    if as_json:
+        show_json(to_json(result))
+    elif markdown:
+        show_line(settings_markdown(result).rstrip("\n"))
+    else:
+        table = settings_table(result)
+        unbounded = console.options.update(max_width=10_000)
+        fits = Measurement.get(console, unbounded, table).minimum <= console.width
+        show(table if fits else settings_blocks(result))

@@ -1,0 +1,104 @@
+"""`distillens eigenspace`: teacher and student along the eigenvectors of their inputs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distillens.cli.terminal import console, error_console, show, show_json
+from distillens.errors import RecipeError
+from distillens.files.paths import user_path
+
+
+class Split(StrEnum):
+    """Splits of a run."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class KernelName(StrEnum):
+    """Kernels that predictions are shown on."""
+
+    data = "data"
+    ntk = "ntk"
+
+
+def eigenspace_command(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            parser=user_path,
+            help="Run folders of one recipe, of other seeds each.",
+        ),
+    ],
+    student: Annotated[
+        str | None, typer.Option(help="A supervision of the runs; by default all of them.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="A Linear or Conv2d by name; by default the first trained.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs of a top and a bottom eigenvector.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of the draw of the pairs.")] = 0,
+    top: Annotated[int, typer.Option(help="Tops are drawn among the first so many.")] = 15,
+    bottom: Annotated[str, typer.Option(help="Bottoms are drawn from here, ends in.")] = "20-60",
+    split: Annotated[Split, typer.Option(help="Whose inputs have the eigenvectors.")] = Split.train,
+    examples: Annotated[
+        int | None, typer.Option(help="A sample of the split; by default all of it.")
+    ] = None,
+    kernel: Annotated[
+        KernelName, typer.Option(help="Whose eigenvectors show the predictions.")
+    ] = KernelName.data,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
+    ] = Path("eigenspace"),
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
+    ] = False,
+) -> None:
+    """Follow teacher and students along the eigenvectors of a layer's inputs: whose bias is stronger?
+
+    Writes eigenspace.json, the trajectories as eigenspace.npz, and pictures (SVG, PNG).
+    """
+    from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+    from distillens.progress import terminal
+    from distillens.report import eigenspace_table, write_eigenspace
+    from distillens.results.base import to_json
+
+    task = EigenspaceTask(
+        student=student,
+        layer=layer,
+        split=split.value,
+        examples=examples,
+        pairs=pairs,
+        pair_seed=seed,
+        top=top,
+        bottom=_range(bottom),
+        kernel=kernel.value,
+    )
+    result, arrays = measure_eigenspace(
+        runs,
+        task,
+        trust_code=trust_code,
+        progress=terminal(error_console if as_json else console),
+    )
+    paths = write_eigenspace(result, arrays, out)
+    if as_json:
+        show_json(to_json(result))
+    else:
+        show(eigenspace_table(result))
+    for path in paths:
+        typer.echo(f"{path}", err=as_json)
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    if not (dash and low.isdigit() and high.isdigit()):
+        raise RecipeError(f"bottom {text!r} is no range such as 20-60")
+    return int(low), int(high)

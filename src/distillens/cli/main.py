@@ -1,0 +1,287 @@
+"""The command line. Every error that a user can act on is one line and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.table import Table
+
+from distillens import __version__
+from distillens.cli.audit import audit_command, settings_command
+from distillens.cli.check import check_command
+from distillens.cli.complexity import complexity_command
+from distillens.cli.eigenspace import eigenspace_command
+from distillens.cli.report import RunFolder, report_command, table_command
+from distillens.cli.terminal import (
+    console,
+    error_console,
+    prepare_streams,
+    show,
+    show_json,
+    show_line,
+)
+from distillens.errors import DistillensError, RecipeError
+from distillens.files.paths import user_path
+
+if TYPE_CHECKING:
+    from distillens.study.recipe import Recipe
+
+app = typer.Typer(
+    help="Distil small networks from large ones, and see why a student turned out as it did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        parser=user_path,
+        help="The run folder; by default runs/<name of the recipe>.",
+    ),
+]
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `recipes`.")
+    ],
+    overrides: Overrides = None,
+    out: OutFolder = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
+    ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Train N students at once, as Ray tasks (extra `ray`)."
+        ),
+    ] = 1,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Print time, memory, disk and what is left, and train nothing."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
+    from distillens.study.reading import check_places, read_recipe
+
+    if as_json and not plan:
+        raise RecipeError("--json goes with --plan; leave it out, results.json holds the results")
+    # All that can be found out without torch, before it is imported, which takes seconds.
+    parsed = read_recipe(recipe, overrides or [], trust_code=trust_code)
+    check_places(parsed)
+    if plan:
+        _show_plan(parsed, out, trust_code, workers, as_json)
+        return
+    from distillens.study.run_recipe import run
+
+    folder = out if out is not None else _default_folder(parsed.name)
+    from distillens.progress import terminal
+
+    start = partial(run, parsed, folder, trust_code=trust_code, progress=terminal(console))
+    if workers == 1:
+        start()
+    else:
+        from distillens.integrations.ray import ray_workers
+
+        with ray_workers(workers) as spread:
+            start(spread=spread)
+    _show(folder)
+
+
+app.command("check")(check_command)
+app.command("table")(table_command)
+app.command("complexity")(complexity_command)
+app.command("report")(report_command)
+app.command("audit")(audit_command)
+app.command("settings")(settings_command)
+app.command("eigenspace")(eigenspace_command)
+
+
+@app.command("export")
+def export_command(
+    run: RunFolder,
+    student: Annotated[
+        str | None,
+        typer.Option(help="A supervision of the run; by default the best on validation."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="By default the best on validation.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Some of safetensors, torch and onnx, with commas.")
+    ] = "safetensors,torch",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=user_path,
+            help="By default exports/<study>-<student>-seed-<s>.",
+        ),
+    ] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
+    ] = False,
+) -> None:
+    """Write a trained student as files to ship, and check what they say against the run."""
+    from distillens.export.export import default_folder, export_run
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    done = export_run(
+        run, student=student, seed=seed, formats=names, out=out, trust_code=trust_code
+    )
+    # A name may hold brackets, which rich would read as markup.
+    lines = [f"{done.student}, seed {done.seed}, epoch {done.epoch}: {done.chosen_by}"]
+    lines += [
+        f"{file.name}  {file.size / 1000:,.0f} kB  outputs differ by at most {file.difference:.1g}"
+        for file in done.files
+    ]
+    lines += [f"{name}  reads sentences" for name in done.tokenizers]
+    lines += [f"note: {note}" for note in done.notes]
+    lines.append(f"export: {out if out is not None else default_folder(done)}")
+    for line in lines:
+        show_line(line)
+
+
+@app.command("language")
+def language_command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file of kind language, or a name.")
+    ],
+    overrides: Overrides = None,
+    out: OutFolder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Distil language models: next tokens of sentences, audited token by token."""
+    from distillens.progress import terminal
+    from distillens.report import language_table
+    from distillens.results.base import to_json
+    from distillens.study.language import run_language
+    from distillens.study.language_recipe import read_language_recipe
+
+    parsed = read_language_recipe(recipe, overrides or [])
+    folder = out if out is not None else _default_folder(parsed.name)
+    progress = terminal(error_console if as_json else console)
+    result = run_language(parsed, folder, progress=progress)
+    if as_json:
+        show_json(to_json(result))
+    else:
+        show(language_table(result))
+
+
+@app.command("recipes")
+def recipes_command() -> None:
+    """List the recipes that come with distillens."""
+    from distillens.study import shipped_recipes
+    from distillens.study.reading import describe
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    for name, path in shipped_recipes().items():
+        table.add_row(name, describe(path))
+    show(table)
+
+
+@app.command("theory")
+def theory_command(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="flow, bias, risk, ridge or denoising.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
+    ] = Path("theory"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, not as a table.")
+    ] = False,
+) -> None:
+    """Carry out a study of the theory lab; write its picture (SVG, PNG), arrays and numbers."""
+    from distillens.report import lab_json, lab_table, write_lab
+    from distillens.theory import run_study
+
+    shown = run_study(study)
+    paths = write_lab(shown, out)
+    if as_json:
+        show_json(lab_json(shown))
+        return
+    show(lab_table(shown))
+    for path in paths:
+        show_line(f"{path}")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _default_folder(name: str) -> Path:
+    from distillens.runs.layout import slug
+
+    return Path("runs") / slug(name)
+
+
+def _show_plan(
+    recipe: Recipe, out: Path | None, trust_code: bool, workers: int, as_json: bool
+) -> None:
+    from distillens.report import plan_text
+    from distillens.results.base import to_json
+    from distillens.study.planning.plan import plan_run
+
+    found = plan_run(recipe, out, trust_code=trust_code, workers=workers)
+    if as_json:
+        show_json(to_json(found))
+    else:
+        show(plan_text(found))
+    if found.problems:
+        raise typer.Exit(2)
+
+
+def _show(folder: Path) -> None:
+    table_command(folder)
+    report_command(folder)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; errors of distillens become one line on standard error."""
+    prepare_streams()
+    try:
+        return app(args=arguments, standalone_mode=True)
+    except DistillensError as error:
+        _fail(error)
+    except (RuntimeError, MemoryError) as error:
+        # Of torch, so it is imported already.
+        from distillens.forward.device_errors import translate
+
+        advice = "use smaller data or batches, or another device"
+        said = translate(error, "this command", advice)
+        if said is None:
+            raise
+        _fail(said)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"distillens: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def _fail(error: DistillensError) -> NoReturn:
+    line = " ".join(str(error).split())
+    print(f"distillens: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""`distillens table` and `distillens report`: a run's numbers again, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distillens.cli.terminal import show, show_line
+from distillens.files.paths import user_path
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=user_path, help="A run folder.")]
+
+
+def table_command(
+    run: RunFolder,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
+) -> None:
+    """Print a run's accuracy table."""
+    from distillens.report import accuracy_table, cost_table, markdown_table
+    from distillens.runs.folder import find_run
+    from distillens.runs.read import read_result
+
+    result = read_result(find_run(run))
+    if markdown:
+        show_line(markdown_table(result))
+        return
+    show(accuracy_table(result))
+    if result.costs:
+        show(cost_table(result))
+
+
+def report_command(
+    run: RunFolder,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also its complexity figures, as SVG and PNG.")
+    ] = False,
+) -> None:
+    """Write a run's report.html again, from its numbers."""
+    from distillens.report import write_figures, write_report
+
+    lines = [f"report: {write_report(run)}"]
+    if figures:
+        lines += [f"figure: {path}" for path in write_figures(run)]
+    for line in lines:
+        show_line(line)

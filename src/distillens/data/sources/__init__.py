@@ -1,0 +1,1 @@
+"""Data sources: each returns the named splits that it holds."""

@@ -1,0 +1,275 @@
+"""The files of a downloaded data set: their configuration, split and shard.
+
+The layouts are those of the Hugging Face hub: ``train-00000-of-00002.parquet`` (also below ``data/``
+or below a folder for each configuration), ``default/train/0000.parquet``, ``train.parquet``, and what
+the ``configs`` at the head of a ``README.md`` name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distillens.data.sources.folders import visible_files
+from distillens.errors import DataError, nearest
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev"),
+}
+"""Splits, and the names under which they are found."""
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv")
+"""Of tables."""
+ROOT = "."
+"""Name of the configuration whose files lie in the folder itself."""
+
+_CANONICAL = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_SHARD = re.compile(r"(.*?)[-_.](\d{1,6})-of-(\d{1,6})(?:[-.][0-9a-f]{8,})?")
+_NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)")
+_PREFIXED = re.compile(rf"(.+)[-_.]({'|'.join(_CANONICAL)})")
+_PLAIN = frozenset(("", "part", "shard", "data", "chunk"))
+"""Names that say nothing about the split."""
+
+Splits = dict[str, list[Path]]
+"""Files of each split, by its name in the folder."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file and what its path says."""
+
+    path: Path
+    config: str
+    split: str
+    number: int | None = None
+    total: int | None = None
+
+
+def split_of(name: str) -> str:
+    """Return the split that a name stands for: ``val`` is ``validation``; others are themselves."""
+    return _CANONICAL.get(name.lower(), name)
+
+
+def choose_splits(names: Iterable[str], test_split: str | None, where: str) -> dict[str, str]:
+    """Return the names of the splits to read, by "train" and "test".
+
+    The test split is ``test_split``, else the one called test, else the one called validation;
+    "test" is missing where there is none.
+
+    Raises
+    ------
+    DataError
+        There is no training split, no split of the name asked for, or two names of the same split.
+    """
+    known = list(names)
+    by_split: dict[str, list[str]] = {}
+    for name in known:
+        by_split.setdefault(split_of(name), []).append(name)
+    if "train" not in by_split:
+        raise DataError(f"{where} has the splits {sorted(known)}; a split named 'train' is needed")
+    chosen = {"train": _only(by_split["train"], "train", where)}
+    if test_split is not None:
+        if test_split not in known:
+            raise DataError(
+                f"{where} has no split {test_split!r}{nearest(test_split, known)}; "
+                "data.test_split must name one"
+            )
+        return chosen | {"test": test_split}
+    for split in ("test", "validation"):
+        if split in by_split:
+            return chosen | {"test": _only(by_split[split], split, where)}
+    return chosen
+
+
+def _only(names: list[str], split: str, where: str) -> str:
+    if len(names) > 1:
+        advice = "keep one" if split == "train" else "name one with data.test_split"
+        raise DataError(f"{where} has several {split} splits: {', '.join(sorted(names))}; {advice}")
+    return names[0]
+
+
+def has_tables(folder: Path) -> bool:
+    """Say whether a table lies anywhere below a folder."""
+    return any(file.suffix.lower() in SUFFIXES for file in visible_files(folder))
+
+
+def find_splits(folder: Path, config: str | None = None) -> Splits:
+    """Return the files of every split of a downloaded data set.
+
+    Parameters
+    ----------
+    folder
+        Where the data set lies.
+    config
+        Which configuration to read; needed only where there are several.
+
+    Raises
+    ------
+    DataError
+        There is no table, several configurations or none of this name, or a shard is missing or
+        there twice.
+    """
+    declared = _declared(folder)
+    configs = declared or _by_path(folder)
+    with_train = [name for name, splits in configs.items() if "train" in map(split_of, splits)]
+    if config is not None:
+        if config not in configs:
+            raise DataError(
+                f"{folder} has no configuration {config!r}{nearest(config, configs)}; "
+                "data.config must name one"
+            )
+        chosen = config
+    elif len(with_train) > 1:
+        raise DataError(
+            f"{folder} holds {len(with_train)} configurations with training examples: "
+            f"{', '.join(sorted(with_train))}; choose one, for example with "
+            f"data.config={sorted(with_train)[-1]}"
+        )
+    elif with_train:
+        chosen = with_train[0]
+    else:
+        known = sorted({split for splits in configs.values() for split in splits})
+        named = f" among its splits {known}" if known else ""
+        raise DataError(f"{folder} holds no train*.parquet{named}; a Hugging Face folder needs one")
+    found: Splits = {}
+    for split, parts in configs[chosen].items():
+        # Folders that a README.md names for one split are parts of it, each with its own shards.
+        folders = {part.path.parent: [] for part in parts} if declared else {folder: parts}
+        for part in parts if declared else ():
+            folders[part.path.parent].append(part)
+        where = f"{folder}: split {split!r}"
+        found[split] = [path for each in folders.values() for path in _whole(each, where)]
+    return found
+
+
+def _by_path(folder: Path) -> dict[str, dict[str, list[_Part]]]:
+    found: dict[str, dict[str, list[_Part]]] = {}
+    for file in visible_files(folder):
+        if file.suffix.lower() in SUFFIXES:
+            part = _parse(folder, file)
+            found.setdefault(part.config, {}).setdefault(part.split, []).append(part)
+    return found
+
+
+def _parse(folder: Path, file: Path) -> _Part:
+    way = list(file.relative_to(folder).parts[:-1])
+    name, number, total = _numbered(file.name.removesuffix(file.suffix).lower())
+    prefix = ""
+    if name not in _CANONICAL:
+        inside = next((place for place in reversed(range(len(way))) if _is_split(way[place])), None)
+        prefixed = _PREFIXED.fullmatch(name)
+        if inside is not None:
+            name = way.pop(inside).lower()
+        elif prefixed:
+            prefix, name = prefixed.groups()
+        elif name in _PLAIN and way:
+            name = way.pop()
+    elif way and split_of(way[-1]) == split_of(name):
+        way.pop()
+    config = "/".join([*way, prefix] if prefix else way) or ROOT
+    return _Part(file, config, name, number, total)
+
+
+def _is_split(name: str) -> bool:
+    return name.lower() in _CANONICAL
+
+
+def _numbered(stem: str) -> tuple[str, int | None, int | None]:
+    """Return a name without its shard, the number of the shard, and how many there are."""
+    if shard := _SHARD.fullmatch(stem):
+        return shard[1], int(shard[2]), int(shard[3])
+    numbered = _NUMBERED.fullmatch(stem)
+    if numbered and (numbered[1] in _CANONICAL or numbered[1] in _PLAIN):
+        return numbered[1], int(numbered[2]), None
+    return stem, None, None
+
+
+def _whole(parts: list[_Part], where: str) -> list[Path]:
+    """Return the files of a split in the order of their shards, if all of them are there, once."""
+    suffixes = sorted({part.path.suffix.lower() for part in parts})
+    if len(suffixes) > 1:
+        raise DataError(f"{where} is there as {' and '.join(suffixes)}; keep one of them")
+    totals = {part.total for part in parts}
+    kinds = {(part.total, part.number is None) for part in parts}
+    whole = [part for part in parts if part.path.stem.lower() in _CANONICAL]
+    if len(kinds) > 1 or (whole and len(parts) > 1):
+        names = ", ".join(sorted(str(part.path) for part in parts)[:4])
+        raise DataError(f"{where} is there in several versions, {names}; keep one of them")
+    numbers = sorted(part.number for part in parts if part.number is not None)
+    total = totals.pop()
+    if len(set(numbers)) < len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        names = [part.path.name for part in parts if part.number == twice]
+        raise DataError(f"{where} has shard {twice} twice: {', '.join(names)}; delete one")
+    # Shards without a total are counted from 0 or 1; a year, say, is no such number.
+    first = numbers[0] if numbers and total is None and numbers[0] == 1 else 0
+    wanted = total if total is not None else numbers[-1] + 1 - first if numbers else 0
+    if numbers and (total is not None or numbers[0] < 1000):
+        missing = sorted(set(range(first, first + wanted)) - set(numbers))
+        if missing:
+            raise DataError(
+                f"{where} lacks shard {missing[0]} of {wanted} beside {parts[0].path.name}; "
+                "fetch the data set again"
+            )
+    return [part.path for part in sorted(parts, key=lambda part: (part.number or 0, part.path))]
+
+
+def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
+    """Return the configurations that the head of a README.md names; none if it names none."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return {}
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        content = yaml.safe_load(head[1]) if head else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise DataError(
+            f"{readme} starts with YAML that cannot be read; mend or delete the file"
+        ) from None
+    configs = content.get("configs") if isinstance(content, dict) else None
+    found: dict[str, dict[str, list[_Part]]] = {}
+    for entry in configs if isinstance(configs, list) else ():
+        if isinstance(entry, dict) and "data_files" in entry:
+            name = str(entry.get("config_name", "default"))
+            splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
+            # What of a data set was not fetched is not there to choose.
+            if any(splits.values()):
+                found[name] = splits
+    for name, splits in found.items():
+        for split, parts in splits.items():
+            if not parts:
+                raise DataError(
+                    f"{readme} names files for the split {split!r} of configuration {name!r}, but "
+                    "none of them exists; fetch the data set again"
+                )
+    return found
+
+
+def _declared_splits(root: Path, files: Any) -> dict[str, list[_Part]]:
+    if isinstance(files, Mapping):
+        entries = list(files.items())
+    elif isinstance(files, list) and all(isinstance(each, Mapping) for each in files):
+        entries = [(each.get("split", "train"), each.get("path", ())) for each in files]
+    else:
+        entries = [("train", files)]
+    found: dict[str, list[_Part]] = {}
+    for split, patterns in entries:
+        several = patterns if isinstance(patterns, list) else [patterns]
+        paths = {path for pattern in several for path in _matching(root, str(pattern))}
+        parts = [_Part(path, "", str(split), *_numbered(path.stem.lower())[1:]) for path in paths]
+        found[str(split)] = sorted(parts, key=lambda part: part.path)
+    return found
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    # A pattern out of somebody's file must not lead out of the folder.
+    if not pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
+        return []
+    return [path for path in root.glob(pattern) if path.suffix.lower() in SUFFIXES]

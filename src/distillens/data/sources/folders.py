@@ -1,0 +1,286 @@
+"""Folders of image files: a folder a class, or as Tiny ImageNet lays them out.
+
+train/<class>/….jpg              and test/<class>/… or val/<class>/…
+train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotations.txt, wnids.txt
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distillens.data.examples import examples_from_arrays
+from distillens.data.resize import resize_images
+from distillens.data.sources.named import Source, one_line
+from distillens.errors import DataError
+
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+UNREAD = frozenset(
+    (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".npy", ".psd", ".svg")
+)
+"""Suffixes of image files that are not read; other files, such as Thumbs.db, are no images."""
+COPIES = frozenset(("__MACOSX", "@eaDir"))
+"""Folders in which macOS and network storage keep thumbnails and attributes of the images."""
+TEST_FOLDERS = ("test", "val", "validation", "valid")
+ANNOTATIONS = "val_annotations.txt"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a split and the label of each."""
+
+    files: list[Path]
+    labels: list[int]
+
+
+def read_folder(folder: Path, image_size: int | None = None) -> Source:
+    """Read image files, decoding them in threads.
+
+    Classes are numbered in the order of their sorted names, files within a class are sorted by path;
+    so an example's index does not depend on the file system. The test split is the first of ``test/``,
+    ``val/``, ``validation/`` and ``valid/`` that has labels; another one beside it is left alone,
+    since validation examples are taken out of the training examples. Labels and pixels are those
+    that torchvision's ``ImageFolder`` gives: images are converted to RGB, transparency is dropped,
+    and an EXIF orientation is not applied. Only if all images of a data set are stored as grey
+    values do they keep one channel. Hidden files and folders, and the copies that operating systems
+    keep in folders such as ``__MACOSX``, are left out. Links are followed.
+
+    Parameters
+    ----------
+    folder
+        Holds ``train/`` and perhaps a test split.
+    image_size
+        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
+        leaves them as they are.
+
+    Raises
+    ------
+    DataError
+        A folder is missing, a class is empty or unknown, an annotation names no file, an image is
+        damaged, of a format that is not read, or differs in size from the others; a link is broken
+        or leads to a folder that contains it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; data.path must name the folder of the data set")
+    train = folder / "train"
+    if not train.is_dir():
+        raise DataError(f"{folder} has no train folder; it needs train/<class>/ with image files")
+    classes = _class_names(folder, train)
+    listings = {"train": _by_folder(train, classes)}
+    test = _test_split(folder, classes)
+    if test is not None:
+        listings["test"] = test
+    first = listings["train"].files[0]
+    decoded = {
+        split: _decode_all(part.files, first, image_size) for split, part in listings.items()
+    }
+    channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
+    return {
+        split: examples_from_arrays(
+            decoded[split][0][:, :channels],
+            np.asarray(part.labels),
+            classes,
+            where=f"{folder.name}/{split}",
+        )
+        for split, part in listings.items()
+    }
+
+
+def _class_names(folder: Path, train: Path) -> tuple[str, ...]:
+    found = _subfolders(train)
+    if not found:
+        raise DataError(f"{train} has no class folders; it needs train/<class>/ with image files")
+    names = folder / "wnids.txt"
+    if names.is_file():
+        listed = set(_text(names).split())
+        for name in sorted(listed.symmetric_difference(found)):
+            raise DataError(
+                f"{names} names {name!r}, but {train / name} does not exist; fetch it again"
+                if name in listed
+                else f"{train / name} exists, but {names} does not name it; delete one of the two"
+            )
+    return tuple(found)
+
+
+def _test_split(folder: Path, classes: tuple[str, ...]) -> Listing | None:
+    annotated = folder / "val" / ANNOTATIONS
+    # Tiny ImageNet's own test pictures have no labels: its validation pictures are what is tested on.
+    if annotated.is_file():
+        return _by_annotations(annotated, classes)
+    for name in TEST_FOLDERS:
+        if (folder / name).is_dir() and _subfolders(folder / name):
+            return _by_folder(folder / name, classes)
+    return None
+
+
+def _by_folder(split: Path, classes: tuple[str, ...]) -> Listing:
+    """List the images below each class folder, at any depth."""
+    listing = Listing([], [])
+    known = {name: label for label, name in enumerate(classes)}
+    for name in _subfolders(split):
+        if name not in known:
+            raise DataError(
+                f"{split / name} is a class that the training folder lacks; it has "
+                f"{len(classes)} classes, first {classes[0]!r}"
+            )
+        files = sorted(file for file in visible_files(split / name) if _is_image(file))
+        if not files:
+            raise DataError(f"{split / name} holds no image; fill or delete the class")
+        listing.files.extend(files)
+        listing.labels.extend([known[name]] * len(files))
+    return listing
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without hidden ones; links are followed, each folder once.
+
+    Raises
+    ------
+    DataError
+        A folder cannot be read, a link is broken or leads to a folder that contains it.
+    """
+    real = Path(os.path.realpath(folder))
+    yield from _visible_files(folder, tuple(real.parents), set())
+
+
+def _visible_files(folder: Path, above: tuple[Path, ...], seen: set[Path]) -> Iterator[Path]:
+    real = Path(os.path.realpath(folder))
+    if real in above:
+        raise DataError(f"{folder} is a link to {real}, which contains it; delete the link")
+    if real in seen:
+        return
+    seen.add(real)
+    for entry in sorted(_entries(folder)):
+        if not _is_visible(entry):
+            continue
+        if entry.is_dir() and entry.suffix.lower() in SUFFIXES:
+            raise DataError(f"{entry} is a folder with the name of an image; rename or delete it")
+        if entry.is_dir():
+            yield from _visible_files(entry, (*above, real), seen)
+        elif entry.is_file():
+            yield entry
+        elif entry.is_symlink():
+            raise DataError(
+                f"{entry} is a link to {entry.readlink()}, which does not exist; "
+                "mend or delete the link"
+            )
+
+
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name not in COPIES
+
+
+def _is_image(file: Path) -> bool:
+    suffix = file.suffix.lower()
+    if suffix in UNREAD:
+        raise DataError(
+            f"{file} is of a format that is not read; convert it to PNG, or move it out of the class "
+            "folder"
+        )
+    return suffix in SUFFIXES
+
+
+def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
+    known = {name: label for label, name in enumerate(classes)}
+    images = path.parent / "images"
+    labels: dict[str, int] = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        name, _, rest = line.partition("\t")
+        label = rest.split("\t")[0].strip()
+        if label not in known:
+            raise DataError(
+                f"{path} line {number}: {label!r} is no class of the training folder; a line is "
+                "file, class and a box, with tabs between"
+            )
+        if name in labels:
+            raise DataError(f"{path} line {number}: {name} is there twice; fetch the file again")
+        labels[name] = known[label]
+    there = {file.name for file in _entries(images) if _is_visible(file) and _is_image(file)}
+    for name in sorted(there.symmetric_difference(labels)):
+        raise DataError(
+            f"{path} gives no class for {images / name}; fetch the data set again"
+            if name in there
+            else f"{path} names {name}, but {images / name} does not exist; fetch it again"
+        )
+    if not labels:
+        raise DataError(f"{path} is empty; fetch the data set again")
+    names = sorted(labels)
+    return Listing([images / name for name in names], [labels[name] for name in names])
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(p.name for p in _entries(folder) if p.is_dir() and _is_visible(p))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {one_line(error)}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {one_line(error)}; fetch it again") from None
+
+
+def _decode_all(files: list[Path], like: Path, side: int | None) -> tuple[np.ndarray, bool]:
+    """Return (N, 3, height, width) bytes, and whether all pictures are stored as grey values."""
+    height, width, _ = _decode(like, side)[0].shape
+    # One array, filled by the threads: a list of pictures and its stack would need twice the memory.
+    try:
+        pictures = np.empty((len(files), 3, height, width), dtype=np.uint8)
+    except MemoryError as error:
+        raise DataError(
+            f"no room for the pictures: {one_line(error)}; lower data.image_size"
+        ) from None
+
+    def fill(row: int) -> bool:
+        picture, is_grey = _decode(files[row], side)
+        if picture.shape[:2] != (height, width):
+            raise DataError(
+                f"images differ in size: {like} is {width}x{height}, {files[row]} "
+                f"{picture.shape[1]}x{picture.shape[0]}; set data.image_size to bring them to one"
+            )
+        pictures[row] = picture.transpose(2, 0, 1)
+        return is_grey
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            return pictures, all(list(pool.map(fill, range(len(files)))))
+        except DataError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _decode(file: Path, side: int | None) -> tuple[np.ndarray, bool]:
+    """Return a picture as (height, width, 3) bytes and whether it is stored as grey values."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            if opened.mode[0] in "IF":
+                raise DataError(
+                    f"{file} has more than 8 bits a channel (mode {opened.mode}); convert it to 8"
+                )
+            is_grey = opened.mode in ("1", "L", "LA")
+            picture: Any = opened.convert("RGB")
+    except DataError:
+        raise
+    # The decoders raise many kinds for damaged bytes, some of them SyntaxError.
+    except Exception as error:
+        raise DataError(f"{file} is no readable image: {one_line(error)}; fetch it again") from None
+    pixels = np.asarray(picture)
+    if side is not None:
+        pixels = resize_images(pixels.T, side).T
+    return pixels, is_grey

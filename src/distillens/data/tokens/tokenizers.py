@@ -1,0 +1,146 @@
+"""Tokens: sentences as rows of numbers, by a tokenizer that was trained here or came with a model.
+
+Shapes: N examples, K tokenizers, T positions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillens.data.examples import Examples, Splits
+from distillens.data.recipe import TokenizerRecipe
+from distillens.data.sources.named import one_line
+from distillens.data.sources.text import Texts
+from distillens.errors import DataError
+
+PADDING = -1
+"""Behind the last token of a sentence. No tokenizer has this id, so it alone says what is masked."""
+UNKNOWN, BEGIN, END = "[UNK]", "[CLS]", "[SEP]"
+
+
+def tokenise(splits: Splits, texts: Texts, recipes: Sequence[TokenizerRecipe]) -> Splits:
+    """Return the splits with tokens as inputs, (N, T), or (N, K, T) for several tokenizers.
+
+    A tokenizer is trained on the training examples that are left after the splits were made, so
+    that no sentence of validation or test has a part in it.
+
+    Raises
+    ------
+    DataError
+        A tokenizer cannot be read or makes nothing of a sentence.
+    """
+    train_texts = _sentences(splits.train, texts.sentences["train"])
+    tokenizers = [_tokenizer(recipe, train_texts) for recipe in recipes]
+    vocabularies = tuple(each.get_vocab_size() for each in tokenizers)
+
+    def with_tokens(examples: Examples, split: str) -> Examples:
+        sentences = _sentences(examples, texts.sentences[split])
+        tokens = token_array(tokenizers, sentences, split)
+        return replace(examples, inputs=tokens, vocabularies=vocabularies)
+
+    validation = splits.validation
+    return replace(
+        splits,
+        train=with_tokens(splits.train, "train"),
+        validation=None if validation is None else with_tokens(validation, "train"),
+        # Without a test split of its own a source's test examples are taken out of training.
+        test=with_tokens(splits.test, "test" if "test" in texts.sentences else "train"),
+        tokenizers=tuple(each.to_str() for each in tokenizers),
+    )
+
+
+def vocabulary_of(tokenizer: str) -> int | None:
+    """Return how many tokens a tokenizer has, given as `Splits.tokenizers` holds it; None if damaged."""
+    library = _library()
+    try:
+        return library.Tokenizer.from_str(tokenizer).get_vocab_size()
+    # The library raises its own errors as plain exceptions.
+    except Exception:
+        return None
+
+
+def token_array(tokenizers: Sequence[Any], sentences: Sequence[str], where: str) -> Tensor:
+    """Return tokens (N, T), or (N, K, T), int64, padded with -1 to the longest length allowed."""
+    width = max(each.truncation["max_length"] for each in tokenizers)
+    tokens_NKT = np.full((len(sentences), len(tokenizers), width), PADDING, dtype=np.int64)
+    for place, tokenizer in enumerate(tokenizers):
+        for row, found in enumerate(tokenizer.encode_batch_fast(list(sentences))):
+            if not found.ids:
+                raise DataError(
+                    f"the tokenizer {place} makes no token of the {where} sentence "
+                    f"{sentences[row]!r:.80}; remove it"
+                )
+            tokens_NKT[row, place, : len(found.ids)] = found.ids
+    tokens = torch.from_numpy(tokens_NKT)
+    return tokens[:, 0].contiguous() if len(tokenizers) == 1 else tokens
+
+
+def _sentences(examples: Examples, all_sentences: list[str]) -> list[str]:
+    return [all_sentences[index] for index in examples.indices.tolist()]
+
+
+def _tokenizer(recipe: TokenizerRecipe, sentences: list[str]) -> Any:
+    library = _library()
+    tokenizer = (
+        _trained(library, recipe.vocabulary, sentences)
+        if recipe.path is None
+        else _read(library, Path(recipe.path))
+    )
+    tokenizer.no_padding()
+    try:
+        tokenizer.enable_truncation(recipe.length)
+        tokenizer.encode("a")
+    # The library raises plain exceptions for lengths that its special tokens alone fill.
+    except Exception as error:
+        raise DataError(
+            f"a tokenizer cannot cut sentences to {recipe.length} tokens: {one_line(error)}; "
+            "raise length"
+        ) from None
+    return tokenizer
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("tokenizers")
+    except ImportError:
+        raise DataError("text needs tokenizers: pip install 'distillens[text]'") from None
+
+
+def _trained(library: Any, vocabulary: int | None, sentences: list[str]) -> Any:
+    # WordPiece is trained with numbers that change from process to process; byte pairs are not.
+    tokenizer = library.Tokenizer(library.models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = library.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence(
+        [library.pre_tokenizers.Metaspace(), library.pre_tokenizers.Punctuation()]
+    )
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[UNKNOWN, BEGIN, END], show_progress=False
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    tokenizer.post_processor = library.processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (BEGIN, END)],
+    )
+    return tokenizer
+
+
+def _read(library: Any, path: Path) -> Any:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"no tokenizer {file}; give a folder with a tokenizer.json, as "
+            "AutoTokenizer.save_pretrained writes it"
+        )
+    try:
+        return library.Tokenizer.from_file(str(file))
+    # A plain Exception, whatever is wrong with the file.
+    except Exception as error:
+        raise DataError(f"{file} is no readable tokenizer: {one_line(error)[:160]}") from None

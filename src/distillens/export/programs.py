@@ -1,0 +1,145 @@
+"""Networks as files that run without distillens: ``torch.export`` programs and ONNX."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from distillens.errors import CheckpointError, ModelError
+from distillens.files.atomic import write_atomically
+
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+Program = Callable[[Tensor], Tensor]
+"""What a file says of a batch of inputs."""
+
+
+def check_onnx() -> None:
+    """Raise ModelError if the ``onnx`` extra is not installed."""
+    for package in ONNX_PACKAGES:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ModelError(
+                f"ONNX needs {package} ({' '.join(str(error).split())[:120]}): "
+                "pip install 'distillens[onnx]'"
+            ) from None
+
+
+def write_torch(path: Path, module: nn.Module, inputs: Tensor) -> None:
+    """Write a module as a ``torch.export`` program of any batch size, for inputs like these two.
+
+    Raises
+    ------
+    ModelError
+        It has Python that a program cannot hold, such as branches on values or a fixed batch size.
+    """
+    program = _traced(path, module, inputs)
+    with _saying_why(path):
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_torch(path: Path) -> Program:
+    """Read a ``torch.export`` program back; only one that this process wrote is trusted."""
+    with _quiet():
+        return torch.export.load(path).module()
+
+
+def write_onnx(path: Path, module: nn.Module, inputs: Tensor) -> None:
+    """Write a module as ONNX, input ``inputs`` and output ``logits``, for batches like these two.
+
+    The batch may have any size.
+
+    Raises
+    ------
+    ModelError
+        The ``onnx`` extra is missing, or as :func:`write_torch`.
+    """
+    check_onnx()
+    program = _traced(path, module, inputs)
+    with _saying_why(path):
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=["inputs"],
+            output_names=["logits"],
+        )
+        assert exported is not None
+        content = exported.model_proto.SerializeToString()
+    write_atomically(path, content)
+
+
+def read_onnx(path: Path) -> Program:
+    """Read an ONNX file with onnxruntime on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        onnxruntime cannot run it.
+    """
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(
+            path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+    # onnxruntime has a dozen exceptions without a common base.
+    except Exception as error:
+        text = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"onnxruntime cannot run {path}: {text}") from None
+    return lambda inputs: torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+
+
+def _traced(path: Path, module: nn.Module, inputs: Tensor) -> ExportedProgram:
+    with _saying_why(path):
+        # Two examples: the tracer takes a batch of one for a batch that is always one.
+        assert len(inputs) == 2
+        return torch.export.export(
+            module,
+            (inputs,),
+            dynamic_shapes=({0: Dim("batch", min=1)},),
+            strict=False,
+        )
+
+
+@contextmanager
+def _saying_why(path: Path) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    # Tracing raises whatever the model's code or one of the tracer's passes does.
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = (lines[0] if lines else type(error).__name__)[:200]
+        raise ModelError(f"{path.name} cannot be made of this network: {text}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's warnings to its own developers, and of torchvision's absence, off the terminal."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        log.setLevel(level)

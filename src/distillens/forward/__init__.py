@@ -1,0 +1,1 @@
+"""Forward passes of any network, and the errors of devices."""

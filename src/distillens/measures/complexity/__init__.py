@@ -1,0 +1,1 @@
+"""Supervision complexity of targets on a Gram, with references and bounds."""

@@ -1,0 +1,247 @@
+"""Audit a student against its teacher: exaggeration, fidelity, calibration, disobedience.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from distillens.errors import MeasureError, nearest
+from distillens.measures.confidence.calibration import measure_calibration
+from distillens.measures.confidence.departures import keep_ledger
+from distillens.measures.confidence.dissection import dissect
+from distillens.measures.confidence.exaggeration import measure_exaggeration
+from distillens.measures.confidence.given import OUTPUT_ROLES, Given, Split, by_split, check_split
+from distillens.measures.confidence.outputs import SUM_TOLERANCE
+from distillens.measures.confidence.per_example import PerExample, look_once
+from distillens.measures.confidence.points import OutputKind, Points
+from distillens.measures.confidence.verdicts import chance_warnings
+from distillens.measures.statistics.bootstrap import Resampler
+from distillens.measures.statistics.intervals import wilson_interval
+from distillens.results.base import SCHEMA, Estimate
+from distillens.results.confidence import Audit, Fidelity, KindRead, SplitAudit
+
+
+def audit(
+    teacher: Given,
+    student: Given,
+    labels: Given,
+    *,
+    inputs: Given | None = None,
+    mislabelled: Given | None = None,
+    reference: Given | None = None,
+    other_teacher: Given | None = None,
+    kind: str | Mapping[str, str] | None = None,
+    tolerance: float = SUM_TOLERANCE,
+    resamples: int = 1000,
+    bootstrap_seed: int = 0,
+    telling: int = 10,
+) -> Audit:
+    """Audit a student against its teacher, in one pass over the arrays and without any framework.
+
+    Each of the arrays may be a NumPy array, a tensor or array of another library, a table of pandas,
+    polars or PyArrow, `Rows` with a stable index, or a mapping from the name of a split to one of
+    these. Without a mapping there is one split, "all". Rows are matched by index where arrays have
+    one, and columns by name where both networks have names.
+
+    Parameters
+    ----------
+    teacher, student
+        Outputs (N, C) at τ = 1, or (N, 1) for one output that speaks of class 1. Memory maps are
+        read in chunks. A logit of −∞ masks a class.
+    labels
+        True classes (N,), integers in 0 … C−1, or names of classes where the outputs have a header;
+        or one-hot rows (N, C).
+    inputs
+        (N, …); text and single numbers are shown with the most telling examples.
+    mislabelled
+        Mask (N,), 1 or True where the label is known to be wrong.
+    reference
+        Outputs of a student trained on labels alone (one-hot).
+    other_teacher
+        Outputs of a teacher trained with another seed.
+    kind
+        "logits" or "probabilities" for all outputs, or a mapping from role ("teacher", "student",
+        "one-hot student", "other teacher") to one of them. What is not stated is detected, and the
+        result says why; where it cannot be told it is an error.
+    tolerance
+        How far the sum of a row of probabilities may be from one, because they were rounded. Rows
+        are divided by their sum, and the result notes by how much they were off.
+    resamples, bootstrap_seed
+        Of the bootstrap; see `distillens.measures.statistics.bootstrap`.
+    telling
+        How many examples to list of each outcome: gained, lost, both wrong.
+
+    Returns
+    -------
+    Audit
+        One `SplitAudit` a split.
+
+    Raises
+    ------
+    MeasureError
+        Arrays do not fit each other, a value is NaN or +∞, rows of probabilities do not sum to one,
+        a column looks like row numbers or predicted classes, labels are out of range or all the
+        same, a split is empty.
+    """
+    given = {
+        "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
+        "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
+    }  # fmt: skip
+    return audit_with_points(
+        given, kind=kind, tolerance=tolerance, resamples=resamples, bootstrap_seed=bootstrap_seed,
+        telling=telling,
+    )[0]  # fmt: skip
+
+
+def audit_with_points(
+    given: Mapping[str, Given | None],
+    *,
+    kind: str | Mapping[str, str] | None = None,
+    tolerance: float = SUM_TOLERANCE,
+    resamples: int = 1000,
+    bootstrap_seed: int = 0,
+    telling: int = 10,
+) -> tuple[Audit, dict[str, Points]]:
+    """Return `audit`'s result, and the points of the confidence plot by split.
+
+    ``given`` holds `audit`'s arrays by role: those of `OUTPUT_ROLES`, "labels", "inputs" and
+    "mislabelled"; None for what is not there.
+    """
+    started = time.perf_counter()
+    kinds = _stated(kind)
+    splits: dict[str, Split] = {}
+    for name, roles in by_split(given).items():
+        try:
+            splits[name] = check_split(roles, kinds, tolerance)
+        except MeasureError as error:
+            raise _about(name, error) from None
+    _check_classes(splits)
+    audits, points = [], {}
+    for name, split in splits.items():
+        resampler = Resampler(len(split.labels_N), resamples, bootstrap_seed)
+        references = {
+            role: split.outputs[role] for role in OUTPUT_ROLES[2:] if role in split.outputs
+        }
+        teacher_outputs, student_outputs = split.outputs["teacher"], split.outputs["student"]
+        try:
+            found = look_once(teacher_outputs, student_outputs, split.labels_N, references)
+        except MeasureError as error:
+            raise _about(name, error) from None
+        audits.append(_audit_split(name, split, found, resampler, bootstrap_seed, telling))
+        points[name] = _points(found, split)
+    result = Audit(
+        schema_version=SCHEMA,
+        classes=next(iter(splits.values())).classes,
+        kinds=tuple(
+            KindRead(role, name, outputs.kind, outputs.how)
+            for name, split in splits.items()
+            for role, outputs in split.outputs.items()
+        ),
+        splits=tuple(audits),
+        resamples=resamples,
+        bootstrap_seed=bootstrap_seed,
+        version=_version(),
+        seconds=time.perf_counter() - started,
+        warnings=tuple(warning for split in audits for warning in chance_warnings(split)),
+    )
+    return result, points
+
+
+def _audit_split(
+    name: str, split: Split, found: PerExample, resampler: Resampler, seed: int, telling: int
+) -> SplitAudit:
+    notes = [*split.notes]
+    notes += [note for outputs in split.outputs.values() for note in outputs.notes]
+    exaggeration, more = measure_exaggeration(
+        found.x_N, found.y_N, found.references, split.mislabelled_N, found.placed, resampler
+    )
+    if found.placed:
+        notes.append(
+            f"{found.placed:,} points had a probability of exactly 0 or 1 and were placed at log-odds "
+            f"of ±{found.edge:.3g}; logits would show them where they are"
+        )
+    calibration = tuple(
+        measure_calibration(who, judged, split.labels_N, resampler, seed)
+        for who, judged in (("teacher", found.teacher), ("student", found.student))
+    )
+    ledger = keep_ledger(
+        found, split.classes, split.mislabelled_N, split.index_N, split.inputs, telling
+    )
+    return SplitAudit(
+        split=name,
+        examples=len(split.labels_N),
+        exaggeration=exaggeration,
+        fidelity=_fidelity(found, resampler),
+        calibration=calibration,
+        ledger=ledger,
+        dissection=dissect(_points(found, split)),
+        majority=float(np.bincount(split.labels_N).max() / len(split.labels_N)),
+        notes=tuple(notes + more),
+    )
+
+
+def _fidelity(found: PerExample, resampler: Resampler) -> Fidelity:
+    same_N = found.teacher.top_N == found.student.top_N
+    share = float(same_N.mean())
+    forward_N, backward_N = found.kl_teacher_student_N, found.kl_student_teacher_N
+    return Fidelity(
+        identical=found.differing == 0 and bool(same_N.all()),
+        agreement=Estimate(share, wilson_interval(share, len(same_N))),
+        kl_teacher_student=resampler.mean(forward_N),
+        kl_student_teacher=resampler.mean(backward_N),
+        total_variation=resampler.mean(found.total_variation_N),
+        infinite_kl_teacher_student=resampler.without_infinite(forward_N),
+        infinite_kl_student_teacher=resampler.without_infinite(backward_N),
+    )
+
+
+def _points(found: PerExample, split: Split) -> Points:
+    wrong_teacher = found.teacher.top_N != found.labels_N
+    wrong_student = found.student.top_N != found.labels_N
+    who_N = (2 * wrong_student + wrong_teacher).astype(np.uint8)
+    return Points(found.x_N, found.y_N, who_N, split.mislabelled_N)
+
+
+def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:
+    given = kind if isinstance(kind, Mapping) else dict.fromkeys(OUTPUT_ROLES, kind)
+    stated: dict[str, OutputKind | None] = dict.fromkeys(OUTPUT_ROLES)
+    for role, value in given.items():
+        if role not in OUTPUT_ROLES:
+            raise MeasureError(
+                f"kind names {role!r}, which is no role{nearest(role, OUTPUT_ROLES)}"
+            )
+        if value == "logits" or value == "probabilities":
+            stated[role] = value
+        elif value is not None:
+            raise MeasureError(f"the kind of outputs is {value!r}; give logits or probabilities")
+    return stated
+
+
+def _check_classes(splits: dict[str, Split]) -> None:
+    counts = {name: split.classes for name, split in splits.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise MeasureError(f"the splits have different numbers of classes: {told}")
+    seen = {int(c) for split in splits.values() for c in np.unique(split.labels_N)}
+    if len(seen) == 1:
+        raise MeasureError(
+            f"all labels are class {seen.pop()}; an audit needs examples of at least two classes"
+        )
+
+
+def _about(split: str, error: MeasureError) -> MeasureError:
+    return MeasureError(f"split {split!r}: {error}")
+
+
+def _version() -> str:
+    # From the installed package: importing the root here would tie measures to every other floor.
+    try:
+        return version("distillens")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,101 @@
+"""Calibration of a classifier from the confidence in its top class.
+
+Binning follows ``sklearn.calibration.calibration_curve`` (a confidence at an edge falls below it),
+which the tests compare with. That function leaves out the counts that the ECE needs; scikit-learn's
+Brier score and log-loss want all N × C probabilities in memory. Sources: Guo et al., *On
+calibration of modern neural networks*, 2017 (ECE); Nixon et al., *Measuring calibration in deep
+learning*, 2019 (bins of equal size); Bröcker and Smith, *Increasing the reliability of reliability
+diagrams*, 2007 (what a calibrated classifier would show). Shapes: N examples, K bins, D draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillens.measures.confidence.per_example import Judged
+from distillens.measures.statistics.bootstrap import Resampler
+from distillens.measures.statistics.intervals import LEVEL, wilson_interval
+from distillens.results.base import Estimate, Interval
+from distillens.results.confidence import Calibration, ReliabilityBin
+
+Array = NDArray[np.float64]
+
+BINS = 15
+_DRAWS = 1000
+
+
+def measure_calibration(
+    who, judged: Judged, labels_N: NDArray, resampler: Resampler, seed: int
+) -> Calibration:
+    """Return the calibration of the teacher or the student (``who``)."""
+    right_N = judged.top_N == labels_N
+    examples = len(labels_N)
+    even_edges = np.linspace(0, 1, BINS + 1)
+    rng = np.random.default_rng(seed)
+    even = _Bins(judged.confidence_N, right_N, even_edges)
+    quantiles = np.quantile(judged.confidence_N, np.linspace(0, 1, BINS + 1))
+    # Confidences that tie fall into one bin, whatever the order of the examples.
+    adaptive = _Bins(judged.confidence_N, right_N, np.unique(quantiles))
+    accuracy = float(right_N.mean())
+    return Calibration(
+        who=who,
+        accuracy=Estimate(accuracy, wilson_interval(accuracy, examples)),
+        confidence=float(judged.confidence_N.mean()),
+        ece=even.error(even.right_K),
+        ece_if_calibrated=even.if_calibrated(rng),
+        adaptive_ece=adaptive.error(adaptive.right_K),
+        adaptive_ece_if_calibrated=adaptive.if_calibrated(rng),
+        brier=resampler.mean(judged.brier_N),
+        nll=resampler.mean(judged.nll_N),
+        infinite_nll=resampler.without_infinite(judged.nll_N),
+        reliability=even.reliability(),
+    )
+
+
+class _Bins:
+    """Counts, right answers and summed confidence of each bin that holds an example."""
+
+    def __init__(self, confidence_N: Array, right_N: NDArray, edges: Array) -> None:
+        bin_N = np.searchsorted(edges[1:-1], confidence_N)
+        bins = max(1, len(edges) - 1)
+        count_K = np.bincount(bin_N, minlength=bins)
+        kept = count_K > 0
+        self.count_K = count_K[kept]
+        right = np.bincount(bin_N, weights=right_N, minlength=bins)[kept]
+        self.right_K: Array = right.astype(np.float64)
+        self.confidence_K = np.bincount(bin_N, weights=confidence_N, minlength=bins)[kept]
+        both = (edges[0], edges[0]) if len(edges) == 1 else None
+        self.low_K = np.array([both[0]]) if both else edges[:-1][kept]
+        self.high_K = np.array([both[1]]) if both else edges[1:][kept]
+
+    def error(self, right_K: Array) -> float:
+        """Return Σ share · |accuracy − confidence|, with these right answers."""
+        return float(np.abs(right_K - self.confidence_K).sum() / self.count_K.sum())
+
+    def if_calibrated(self, rng: np.random.Generator) -> Interval:
+        """Return the central range of the error when each answer is right as often as it says.
+
+        Right answers of a bin are drawn as binomial with its mean confidence, which spreads them a
+        little more than confidences that differ within the bin would.
+        """
+        p_K = np.clip(self.confidence_K / self.count_K, 0, 1)
+        drawn_DK = rng.binomial(self.count_K, p_K, size=(_DRAWS, len(p_K)))
+        errors_D = np.abs(drawn_DK - self.confidence_K).sum(axis=1) / self.count_K.sum()
+        low, high = np.quantile(errors_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(
+            float(low), float(high), LEVEL, f"{_DRAWS} draws of a calibrated classifier"
+        )
+
+    def reliability(self) -> tuple[ReliabilityBin, ...]:
+        """Return the reliability curve."""
+        found = []
+        for low, high, count, right, total in zip(
+            self.low_K, self.high_K, self.count_K, self.right_K, self.confidence_K, strict=True
+        ):
+            share = float(right / count)
+            accuracy = Estimate(share, wilson_interval(share, int(count)))
+            found.append(
+                ReliabilityBin(float(low), float(high), int(count), float(total / count), accuracy)
+            )
+        return tuple(found)

@@ -1,0 +1,246 @@
+"""What an audit was given, by split: checked for what can be seen without reading the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from distillens.errors import DataError, MeasureError
+from distillens.files.array_likes import as_array
+from distillens.files.arrays import Rows, as_rows
+from distillens.measures.confidence.alignment import Aligned, align
+from distillens.measures.confidence.class_labels import class_labels
+from distillens.measures.confidence.columns import (
+    are_shuffled_numbers,
+    column_order,
+    only_counts,
+    refuse_other_columns,
+)
+from distillens.measures.confidence.outputs import SUM_TOLERANCE, Outputs, as_matrix
+from distillens.measures.confidence.points import OutputKind
+
+Given: TypeAlias = ArrayLike | Rows | Mapping[str, Any]
+"""An array, tensor, table or `Rows`, or one of them for each split by its name."""
+
+OPTIONS = {"one-hot student": "reference", "other teacher": "other-teacher"}
+"""Options of the command line for roles that have another name there."""
+
+OUTPUT_ROLES = ("teacher", "student", "one-hot student", "other teacher")
+ONE_SPLIT = "all"
+"""The name of the split where none was given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The arrays of one split, which fit each other."""
+
+    outputs: dict[str, Outputs]
+    labels_N: NDArray[np.integer]
+    mislabelled_N: NDArray[np.bool_] | None
+    index_N: NDArray | None
+    inputs: NDArray | None
+    classes: int
+    notes: tuple[str, ...] = ()
+
+
+def by_split(given: Mapping[str, Given | None]) -> dict[str, dict[str, Rows]]:
+    """Turn roles that hold splits into splits that hold roles.
+
+    Raises
+    ------
+    MeasureError
+        Roles do not name the same splits.
+    """
+    named: dict[str, dict[str, Rows]] = {}
+    for role, value in given.items():
+        if value is None:
+            continue
+        splits = value if isinstance(value, Mapping) else {ONE_SPLIT: value}
+        named[role] = {str(name): _rows(role, one) for name, one in splits.items()}
+    first_role, first = next(iter(named.items()))
+    if not first:
+        raise MeasureError(f"the {first_role} was given without any split; give at least one")
+    for role, splits in named.items():
+        if set(splits) != set(first):
+            raise MeasureError(
+                f"the {first_role} has the splits {', '.join(first)}, the {role} "
+                f"{', '.join(splits) or 'none'}; give every role the same splits"
+            )
+    return {split: {role: named[role][split] for role in named} for split in first}
+
+
+def check_split(
+    roles: dict[str, Rows],
+    kinds: Mapping[str, OutputKind | None],
+    tolerance: float = SUM_TOLERANCE,
+) -> Split:
+    """Check one split's arrays against each other, and bring rows and columns into one order.
+
+    Raises
+    ------
+    MeasureError
+        Lengths, classes or indices differ, a column is no class, labels are out of range, or a mask
+        is no mask.
+    """
+    roles, notes = _without_headers(roles)
+    for role in OUTPUT_ROLES:
+        if role in roles:
+            roles[role] = replace(roles[role], values=as_matrix(role, roles[role].values))
+            option = f"{OPTIONS.get(role, role)}="
+            refuse_other_columns(roles[role], role, tolerance, option)
+    aligned = align(roles)
+    outputs, more = _outputs(roles, kinds, tolerance, aligned)
+    classes = outputs["teacher"].classes
+    labels = roles["labels"]
+    labels_N, note = class_labels(labels.values, classes, _class_names(roles), labels.names)
+    mask_N = None
+    if "mislabelled" in roles:
+        mask_N = _mask(_column(roles["mislabelled"].values, "mislabelled"))
+    notes += [*aligned.notes, *more, *([] if note is None else [note])]
+    return Split(
+        outputs,
+        _taken(labels_N, aligned.rows["labels"]),
+        None if mask_N is None else _taken(mask_N, aligned.rows["mislabelled"]),
+        aligned.index_N,
+        _taken(roles["inputs"].values, aligned.rows["inputs"]) if "inputs" in roles else None,
+        classes,
+        tuple(notes),
+    )
+
+
+def in_one_order(teacher: Any, student: Any, labels: Any) -> tuple[NDArray, NDArray, NDArray]:
+    """Return outputs of two networks, and labels as integers, in the order of the teacher's.
+
+    Tables and `Rows` are matched as in an audit, rows by index and columns by name. The shapes of
+    outputs are left to be checked.
+
+    Raises
+    ------
+    MeasureError
+        Rows or columns cannot be matched, or labels are out of range.
+    """
+    given = {"teacher": teacher, "student": student, "labels": labels}
+    roles = {role: _rows(role, value) for role, value in given.items()}
+    outputs = [roles["teacher"].values, roles["student"].values]
+    labels_N = roles["labels"].values
+    if outputs[0].ndim != 2 or len({len(rows.values) for rows in roles.values()}) > 1:
+        return outputs[0], outputs[1], labels_N
+    aligned = align(roles)
+    order_C, _ = column_order(roles["teacher"].names, roles["student"].names, "student")
+    if order_C is not None:
+        outputs[1] = outputs[1][:, order_C]
+    labels_N, _ = class_labels(
+        labels_N, max(2, outputs[0].shape[1]), _class_names(roles), roles["labels"].names
+    )
+    found = (outputs[0], outputs[1], labels_N)
+    rows = aligned.rows.values()
+    matched = [_taken(each, rows_N) for each, rows_N in zip(found, rows, strict=True)]
+    return matched[0], matched[1], matched[2]
+
+
+def _outputs(
+    roles: Mapping[str, Rows],
+    kinds: Mapping[str, OutputKind | None],
+    tolerance: float,
+    aligned: Aligned,
+) -> tuple[dict[str, Outputs], list[str]]:
+    """Return the outputs of each role in the order of the teacher's rows and columns, and notes."""
+    found: dict[str, Outputs] = {}
+    notes: list[str] = []
+    for role in OUTPUT_ROLES:
+        if role not in roles:
+            continue
+        rows = roles[role]
+        order_C, note = column_order(roles["teacher"].names, rows.names, role)
+        found[role] = Outputs(
+            role, rows.values, kinds[role], tolerance=tolerance, rows_N=aligned.rows[role],
+            order_C=order_C,
+        )  # fmt: skip
+        notes += [*rows.notes, *([] if note is None else [note])]
+        classes = found["teacher"].classes
+        if found[role].classes != classes:
+            raise MeasureError(
+                f"the teacher has {classes:,} classes, the {role} {found[role].classes:,}; "
+                "an audit needs the same classes in the same order"
+            )
+    return found, notes
+
+
+def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
+    """Return the names of the teacher's columns, or those of another role with the same order.
+
+    Names that only count the columns give way to those of a role that was matched by position.
+    """
+    mine = roles["teacher"].names
+    if mine is None or only_counts(mine):
+        others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
+        for names in others:
+            # Columns that are numbered in another order were put in the order of the classes.
+            if names is None or (mine is None and are_shuffled_numbers(names)):
+                continue
+            if set(names) != set(mine or ()):
+                return names
+    return mine
+
+
+def _rows(role: str, value: Any) -> Rows:
+    if isinstance(value, str | Path):
+        raise MeasureError(f"the {role} is the text {str(value)[:60]!r}; read files with read_rows")
+    try:
+        rows = as_rows(value)
+        rows = replace(rows, values=as_array(rows.values))
+    except DataError as error:
+        raise MeasureError(f"the {role}: {error}") from None
+    if rows.values.ndim == 0:
+        raise MeasureError(f"a single {rows.values.dtype} is no array of examples; give (N, …)")
+    return rows
+
+
+def _without_headers(roles: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[str]]:
+    """Leave out a first row that may be a header where the other arrays have one row less."""
+    unclear = [role for role, rows in roles.items() if rows.unclear_header]
+    sure = [len(rows.values) for rows in roles.values() if not rows.unclear_header]
+    if not unclear:
+        return dict(roles), []
+    if not sure:
+        raise MeasureError(
+            f"the first row of the {unclear[0]} may be a header or the first example; say which with "
+            "--header or --no-header (read_rows takes header)"
+        )
+    found, notes = dict(roles), []
+    for role in unclear:
+        rows = roles[role]
+        if len(rows.values) == sure[0] + 1:
+            index_N = None if rows.index is None else rows.index[1:]
+            found[role] = replace(rows, values=rows.values[1:], index=index_N)
+            notes.append(
+                f"the first row of the {role} was read as a header: the other arrays have one row less"
+            )
+    return found, notes
+
+
+def _taken(values: NDArray, rows_N: NDArray | None) -> NDArray:
+    return values if rows_N is None else values[rows_N]
+
+
+def _column(values: NDArray, role: str) -> NDArray:
+    column = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if column.ndim != 1:
+        raise MeasureError(
+            f"{role} have shape {values.shape}; give one value an example, shape (N,)"
+        )
+    return np.asarray(column)
+
+
+def _mask(mask: NDArray) -> NDArray[np.bool_]:
+    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+        raise MeasureError(
+            f"mislabelled has type {mask.dtype} or values other than 0 and 1; give a mask, "
+            "1 where the label is wrong"
+        )
+    return mask.astype(bool)

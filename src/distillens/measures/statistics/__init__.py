@@ -1,0 +1,1 @@
+"""Intervals, the bootstrap and regression slopes."""

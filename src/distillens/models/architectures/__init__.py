@@ -1,0 +1,1 @@
+"""The networks that distillens builds by name."""

@@ -1,0 +1,231 @@
+"""The accuracy table, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from distillens.report.sections import ranking
+from distillens.report.tables.costs import HEADINGS, cost_caption, cost_cells
+from distillens.report.tables.text import (
+    DASH,
+    bracket,
+    count,
+    estimate,
+    percent,
+    plural,
+    printable,
+    seconds,
+)
+from distillens.results.training import Row, StudyResult, Tuning, validation_means
+
+
+def accuracy_table(result: StudyResult) -> Table:
+    """Return the accuracy table for the terminal, the student chosen on validation in bold.
+
+    Parameters
+    ----------
+    result
+        What a run found out.
+
+    Returns
+    -------
+    Table
+        One row for the teacher and for each supervision; accuracies and gains in percent.
+    """
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        title=Text(printable(result.name), style="bold"),
+        title_justify="left",
+        caption=Text(caption(result)),
+        caption_justify="left",
+        pad_edge=False,
+    )
+    for index, heading in enumerate(_stacked(headings(result))):
+        table.add_column(
+            Text(heading),
+            justify="right" if index else "left",
+            no_wrap=index > 0,
+        )
+    chosen = ranking.chosen(result)
+    for row in ranking.ordered(result):
+        name, *cells = cells_of(row, ranking.accuracy_digits(result))
+        # Text, not str: rich would read brackets in a name as markup.
+        stacked = [Text(cell) for cell in _stacked([printable(name), *cells])]
+        table.add_row(*stacked, style="bold" if row is chosen else None)
+    return table
+
+
+def markdown_table(result: StudyResult) -> str:
+    """Return the accuracy table as Markdown, with its caption as a paragraph below.
+
+    Parameters
+    ----------
+    result
+        What a run found out.
+
+    Returns
+    -------
+    str
+        A pipe table that ends with a line break.
+    """
+    lines = [markdown_line(headings(result))]
+    lines.append(markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
+    chosen = ranking.chosen(result)
+    for row in ranking.ordered(result):
+        name, *cells = cells_of(row, ranking.accuracy_digits(result))
+        cells.insert(0, markdown_text(name))
+        lines.append(markdown_line([f"**{cell}**" for cell in cells] if row is chosen else cells))
+    lines += ["", markdown_text(caption(result)), ""]
+    if result.costs:
+        lines += [markdown_line(list(HEADINGS)), markdown_line(["---"] * len(HEADINGS))]
+        lines += [markdown_line(cost_cells(row)) for row in result.costs]
+        lines += ["", markdown_text(cost_caption(result)), ""]
+    return "\n".join(lines)
+
+
+def headings(result: StudyResult) -> list[str]:
+    """Return the column headings with their units."""
+    return [
+        "supervision",
+        "n",
+        "test % ± std",
+        ranking.level(result),
+        f"gain over {printable(ranking.reference_name(result))}",
+        "train %",
+        "parameters",
+        "seconds per network",
+    ]
+
+
+def cells_of(row: Row, digits: int) -> list[str]:
+    """Return the cells of a row in the order of `headings`."""
+    spread = "" if row.deviation is None else f" ± {percent(row.deviation, digits)}"
+    return [
+        row.name,
+        str(len(row.seeds)),
+        percent(row.accuracy.value, digits) + spread,
+        bracket(row.accuracy.interval, digits, scale=100),
+        estimate(row.gain, digits, scale=100, signed=True),
+        percent(row.train_accuracy, digits),
+        count(row.parameters),
+        seconds(row.seconds),
+    ]
+
+
+def splits(result: StudyResult) -> str:
+    """Return the sizes of the splits; an empty validation split is left out."""
+    validation = f"{result.validation_examples:,} validation, " * bool(result.validation_examples)
+    return f"{result.train_examples:,} training, {validation}{result.test_examples:,} test examples"
+
+
+def caption(result: StudyResult) -> str:
+    """Return what the table was measured on and how to read it."""
+    epochs = sorted({cell.epochs for cell in result.cells})
+    last = f" (epoch {', '.join(str(epoch) for epoch in epochs)})" if epochs else ""
+    parts = [
+        f"{splits(result)}; {plural(result.classes, 'class', 'classes')}; "
+        f"loss: {printable(result.loss)}.",
+        f"Accuracy at the last epoch{last}, std over n seeds, gain paired by seed.",
+    ]
+    if result.changed_labels:
+        parts.append(f"{plural(result.changed_labels, 'training label')} changed on purpose.")
+    if result.open_cells:
+        parts.append(f"Open, not trained yet: {printable('; '.join(result.open_cells))}.")
+    methods = [printable(method) for method in ranking.methods(result)]
+    if methods:
+        parts.append(f"Intervals: {'; '.join(methods)}.")
+    parts += [printable(sentence) for sentence in _learning_rates(result)]
+    if ranking.students(result):
+        parts.append(_bold(result))
+    return " ".join(parts)
+
+
+def _bold(result: StudyResult) -> str:
+    """Return what bold means, or why nothing is bold."""
+    chosen = ranking.chosen(result)
+    if chosen is not None:
+        mean = percent(validation_means(result)[chosen.name], ranking.accuracy_digits(result))
+        return f"Bold: highest mean validation accuracy among students ({mean} %)."
+    if result.open_cells:
+        return "Nothing is bold while networks are not trained."
+    return (
+        "Nothing is bold: without validation examples no student can be chosen, since test labels "
+        "are not used for choosing."
+    )
+
+
+def _learning_rates(result: StudyResult) -> list[str]:
+    """Return with which learning rates students were trained, and who selected them."""
+    rows = [row for row in ranking.students(result) if row.learning_rate is not None]
+    told = []
+    own = {row.name: row.training for row in rows if row.training}
+    if own:
+        listed = [f"{name} ({_settings(training)})" for name, training in own.items()]
+        told.append(f"Training of its own: {', '.join(listed)}.")
+    if result.tuning is not None:
+        told.append(_tuned(result.tuning))
+        return told
+    rates = {row.learning_rate for row in rows}
+    if len(rows) > 1 and len(rates) == 1:
+        told.append(
+            f"All supervisions share the learning rate {rates.pop():g}, although τ² and α change "
+            "the effective step size; tune selects a rate for each."
+        )
+    return told
+
+
+def _tuned(tuning: Tuning) -> str:
+    grid = ", ".join(f"{rate:g}" for rate in sorted(tuning.grid))
+    chosen = [
+        f"{one.supervision} {one.learning_rate:g}{' (edge of the grid)' if one.at_edge else ''}"
+        for one in tuning.chosen
+    ]
+    return (
+        f"Learning rate chosen on validation with seed {tuning.seed} out of {grid}: "
+        f"{', '.join(chosen)}."
+    )
+
+
+def _settings(training: dict[str, Any]) -> str:
+    """Write the keys of a training with their values: "epochs 40, schedule kind cosine"."""
+    words = []
+    for key, value in training.items():
+        if isinstance(value, dict):
+            words += [f"{key} {inner} {value[inner]}" for inner in value]
+        else:
+            words.append(f"{key} {value}")
+    return ", ".join(words).replace("_", " ")
+
+
+def _stacked(cells: list[str]) -> list[str]:
+    """Return the columns for a terminal of 80: each interval stands under its number."""
+    name, seeds, accuracy, interval, gain, train, parameters, time = cells
+    value, _, bracketed = gain.partition(" [")
+    return [
+        name,
+        seeds,
+        accuracy if interval == DASH else f"{accuracy}\n{interval}",
+        f"{value}\n[{bracketed}" if bracketed else gain,
+        train.replace(" ", "\n"),
+        parameters,
+        time.replace(" ", "\n"),
+    ]
+
+
+def markdown_line(cells: list[str]) -> str:
+    """Return a row of a pipe table from cells that are Markdown already."""
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown_text(text: str) -> str:
+    """Return text as Markdown that shows it as it is."""
+    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for letter in "\\`*_[]|":
+        escaped = escaped.replace(letter, f"\\{letter}")
+    return escaped

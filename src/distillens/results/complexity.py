@@ -1,0 +1,229 @@
+"""What kernels and the complexity of targets against them were found to be, as frozen dataclasses.
+
+JSON as in `distillens.results`, which names them all. Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distillens.results.base import Result
+
+KernelForm = Literal["binary", "class-diagonal", "trace", "full"]
+
+
+@dataclass(frozen=True)
+class ComplexityValue(Result):
+    """Supervision complexity of one target array against one Gram.
+
+    ``plain`` is YᵀK⁻¹Y (Def. 1), ``adjusted_star`` eq. 50, ``adjusted`` eq. 49 (None where no
+    predictions were given). ``normalised`` and ``normalised_star`` divide them by ‖Y‖₂/√n.
+    ``residual`` is the relative residual of the worst solve, ``ridge`` what was added to the diagonal.
+    A singular K gives infinities.
+    """
+
+    plain: float
+    adjusted: float | None
+    adjusted_star: float
+    normalised: float | None
+    normalised_star: float
+    target_size: float
+    """‖Y‖₂/√n."""
+    ridge: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class ComplexityPoint(Result):
+    """The complexity of one target set at one checkpoint of the student."""
+
+    epoch: int
+    targets: str
+    """"labels", "random labels", "final teacher" or "online teacher"."""
+    value: ComplexityValue
+    gradient: float | None
+    """Ours: eq. 49 with the gradient residual Y − σ(f/τ), for students trained with cross-entropy."""
+    teacher_epoch: int | None
+    """The teacher's epoch that the targets come from."""
+
+
+@dataclass(frozen=True)
+class TemperaturePoint(Result):
+    """The complexity of the final teacher at one temperature, at one checkpoint of the student."""
+
+    epoch: int
+    temperature: float
+    value: ComplexityValue
+
+
+@dataclass(frozen=True)
+class Spectrum(Result):
+    """What the Gram at one checkpoint looks like. For a class-diagonal Gram: over all C blocks."""
+
+    epoch: int
+    trace: float
+    smallest: float
+    largest: float
+    condition: float
+    effective_rank: float | None = None
+    """exp of the entropy of the eigenvalues' shares; None in results of earlier versions."""
+
+
+@dataclass(frozen=True)
+class RiskBound(Result):
+    """An upper bound on the risk of a kernel fit, at the best margin of a grid.
+
+    ``value`` is the sum of ``margin_loss``, ``complexity_term``, ``confidence_term`` and, for
+    Prop. 5, ``teacher_risk``; it is not cut off at 1. It holds with probability at least 1 − ``delta``,
+    unless ``vacuous``.
+    """
+
+    theorem: str
+    """"Thm. 3", "Thm. 4" or "Prop. 5"."""
+    value: float
+    vacuous: bool
+    """The bound says nothing: it is 1 or more, or it is not ``covered``."""
+    margin: float
+    """γ, the one of the grid with the lowest bound."""
+    margin_loss: float
+    complexity_term: float
+    confidence_term: float
+    teacher_risk: float | None
+    norms: int
+    """M₀: the norms 1 … M₀ that the union bound covers at this margin."""
+    covered: bool
+    """The norm √(YᵀK⁻¹Y), rounded up, is at most M₀; where it is not, nothing is proved."""
+    examples: int
+    delta: float
+    margins: int
+    """Margins in the grid, which share ``delta`` evenly."""
+    kappa: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetProfile(Result):
+    """Where one target set stands on one Gram.
+
+    ``diagonal`` is its adjusted* complexity on the best diagonal kernel, which can only memorise;
+    ``random`` that of random targets of its size on this Gram (None for the full form).
+    ``energy`` is the share of ‖Y‖² in the top k eigenvectors, k as in the profile's ``ranks``
+    (empty where Y is zero). ``bound`` is None where the profile's notes say why.
+    """
+
+    name: str
+    diagonal: float
+    random: float | None
+    energy: tuple[float, ...]
+    bound: RiskBound | None
+
+
+@dataclass(frozen=True)
+class TeacherKernel(Result):
+    """How alike the kernels of student and teacher are, on the first of the examples.
+
+    ``similarity`` is the mean cosine of products of both full kernels with random vectors
+    (eq. 12), with its standard error over ``probes``; ``alignment`` the centred alignment (CKA)
+    of the Grams that ``kernel`` names.
+    """
+
+    examples: int
+    similarity: float
+    standard_error: float | None
+    probes: int
+    kernel: str
+    alignment: float
+
+
+@dataclass(frozen=True)
+class GramProfile(Result):
+    """What one Gram is like, without its ridge, and where target sets stand on it.
+
+    ``eigenvalues`` are the k-th largest, k in ``ranks``: powers of two and the last. For a
+    class-diagonal Gram they are of all C blocks together.
+    """
+
+    epoch: int | None
+    """Of the student; None where no training is known."""
+    trace: float
+    condition: float
+    effective_rank: float
+    stable_rank: float
+    negative: int
+    """Eigenvalues that rounding put below 0."""
+    ranks: tuple[int, ...]
+    eigenvalues: tuple[float, ...]
+    targets: tuple[TargetProfile, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComplexityCurves(Result):
+    """Complexity over the training of one student."""
+
+    student: str
+    seed: int
+    split: str
+    examples: int
+    form: KernelForm
+    coding: str
+    """How targets were coded, in words: centred over classes, or one output in [−1, 1]."""
+    temperature: float
+    random_draws: int
+    """Draws of random labels behind each "random labels" point, whose values are means over draws."""
+    points: tuple[ComplexityPoint, ...]
+    spectra: tuple[Spectrum, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    temperatures: tuple[TemperaturePoint, ...] = ()
+    """The final teacher at several temperatures, at the last of the epochs."""
+    profile: GramProfile | None = None
+    """Of the last of the epochs."""
+    teacher_kernel: TeacherKernel | None = None
+    """At the last of the epochs; None where the teacher's network is not known."""
+
+
+@dataclass(frozen=True)
+class CertifiedComplexity(Result):
+    """The complexity of one target set against one kernel, with its interval.
+
+    ``plain`` is YᵀK⁻¹Y (Def. 1), within [``plain_low``, ``plain_high``]; ``adjusted`` eq. 49 (None
+    without predictions), ``adjusted_star`` eq. 50, ``normalised`` the former (or, without, the
+    latter) divided by the targets' root mean square. ``determined`` says whether the intervals are
+    narrow enough for the values to mean something. A singular kernel gives infinities.
+    """
+
+    name: str
+    plain: float
+    plain_low: float
+    plain_high: float
+    adjusted: float | None
+    adjusted_star: float
+    normalised: float
+    target_size: float
+    determined: bool
+
+
+@dataclass(frozen=True)
+class KernelComplexity(Result):
+    """The complexity of target sets against the kernel of one output of a network.
+
+    ``trace`` includes ``ridge``, what was added to the diagonal. For a singular kernel ``beside``
+    has the values with ``beside_ridge`` added.
+    """
+
+    examples: int
+    outputs: str
+    method: str
+    trace: float
+    ridge: float
+    targets: tuple[CertifiedComplexity, ...]
+    beside_ridge: float | None
+    beside: tuple[CertifiedComplexity, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    profile: GramProfile | None = None
+    """None where it was not asked for, or no Gram was formed, which the notes say."""
+    teacher_kernel: TeacherKernel | None = None
+    """None where no teacher was given."""

@@ -1,0 +1,439 @@
+"""What an audit of two classifiers found, as frozen dataclasses. JSON as in `distillens.results`.
+
+Field names are the keys of ``distillens audit --json``. A student equal to its teacher has, in each
+of ``splits``, ``exaggeration.slope_all.ordinary.value`` = 1, ``ledger.departures`` = 0 and
+``fidelity.identical`` = true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distillens.results.base import Estimate, Interval, Result
+
+Verdict = Literal[
+    "yes",
+    "no more than a reference",
+    "undecided",
+    "less sure throughout",
+    "not here",
+    "too few examples",
+]
+
+
+@dataclass(frozen=True)
+class KindRead(Result):
+    """How the numbers of a role were read."""
+
+    role: str
+    """"teacher", "student", "one-hot student" or "other teacher"."""
+    split: str
+    kind: Literal["logits", "probabilities"]
+    how: str
+    """"stated", or "detected: " and why."""
+
+
+@dataclass(frozen=True)
+class ReferenceSlope(Result):
+    """The slope of a reference on the same x, and how much steeper the student's is."""
+
+    name: str
+    ordinary: Estimate
+    robust: Estimate
+    steeper: Estimate
+    """The student's ordinary slope minus the reference's, with one resample for both."""
+    steeper_robust: Estimate
+
+
+@dataclass(frozen=True)
+class PartSlope(Result):
+    """Slope of y = φ(p_student[k]) on x = φ(p_teacher[k]) on a part of the points.
+
+    ``ordinary`` is least squares, ``robust`` Huber's estimate (k = 1.345, scale by the median
+    absolute residual). NaN where the points define no slope.
+    """
+
+    part: Literal["all", "low", "high"]
+    points: int
+    ordinary: Estimate
+    robust: Estimate
+    references: tuple[ReferenceSlope, ...]
+    verdict: Verdict
+    """Is the slope above 1, and above that of every reference?"""
+
+
+@dataclass(frozen=True)
+class ReferenceShare(Result):
+    """The underfit share of a reference, and how much larger the student's is."""
+
+    name: str
+    share: Estimate
+    larger: Estimate
+
+
+@dataclass(frozen=True)
+class Underfit(Result):
+    """Share of the low-confidence points at which the student is less sure than the teacher (y < x)."""
+
+    points: int
+    share: Estimate
+    references: tuple[ReferenceShare, ...]
+    verdict: Verdict
+    """Is the share above one half, above that of the high part, and above that of every reference?"""
+    beyond_high: Estimate | None = None
+    """How much larger it is than the same share of the high part; None where there are no points,
+    and in audits of earlier versions."""
+
+
+@dataclass(frozen=True)
+class MislabelledPlace(Result):
+    """Where the mislabelled examples lie in the confidence plot, beside the others."""
+
+    examples: int
+    low_confidence_share: Estimate
+    """Share of the mislabelled with x below the threshold; one half of all points are."""
+    underfit_share: Estimate
+    """Share of the mislabelled with y < x, at any confidence."""
+    underfit_share_of_others: Estimate
+    more_underfit: Estimate
+    """The difference of the two."""
+
+
+@dataclass(frozen=True)
+class Exaggeration(Result):
+    """Does the student exaggerate the teacher's confidence?"""
+
+    threshold: float
+    """The median of x, which separates the low part from the high one."""
+    slope_all: PartSlope
+    slope_low: PartSlope
+    slope_high: PartSlope
+    underfit: Underfit
+    verdict: Verdict
+    """"yes" where one of the slopes or the underfit share says so."""
+    reading: str
+    """The verdict in words."""
+    mislabelled: MislabelledPlace | None
+    clipped: int
+    """Points with a probability of exactly 0 or 1, whose infinite φ was placed at the largest
+    finite one (at least 16.1)."""
+
+
+@dataclass(frozen=True)
+class Infinite(Result):
+    """Examples at which a number is infinite, and the mean over the others."""
+
+    examples: int
+    others: Estimate
+    """NaN where there are no others."""
+
+
+@dataclass(frozen=True)
+class Fidelity(Result):
+    """How near the student is to the teacher at τ = 1.
+
+    Divergences are means, in nats. One is infinite where a network gives a probability of exactly 0 to a
+    class that the other does not, and its mean is then infinite too.
+    """
+
+    identical: bool
+    """At every example: the same top class and no difference in any probability."""
+    agreement: Estimate
+    """Share of examples with the same top class."""
+    kl_teacher_student: Estimate
+    kl_student_teacher: Estimate
+    total_variation: Estimate
+    """Mean of ½ Σ|p − q|, in [0, 1]."""
+    infinite_kl_teacher_student: Infinite | None = None
+    """Where the divergence is infinite; None where it is nowhere."""
+    infinite_kl_student_teacher: Infinite | None = None
+
+
+@dataclass(frozen=True)
+class ReliabilityBin(Result):
+    """Examples with a confidence above ``low`` and up to ``high``. Empty bins are left out."""
+
+    low: float
+    high: float
+    examples: int
+    confidence: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class Calibration(Result):
+    """Do probabilities mean what they say? Confidence is the probability of the top class."""
+
+    who: Literal["teacher", "student"]
+    accuracy: Estimate
+    confidence: float
+    ece: float
+    """Σ over equally wide bins of share · |accuracy − confidence|."""
+    ece_if_calibrated: Interval
+    """Where the ECE of a calibrated classifier with these confidences would lie: never at 0."""
+    adaptive_ece: float
+    """The same over bins with equally many examples."""
+    adaptive_ece_if_calibrated: Interval
+    brier: Estimate
+    """Mean of Σ_c (p_c − 1[c = label])², in [0, 2]."""
+    nll: Estimate
+    """Mean of −ln p[label], in nats; infinite where a label has a probability of exactly 0."""
+    reliability: tuple[ReliabilityBin, ...]
+    infinite_nll: Infinite | None = None
+    """Where −ln p[label] is infinite; None where it is nowhere."""
+
+
+@dataclass(frozen=True)
+class LedgerEntry(Result):
+    """Departures from the teacher (another top class) among some of the examples."""
+
+    group: str
+    examples: int
+    departures: int
+    gained: int
+    """Departures at which the student is right and the teacher wrong."""
+    lost: int
+    """Departures at which the teacher is right and the student wrong."""
+    both_wrong: int
+    net_gain: Estimate
+    """Accuracy points (of 100) that the student has over the teacher: 100 (gained − lost) / examples."""
+    p_value: float
+    """McNemar's exact test of gained against lost, two-sided."""
+
+
+@dataclass(frozen=True)
+class TellingExample(Result):
+    """One departure. ``moved`` is what the student took from the teacher's class and gave its own."""
+
+    row: int
+    index: int | str | None
+    outcome: Literal["gained", "lost", "both wrong"]
+    label: int
+    teacher_class: int
+    student_class: int
+    teacher_on_its_class: float
+    teacher_on_student_class: float
+    student_on_its_class: float
+    student_on_teacher_class: float
+    moved: float
+    """(p_te[k_te] − p_st[k_te]) + (p_st[k_st] − p_te[k_st]), in [0, 2]; the largest come first."""
+    mislabelled: bool | None
+    text: str | None
+    """The input, where inputs are text or single numbers."""
+
+
+@dataclass(frozen=True)
+class Ledger(Result):
+    """The disobedience ledger: where the student departs from its teacher and whether that pays."""
+
+    departures: int
+    all: LedgerEntry
+    right: Agreement
+    by_class: tuple[LedgerEntry, ...]
+    """By true class; classes without examples are left out."""
+    by_confidence: tuple[LedgerEntry, ...]
+    """By fifths of the teacher's confidence, lowest first; fewer where confidences tie."""
+    by_mislabelled: tuple[LedgerEntry, ...]
+    """Empty where no mask of mislabelled examples was given."""
+    telling: tuple[TellingExample, ...]
+
+
+@dataclass(frozen=True)
+class DissectedPart(Result):
+    """Some of the points of the confidence plot: by who is right, and by mislabelled or not."""
+
+    who: Literal["both right", "only the student", "only the teacher", "neither"]
+    mislabelled: bool | None
+    """None where that is not known."""
+    examples: int
+    low_confidence_share: Estimate
+    """Share of these points in the low part; one half of all points are."""
+    underfit_share: Estimate
+    """Share of these points with y < x, at any confidence."""
+
+
+@dataclass(frozen=True)
+class SplitAudit(Result):
+    """The audit of one split."""
+
+    split: str
+    examples: int
+    exaggeration: Exaggeration
+    fidelity: Fidelity
+    calibration: tuple[Calibration, ...]
+    """The teacher's and the student's."""
+    ledger: Ledger
+    dissection: tuple[DissectedPart, ...] = ()
+    """The confidence plot taken apart; parts without examples are left out."""
+    notes: tuple[str, ...] = ()
+    majority: float | None = None
+    """Share of the most frequent true class; None in audits of earlier versions."""
+
+
+@dataclass(frozen=True)
+class Audit(Result):
+    """All that an audit found out."""
+
+    schema_version: int
+    classes: int
+    kinds: tuple[KindRead, ...]
+    splits: tuple[SplitAudit, ...]
+    resamples: int
+    bootstrap_seed: int
+    version: str
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    """Networks whose accuracy is not above that of always answering the most frequent class."""
+
+
+@dataclass(frozen=True)
+class TrajectoryPoint(Result):
+    """A student at one of its checkpoints against the *final* teacher, on some examples of a split.
+
+    Slopes are ordinary, of y on x = φ(p_teacher[k]) with k the final teacher's top class, and the low
+    part lies below the median of x: x and the parts are the same at every checkpoint.
+    """
+
+    epoch: int
+    split: str
+    slope_all: Estimate
+    slope_low: Estimate
+    slope_high: Estimate
+    underfit: Estimate
+    """Share of the low part at which the student is less sure than the teacher."""
+    agreement: Estimate
+    accuracy: Estimate
+    net_gain: Estimate
+    """As `LedgerEntry.net_gain`."""
+    mislabelled_right: Estimate | None
+    """Share of the mislabelled at which the student says the true class; None where none is known."""
+    mislabelled_given: Estimate | None
+    """Share of the mislabelled at which it says the wrong class that it was given."""
+
+
+@dataclass(frozen=True)
+class Switch(Result):
+    """When one supervision gave way to another. Both are equal where the change was at once."""
+
+    before: str
+    after: str
+    begins: float
+    """In epochs of the student; 2.5 is the middle of the third."""
+    ends: float
+
+
+@dataclass(frozen=True)
+class SwitchChange(Result):
+    """What a quantity of `TrajectoryPoint` did at a switch; differences are paired by example."""
+
+    split: str
+    quantity: str
+    before: float
+    """At the last checkpoint that the switch had not reached."""
+    soon: Estimate
+    """Its change up to the first checkpoint after the switch."""
+    last: Estimate
+    """Its change up to the last checkpoint."""
+    direction: Literal["rose", "fell", "no sure change"]
+    """Of ``last``."""
+
+
+@dataclass(frozen=True)
+class OverTraining(Result):
+    """A student's way to where it ended, x always the final teacher's."""
+
+    examples: dict[str, int]
+    """By split, drawn at random where the split has more."""
+    points: tuple[TrajectoryPoint, ...]
+    switch: Switch | None
+    changes: tuple[SwitchChange, ...]
+    """Empty without a switch."""
+
+
+@dataclass(frozen=True)
+class KernelLikeness(Result):
+    """How alike the tangent kernels of a student and its teacher are, at their last epochs."""
+
+    who: Literal["student", "one-hot student"]
+    split: str
+    examples: int
+    ntk_similarity: Estimate
+    """Mean cosine of the kernels' products with random vectors, interval over ``probes``."""
+    centred_alignment: Estimate
+    """Of the full kernels; for few examples it lies well above 0 even for unrelated networks."""
+    probes: int
+
+
+@dataclass(frozen=True)
+class StudentAudit(Result):
+    """The audit of one student of a run."""
+
+    student: str
+    """The supervision's name in the recipe."""
+    kind: str
+    seed: int | None
+    """None for an audit of arrays."""
+    audit: Audit
+    over_training: OverTraining | None
+    """None where it was not asked for."""
+    kernels: tuple[KernelLikeness, ...]
+    """Empty where it was not asked for, or the teacher is known by its logits alone."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunAudit(Result):
+    """The audit of the students of a run."""
+
+    schema_version: int
+    run: str
+    """The recipe's name."""
+    data_fingerprint: str
+    teacher_digest: str
+    other_teacher: str | None
+    """The name of the run whose teacher of another seed served as a reference."""
+    students: tuple[StudentAudit, ...]
+    version: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Agreement(Result):
+    """Who is right, as counts of N examples; the four add up to N."""
+
+    both: int
+    only_student: int
+    only_teacher: int
+    neither: int
+
+
+@dataclass(frozen=True)
+class Deviation(Result):
+    """Teacher against student confidence on one split.
+
+    Slopes are of y = φ(p_student[k]) on x = φ(p_teacher[k]), k the teacher's top class, fitted on all
+    points and on those with x below and above ``threshold`` (the median of x). Above 1 the student
+    exaggerates the teacher's confidence.
+    """
+
+    student: str
+    seed: int
+    split: str
+    examples: int
+    slope: Estimate
+    slope_low: Estimate
+    slope_high: Estimate
+    threshold: float
+    underfit_share: Estimate
+    """Share of the low-confidence points at which the student is less sure than the teacher (y < x)."""
+    top_agreement: float
+    """Share of examples with the same top class."""
+    kl: float
+    """Mean KL(teacher ‖ student) at τ = 1, in nats."""
+    right: Agreement
+    clipped: int
+    """Points whose probability had to be clipped before φ."""
+    points: str | None = None
+    """Run-relative path of the npz that holds the plotted points (x, y, who)."""
+    notes: tuple[str, ...] = ()

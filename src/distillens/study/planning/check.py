@@ -1,0 +1,101 @@
+"""Check a recipe without carrying it out: everything that is wrong with it, and what it will take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distillens.errors import DistillensError
+from distillens.files.paths import user_path
+from distillens.results.check import RecipeCheck
+from distillens.runs.folder import check_folder
+from distillens.runs.layout import slug
+from distillens.study.reading import (
+    as_of_today,
+    missing_places,
+    override_key,
+    part_errors,
+    read_content,
+    recipe_problems,
+)
+from distillens.study.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass
+class Findings:
+    """Problems and notes that have been found so far."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """Return what work returns; None where it fails, which is a problem of the recipe."""
+        try:
+            return work()
+        except DistillensError as error:
+            problem = " ".join(str(error).split())
+            if not any(problem in known for known in self.problems):
+                self.problems.append(problem)
+            return None
+
+
+def check(
+    recipe: str | Path | dict[str, Any],
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    trust_code: bool = False,
+) -> RecipeCheck:
+    """Check a recipe: read its data and networks, time a few steps, write and keep nothing.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file, the name of a recipe that comes with distillens, or plain values.
+    out
+        The folder that the run would go to; by default ``runs/<name of the recipe>``.
+    overrides
+        ``key=value`` with dotted keys, as on the command line.
+    trust_code
+        Allow ``module:function`` models, which run code that the recipe names.
+
+    Returns
+    -------
+    RecipeCheck
+        All problems that were found, not only the first one. What depends on a part that has a
+        problem is left out.
+
+    Raises
+    ------
+    RecipeError
+        The file is missing or is no YAML of keys.
+    """
+    if isinstance(recipe, dict):
+        content = copy.deepcopy(recipe)
+        for override in overrides:
+            override_key(content, override)
+    else:
+        content, _ = read_content(recipe, overrides)
+    found = Findings(recipe_problems(content))
+    if found.problems:
+        return RecipeCheck(str(content.get("name", recipe)), tuple(found.problems), ())
+    parsed = Recipe.model_validate(content)
+    found.problems += [
+        " ".join(str(error).split()) for error in part_errors(parsed, trust_code=trust_code)
+    ]
+    named = len(found.problems)
+    found.problems += missing_places(parsed)
+    folder = user_path(out) if out is not None else Path("runs") / slug(parsed.name)
+    described = parsed.as_written_in(folder)
+    found.attempt(lambda: check_folder(folder, described, as_of_today))
+    if named or any(problem for problem in missing_places(parsed) if "data.path" in problem):
+        return RecipeCheck(parsed.name, tuple(found.problems), ())
+    # Imports torch, which takes seconds.
+    from distillens.study.planning.check_networks import check_networks
+
+    return check_networks(parsed, folder, trust_code, found)

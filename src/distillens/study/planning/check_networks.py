@@ -1,0 +1,156 @@
+"""The part of checking a recipe that needs its data and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distillens.data import Examples
+from distillens.models import ModelRecipe, count_parameters
+from distillens.results.check import CheckedData, CheckedNetwork, RecipeCheck, RunEstimate
+from distillens.runs.layout import Run
+from distillens.study.networks import Scene
+from distillens.study.normalisations import Role, described
+from distillens.study.planning.check import Findings
+from distillens.study.planning.disk import bytes_there
+from distillens.study.planning.estimate import (
+    Speeds,
+    built_networks,
+    disk_problem,
+    estimate_run,
+    seconds_per_step,
+)
+from distillens.study.recipe import Recipe
+from distillens.study.teacher import find_teacher
+from distillens.training import TrainingRecipe, accelerator_for, accuracy
+
+
+def check_networks(recipe: Recipe, folder: Path, trust_code: bool, found: Findings) -> RecipeCheck:
+    """Load the data, build the networks and time training steps; add problems to those found."""
+    supervisions = tuple(
+        (entry.title, len(recipe.seeds_of(entry))) for entry in recipe.supervisions
+    )
+    result = RecipeCheck(recipe.name, (), (), supervisions=supervisions)
+    scene = found.attempt(
+        lambda: Scene.of(recipe, Run(folder), accelerator_for(recipe.precision), trust_code)
+    )
+    if scene is not None:
+        result = replace(result, data=_data(scene, found))
+        trainings = [recipe.training_of(entry) for entry in recipe.supervisions]
+        student = _trained(scene, "student", recipe.student.model, trainings, found)
+        teacher = _teacher(scene, found)
+        networks = tuple(network for network in (teacher, student) if network is not None)
+        result = replace(result, networks=networks)
+        if student is not None and student.seconds_per_step is not None and not found.problems:
+            result = replace(result, estimate=_estimate(scene, networks, found))
+    return replace(result, problems=tuple(found.problems), notes=tuple(found.notes))
+
+
+def _data(scene: Scene, found: Findings) -> CheckedData:
+    splits = scene.splits
+    names = splits.train.classes
+    train, test = (_counts(part, len(names)) for part in (splits.train, splits.test))
+    for split, counts in (("training", train), ("test", test)):
+        if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
+            shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+            found.notes.append(
+                f"the {split} split has no example of {len(missing)} classes: {shown}"
+            )
+    if shared := _shared(splits.train, splits.test):
+        found.notes.append(f"{shared:,} test examples are also training examples, bit for bit")
+    return CheckedData(
+        source=scene.recipe.data.source,
+        path=scene.recipe.data.path,
+        train=len(splits.train),
+        validation=len(splits.validation) if splits.validation else 0,
+        test=len(splits.test),
+        classes=names,
+        train_counts=train,
+        test_counts=test,
+        input_shape=splits.train.input_shape,
+        normalisation=described(scene.scales),
+    )
+
+
+def _counts(examples: Examples, classes: int) -> tuple[int, ...]:
+    return tuple(np.bincount(examples.labels.numpy(), minlength=classes).tolist())
+
+
+def _shared(train: Examples, test: Examples) -> int:
+    """Return how many test inputs equal a training input."""
+    seen = {row.tobytes() for row in train.inputs.numpy()}
+    return sum(row.tobytes() in seen for row in test.inputs.numpy())
+
+
+def _trained(
+    scene: Scene,
+    role: Role,
+    model: ModelRecipe,
+    trainings: Sequence[TrainingRecipe],
+    found: Findings,
+) -> CheckedNetwork | None:
+    network = found.attempt(lambda: scene.build(model, 0, role))
+    if network is None:
+        return None
+    training = trainings[0] if role == "teacher" else scene.recipe.student.training
+    examples = len(scene.splits.train)
+    sizes = {each.batch_size for each in trainings if examples % each.batch_size == 1}
+    if sizes and any(isinstance(module, _BatchNorm) for module in network.modules()):
+        found.problems.append(
+            f"the last batch of the {role}'s epochs has one example, which BatchNorm cannot train "
+            f"on; change the batch_size {min(sizes)} of its training or data.train_size"
+        )
+        seconds = None
+    else:
+        seconds = found.attempt(lambda: seconds_per_step(scene, model, training, role))
+    return CheckedNetwork(
+        role=role,
+        model=model.name,
+        parameters=count_parameters(network),
+        origin="trained here",
+        epochs=training.epochs,
+        seconds_per_step=seconds,
+    )
+
+
+def _teacher(scene: Scene, found: Findings) -> CheckedNetwork | None:
+    recipe = scene.recipe.teacher
+    if recipe.training is not None and recipe.model is not None:
+        return _trained(scene, "teacher", recipe.model, [recipe.training], found)
+    known = len(found.problems)
+    given = found.attempt(lambda: find_teacher(scene))
+    if given is None or len(found.problems) > known:
+        return None
+    found.notes += [given.note] if given.note else []
+    shares = {
+        split: accuracy(given.logits[split], getattr(scene.splits, split).labels.numpy())[0]
+        for split in ("train", "validation")
+        if split in given.logits
+    }
+    return CheckedNetwork(
+        role="teacher",
+        model=recipe.model.name if recipe.model is not None else "known by its logits",
+        parameters=given.parameters,
+        origin=str(recipe.checkpoint.path if recipe.checkpoint is not None else recipe.logits),
+        epochs=0,
+        seconds_per_step=None,
+        accuracies=tuple(shares.items()),
+    )
+
+
+def _estimate(
+    scene: Scene, networks: tuple[CheckedNetwork, ...], found: Findings
+) -> RunEstimate | None:
+    steps = {network.role: network.seconds_per_step for network in networks}
+    speeds = Speeds(steps.get("teacher"), steps["student"])
+    made = found.attempt(lambda: estimate_run(scene, speeds, built_networks(scene)))
+    if made is None:
+        return None
+    estimate, _ = made
+    if problem := disk_problem(estimate, bytes_there(scene.run.folder)):
+        found.problems.append(problem)
+    return estimate

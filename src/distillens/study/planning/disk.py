@@ -1,0 +1,148 @@
+"""The disk space that a run takes, counted from its recipe and its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from distillens.models.weights import state_bytes
+from distillens.runs.layout import NetworkFiles
+from distillens.study.networks import Scene
+from distillens.study.normalisations import Role
+from distillens.study.students import Student
+from distillens.study.teacher import TEACHER
+from distillens.supervision.recipe import parts_of
+from distillens.training import TrainingRecipe
+
+TRIALS = "selecting learning rates"
+
+STATE_BYTES, TENSOR_BYTES = 15_000, 250
+"""Of a training state beside its tensors: random states, and what describes each tensor."""
+
+NPY_BYTES = 128
+"""Of the header of a block of logits."""
+
+POINT_BYTES = 9
+"""Of an example in the points of a deviation plot: two numbers and a byte."""
+
+REPORT_BYTES, NETWORK_BYTES = 5_000_000, 7_000
+"""Of the report, which holds the program that draws it, and of each network in the JSON files."""
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """A network that a run trains."""
+
+    part: str
+    """The part of the work that it belongs to."""
+    title: str
+    """Of its supervision; networks of one title take the same time for an epoch."""
+    files: NetworkFiles
+    training: TrainingRecipe
+    role: Role
+    trial: bool = False
+    beside: bool = False
+    """Whether a teacher is trained beside it."""
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Bytes on disk; see `distillens.results.check.RunEstimate`."""
+
+    checkpoints: int
+    states: int
+    cache: int
+    outputs: int
+    trials: int
+
+
+def planned_networks(scene: Scene) -> list[PlannedNetwork]:
+    """Return the networks that a run trains: the teacher, trials of learning rates, students."""
+    recipe, found = scene.recipe, []
+    if recipe.teacher.training is not None:
+        training = recipe.teacher.training
+        found.append(PlannedNetwork(TEACHER, TEACHER, scene.run.teacher, training, "teacher"))
+    places = range(len(recipe.supervisions))
+    rates = () if recipe.tune is None else recipe.tune.learning_rate
+    students = [Student(place, recipe.tuning_seed, rate) for place in places for rate in rates]
+    students += [
+        Student(place, seed)
+        for place in places
+        for seed in recipe.seeds_of(recipe.supervisions[place])
+    ]
+    for student in students:
+        entry, trial = recipe.supervisions[student.place], student.rate is not None
+        training, beside = student.training(recipe), trains_teacher(entry)
+        part = TRIALS if trial else entry.title
+        found += [
+            PlannedNetwork(part, entry.title, files, training, "student", trial, beside)
+            for files in student.networks(scene).values()
+        ]
+    return found
+
+
+def disk_use(
+    scene: Scene,
+    networks: Sequence[PlannedNetwork],
+    modules: dict[Role, nn.Module],
+    blocks: int,
+) -> DiskUse:
+    """Return the disk space of a run.
+
+    Parameters
+    ----------
+    scene
+        What the networks share.
+    networks
+        Those that the run trains.
+    modules
+        The teacher, where its network is known, and the student.
+    blocks
+        How many blocks of logits are cached.
+    """
+    recipe, splits = scene.recipe, scene.splits
+    weights = {role: len(state_bytes(module)) for role, module in modules.items()}
+    checkpoints = states = trials = 0
+    for each in networks:
+        files = weights[each.role] * len(each.training.kept_epochs)
+        state = _state_bytes(modules[each.role], each.training)
+        teacher = recipe.teacher.training
+        if each.beside and teacher is not None:
+            state += weights["teacher"] + _state_bytes(modules["teacher"], teacher)
+        if each.trial:
+            trials += files + state
+        else:
+            checkpoints += files
+            states += state
+    train, test = len(splits.train), len(splits.test)
+    rows = train + test + (len(splits.validation) if splits.validation else 0)
+    width = scene.outputs if scene.top_k is None else 2 * scene.top_k + 1
+    cells = max(1, sum(not each.trial for each in networks))
+    students = sum(len(recipe.seeds_of(entry)) for entry in recipe.supervisions)
+    points = students * (train + test) * POINT_BYTES if recipe.deviation else 0
+    outputs = cells * (rows * scene.outputs * 4 + NETWORK_BYTES) + points + REPORT_BYTES
+    # Where it is trained here the teacher is one of the networks.
+    if recipe.teacher.training is None and recipe.teacher.run is None:
+        outputs += rows * scene.outputs * 4
+    cache = min(recipe.cache_bytes, blocks * (train * width * 4 + NPY_BYTES))
+    return DiskUse(checkpoints, states, cache, outputs, trials)
+
+
+def bytes_there(folder: Path) -> int:
+    """Return the bytes of the files in a folder; 0 where there is no folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def trains_teacher(entry: object) -> bool:
+    """Return whether a supervision trains a teacher beside its student."""
+    return any(part.kind == "co-trained" for part in parts_of(entry))
+
+
+def _state_bytes(module: nn.Module, training: TrainingRecipe) -> int:
+    """Return the bytes of a training state: the moments that an optimizer keeps of each weight."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    moments = 2 if training.optimizer != "sgd" else int(training.momentum > 0)
+    return STATE_BYTES + moments * sum(each.nbytes + TENSOR_BYTES for each in trained)

@@ -1,0 +1,140 @@
+"""Say what carrying out a recipe would take now, and what its run folder holds already."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from distillens.files.paths import user_path
+from distillens.results.check import RunPlan
+from distillens.runs.folder import check_folder
+from distillens.runs.layout import Run, slug
+from distillens.study.networks import Scene, read_epochs
+from distillens.study.normalisations import Role
+from distillens.study.planning.disk import PlannedNetwork, bytes_there, planned_networks
+from distillens.study.planning.estimate import (
+    Speeds,
+    built_networks,
+    disk_problem,
+    estimate_run,
+    seconds_per_step,
+)
+from distillens.study.reading import as_of_today
+from distillens.study.recipe import Recipe
+from distillens.study.teacher import TEACHER, find_teacher
+from distillens.training import accelerator_for
+
+
+def plan_run(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    trust_code: bool = False,
+    workers: int = 1,
+    threads: int | None = None,
+) -> RunPlan:
+    """Return what `distillens.run` would do with a recipe, and what that takes; nothing is written.
+
+    Times are estimates. Where the folder holds epochs of a supervision, they say how long its other
+    epochs take; otherwise a few training steps are timed now.
+
+    Parameters
+    ----------
+    recipe
+        The recipe.
+    out
+        The run folder; by default ``runs/<name of the recipe>``.
+    trust_code
+        Allow ``module:function`` models, which run code that the recipe names.
+    workers
+        Students trained at once, each by a process of its own.
+    threads
+        Of each worker; None for as many as this process has.
+
+    Raises
+    ------
+    DistillensError
+        One of its kinds, as `distillens.run` would before it trains.
+    """
+    folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
+    check_folder(folder, recipe.as_written_in(folder), as_of_today)
+    run = Run(folder)
+    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
+    modules = built_networks(scene)
+    find_teacher(scene)
+    networks = planned_networks(scene)
+    with _threads(threads if workers > 1 else None):
+        speeds = Speeds(_step(scene, networks, "teacher"), _step(scene, networks, "student"))
+        estimate, work = estimate_run(scene, speeds, modules)
+        used = torch.get_num_threads()
+    spread = {network.part for network in networks} - {TEACHER}
+    at_once = [part for part in work if part.name in spread]
+    alone = [part for part in work if part.name not in spread]
+    there = bytes_there(folder)
+    problem = disk_problem(estimate, there)
+    return RunPlan(
+        recipe=recipe.name,
+        folder=str(folder),
+        begun=run.has_trained,
+        device=estimate.device,
+        threads=used,
+        workers=workers,
+        work=work,
+        seconds=sum(part.seconds for part in alone)
+        + side_by_side([(part.seconds, part.networks) for part in at_once], workers),
+        seconds_left=sum(part.seconds_left for part in alone)
+        + side_by_side(
+            [(part.seconds_left, part.networks - part.finished) for part in at_once], workers
+        ),
+        estimate=estimate,
+        disk_there=there,
+        problems=(problem,) if problem else (),
+    )
+
+
+def side_by_side(parts: Sequence[tuple[float, int]], workers: int) -> float:
+    """Return the seconds that parts of equally long trainings take with so many workers.
+
+    Parameters
+    ----------
+    parts
+        Seconds of each part and its number of trainings, which begin in this order.
+    workers
+        Each takes the next training when it is free.
+    """
+    ends = [0.0] * workers
+    for seconds, count in parts:
+        for _ in range(count):
+            heapq.heapreplace(ends, ends[0] + seconds / count)
+    return max(ends)
+
+
+def _step(scene: Scene, networks: Sequence[PlannedNetwork], role: Role) -> float | None:
+    """Return the seconds of a step, timed now; None where the run holds epochs of all that is left."""
+    model = scene.recipe.student.model if role == "student" else scene.recipe.teacher.model
+    known = {network.title for network in networks if read_epochs(network.files)}
+    open_now = [
+        network
+        for network in networks
+        if network.title not in known
+        and (network.role == role or (network.beside and role == "teacher"))
+    ]
+    if model is None or not open_now:
+        return None
+    training = scene.recipe.student.training if role == "student" else scene.recipe.teacher.training
+    return None if training is None else seconds_per_step(scene, model, training, role)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

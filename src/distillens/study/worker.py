@@ -1,0 +1,49 @@
+"""Train one student of a run in a process that does not hold the run."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from distillens.errors import RunError
+from distillens.results.training import Cell, Trial
+from distillens.runs.layout import Run
+from distillens.runs.read import read_data
+from distillens.study.networks import Scene
+from distillens.study.reading import read_recipe
+from distillens.study.students import Student, train_student
+from distillens.study.teacher import prepare_teacher
+from distillens.study.tuning import tuned
+from distillens.training import accelerator_for
+
+
+def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
+    """Train a student of a run whose teacher is finished, and write its folder.
+
+    Nothing comes here but the folder's name: the recipe and the teacher are read out of it, the
+    data from where the recipe says. The results are left to the process that holds the run.
+
+    Raises
+    ------
+    RunError
+        The folder or its teacher is not there, or the data are others than those of the run.
+    DistillensError
+        As `distillens.run` for this student.
+    """
+    run, host = Run(folder), socket.gethostname()
+    if not run.data.is_file():
+        raise RunError(
+            f"{folder} is no run on {host}; the run folder must lie on a file system "
+            "that all workers share"
+        )
+    recipe = tuned(read_recipe(run.recipe, trust_code=trust_code), run)
+    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
+    found, here = read_data(run)["fingerprint"], scene.splits.fingerprint
+    if found != here:
+        raise RunError(
+            f"the data on {host} are not those of {folder}: fingerprint {here[:12]}, "
+            f"there {str(found)[:12]}; give all workers the same data"
+        )
+    if recipe.teacher.run is None and not run.teacher.cell.is_file():
+        raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
+    return train_student(scene, prepare_teacher(scene), student)

@@ -1,0 +1,1 @@
+"""Teachers: sources of the logits that a student is trained on."""

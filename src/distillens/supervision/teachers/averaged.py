@@ -1,0 +1,120 @@
+"""A teacher averaged over checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillens.data.batches import Batch
+from distillens.data.resident import Rows
+from distillens.errors import SupervisionError
+from distillens.supervision.losses import full_precision
+from distillens.supervision.protocol import (
+    Teacher,
+    notes_of,
+    phase_of,
+    separate_from,
+    table_of,
+    teacher_logits,
+)
+from distillens.supervision.teachers.followed import as_teacher
+
+
+class AveragedTeacher:
+    """The weighted mean of several teachers' logits.
+
+    Averaging logits is the normalised geometric mean of their probabilities, at every temperature;
+    unlike an average of weights it needs no statistics to be measured again, and it reads the
+    logits that are cached.
+
+    Parameters
+    ----------
+    teachers
+        At least one.
+    weights
+        One positive number each; they are divided by their sum.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher | nn.Module], weights: Sequence[float]) -> None:
+        sound = all(0 < weight < float("inf") for weight in weights)
+        if not teachers or len(teachers) != len(weights) or not sound:
+            raise SupervisionError(
+                f"an average needs teachers with positive weights, got {len(teachers)} teachers "
+                f"and weights {list(weights)}"
+            )
+        self._teachers = [as_teacher(teacher) for teacher in teachers]
+        self._weights = [weight / sum(weights) for weight in weights]
+        self._table: tuple[list[Tensor], Tensor] | None = None
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the teachers as they are while the student changes."""
+        parted = [separate_from(teacher, student) for teacher in self._teachers]
+        return any(parted)
+
+    def advance(self, batch: Batch, step: int) -> None:
+        """Advance all of them."""
+        for teacher in self._teachers:
+            teacher.advance(batch, step)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the mean logits.
+
+        Raises
+        ------
+        SupervisionError
+            The teachers have different numbers of classes.
+        """
+        return self._mean([teacher_logits(each.logits(batch), batch) for each in self._teachers])
+
+    def table(self, rows: Rows) -> Tensor | None:
+        """Return the mean logits of all examples, where all teachers have them."""
+        parts = [table_of(teacher, rows) for teacher in self._teachers]
+        tables = [part for part in parts if part is not None]
+        if len(tables) < len(parts):
+            return None
+        before = [] if self._table is None else self._table[0]
+        if self._table is None or any(
+            mine is not theirs for mine, theirs in zip(before, tables, strict=True)
+        ):
+            self._table = (tables, self._mean(tables))
+        return self._table[1]
+
+    def phase(self, step: int) -> Hashable:
+        """Return what tells the teachers' steps apart."""
+        return tuple(phase_of(teacher, step) for teacher in self._teachers)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the teachers say about where their logits are held."""
+        return tuple(note for teacher in self._teachers for note in notes_of(teacher))
+
+    def _mean(self, parts: Sequence[Tensor]) -> Tensor:
+        if len({part.shape for part in parts}) > 1:
+            raise SupervisionError(
+                "the teachers of an average give logits of shapes "
+                f"{', '.join(str(tuple(part.shape)) for part in parts)}; all must have the same classes"
+            )
+        total = torch.zeros((), device=parts[0].device)
+        for part, weight in zip(parts, self._weights, strict=True):
+            total = total + weight * full_precision(part)
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of those that have one, by their place."""
+        states = {str(place): each.state_dict() for place, each in enumerate(self._teachers)}
+        return {place: state for place, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the states."""
+        for place, teacher in enumerate(self._teachers):
+            teacher.load_state_dict(state.get(str(place), {}))
+
+
+def decaying_weights(count: int, decay: float) -> list[float]:
+    """Return weights of an exponential average over ``count`` checkpoints, the last one's being 1.
+
+    Weights below a thousandth are left out by the caller's choice of ``count``.
+    """
+    return [decay ** (count - 1 - place) for place in range(count)]
