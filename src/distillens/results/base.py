@@ -5,9 +5,10 @@ Infinite values are written as the JSON strings "Infinity" and "NaN".
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -22,9 +23,15 @@ T = TypeVar("T")
 
 
 class Result:
-    """Base of all results: infinite values survive a round trip through JSON."""
+    """Base of all results: infinite values survive a round trip through JSON.
+
+    A type that is stored in a file of its own has a field ``schema_version``, which `SCHEMA_VERSION` of
+    its class is written to.
+    """
 
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
+
+    SCHEMA_VERSION: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -63,15 +70,39 @@ def from_json(kind: type[T], text: str | bytes, where: str, advice: str = WRITE_
     RunError
         The text is damaged, or was written by a version with another schema.
     """
+    check_schema(kind, text, where)
     try:
-        result = _adapter(kind).validate_json(text)
+        return _adapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the text"
         raise RunError(
             f"{where} is not a {kind.__name__}: {place}: {first['msg']}; {advice}"
         ) from None
-    version = getattr(result, "schema_version", SCHEMA)
-    if version != SCHEMA:
-        raise RunError(f"{where} has schema version {version}, this version reads {SCHEMA}")
-    return result
+
+
+def check_schema(kind: type, text: str | bytes, where: str) -> None:
+    """Check that a JSON text was written with the schema of a kind, if it names one.
+
+    Raises
+    ------
+    RunError
+        It names another schema version.
+    """
+    found, expected = schema_version(text), getattr(kind, "SCHEMA_VERSION", None)
+    if found is not None and expected is not None and found != expected:
+        age = "an earlier" if found < expected else "a later"
+        raise RunError(
+            f"{where} has schema version {found} of {kind.__name__}, which {age} version of distillens "
+            f"wrote; this version reads schema version {expected}"
+        )
+
+
+def schema_version(text: str | bytes) -> int | None:
+    """Return the schema version that a JSON text names; None if it names none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    return version if isinstance(version, int) else None

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from distillens.results.base import Estimate, Result
-from distillens.results.complexity import ComplexityCurves
-from distillens.results.confidence import Deviation
+
+
+@dataclass(frozen=True, order=True)
+class NetworkId(Result):
+    """The identity of a trained network within its run.
+
+    Two supervisions may have one title in different runs, and a supervision may be called "teacher";
+    networks are therefore told apart by this identity and never by their titles.
+
+    Attributes
+    ----------
+    supervision
+        The position of the supervision in the recipe, counted from 0; -1 for the teacher.
+    seed
+        The seed of the network.
+    generation
+        The generation of self-distillation, counted from 1; 0 for the last one, and for every network
+        that has only one.
+    """
+
+    supervision: int
+    seed: int
+    generation: int = 0
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether the network is the teacher."""
+        return self.supervision == TEACHER
+
+
+TEACHER = -1
+"""The position of the teacher, which has no supervision of the recipe."""
 
 
 @dataclass(frozen=True)
 class Cell(Result):
     """One trained network: a supervision and a seed.
 
-    ``supervision`` is the name in the recipe, or "teacher". Accuracies are shares in [0, 1] on the
+    ``supervision`` is the title in the recipe, or "teacher"; ``position`` is the one of `NetworkId`. Accuracies are shares in [0, 1] on the
     un-augmented examples at the last epoch.
     """
 
@@ -29,6 +59,12 @@ class Cell(Result):
     test_count: int
     validation_accuracy: float | None
     weights_digest: str
+    position: int
+
+    @property
+    def id(self) -> NetworkId:
+        """The identity of the network."""
+        return NetworkId(self.position, self.seed)
 
 
 @dataclass(frozen=True)
@@ -110,8 +146,12 @@ class NetworkCost(Result):
 
 @dataclass(frozen=True)
 class Row(Result):
-    """A row of the accuracy table: a supervision over its seeds."""
+    """A row of the accuracy table: a supervision over its seeds.
 
+    ``position`` is that of `NetworkId`: -1 for the teacher.
+    """
+
+    position: int
     name: str
     kind: str
     seeds: tuple[int, ...]
@@ -148,7 +188,9 @@ class Provenance(Result):
 
 @dataclass(frozen=True)
 class StudyResult(Result):
-    """All that a run found out."""
+    """What the training of a run found out. Later measurements are records of their own."""
+
+    SCHEMA_VERSION: ClassVar[int] = 2
 
     schema_version: int
     name: str
@@ -161,8 +203,6 @@ class StudyResult(Result):
     changed_labels: int
     rows: tuple[Row, ...]
     cells: tuple[Cell, ...]
-    complexity: tuple[ComplexityCurves, ...]
-    deviations: tuple[Deviation, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
     costs: tuple[NetworkCost, ...] = ()
@@ -173,19 +213,19 @@ class StudyResult(Result):
     """How learning rates were selected; None where the recipe sets them."""
 
 
-def validation_means(result: StudyResult) -> dict[str, float]:
-    """Return the mean validation accuracy over seeds of each supervision, in the recipe's order.
+def validation_means(result: StudyResult) -> dict[int, float]:
+    """Return the mean validation accuracy over seeds of each supervision, by its position.
 
     It is empty unless every trained student has been measured on validation examples. Students are
     chosen by these numbers and never by test accuracies.
     """
-    found: dict[str, float] = {}
+    found: dict[int, float] = {}
     for row in result.rows:
-        if row.kind == "teacher":
+        if row.position == TEACHER:
             continue
-        values = [cell.validation_accuracy for cell in result.cells if cell.supervision == row.name]
+        values = [c.validation_accuracy for c in result.cells if c.position == row.position]
         known = [value for value in values if value is not None]
         if not known or len(known) < len(values):
             return {}
-        found[row.name] = statistics.fmean(known)
+        found[row.position] = statistics.fmean(known)
     return found

@@ -8,9 +8,11 @@
     tuning.json                      the learning rates that were selected
     cache/                           teacher logits
     trackers/                        what experiment trackers write
-    points/                          npz of the deviation plots
-    cost-….json, complexity-….json   what was measured
-    results.json                     all that was found out
+    cost-….json                      costs of the teacher and the student
+    results.json                     what the training found out
+    additions/<n>/                   recipe.yaml and results.json with seeds or supervisions that were
+                                     added after the run had been finished
+    analyses/<name>-<digest>/        record.json and npz files of an analysis of the finished run
     report.html
 
 A network's folder holds ``epoch-0000.safetensors`` … (the epochs that ``checkpoint_every`` keeps),
@@ -24,7 +26,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillens.errors import CheckpointError, RunError, listed
+from distillens.errors import CheckpointError, listed
+from distillens.results.training import TEACHER
 
 LOCK = ".lock"
 """The file in a run folder that the process which works on it holds."""
@@ -87,6 +90,14 @@ class NetworkFiles:
             raise CheckpointError(f"no checkpoint {path}{epochs_beside(path)}")
         return path
 
+    @property
+    def position(self) -> int:
+        """The position of the network's supervision in the recipe; -1 for the teacher."""
+        for part in (self.folder.parent.name, self.folder.parent.parent.name):
+            if match := re.match(r"(\d+)-", part):
+                return int(match[1])
+        return TEACHER
+
     def epochs(self) -> list[int]:
         """Return the epochs whose weights are there: of a finished network, those that are kept."""
         found = (re.fullmatch(r"epoch-(\d+)", path.stem) for path in self.folder.glob("epoch-*"))
@@ -137,9 +148,23 @@ class Run:
         """What experiment trackers write."""
         return self.folder / "trackers"
 
-    def complexity(self, recipe: str) -> Path:
-        """Complexity curves, as soon as they are done, under the digest of what asked for them."""
-        return self.folder / f"complexity-{recipe[:12]}.json"
+    @property
+    def analyses(self) -> Path:
+        """Records of analyses, a folder each."""
+        return self.folder / "analyses"
+
+    @property
+    def additions(self) -> Path:
+        """Recipes and results of seeds and supervisions that were added, a numbered folder each."""
+        return self.folder / "additions"
+
+    def addition(self, number: int) -> Run:
+        """The recipe and the results of an addition; its networks lie with the others."""
+        return Run(self.additions / str(number))
+
+    def addition_numbers(self) -> list[int]:
+        """Return the numbers of the additions, in their order."""
+        return sorted(int(path.parent.name) for path in self.additions.glob("[0-9]*/recipe.yaml"))
 
     def cost(self, network: str) -> Path:
         """What the teacher or the student costs."""
@@ -189,27 +214,6 @@ class Run:
     def tuning(self) -> Path:
         """The learning rates that were selected."""
         return self.folder / "tuning.json"
-
-    def points(self, place: int, name: str, seed: int, split: str) -> Path:
-        """The npz of a deviation plot."""
-        return self.folder / "points" / f"{place:02d}-{slug(name)}-seed-{seed}-{split}.npz"
-
-    def relative(self, path: Path) -> str:
-        """Return a path as results name it."""
-        return path.relative_to(self.folder).as_posix()
-
-    def inside(self, name: str) -> Path:
-        """Return the path that a result names.
-
-        Raises
-        ------
-        RunError
-            It leaves the run folder.
-        """
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
-            raise RunError(f"{self.results} names {name!r}, which lies outside the run; not opened")
-        return path
 
 
 def slug(name: str) -> str:

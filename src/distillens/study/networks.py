@@ -359,7 +359,11 @@ def read_epochs(files: NetworkFiles) -> list[EpochRecord]:
 
 def read_cell(files: NetworkFiles) -> Cell:
     """Return the numbers of a finished network."""
-    return from_json(Cell, files.cell.read_bytes(), str(files.cell))
+    text = files.cell.read_bytes()
+    if b'"position"' not in text:
+        # Version 0.1 did not write the position, which the name of the folder holds.
+        text = text.rstrip().removesuffix(b"}") + f', "position": {files.position}}}'.encode()
+    return from_json(Cell, text, str(files.cell))
 
 
 def read_trial(files: NetworkFiles) -> Trial:
@@ -452,6 +456,7 @@ def write_cell(
         test_count=len(splits.test),
         validation_accuracy=shares.get("validation"),
         weights_digest=digest,
+        position=files.position,
     )
     write_arrays(files.logits, logits)
     write_atomically(files.cell, to_json(cell))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
-from distillens.results.base import SCHEMA, to_json
-from distillens.results.complexity import ComplexityCurves
-from distillens.results.confidence import Deviation
+from distillens.measures.statistics.intervals import LEVEL
+from distillens.results.base import to_json
 from distillens.results.training import Cell, Provenance, StudyResult, Tuning
+from distillens.runs.folder import more_seeds, read_recipe_values
+from distillens.runs.layout import Run
 from distillens.study.costs import network_costs
 from distillens.study.networks import Scene, epochs_done, network_logits
 from distillens.study.normalisations import described
@@ -32,6 +34,8 @@ class Outcome:
     """Writes a study's results, whole or with open cells. ``clock`` is of `time.perf_counter`."""
 
     scene: Scene
+    stage: Run
+    """Whose ``results.json`` is written: that of the run, or of an addition to it."""
     teacher: StudyTeacher
     began: datetime
     clock: float
@@ -40,17 +44,12 @@ class Outcome:
     known: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
     """Which test examples students classify correctly, by place and seed."""
 
-    def write(
-        self,
-        students: Sequence[Sequence[Cell]],
-        curves: Sequence[ComplexityCurves] = (),
-        deviations: Sequence[Deviation] = (),
-    ) -> StudyResult:
+    def write(self, students: Sequence[Sequence[Cell]]) -> StudyResult:
         """Write and return what is known; networks that are not trained yet are named as open."""
         recipe, splits, cell = self.scene.recipe, self.scene.splits, self.teacher.cell
         tuning = read_tuning(self.scene.run) if recipe.tune is not None else None
         result = StudyResult(
-            schema_version=SCHEMA,
+            schema_version=StudyResult.SCHEMA_VERSION,
             name=recipe.name,
             description=recipe.description,
             loss=recipe.loss,
@@ -59,18 +58,29 @@ class Outcome:
             validation_examples=len(splits.validation) if splits.validation else 0,
             test_examples=len(splits.test),
             changed_labels=len(splits.changed),
-            rows=rows(recipe, cell, students, self._right),
+            rows=rows(recipe, cell, students, self._right, self._level),
             cells=(cell, *(cell for cells in students for cell in cells)),
-            complexity=tuple(curves),
-            deviations=tuple(deviations),
             provenance=self._provenance(splits.fingerprint, cell.weights_digest),
             notes=(*self._notes(), *tuning_notes(tuning)),
             costs=network_costs(self.scene, self.teacher),
             open_cells=tuple(self._open(students)),
             tuning=tuning,
         )
-        write_atomically(self.scene.run.results, to_json(result))
+        write_atomically(self.stage.results, to_json(result))
         return result
+
+    @property
+    def _level(self) -> float:
+        """The level of intervals over seeds; see `level_after`."""
+        run = self.scene.run
+        numbers = [n for n in run.addition_numbers() if self.stage != run and n <= self.number]
+        recipes = [read_recipe_values(run), *(read_recipe_values(run.addition(n)) for n in numbers)]
+        return level_after(more_seeds(before, now) for before, now in pairwise(recipes))
+
+    @property
+    def number(self) -> int:
+        """The number of the addition; 0 for the first training."""
+        return 0 if self.stage == self.scene.run else int(self.stage.folder.name)
 
     def _right(self, place: int, seed: int) -> NDArray[np.bool_]:
         if (place, seed) not in self.known:
@@ -146,6 +156,23 @@ class Outcome:
             for note in dict.fromkeys(note for record in records for note in record.notes):
                 found.setdefault(note, []).append(title)
         return [f"training of {', '.join(titles)}: {note}" for note, titles in found.items()]
+
+
+def level_after(additions: Iterable[bool]) -> float:
+    """Return the level of intervals over seeds after additions to a run.
+
+    Whoever adds seeds has usually seen the results before. The k-th addition of seeds therefore shows
+    intervals of level 1 − 0.05/2ᵏ: the probabilities that one of them misses sum to at most 0.05, so
+    with probability 0.95 every interval that is shown after an addition covers the true value, however
+    it was decided to add seeds. Without an addition of seeds the level is 0.95.
+
+    Parameters
+    ----------
+    additions
+        For each addition whether a supervision that the run had before got further seeds.
+    """
+    count = sum(additions)
+    return LEVEL if count == 0 else 1 - (1 - LEVEL) / 2**count
 
 
 def tuning_notes(tuning: Tuning | None) -> list[str]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.measures import accuracy_estimate, paired_gain
+from distillens.measures.statistics.intervals import LEVEL
 from distillens.results.base import Estimate
-from distillens.results.training import Cell, Row
+from distillens.results.training import TEACHER, Cell, Row
 from distillens.study.recipe import Recipe
 
 Right = Callable[[int, int], NDArray[np.bool_]]
@@ -20,27 +21,35 @@ classifies correctly, (N,)."""
 
 
 def rows(
-    recipe: Recipe, teacher: Cell, students: Sequence[Sequence[Cell]], right: Right
+    recipe: Recipe,
+    teacher: Cell,
+    students: Sequence[Sequence[Cell]],
+    right: Right,
+    level: float = LEVEL,
 ) -> tuple[Row, ...]:
     """Return the teacher's row and one for each supervision that has a network, in the recipe's order.
+
+    ``level`` is that of all intervals, 0.95 = 95 %.
 
     Gains are against the first one-hot supervision, paired by seed and by test example, over the
     seeds that both have.
     """
     baseline = next((k for k, e in enumerate(recipe.supervisions) if e.kind == "one-hot"), None)
-    found = [_row("teacher", "teacher", [teacher], None)]
+    found = [_row(TEACHER, "teacher", "teacher", [teacher], None, level)]
     for place, (entry, cells) in enumerate(zip(recipe.supervisions, students, strict=True)):
         if not cells:
             continue
         gain = None
         if baseline is not None and baseline != place:
-            gain = _gain((place, cells), (baseline, students[baseline]), right)
+            gain = _gain((place, cells), (baseline, students[baseline]), right, level)
         found.append(
             _row(
+                place,
                 entry.title,
                 entry.kind,
                 cells,
                 gain,
+                level,
                 recipe.training_of(entry).learning_rate,
                 _overridden(recipe, entry),
             )
@@ -49,7 +58,10 @@ def rows(
 
 
 def _gain(
-    student: tuple[int, Sequence[Cell]], baseline: tuple[int, Sequence[Cell]], right: Right
+    student: tuple[int, Sequence[Cell]],
+    baseline: tuple[int, Sequence[Cell]],
+    right: Right,
+    level: float,
 ) -> Estimate | None:
     (place, cells), (other, others) = student, baseline
     known = {cell.seed: cell.test_accuracy for cell in others}
@@ -62,6 +74,7 @@ def _gain(
     return paired_gain(
         [cell.test_accuracy for cell in paired],
         [known[cell.seed] for cell in paired],
+        level,
         differences_N=np.mean(differences_SN, axis=0),
     )
 
@@ -78,19 +91,22 @@ def _overridden(recipe: Recipe, entry: Any) -> dict[str, Any]:
 
 
 def _row(
+    position: int,
     name: str,
     kind: str,
     cells: Sequence[Cell],
     gain: Estimate | None,
+    level: float,
     learning_rate: float | None = None,
     training: dict[str, Any] | None = None,
 ) -> Row:
     accuracies = [cell.test_accuracy for cell in cells]
     return Row(
+        position=position,
         name=name,
         kind=kind,
         seeds=tuple(cell.seed for cell in cells),
-        accuracy=accuracy_estimate(accuracies, cells[0].test_count),
+        accuracy=accuracy_estimate(accuracies, cells[0].test_count, level),
         deviation=statistics.stdev(accuracies) if len(cells) > 1 else None,
         gain=gain,
         train_accuracy=statistics.fmean(cell.train_accuracy for cell in cells),

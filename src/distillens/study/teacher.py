@@ -18,6 +18,7 @@ from distillens.models import ModelRecipe
 from distillens.results.training import Cell
 from distillens.runs.folder import find_run
 from distillens.runs.layout import NetworkFiles
+from distillens.runs.open import check_fingerprint
 from distillens.runs.read import read_data, read_json
 from distillens.study.given_teacher import (
     GivenTeacher,
@@ -223,12 +224,8 @@ def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
         raise RunError(f"{folder} trained no teacher; name the run that did")
     if not other.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
-    found = read_data(other)["fingerprint"]
-    if found != scene.splits.fingerprint:
-        raise RunError(
-            f"the teacher of {folder} was trained on other data: fingerprint {str(found)[:12]}, "
-            f"here {scene.splits.fingerprint[:12]}; use the same data recipe"
-        )
+    there = str(read_data(other)["fingerprint"])
+    check_fingerprint(other, there, scene.splits.fingerprint, "of this recipe")
     for entry in (part for whole in scene.recipe.supervisions for part in parts_of(whole)):
         if problem := trajectory_problem(entry, theirs.training):
             raise RunError(f"{problem}; see the teacher of {folder}")

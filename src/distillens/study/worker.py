@@ -7,7 +7,9 @@ from pathlib import Path
 
 from distillens.errors import RunError
 from distillens.results.training import Cell, Trial
+from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import Run
+from distillens.runs.open import check_fingerprint
 from distillens.runs.read import read_data
 from distillens.study.networks import Scene
 from distillens.study.reading import read_recipe
@@ -36,14 +38,10 @@ def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False)
             f"{folder} is no run on {host}; the run folder must lie on a file system "
             "that all workers share"
         )
-    recipe = tuned(read_recipe(run.recipe, trust_code=trust_code), run)
+    recipe = tuned(read_recipe(latest_recipe(run), trust_code=trust_code), run)
     scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
-    found, here = read_data(run)["fingerprint"], scene.splits.fingerprint
-    if found != here:
-        raise RunError(
-            f"the data on {host} are not those of {folder}: fingerprint {here[:12]}, "
-            f"there {str(found)[:12]}; give all workers the same data"
-        )
+    there = str(read_data(run)["fingerprint"])
+    check_fingerprint(run, there, scene.splits.fingerprint, f"on {host}")
     if recipe.teacher.run is None and not run.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
     return train_student(scene, prepare_teacher(scene), student)
