@@ -13,7 +13,7 @@ from conftest import command, refused
 
 import distillens
 from distillens.analyses.confidence import audit_run
-from distillens.analyses.settings import measure_settings
+from distillens.analyses.compare import measure_settings
 from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.measures.confidence import Watch
 from distillens.results.base import from_json

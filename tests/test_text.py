@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distillens.analyses.remeasure import measure_run, read_task
+from distillens.analyses.array_task import measure_run, read_task
 from distillens.cli.main import main
 from distillens.data import Batches, DataRecipe, load_splits
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError

@@ -1,6 +1,6 @@
+from .analyses.compare import measure_settings as measure_settings
 from .analyses.confidence import audit_run as audit_run
 from .analyses.kernel_complexity import kernel_complexity as kernel_complexity
-from .analyses.settings import measure_settings as measure_settings
 from .data import Batches as Batches
 from .data import Examples as Examples
 from .data import LoaderBatches as LoaderBatches

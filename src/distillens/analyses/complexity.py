@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillens.analyses.finished import FinishedRun, FinishedStudent
 from distillens.analyses.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
+from distillens.analyses.registry import Analysis, Measured, register_analysis
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
-from distillens.errors import KernelError
+from distillens.errors import KernelError, RecipeError
 from distillens.kernel import EmpiricalNTK, Plan
 from distillens.linalg import eigen_summary
 from distillens.measures import (
@@ -40,7 +40,7 @@ from distillens.results.complexity import (
     TeacherKernel,
     TemperaturePoint,
 )
-from distillens.runs.layout import NetworkFiles, Run
+from distillens.runs.layout import NetworkFiles
 from distillens.study.networks import Scene
 from distillens.study.recipe import ComplexityRecipe
 from distillens.study.teacher import StudyTeacher
@@ -72,13 +72,9 @@ class _Setting:
     form: KernelForm
 
     @classmethod
-    def of(cls, scene: Scene, recipe: ComplexityRecipe) -> _Setting:
-        place, entry = next(
-            (place, entry)
-            for place, entry in enumerate(scene.recipe.supervisions)
-            if entry.kind == "one-hot"
-        )
-        seed = scene.recipe.seeds_of(entry)[0]
+    def of(
+        cls, scene: Scene, recipe: ComplexityRecipe, entry: Any, seed: int, files: NetworkFiles
+    ) -> _Setting:
         whole: Examples = getattr(scene.splits, recipe.split)
         size = min(recipe.examples, len(whole))
         examples = subset(whole, size, recipe.seed, "complexity.examples")
@@ -87,7 +83,7 @@ class _Setting:
         return cls(
             entry=entry,
             seed=seed,
-            files=scene.run.student(place, entry.title, seed),
+            files=files,
             examples=examples,
             inputs=next(batches.epoch(0)).inputs,
             epochs=complexity_epochs(recipe.epochs, scene.recipe.training_of(entry).kept_epochs),
@@ -200,26 +196,34 @@ def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Sp
     )
 
 
-def curves_path(run: Run, asked: ComplexityRecipe) -> Path:
-    """Return where a run keeps the curves that a recipe asks for."""
-    return run.complexity(hashlib.sha256(asked.model_dump_json().encode()).hexdigest())
+def choose_student(
+    run: FinishedRun, supervision: str | None, seed: int | None
+) -> tuple[FinishedStudent, ...]:
+    """Return the student along whose training complexity is measured: one that learned from labels.
 
-
-def complexity_plan(scene: Scene) -> tuple[Plan, int]:
-    """Return the plan of one Gram, which does not depend on weights, and how many Grams there are."""
-    recipe = scene.recipe.complexity
-    assert recipe is not None  # whoever asks has looked
-    setting = _Setting.of(scene, recipe)
-    network = scene.build(scene.recipe.student.model, 0).to(scene.accelerator.device).eval()
-    return setting.kernel(network).plan(setting.inputs), len(setting.epochs)
+    Raises
+    ------
+    RecipeError
+        There is no such student.
+    """
+    found = [one for one in run.chosen(supervision, seed) if one.entry.kind == "one-hot"]
+    if not found:
+        asked = "" if supervision is None else f" {supervision!r}"
+        raise RecipeError(
+            f"complexity is measured along a student that was trained on labels alone, and the run has "
+            f"no such student{asked}"
+        )
+    return (found[0],)
 
 
 def measure_complexity(
-    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe
-) -> ComplexityCurves:
-    """Measure four target sets against the one-hot student's kernel over its training."""
+    run: FinishedRun, students: Sequence[FinishedStudent], recipe: ComplexityRecipe
+) -> Measured:
+    """Measure four target sets against a student's kernel over its training."""
     began = time.perf_counter()
-    setting = _Setting.of(scene, recipe)
+    scene, teacher = run.scene, run.teacher
+    (student,) = students
+    setting = _Setting.of(scene, recipe, student.entry, student.cell.seed, student.files)
     examples, epochs, form = setting.examples, setting.epochs, setting.form
     size = len(examples)
     points: list[ComplexityPoint] = []
@@ -247,7 +251,7 @@ def measure_complexity(
                 last = _Last.of(scene, teacher, recipe, setting, meter, outputs, decomposed)
             advance(1)
     assert last is not None  # there is an epoch
-    return ComplexityCurves(
+    curves = ComplexityCurves(
         student=setting.entry.title,
         seed=setting.seed,
         split=recipe.split,
@@ -264,6 +268,44 @@ def measure_complexity(
         profile=last.profile,
         teacher_kernel=last.teacher_kernel,
     )
+    return Measured(curves)
+
+
+def plan_complexity(
+    run: FinishedRun, students: Sequence[FinishedStudent], recipe: ComplexityRecipe
+) -> str:
+    """Return the plan of one Gram and how many Grams there are, as text."""
+    del students  # a plan does not depend on weights
+    found, count = complexity_plan(run.scene, recipe)
+    return f"{count} Grams, each:\n{found}"
+
+
+def complexity_plan(scene: Scene, recipe: ComplexityRecipe) -> tuple[Plan, int]:
+    """Return the plan of one Gram, which does not depend on weights, and how many Grams there are."""
+    position, entry = next(
+        (position, entry)
+        for position, entry in enumerate(scene.recipe.supervisions)
+        if entry.kind == "one-hot"
+    )
+    seed = scene.recipe.seeds_of(entry)[0]
+    files = scene.run.student(position, entry.title, seed)
+    setting = _Setting.of(scene, recipe, entry, seed, files)
+    network = scene.build(scene.recipe.student.model, 0).to(scene.accelerator.device).eval()
+    return setting.kernel(network).plan(setting.inputs), len(setting.epochs)
+
+
+register_analysis(
+    Analysis(
+        name="complexity",
+        summary="Supervision complexity of labels and teachers along a student's training.",
+        settings=ComplexityRecipe,
+        result=ComplexityCurves,
+        measure=measure_complexity,
+        choose=choose_student,
+        plan=plan_complexity,
+        from_recipe=lambda recipe: recipe.complexity,
+    )
+)
 
 
 def _temperatures(

@@ -25,7 +25,7 @@ from distillens.analyses.finished import (
     finished_run,
 )
 from distillens.data import Batches
-from distillens.errors import CheckpointError, RecipeError, RunError, nearest
+from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.kernel import centred_ntk_alignment, ntk_similarity
 from distillens.measures.confidence import Watch, audit_with_points
 from distillens.measures.confidence.points import Points
@@ -42,8 +42,8 @@ from distillens.results.confidence import (
     TrajectoryPoint,
 )
 from distillens.runs.folder import find_run
-from distillens.runs.layout import slug
-from distillens.runs.read import read_data, read_result
+from distillens.runs.open import check_fingerprint
+from distillens.runs.read import read_data
 from distillens.study.networks import network_logits, read_cell, weights_digest
 from distillens.study.reading import read_recipe
 from distillens.supervision.recipe import SwitchedRecipe
@@ -151,31 +151,15 @@ def audit_run(
     return result, tuple(plotted)
 
 
-def _choose(run: FinishedRun, student: str | None, seed: int | None) -> list[FinishedStudent]:
-    titles = dict.fromkeys(one.entry.title for one in run.students)
-    if student is not None and student not in titles:
-        # A shell has no key for τ; the short form of the run folder's names will do.
-        named = next((title for title in titles if slug(title) == student), None)
-        if named is None:
-            raise RecipeError(f"the run has no student {student!r}{nearest(student, titles)}")
-        student = named
-    found = [
-        next(one for one in run.students if one.entry.title == title)
-        for title in titles
-        if student in (None, title)
-    ]
-    if seed is None:
+def _choose(
+    run: FinishedRun, supervision: str | None, seed: int | None
+) -> tuple[FinishedStudent, ...]:
+    """Return the students that were asked for; without a seed the first of each supervision."""
+    found = run.chosen(supervision, seed)
+    if seed is not None:
         return found
-    found = [
-        one for one in run.students if one.cell.seed == seed and student in (None, one.entry.title)
-    ]
-    if not found:
-        what = "no student" if student is None else f"{student!r} has no network"
-        seeds = sorted(
-            {one.cell.seed for one in run.students if student in (None, one.entry.title)}
-        )
-        raise RecipeError(f"{what} of seed {seed}; there are {', '.join(map(str, seeds))}")
-    return found
+    firsts = {one.id.supervision: one for one in reversed(found)}
+    return tuple(one for one in found if firsts[one.id.supervision] is one)
 
 
 def _other_teacher(
@@ -186,12 +170,8 @@ def _other_teacher(
     recipe = read_recipe(other.recipe, trust_code=trust_code)
     if recipe.teacher.training is None or not other.teacher.cell.is_file():
         raise RunError(f"{folder} has no trained teacher of its own; name the run that trained it")
-    found, here = read_data(other)["fingerprint"], run.scene.splits.fingerprint
-    if found != here:
-        raise RunError(
-            f"the teacher of {folder} saw other data: fingerprint {str(found)[:12]}, here "
-            f"{here[:12]}; give a run with the same data recipe"
-        )
+    there = str(read_data(other)["fingerprint"])
+    check_fingerprint(other, there, run.scene.splits.fingerprint, "of this run")
     if _values(recipe.teacher.model) != _values(run.teacher.model):
         raise RunError(
             f"the teacher of {folder} is {_words(recipe.teacher.model)}, this run's "
@@ -202,7 +182,7 @@ def _other_teacher(
             f"the teacher of {folder} is this run's own teacher; give a run with another teacher.seed"
         )
     logits = network_logits(other.teacher)
-    return read_result(other).name, {split: logits[split] for split in SPLITS}
+    return recipe.name, {split: logits[split] for split in SPLITS}
 
 
 def _values(model: ModelRecipe | None) -> dict[str, object] | None:

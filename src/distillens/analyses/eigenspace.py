@@ -41,9 +41,9 @@ from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
 from distillens.results.base import SCHEMA
 from distillens.results.eigenspace import BiasSummary, Eigenspace, PairBias, Projected, StudentBias
-from distillens.runs.folder import find_run
+from distillens.runs.folder import find_run, latest_recipe
 from distillens.runs.layout import NetworkFiles
-from distillens.runs.read import read_data, read_result
+from distillens.runs.open import OpenRun
 from distillens.study.networks import Scene, read_cell, weights_digest
 from distillens.study.normalisations import Role
 from distillens.study.provenance import own_version
@@ -156,20 +156,10 @@ class _Measured:
 
 
 def _scene(folder: Path, trust_code: bool) -> Scene:
-    run = find_run(folder)
-    if open_cells := read_result(run).open_cells:
-        raise RunError(
-            f"{folder} is not finished: {len(open_cells)} network(s) are open, first "
-            f"{open_cells[0]}; run its recipe again to go on"
-        )
-    recipe = read_recipe(run.recipe, trust_code=trust_code)
-    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
-    before, here = read_data(run)["fingerprint"], scene.splits.fingerprint
-    if before != here:
-        raise RunError(
-            f"{folder} was made from other data: fingerprint {str(before)[:12]} there, "
-            f"{here[:12]} here; give it the data it was made from"
-        )
+    run = OpenRun.open(folder)
+    recipe = read_recipe(latest_recipe(run.files), trust_code=trust_code)
+    scene = Scene.of(recipe, run.files, accelerator_for(recipe.precision), trust_code)
+    run.check_data(scene.splits.fingerprint, "at data.path")
     return scene
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.errors import MeasureError, RunError
+from distillens.errors import MeasureError
 from distillens.files.arrays import Rows
 from distillens.measures.confidence.points import OutputKind
 from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
-from distillens.results.training import Cell, StudyResult
-from distillens.runs.folder import find_run
+from distillens.results.training import Cell, NetworkId, StudyResult
+from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import NetworkFiles
-from distillens.runs.read import read_data, read_finished
-from distillens.study.networks import Scene, network_logits, read_cell
+from distillens.runs.open import OpenRun
+from distillens.study.networks import Scene, network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher, prepare_teacher
@@ -32,8 +32,9 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, eq=False)
 class FinishedStudent:
-    """A trained student: its entry in the recipe, its files and its numbers."""
+    """A trained student: its identity, its entry in the recipe, its files and its numbers."""
 
+    id: NetworkId
     entry: Any
     files: NetworkFiles
     cell: Cell
@@ -43,16 +44,44 @@ class FinishedStudent:
 class FinishedRun:
     """A finished run. Labels are the true ones, also where networks were trained on wrong ones."""
 
+    opened: OpenRun
     scene: Scene
-    result: StudyResult
     teacher: StudyTeacher
     students: tuple[FinishedStudent, ...]
     """In the order of the recipe, all seeds of a supervision together."""
+
+    @classmethod
+    def of(cls, opened: OpenRun, scene: Scene, teacher: StudyTeacher) -> FinishedRun:
+        """Return an opened run with the data and the teacher that are loaded already."""
+        entries = scene.recipe.supervisions
+        students = tuple(
+            FinishedStudent(one, entries[one.supervision], opened.network(one), opened.cell(one))
+            for one in opened.students()
+        )
+        return cls(opened, scene, teacher, students)
 
     @property
     def recipe(self) -> Recipe:
         """The run's recipe."""
         return self.scene.recipe
+
+    @property
+    def result(self) -> StudyResult:
+        """What the training found out."""
+        return self.opened.result
+
+    def chosen(
+        self, supervision: str | None = None, seed: int | None = None
+    ) -> tuple[FinishedStudent, ...]:
+        """Return the students of a supervision and a seed; None selects all.
+
+        Raises
+        ------
+        RecipeError
+            There is no such student.
+        """
+        wanted = set(self.opened.students(supervision, seed))
+        return tuple(one for one in self.students if one.id in wanted)
 
     @property
     def student_kind(self) -> OutputKind:
@@ -138,31 +167,26 @@ class FinishedRun:
 
 
 def finished_run(
-    folder: Path, *, trust_code: bool = False, progress: Progress = silent
+    folder: Path,
+    *,
+    data_path: Path | None = None,
+    trust_code: bool = False,
+    progress: Progress = silent,
 ) -> FinishedRun:
-    """Open a finished run and load its data.
+    """Open a finished run and load its data, from ``data_path`` where they have been moved.
 
     Raises
     ------
     RunError
         The folder is no run, networks are open, or its data are not those of the recipe any more.
     """
-    run = find_run(folder)
-    result = read_finished(run)
-    recipe = read_recipe(run.recipe, trust_code=trust_code)
-    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code, progress)
-    found, here = read_data(run)["fingerprint"], scene.splits.fingerprint
-    if found != here:
-        raise RunError(
-            f"the data at data.path are not those of {folder}: fingerprint {here[:12]}, there "
-            f"{str(found)[:12]}; put back what the run was made from"
-        )
-    students = []
-    for place, entry in enumerate(recipe.supervisions):
-        for seed in recipe.seeds_of(entry):
-            files = run.student(place, entry.title, seed)
-            students.append(FinishedStudent(entry, files, read_cell(files)))
-    return FinishedRun(scene, result, prepare_teacher(scene), tuple(students))
+    opened = OpenRun.open(folder)
+    moved = [] if data_path is None else [f"data.path={data_path}"]
+    recipe = read_recipe(latest_recipe(opened.files), moved, trust_code=trust_code)
+    accelerator = accelerator_for(recipe.precision)
+    scene = Scene.of(recipe, opened.files, accelerator, trust_code, progress)
+    opened.check_data(scene.splits.fingerprint, "at data.path")
+    return FinishedRun.of(opened, scene, prepare_teacher(scene))
 
 
 def described(model: ModelRecipe) -> str:

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from distillens.registry import Registry
 
 if TYPE_CHECKING:
-    from distillens.analyses.context import FinishedRun, FinishedStudent
+    from distillens.analyses.finished import FinishedRun, FinishedStudent
+    from distillens.study.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Analysis:
         user asked for (each may be None).
     plan
         Returns what measuring will take, as text; None where nothing can be said beforehand.
+    from_recipe
+        Returns the settings that a recipe gives, which those of a user change; None where it gives
+        none.
     lines
         Returns the result as lines of text for the terminal, for analyses whose result the report
         does not know.
@@ -68,10 +72,11 @@ class Analysis:
     measure: Callable[[FinishedRun, Sequence[FinishedStudent], Any], Measured]
     choose: Callable[[FinishedRun, str | None, int | None], Sequence[FinishedStudent]]
     plan: Callable[[FinishedRun, Sequence[FinishedStudent], Any], str] | None = None
+    from_recipe: Callable[[Recipe], BaseModel | None] | None = None
     lines: Callable[[Any], Sequence[str]] | None = None
 
 
-ANALYSES: Registry[Analysis] = Registry("analysis")
+ANALYSES: Registry[Analysis] = Registry("analysis", "distillens.analyses")
 
 
 def register_analysis(analysis: Analysis) -> Analysis:
@@ -80,7 +85,6 @@ def register_analysis(analysis: Analysis) -> Analysis:
     Raises
     ------
     RecipeError
-        The name is taken.
+        Another analysis has the name.
     """
-    ANALYSES.register(analysis.name, analysis)
-    return analysis
+    return ANALYSES.register(analysis.name)(analysis)

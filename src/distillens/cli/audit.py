@@ -1,4 +1,4 @@
-"""`distillens audit` and `distillens settings`: does a student disobey, and does it pay?"""
+"""`distillens audit` and `distillens compare`: confidence of student and teacher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.measure import Measurement
 
-from distillens.cli.terminal import console, error_console, show, show_json, show_line
+from distillens.cli.options import Json, RemovedArguments, Resamples, Runs, TrustCode
+from distillens.cli.terminal import console, show, show_json, show_line
 from distillens.errors import RecipeError, nearest
 from distillens.files.paths import user_path
 
@@ -26,18 +27,13 @@ _FILES = "An npy, npz, csv, tsv, parquet or safetensors file, or FILE::KEY; SPLI
 
 
 def audit_command(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]", parser=user_path, help="A finished run; or none, with arrays."
-        ),
-    ] = None,
+    removed: RemovedArguments = None,
     teacher: Annotated[
         list[str] | None, typer.Option(help=f"The teacher's outputs. {_FILES}")
     ] = None,
     student: Annotated[
         list[str] | None,
-        typer.Option(help="The student's outputs, alike; of a run: a supervision, by default all."),
+        typer.Option(help="The student's outputs, in the same form."),
     ] = None,
     labels: Annotated[
         list[str] | None,
@@ -81,7 +77,7 @@ def audit_command(
             help="Whether a first row of integers in a csv file is a header; detected if omitted.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -90,90 +86,25 @@ def audit_command(
             help="A folder for audit.json and the plotted points.",
         ),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
-    seed: Annotated[
-        int | None, typer.Option(help="Of a run: the student's; by default the first of each.")
-    ] = None,
-    other_teacher_run: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            parser=user_path,
-            help="Of a run: a run with a teacher of another seed.",
-        ),
-    ] = None,
-    over_training: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Of a run: examples of a split at each checkpoint; 0 for none. [2000]"
-        ),
-    ] = None,
-    kernel_examples: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Of a run: test examples to compare kernels on; 0 for none. [64]"
-        ),
-    ] = None,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
-    ] = False,
+    resamples: Resamples = 1000,
 ) -> None:
-    """Audit students of a run, or one from arrays: do they disobey their teacher, and does it pay?"""
-    arrays = {
-        "--teacher": teacher, "--labels": labels, "--inputs": inputs, "--mislabelled": mislabelled,
-        "--reference": reference, "--other-teacher": other_teacher, "--kind": kind,
-        "--tolerance": tolerance, "--index": index, "--drop": drop, "--keep": keep,
-        "--header": header,
+    """Audit a student against its teacher, from arrays of their outputs."""
+    if removed:
+        raise RecipeError(
+            "`distillens audit RUN` was replaced by `distillens measure RUN confidence`, and by the "
+            "analyses over-training and kernels"
+        )
+    if not (teacher and student and labels):
+        raise RecipeError(
+            "give --teacher, --student and --labels; a finished run is audited by "
+            "`distillens measure RUN confidence`"
+        )
+    files = {
+        "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
+        "mislabelled": mislabelled, "reference": reference, "other-teacher": other_teacher,
     }  # fmt: skip
-    of_run = {
-        "--seed": seed, "--other-teacher-run": other_teacher_run, "--over-training": over_training,
-        "--kernel-examples": kernel_examples,
-    }  # fmt: skip
-    if run is None:
-        _refuse_given(of_run, "is for the audit of a run; name the run, or leave it out")
-        if not (teacher and student and labels):
-            raise RecipeError("give a run, or --teacher, --student and --labels")
-        files = {
-            "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
-            "mislabelled": mislabelled, "reference": reference, "other-teacher": other_teacher,
-        }  # fmt: skip
-        given = _read(files, {"--index": index, "--drop": drop, "--keep": keep}, header)
-        _audit_arrays(given, kind, tolerance, resamples, as_json, out)
-        return
-    _refuse_given(arrays, "is for the audit of arrays; leave it out where a run is given")
-    if student is not None and len(student) > 1:
-        raise RecipeError("give --student once, or leave it out to audit all students of the run")
-    from distillens.analyses.confidence import KERNEL_EXAMPLES, OVER_TRAINING, audit_run
-    from distillens.progress import terminal
-    from distillens.report import run_audit_text, write_run_audit
-    from distillens.results.base import to_json
-
-    result, points = audit_run(
-        run,
-        student=student[0] if student else None,
-        seed=seed,
-        other_teacher_run=other_teacher_run,
-        over_training=OVER_TRAINING if over_training is None else over_training,
-        kernel_examples=KERNEL_EXAMPLES if kernel_examples is None else kernel_examples,
-        resamples=resamples,
-        trust_code=trust_code,
-        # The JSON stands alone on the output.
-        progress=terminal(error_console if as_json else console),
-    )
-    if as_json:
-        show_json(to_json(result))
-    else:
-        show(run_audit_text(result))
-    if out is not None:
-        plotted = [{split: one.arrays() for split, one in each.items()} for each in points]
-        for path in write_run_audit(result, plotted, out):
-            typer.echo(f"written: {path}", err=as_json)
-
-
-def _refuse_given(options: Mapping[str, object], why: str) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise RecipeError(f"{name} {why}")
+    given = _read(files, {"--index": index, "--drop": drop, "--keep": keep}, header)
+    _audit_arrays(given, kind, tolerance, resamples, as_json, out)
 
 
 def _read(
@@ -270,19 +201,15 @@ def _audit_arrays(
         typer.echo(f"written: {path}", err=as_json)
 
 
-def settings_command(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", parser=user_path, help="Finished runs.")
-    ],
+def compare_command(
+    runs: Runs,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
-    ] = False,
+    as_json: Json = False,
+    resamples: Resamples = 1000,
+    trust_code: TrustCode = False,
 ) -> None:
     """Print one line a run and supervision: slopes, accuracies, what disobeying brought."""
-    from distillens.analyses.settings import measure_settings
+    from distillens.analyses.compare import measure_settings
     from distillens.report import settings_blocks, settings_markdown, settings_table
     from distillens.results.base import to_json
 

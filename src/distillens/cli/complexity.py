@@ -7,28 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distillens.cli.report import report_command
+from distillens.cli.options import Json, RemovedArguments, TrustCode
 from distillens.cli.terminal import console, error_console, show, show_json, show_line
 from distillens.errors import RecipeError
 from distillens.files.paths import user_path
 
 if TYPE_CHECKING:
-    from distillens.analyses.remeasure import ArrayTask
+    from distillens.analyses.array_task import ArrayTask
     from distillens.results.complexity import GramProfile, KernelComplexity, TeacherKernel
-    from distillens.results.training import StudyResult
 
 
 def complexity_command(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]", parser=user_path, help="A finished run; or none, with --model."
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe's complexity part."),
-    ] = None,
+    removed: RemovedArguments = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print time and memory, and compute nothing.")
     ] = False,
@@ -74,36 +64,27 @@ def complexity_command(
         typer.Option(help="Spectrum, references, bounds: about a minute for 4,096 examples."),
     ] = True,
     max_memory: Annotated[
-        float | None, typer.Option(help="Gigabytes; by default three quarters of what is free.")
+        float | None,
+        typer.Option(help="Gigabytes (10^9 bytes); by default three quarters of what is free."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
-    ] = False,
+    as_json: Json = False,
+    trust_code: TrustCode = False,
 ) -> None:
-    """Measure how hard targets are: of a finished run again, or of a model and arrays."""
-    if run is not None and model is not None:
+    """Measure the supervision complexity of targets for a model, from files."""
+    if removed:
         raise RecipeError(
-            f"{str(run)!r} stands where a run or its KEY=VALUE go, which --model does not take; "
-            "give either a run or --model"
+            "`distillens complexity RUN` was replaced by `distillens measure RUN complexity`, which "
+            "takes the same KEY=VALUE settings"
         )
-    if run is None and model is None:
-        raise RecipeError("give either a run or --model with --weights, --inputs and --targets")
-    if run is not None:
-        of_model = {
-            "--weights": weights, "--inputs": inputs, "--vocabulary": vocabulary,
-            "--targets": targets, "--classes": classes, "--teacher": teacher,
-            "--teacher-weights": teacher_weights, "--max-memory": max_memory,
-        }  # fmt: skip
-        for name, value in of_model.items():
-            if value is not None:
-                raise RecipeError(f"{name} goes with --model; leave it out where a run is given")
-        _measure_run(run, overrides or [], plan, as_json, trust_code)
-        return
-    from distillens.analyses.remeasure import read_task
+    if plan and as_json:
+        raise RecipeError("--plan prints text; give --plan or --json, not both")
+    from distillens.analyses.array_task import read_task
 
     if weights is None or inputs is None or not targets or classes is None or model is None:
-        raise RecipeError("--model needs --weights, --inputs, --classes and at least one --targets")
+        raise RecipeError(
+            "give --model, --weights, --inputs, --classes and at least one --targets; a finished run is "
+            "measured by `distillens measure RUN complexity`"
+        )
     if max_memory is not None and max_memory <= 0:
         raise RecipeError(f"--max-memory is {max_memory:g}; give gigabytes above 0")
     task = read_task(
@@ -119,22 +100,6 @@ def complexity_command(
         trust_code=trust_code,
     )
     _measure_task(task, ridge, max_memory, profile, plan, as_json)
-
-
-def _measure_run(
-    run: Path, overrides: list[str], plan: bool, as_json: bool, trust_code: bool
-) -> None:
-    from distillens.analyses.remeasure import measure_run, plan_run
-    from distillens.progress import terminal
-
-    if plan:
-        one, count = plan_run(run, overrides, trust_code=trust_code)
-        show_line(f"{count} Grams, each:\n{one}")
-        return
-    # The JSON stands alone on the output.
-    progress = terminal(error_console if as_json else console)
-    result = measure_run(run, overrides, trust_code=trust_code, progress=progress)
-    _show_curves(run, result, as_json)
 
 
 def _measure_task(
@@ -171,22 +136,6 @@ def _logits(text: str) -> int | tuple[int, int]:
     if not all(part.isdigit() for part in parts) or len(parts) > 2:
         raise RecipeError(f"output {text!r} is neither a logit such as 3 nor a difference as 3-5")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
-def _show_curves(run: Path, result: StudyResult, as_json: bool) -> None:
-    from distillens.report import curves_table, temperature_table
-    from distillens.results.base import to_json
-
-    for curves in result.complexity:
-        if as_json:
-            show_json(to_json(curves))
-        else:
-            show(curves_table(curves))
-            if curves.temperatures:
-                show(temperature_table(curves))
-            _show_profile(curves.profile, curves.teacher_kernel)
-    if not as_json:
-        report_command(run)
 
 
 def _show_certified(result: KernelComplexity, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from distillens.cli.options import Json, RemovedStudent, Supervision, TrustCode, refuse_student
 from distillens.cli.terminal import console, error_console, show, show_json
 from distillens.errors import RecipeError
 from distillens.files.paths import user_path
@@ -37,47 +38,59 @@ def eigenspace_command(
             help="Run folders of one recipe, of other seeds each.",
         ),
     ],
-    student: Annotated[
-        str | None, typer.Option(help="A supervision of the runs; by default all of them.")
-    ] = None,
+    supervision: Supervision = None,
     layer: Annotated[
         str | None, typer.Option(help="A Linear or Conv2d by name; by default the first trained.")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of a top and a bottom eigenvector.")] = 15,
-    seed: Annotated[int, typer.Option(help="Of the draw of the pairs.")] = 0,
-    top: Annotated[int, typer.Option(help="Tops are drawn among the first so many.")] = 15,
-    bottom: Annotated[str, typer.Option(help="Bottoms are drawn from here, ends in.")] = "20-60",
-    split: Annotated[Split, typer.Option(help="Whose inputs have the eigenvectors.")] = Split.train,
+    pair_seed: Annotated[
+        int, typer.Option(help="Seed with which the pairs of eigenvectors are sampled.")
+    ] = 0,
+    top: Annotated[
+        int, typer.Option(help="Number of leading ranks from which top eigenvectors are sampled.")
+    ] = 15,
+    bottom: Annotated[
+        str,
+        typer.Option(help="Inclusive rank range from which bottom eigenvectors are sampled."),
+    ] = "20-60",
+    split: Annotated[
+        Split, typer.Option(help="Split on whose inputs the eigenvectors are computed.")
+    ] = Split.train,
     examples: Annotated[
-        int | None, typer.Option(help="A sample of the split; by default all of it.")
+        int | None,
+        typer.Option(help="Number of sampled examples of the split; all if omitted."),
     ] = None,
     kernel: Annotated[
-        KernelName, typer.Option(help="Whose eigenvectors show the predictions.")
+        KernelName, typer.Option(help="Kernel on whose eigenvectors predictions are shown.")
     ] = KernelName.data,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
     ] = Path("eigenspace"),
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
-    ] = False,
+    trust_code: TrustCode = False,
+    student: RemovedStudent = None,
+    seed: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Follow teacher and students along the eigenvectors of a layer's inputs: whose bias is stronger?
+    """Compare how fast teacher and students learn along eigenvectors of a layer's inputs.
 
-    Writes eigenspace.json, the trajectories as eigenspace.npz, and pictures (SVG, PNG).
+    The runs have one recipe with different seeds. Writes eigenspace.json, the trajectories as
+    eigenspace.npz, and figures (SVG, PNG).
     """
+    refuse_student(student)
+    if seed is not None:
+        raise RecipeError("--seed was replaced by --pair-seed")
     from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
     from distillens.progress import terminal
     from distillens.report import eigenspace_table, write_eigenspace
     from distillens.results.base import to_json
 
     task = EigenspaceTask(
-        student=student,
+        student=supervision,
         layer=layer,
         split=split.value,
         examples=examples,
         pairs=pairs,
-        pair_seed=seed,
+        pair_seed=pair_seed,
         top=top,
         bottom=_range(bottom),
         kernel=kernel.value,

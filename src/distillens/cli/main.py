@@ -11,11 +11,24 @@ import typer
 from rich.table import Table
 
 from distillens import __version__
-from distillens.cli.audit import audit_command, settings_command
+from distillens.cli.audit import audit_command, compare_command
 from distillens.cli.check import check_command
 from distillens.cli.complexity import complexity_command
 from distillens.cli.eigenspace import eigenspace_command
-from distillens.cli.report import RunFolder, report_command, table_command
+from distillens.cli.measure import measure_command, runs_command
+from distillens.cli.options import (
+    Json,
+    OutFolder,
+    Overrides,
+    RemovedArguments,
+    RemovedStudent,
+    RunFolder,
+    Seed,
+    Supervision,
+    TrustCode,
+    refuse_student,
+)
+from distillens.cli.report import report_command, table_command
 from distillens.cli.terminal import (
     console,
     error_console,
@@ -37,19 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
-]
-OutFolder = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        parser=user_path,
-        help="The run folder; by default runs/<name of the recipe>.",
-    ),
-]
-
 
 @app.command("run")
 def run_command(
@@ -58,9 +58,7 @@ def run_command(
     ],
     overrides: Overrides = None,
     out: OutFolder = None,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
-    ] = False,
+    trust_code: TrustCode = False,
     workers: Annotated[
         int,
         typer.Option(
@@ -73,11 +71,15 @@ def run_command(
             "--plan", help="Print time, memory, disk and what is left, and train nothing."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
-    from distillens.study.reading import check_places, read_recipe
+    from distillens.study.reading import check_places, is_language_recipe, read_recipe
 
+    if is_language_recipe(recipe):
+        _refuse_of_language(trust_code=trust_code, workers=workers > 1, plan=plan)
+        _run_language(recipe, overrides or [], out, as_json)
+        return
     if as_json and not plan:
         raise RecipeError("--json goes with --plan; leave it out, results.json holds the results")
     # All that can be found out without torch, before it is imported, which takes seconds.
@@ -107,18 +109,17 @@ app.command("table")(table_command)
 app.command("complexity")(complexity_command)
 app.command("report")(report_command)
 app.command("audit")(audit_command)
-app.command("settings")(settings_command)
+app.command("compare")(compare_command)
+app.command("measure")(measure_command)
+app.command("runs")(runs_command)
 app.command("eigenspace")(eigenspace_command)
 
 
 @app.command("export")
 def export_command(
     run: RunFolder,
-    student: Annotated[
-        str | None,
-        typer.Option(help="A supervision of the run; by default the best on validation."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="By default the best on validation.")] = None,
+    supervision: Supervision = None,
+    seed: Seed = None,
     formats: Annotated[
         str, typer.Option("--format", help="Some of safetensors, torch and onnx, with commas.")
     ] = "safetensors,torch",
@@ -130,16 +131,19 @@ def export_command(
             help="By default exports/<study>-<student>-seed-<s>.",
         ),
     ] = None,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow a model that runs the recipe's own code.")
-    ] = False,
+    trust_code: TrustCode = False,
+    student: RemovedStudent = None,
 ) -> None:
-    """Write a trained student as files to ship, and check what they say against the run."""
+    """Write a trained student as files for deployment, and check each against the run.
+
+    Without --supervision and --seed, the student with the highest validation accuracy is written.
+    """
+    refuse_student(student)
     from distillens.export.export import default_folder, export_run
 
     names = [name.strip() for name in formats.split(",") if name.strip()]
     done = export_run(
-        run, student=student, seed=seed, formats=names, out=out, trust_code=trust_code
+        run, student=supervision, seed=seed, formats=names, out=out, trust_code=trust_code
     )
     # A name may hold brackets, which rich would read as markup.
     lines = [f"{done.student}, seed {done.seed}, epoch {done.epoch}: {done.chosen_by}"]
@@ -154,23 +158,14 @@ def export_command(
         show_line(line)
 
 
-@app.command("language")
-def language_command(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file of kind language, or a name.")
-    ],
-    overrides: Overrides = None,
-    out: OutFolder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Distil language models: next tokens of sentences, audited token by token."""
+def _run_language(recipe: str, overrides: list[str], out: Path | None, as_json: bool) -> None:
     from distillens.progress import terminal
     from distillens.report import language_table
     from distillens.results.base import to_json
     from distillens.study.language import run_language
     from distillens.study.language_recipe import read_language_recipe
 
-    parsed = read_language_recipe(recipe, overrides or [])
+    parsed = read_language_recipe(recipe, overrides)
     folder = out if out is not None else _default_folder(parsed.name)
     progress = terminal(error_console if as_json else console)
     result = run_language(parsed, folder, progress=progress)
@@ -178,6 +173,28 @@ def language_command(
         show_json(to_json(result))
     else:
         show(language_table(result))
+
+
+def _refuse_of_language(**options: bool) -> None:
+    for name, given in options.items():
+        if given:
+            raise RecipeError(
+                f"--{name.replace('_', '-')} is not available for recipes of language models; leave "
+                "it out"
+            )
+
+
+def _removed(name: str, instead: str) -> None:
+    """Register a command of version 0.1, which raises an error that names its replacement."""
+
+    @app.command(name, hidden=True, context_settings={"ignore_unknown_options": True})
+    def command(arguments: RemovedArguments = None) -> None:
+        del arguments
+        raise RecipeError(f"`distillens {name}` was replaced by `distillens {instead}`")
+
+
+_removed("settings", "compare RUN...")
+_removed("language", "run RECIPE")
 
 
 @app.command("recipes")
@@ -201,9 +218,7 @@ def theory_command(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
     ] = Path("theory"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the findings as JSON, not as a table.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Carry out a study of the theory lab; write its picture (SVG, PNG), arrays and numbers."""
     from distillens.report import lab_json, lab_table, write_lab

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from distillens.cli.options import RunFolder
 from distillens.cli.terminal import show, show_line
-from distillens.files.paths import user_path
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=user_path, help="A run folder.")]
 
 
 def table_command(
@@ -19,10 +16,9 @@ def table_command(
 ) -> None:
     """Print a run's accuracy table."""
     from distillens.report import accuracy_table, cost_table, markdown_table
-    from distillens.runs.folder import find_run
-    from distillens.runs.read import read_result
+    from distillens.runs.open import OpenRun
 
-    result = read_result(find_run(run))
+    result = OpenRun.open(run, unfinished=True).result
     if markdown:
         show_line(markdown_table(result))
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe, build_model, digest_file, load_weights, save_weights
 from distillens.results.base import SCHEMA, from_json, to_json
 from distillens.results.export import Export, ExportedFile
-from distillens.runs.folder import find_run
+from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import NetworkFiles, Run, slug
-from distillens.runs.read import read_data, read_json, read_result
+from distillens.runs.open import OpenRun
+from distillens.runs.read import read_json
 from distillens.study.networks import network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
@@ -110,15 +111,15 @@ def export_run(
         raise RecipeError(f"no format is named; name some of {', '.join(FILES)}")
     if "onnx" in formats:
         check_onnx()
-    run = find_run(Path(folder))
-    result = read_result(run)
-    recipe = read_recipe(run.recipe, trust_code=trust_code)
-    choice = choose(recipe, result, student, seed)
-    data = _read_data(run)
+    opened = OpenRun.open(folder, unfinished=True)
+    run = opened.files
+    recipe = read_recipe(latest_recipe(run), trust_code=trust_code)
+    choice = choose(opened, student, seed)
+    data = _complete_data(opened)
     shipped = ShippedInputs.of(recipe.student.model, data)
     tokenizers = _tokenizers(run, shipped)
     card = _card(recipe, choice, data, shipped, tokenizers)
-    files = run.student(choice.place, choice.cell.supervision, choice.cell.seed)
+    files = opened.network(choice.cell.id)
     code = recipe.student.model.code_folder
     network = _network(card, _checkpoint(files, card), trust_code, code)
     probe, notes = _probe(recipe, network, files, data, shipped, tokenizers)
@@ -175,19 +176,19 @@ def default_folder(card: Export) -> Path:
     return Path("exports") / f"{slug(card.study)}-{slug(card.student)}-seed-{card.seed}"
 
 
-def _read_data(run: Run) -> dict[str, Any]:
-    data = read_data(run)
+def _complete_data(run: OpenRun) -> Mapping[str, Any]:
+    data = run.data
     if data.get("vocabularies"):
         return data
     if _student_scale(data) is None or data.get("input_type") is None:
         raise RunError(
-            f"{run.data} does not hold the normalisation, since an earlier version wrote it; run the "
-            "recipe again with the same --out, which trains nothing anew and adds it"
+            f"{run.files.data} does not hold the normalisation, since an earlier version wrote it; run "
+            "the recipe again with the same --out, which trains nothing anew and adds it"
         )
     return data
 
 
-def _student_scale(data: dict[str, Any]) -> dict[str, Any] | None:
+def _student_scale(data: Mapping[str, Any]) -> dict[str, Any] | None:
     # Earlier versions normalised the inputs of all networks in one way.
     return data.get("student_normalisation") or data.get("normalisation")
 
@@ -215,7 +216,7 @@ def _tokenizers(run: Run, shipped: ShippedInputs) -> tuple[str, ...]:
 def _card(
     recipe: Recipe,
     choice: Choice,
-    data: dict[str, Any],
+    data: Mapping[str, Any],
     shipped: ShippedInputs,
     tokenizers: tuple[str, ...],
 ) -> Export:
@@ -290,7 +291,7 @@ def _probe(
     recipe: Recipe,
     network: nn.Module,
     files: NetworkFiles,
-    data: dict[str, Any],
+    data: Mapping[str, Any],
     shipped: ShippedInputs,
     tokenizers: tuple[str, ...],
 ) -> tuple[_Probe, tuple[str, ...]]:

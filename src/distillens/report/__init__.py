@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
+from distillens.report.records import record_tables
 from distillens.report.tables.accuracy import accuracy_table, markdown_table
 from distillens.report.tables.audit import audit_text, run_audit_text
 from distillens.report.tables.check import check_text
@@ -33,6 +34,7 @@ __all__ = [
     "markdown_table",
     "plan_text",
     "profile_table",
+    "record_tables",
     "render",
     "run_audit_text",
     "settings_blocks",

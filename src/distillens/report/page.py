@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from distillens.report import palette
 from distillens.report.backends.frame import framed
 from distillens.report.backends.html import Safe, element, join
+from distillens.report.contents import Contents
 from distillens.report.figures.points import Points
 from distillens.report.sections.accuracy import accuracy_part
 from distillens.report.sections.accuracy_summary import accuracy_summary
 from distillens.report.sections.complexity import complexity_part
 from distillens.report.sections.complexity_summary import complexity_summary
-from distillens.report.sections.deviation import deviation_part
-from distillens.report.sections.deviation_summary import deviation_summary
 from distillens.report.tables.accuracy import splits
 from distillens.report.tables.text import duration, listed, plural
 from distillens.results.training import StudyResult
@@ -21,18 +20,17 @@ from distillens.results.training import StudyResult
 _PARTS = (
     ("accuracy", "Accuracy"),
     ("complexity", "Supervision complexity"),
-    ("deviation", "Student against teacher"),
     ("provenance", "Provenance"),
 )
 
 
-def render(result: StudyResult, points: Mapping[str, Points]) -> str:
+def render(contents: Contents, points: Mapping[str, Points]) -> str:
     """Return the report as one self-contained HTML page.
 
     Parameters
     ----------
-    result
-        What a run found out.
+    contents
+        What the report shows.
     points
         For each deviation's ``points`` path the arrays x, y and who of its npz. Those that are
         missing are said to be missing on the page.
@@ -47,15 +45,15 @@ def render(result: StudyResult, points: Mapping[str, Points]) -> str:
     RunError
         The arrays of a deviation are damaged.
     """
-    colours = palette.by_name(result)
+    result = contents.result
+    colours = palette.by_name(contents)
     return framed(
         result.name,
         _header(result),
-        _says(result),
+        _says(contents),
         accuracy_part(result, colours),
-        complexity_part(result),
-        deviation_part(result, points, colours),
-        _provenance(result),
+        complexity_part(contents.complexity),
+        _provenance(contents),
     )
 
 
@@ -81,18 +79,20 @@ def _header(result: StudyResult) -> Safe:
     )
 
 
-def _says(result: StudyResult) -> Safe:
-    said = accuracy_summary(result) + complexity_summary(result) + deviation_summary(result)
+def _says(contents: Contents) -> Safe:
+    result = contents.result
+    said = accuracy_summary(result) + complexity_summary(contents.complexity)
     if not said:
         said = [("Nothing", "This run holds no measured numbers.")]
     pairs = [join(element("dt", subject), element("dd", text)) for subject, text in said]
     return join(
         element("section", element("h2", "What this says"), element("dl", *pairs), class_="says"),
-        *(element("p", note, class_="note") for note in result.notes),
+        *(element("p", note, class_="note") for note in contents.notes()),
     )
 
 
-def _provenance(result: StudyResult) -> Safe:
+def _provenance(contents: Contents) -> Safe:
+    result = contents.result
     made = result.provenance
     seeds = sorted({seed for row in result.rows for seed in row.seeds})
     versions = [f"{name} {version}" for name, version in sorted(made.versions.items())]
@@ -108,6 +108,7 @@ def _provenance(result: StudyResult) -> Safe:
         ("Data fingerprint", element("code", made.data_fingerprint)),
         ("Teacher digest", element("code", made.teacher_digest)),
         ("Result schema", str(result.schema_version)),
+        ("Records", listed(list(contents.records)) or "–"),
     ]
     pairs = [join(element("dt", subject), element("dd", text)) for subject, text in facts]
     return element("section", element("h2", "Provenance"), element("dl", *pairs), id="provenance")

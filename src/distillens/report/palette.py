@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import colorsys
 
+from distillens.report.contents import Contents
 from distillens.report.sections.ranking import ONE_HOT, TEACHER, ordered
-from distillens.results.training import StudyResult
 
 GREY = "#8a8f98"
 
@@ -33,15 +33,14 @@ _TARGET_KIND = {"labels": ONE_HOT, "final teacher": "offline", "online teacher":
 WHO = (GREY, "#dd9c00", "#9550cc", "#c2344d")
 
 
-def by_name(result: StudyResult) -> dict[str, str]:
+def by_name(contents: Contents) -> dict[str, str]:
     """Return a colour for every name that the run speaks of: rows, and students of the measures."""
     spare = list(_SPARE)
     hues = dict(_BY_KIND)
     used: dict[str, int] = {}
     colours: dict[str, str] = {}
-    kinds = [(row.name, row.kind) for row in ordered(result)]
-    kinds += [(deviation.student, deviation.student) for deviation in result.deviations]
-    kinds += [(curves.student, curves.student) for curves in result.complexity]
+    kinds = [(row.name, row.kind) for row in ordered(contents.result)]
+    kinds += [(curves.student, curves.student) for curves in contents.complexity]
     for name, kind in kinds:
         if name in colours:
             continue

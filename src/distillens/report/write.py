@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillens.files.atomic import write_atomically
+from distillens.report.contents import Contents
 from distillens.report.page import render
-from distillens.runs.folder import find_run
-from distillens.runs.read import read_arrays, read_result
+from distillens.runs.open import OpenRun
 
 
 def write_report(folder: str | Path) -> Path:
@@ -18,12 +18,7 @@ def write_report(folder: str | Path) -> Path:
     RunError
         The folder is no finished run, or its files are damaged.
     """
-    run = find_run(Path(folder))
-    result = read_result(run)
-    points = {
-        deviation.points: read_arrays(run.inside(deviation.points))
-        for deviation in result.deviations
-        if deviation.points is not None
-    }
-    write_atomically(run.report, render(result, points))
-    return run.report
+    run = OpenRun.open(folder, unfinished=True)
+    contents = Contents.of(run)
+    write_atomically(run.files.report, render(contents, {}))
+    return run.files.report

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
+from distillens.report.contents import Contents
 from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
-from distillens.runs.folder import find_run
-from distillens.runs.read import read_result
+from distillens.runs.open import OpenRun
 
 
 def write_figures(folder: str | Path) -> tuple[Path, ...]:
@@ -24,9 +24,9 @@ def write_figures(folder: str | Path) -> tuple[Path, ...]:
     # matplotlib takes a second to import; only who draws should wait for it.
     from distillens.report.backends.draw import png_bytes, svg_bytes
 
-    run = find_run(Path(folder))
+    run = OpenRun.open(folder)
     paths = []
-    for place, curves in enumerate(read_result(run).complexity):
+    for place, curves in enumerate(Contents.of(run).complexity):
         pictures = {
             "complexity": complexity_picture(curves),
             "temperatures": temperature_picture(curves),
@@ -35,12 +35,12 @@ def write_figures(folder: str | Path) -> tuple[Path, ...]:
             if picture is None:
                 continue
             for ending, content in (("svg", svg_bytes(picture)), ("png", png_bytes(picture))):
-                path = run.figure(name, place, ending)
+                path = run.files.figure(name, place, ending)
                 write_atomically(path, content)
                 paths.append(path)
     if not paths:
         raise RunError(
-            f"{folder} has no finite complexity to draw; measure it with `distillens complexity "
-            f"{folder} examples=512`, with a ridge where the Gram is singular"
+            f"{folder} has no finite complexity to draw; measure it with `distillens measure "
+            f"{folder} complexity examples=512`, with a ridge where the Gram is singular"
         )
     return tuple(paths)

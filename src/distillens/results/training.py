@@ -45,8 +45,8 @@ TEACHER = -1
 class Cell(Result):
     """One trained network: a supervision and a seed.
 
-    ``supervision`` is the title in the recipe, or "teacher"; ``position`` is the one of `NetworkId`. Accuracies are shares in [0, 1] on the
-    un-augmented examples at the last epoch.
+    ``supervision`` is the title in the recipe, or "teacher"; ``position`` is the one of `NetworkId`.
+    Accuracies are shares in [0, 1] on the un-augmented examples at the last epoch.
     """
 
     supervision: str

@@ -117,9 +117,7 @@ def check_folder(
     return run.addition(len(stages))
 
 
-def _check_addition(
-    folder: Path, before: dict[str, Any], now: dict[str, Any], grows: bool
-) -> None:
+def _check_addition(folder: Path, before: dict[str, Any], now: dict[str, Any], grows: bool) -> None:
     """Check that a recipe only adds seeds and supervisions to an earlier one."""
     entries, further = (each["supervisions"] for each in (before, now))
     grown = {**now, "seeds": before["seeds"], "supervisions": entries}

@@ -14,10 +14,11 @@ from typing import Any
 
 from distillens.errors import RecipeError, RunError, nearest
 from distillens.results.base import from_json, schema_version
+from distillens.results.records import AnalysisRecord
 from distillens.results.training import TEACHER, Cell, NetworkId, Provenance, Row, StudyResult
 from distillens.runs.folder import find_run, more_seeds, read_recipe_values, students_of
 from distillens.runs.layout import NetworkFiles, Run, slug
-from distillens.runs.read import read_data
+from distillens.runs.read import read_data, read_json
 from distillens.runs.records import StoredRecord, read_records
 
 
@@ -77,7 +78,7 @@ class OpenRun:
         if run.language.is_file():
             raise RunError(f"{run.folder} is a run of language models; see its {run.language.name}")
         recipe = read_recipe_values(run)
-        result = _read_result(run, run)
+        result = read_training(run)
         data = read_data(run)
         additions = []
         for number in run.addition_numbers():
@@ -90,7 +91,7 @@ class OpenRun:
                     f"{stage.recipe} again with --out {run.folder} to go on"
                 )
             before, recipe = recipe, read_recipe_values(stage)
-            result = _read_result(run, stage)
+            result = read_training(run, stage)
             added = tuple(sorted(students_of(recipe) - students_of(before)))
             further = more_seeds(before, recipe)
             additions.append(Addition(number, added, further, result.provenance))
@@ -204,7 +205,25 @@ class OpenRun:
 
     def records(self, analysis: str | None = None) -> list[StoredRecord]:
         """Return the records of analyses, the newest last."""
-        return read_records(self.files, analysis)
+        found = read_records(self.files, analysis)
+        return (
+            [*self._curves_of_version_0_1(), *found] if analysis in (None, "complexity") else found
+        )
+
+    def _curves_of_version_0_1(self) -> list[StoredRecord]:
+        """Return the complexity curves that version 0.1 kept in files of the run folder."""
+        found = []
+        for path in sorted(self.files.folder.glob("complexity-*.json")):
+            record = AnalysisRecord(
+                schema_version=AnalysisRecord.SCHEMA_VERSION,
+                analysis="complexity",
+                settings={},
+                networks=(),
+                provenance=self.result.provenance,
+                result=read_json(path),
+            )
+            found.append(StoredRecord(path.with_suffix(""), record))
+        return found
 
 
 def check_fingerprint(run: Run, there: str, here: str, where: str) -> None:
@@ -222,9 +241,15 @@ def check_fingerprint(run: Run, there: str, here: str, where: str) -> None:
         )
 
 
-def _read_result(run: Run, stage: Run) -> StudyResult:
-    """Read the results of a run or of an addition to it; those of earlier versions are converted."""
-    path = stage.results
+def read_training(run: Run, stage: Run | None = None) -> StudyResult:
+    """Read the results of a run, or of an addition to it; those of version 0.1 are converted.
+
+    Raises
+    ------
+    RunError
+        No network is trained yet, or the file is damaged.
+    """
+    path = (stage or run).results
     if not path.is_file():
         done = len(list(run.folder.glob("students/*/*/cell.json")))
         raise RunError(

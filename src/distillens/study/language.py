@@ -79,9 +79,7 @@ def run_language(
             f"a launcher has started {processes} processes; language models are trained by one"
         )
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
-    run = open_run(
-        folder, recipe.model_dump(mode="json"), language_recipe_of_today, grows=False
-    )
+    run = open_run(folder, recipe.model_dump(mode="json"), language_recipe_of_today, grows=False)
     with locked(run):
         return _Study(recipe, run, load_splits(recipe.data), progress).carry_out()
 

@@ -83,6 +83,17 @@ def read_recipe(
     return recipe.model_copy(update={"code": None})
 
 
+def is_language_recipe(where: str | Path) -> bool:
+    """Say whether a recipe file, or a recipe that comes with distillens, is one of language models.
+
+    Raises
+    ------
+    RecipeError
+        The file is missing or is no YAML.
+    """
+    return load_recipe(_find(where)).get("kind") == "language"
+
+
 def read_content(
     where: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[dict[str, Any], str | None]:
@@ -99,7 +110,7 @@ def read_content(
     path = _find(where)
     content = load_recipe(path)
     if content.get("kind") == "language":
-        raise RecipeError(f"{where} is a recipe of language models; use `distillens language`")
+        raise RecipeError(f"{where} is a recipe of language models; use `distillens run`")
     for override in overrides:
         override_key(content, override)
     named = content.get("code")

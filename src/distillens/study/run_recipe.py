@@ -9,19 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distillens.analyses.complexity import curves_path, measure_complexity
-from distillens.analyses.deviations import measure_deviations
+from distillens.analyses.finished import FinishedRun
+from distillens.analyses.measure import measure
 from distillens.data import Splits
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
 from distillens.files.paths import user_path
 from distillens.progress import Progress, silent
-from distillens.results.base import from_json, to_json
-from distillens.results.complexity import ComplexityCurves
-from distillens.results.training import Provenance, StudyResult
-from distillens.runs.folder import check_folder, locked, open_run
+from distillens.results.training import StudyResult
+from distillens.runs.folder import check_folder, latest_recipe, locked, open_run
 from distillens.runs.layout import Run, slug
-from distillens.runs.read import read_data, read_result
+from distillens.runs.open import OpenRun, check_fingerprint, read_training
+from distillens.runs.read import read_data
 from distillens.study.given_teacher import GivenTeacher
 from distillens.study.networks import Scene
 from distillens.study.normalisations import InputScale
@@ -82,25 +81,31 @@ def run(
     # Said before the teacher is trained, though only the student may be meant.
     check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
     described = recipe.as_written_in(folder)
-    run_files = Run(folder)
     if accelerator.is_main_process:
         check_folder(folder, described, as_of_today)
     # The folder is made when all that the recipe names is there, so that a start which failed leaves
     # nothing in the way of the corrected recipe.
+    run_files = Run(folder)
     scene = Scene.of(recipe, run_files, accelerator, trust_code, progress)
     scene.build(recipe.student.model, 0)
     given = find_teacher(scene)
-    # Under a launcher one process opens, locks and writes; the others train beside it.
+    # Under a launcher one process opens, locks and writes; the others take part in the training.
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        return _carry_out(replace(scene, progress=silent), given, spread)
+        _train(replace(scene, progress=silent), run_files, given, spread)
+        return OpenRun.open(folder).result
     with locked(run_files):
-        open_run(folder, described, as_of_today)
+        stage = open_run(folder, described, as_of_today)
         accelerator.wait_for_everyone()
-        return _carry_out(scene, given, spread)
+        teacher = _train(scene, stage, given, spread)
+        opened = OpenRun.open(folder)
+        whole = _joined(recipe, run_files, stage, trust_code)
+        _measure(FinishedRun.of(opened, replace(scene, recipe=whole), teacher))
+    return opened.result
 
 
-def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> StudyResult:
+def _train(scene: Scene, stage: Run, given: GivenTeacher | None, spread: Spread) -> StudyTeacher:
+    """Train what is not trained yet, and write results where something was."""
     began, clock = now(), time.perf_counter()
     recipe, run, accelerator = scene.recipe, scene.run, scene.accelerator
     if scene.main:
@@ -108,22 +113,26 @@ def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> Stud
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     teacher = prepare_teacher(scene, given)
     scene = tune_students(scene, teacher, spread)
-    outcome = Outcome(scene, teacher, began, clock, _earlier(run))
-    # Written after every network, so that a run which is cut short shows what is there.
-    write = outcome.write if scene.main else _nothing
-    students = train_students(scene, teacher, write, spread)
-    if scene.main:
-        deviations = measure_deviations(scene, teacher) if recipe.deviation else []
-        outcome.write(students, (), deviations)
-        curves = _complexity(scene, teacher)
-        outcome.write(students, curves, deviations)
+    earlier = _earlier(stage)
+    finished = earlier is not None and not earlier.open_cells
+    outcome = Outcome(scene, stage, teacher, began, clock, earlier and earlier.provenance)
+    # Written after every network, so that a run which is cut short shows what is there. The results of
+    # a finished training are never written again.
+    write = outcome.write if scene.main and not finished else _nothing
+    write(train_students(scene, teacher, write, spread))
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return read_result(run)
+    return replace(teacher, scene=scene)
 
 
-def _earlier(run: Run) -> Provenance | None:
-    return read_result(run).provenance if run.results.is_file() else None
+def _measure(run: FinishedRun) -> None:
+    """Make the analyses that the recipe asks for, unless the run has their records."""
+    if run.recipe.complexity is not None:
+        measure(run, "complexity", run.recipe.complexity)
+
+
+def _earlier(stage: Run) -> StudyResult | None:
+    return read_training(stage) if stage.results.is_file() else None
 
 
 def _nothing(students: object) -> None:
@@ -147,25 +156,10 @@ def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> No
     }
     if run.data.is_file():
         before = read_data(run)
-        if before["fingerprint"] != splits.fingerprint:
-            raise RunError(
-                f"{run.folder} was made from other data: fingerprint "
-                f"{str(before.get('fingerprint'))[:12]} there, {splits.fingerprint[:12]} here; "
-                "choose another --out"
-            )
+        check_fingerprint(run, str(before["fingerprint"]), splits.fingerprint, "of this recipe")
         # A run of an earlier version gets what it lacks: export needs the normalisation.
         if before.keys() >= described.keys():
             return
     for place, tokenizer in enumerate(splits.tokenizers):
         write_atomically(run.tokenizer(place), tokenizer)
     write_atomically(run.data, json.dumps(described, indent=1) + "\n")
-
-
-def _complexity(scene: Scene, teacher: StudyTeacher) -> list[ComplexityCurves]:
-    asked = scene.recipe.complexity
-    if asked is None:
-        return []
-    path = curves_path(scene.run, asked)
-    if not path.is_file():
-        write_atomically(path, to_json(measure_complexity(scene, teacher, asked)))
-    return [from_json(ComplexityCurves, path.read_bytes(), str(path))]

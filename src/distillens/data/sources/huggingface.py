@@ -85,8 +85,9 @@ def load_tables(
     Parameters
     ----------
     path
-        A folder with tables as the hub lays them out (see :mod:`distillens.data.sources.dataset_files`), one
-        that ``DatasetDict.save_to_disk`` wrote, or a name that ``datasets.load_dataset`` knows.
+        A folder with tables as the hub lays them out (see
+        :mod:`distillens.data.sources.dataset_files`), one that ``DatasetDict.save_to_disk`` wrote,
+        or a name that ``datasets.load_dataset`` knows.
     config
         Which configuration to read; needed only where there are several.
     test_split
@@ -95,8 +96,8 @@ def load_tables(
     Raises
     ------
     DataError
-        As :func:`distillens.data.sources.dataset_files.find_splits`, or a file is damaged, or the data set
-        cannot be fetched.
+        As :func:`distillens.data.sources.dataset_files.find_splits`, or a file is damaged, or the
+        data set cannot be fetched.
     """
     folder = Path(path)
     if not folder.is_dir():

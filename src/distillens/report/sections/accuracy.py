@@ -84,7 +84,7 @@ def _strip(row: Row, result: StudyResult, colour: str, low: float, high: float) 
                 stroke_opacity="0.55",
             )
             for cell in result.cells
-            if cell.supervision == row.name and math.isfinite(cell.test_accuracy)
+            if cell.position == row.position and math.isfinite(cell.test_accuracy)
         ),
     ]
     interval = row.accuracy.interval

@@ -51,7 +51,7 @@ def _first(result: StudyResult, chosen: Row | None, students: list[Row]) -> str:
             f"{len(students)} students lie between {percent(min(accuracies), digits)} and "
             f"{percent(max(accuracies), digits)} %."
         )
-    mean = percent(validation_means(result)[chosen.name], digits)
+    mean = percent(validation_means(result)[chosen.position], digits)
     if chosen.name == ranking.reference_name(result):
         return (
             f"No supervision had a higher mean validation accuracy than {chosen.name} ({mean} %), "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from plotly.io import to_json
 
 from distillens.report import palette as colours
@@ -29,7 +31,6 @@ from distillens.report.tables.profile import (
 )
 from distillens.report.tables.text import number, plural, printable
 from distillens.results.complexity import ComplexityCurves
-from distillens.results.training import StudyResult
 
 _READING = (
     "How to read it: each curve is what one set of targets costs the student's kernel (its "
@@ -48,15 +49,15 @@ _STANDING = (
 _DASHES = {"solid": None, "dot": "2 4", "dash": "7 4", "dashdot": "7 3 2 3"}
 
 
-def complexity_part(result: StudyResult) -> Safe:
+def complexity_part(measured_curves: Sequence[ComplexityCurves]) -> Safe:
     """Return the section with the complexity curves, or words where none were measured."""
     title = element("h2", "Supervision complexity")
-    if not result.complexity:
+    if not measured_curves:
         words = "Complexity was not measured in this run, so there are no curves to show."
         return element("section", title, element("p", words, class_="missing"), id="complexity")
     titles = [
         f"{curves.student}, seed {curves.seed}, {curves.split} examples"
-        for curves in result.complexity
+        for curves in measured_curves
     ]
     blocks = [
         element(
@@ -66,7 +67,7 @@ def complexity_part(result: StudyResult) -> Safe:
             data_choice=f"c{index}",
             hidden=index > 0,
         )
-        for index, curves in enumerate(result.complexity)
+        for index, curves in enumerate(measured_curves)
     ]
     return element(
         "section",

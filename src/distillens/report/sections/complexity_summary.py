@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 from distillens.report.figures.complexity import (
     GRADIENT,
@@ -16,16 +17,15 @@ from distillens.report.figures.complexity import (
 )
 from distillens.report.tables.text import number
 from distillens.results.complexity import ComplexityCurves
-from distillens.results.training import StudyResult
 
 # Values closer than this share of the larger one are called equal.
 _CLOSE = 0.02
 
 
-def complexity_summary(result: StudyResult) -> list[tuple[str, str]]:
+def complexity_summary(measured_curves: Sequence[ComplexityCurves]) -> list[tuple[str, str]]:
     """Return a sentence for each student and split: the order of the targets, early and late."""
     found: dict[tuple[str, str], ComplexityCurves] = {}
-    for curves in sorted(result.complexity, key=lambda curves: curves.seed):
+    for curves in sorted(measured_curves, key=lambda curves: curves.seed):
         found.setdefault((curves.student, curves.split), curves)
     return [
         (f"Complexity for {student}, seed {curves.seed}, {split}", _sentences(curves))

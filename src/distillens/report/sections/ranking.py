@@ -50,8 +50,8 @@ def chosen(result: StudyResult) -> Row | None:
     means = {} if result.open_cells else validation_means(result)
     if not means:
         return None
-    name = max(means, key=means.__getitem__)
-    return next(row for row in students(result) if row.name == name)
+    position = max(means, key=means.__getitem__)
+    return next(row for row in result.rows if row.position == position)
 
 
 def level(result: StudyResult) -> str:

@@ -150,7 +150,7 @@ def _bold(result: StudyResult) -> str:
     """Return what bold means, or why nothing is bold."""
     chosen = ranking.chosen(result)
     if chosen is not None:
-        mean = percent(validation_means(result)[chosen.name], ranking.accuracy_digits(result))
+        mean = percent(validation_means(result)[chosen.position], ranking.accuracy_digits(result))
         return f"Bold: highest mean validation accuracy among students ({mean} %)."
     if result.open_cells:
         return "Nothing is bold while networks are not trained."

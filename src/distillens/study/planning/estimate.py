@@ -13,12 +13,13 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from distillens.analyses.complexity import complexity_plan, curves_path
+from distillens.analyses.complexity import complexity_plan
 from distillens.data import Batch, Batches
 from distillens.errors import TrainingError
 from distillens.forward.device_errors import peak_host_memory
 from distillens.models import ModelRecipe
 from distillens.results.check import PlannedWork, RunEstimate
+from distillens.runs.records import read_records
 from distillens.study.networks import Scene, read_epochs
 from distillens.study.normalisations import Role
 from distillens.study.planning.blocks import Block, read_blocks
@@ -242,9 +243,11 @@ def _complexity(scene: Scene) -> Iterator[PlannedWork]:
     asked = scene.recipe.complexity
     if asked is None:
         return
-    plan, grams = complexity_plan(scene)
+    plan, grams = complexity_plan(scene, asked)
     seconds = grams * (plan.seconds or 0.0)
-    done = curves_path(scene.run, asked).is_file()
+    settings = asked.model_dump(mode="json")
+    records = read_records(scene.run, "complexity")
+    done = any(record.content.settings == settings for record in records)
     yield PlannedWork(
         name="complexity",
         networks=0,

@@ -1,11 +1,11 @@
-"""Measure complexity on what is there already: a finished run, or a model and arrays.
+"""Supervision complexity of a model and arrays that a user gives in files.
 
 Shapes: N examples, C outputs of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distillens.analyses.complexity import complexity_plan
 from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.data import PADDING
 from distillens.errors import CheckpointError, DataError, MeasureError, RecipeError
@@ -28,66 +27,7 @@ from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent
 from distillens.results.complexity import KernelComplexity
-from distillens.results.training import StudyResult
-from distillens.runs.folder import find_run
 from distillens.runs.layout import epochs_beside
-from distillens.runs.read import read_finished
-from distillens.study.networks import Scene
-from distillens.study.reading import read_recipe
-from distillens.study.recipe import Recipe
-from distillens.study.run_recipe import run
-from distillens.training import accelerator_for
-
-
-def measure_run(
-    folder: Path,
-    overrides: Sequence[str] = (),
-    *,
-    trust_code: bool = False,
-    progress: Progress = silent,
-) -> StudyResult:
-    """Measure the complexity curves of a finished run, with other settings than its recipe's.
-
-    Parameters
-    ----------
-    folder
-        The run folder; its recipe and results take the new settings and values.
-    overrides
-        ``key=value`` of the recipe's ``complexity`` part, say ``examples=4096``.
-    trust_code, progress
-        As for `distillens.run`.
-
-    Raises
-    ------
-    RunError
-        The folder is no run, or networks of it are not trained yet.
-    RecipeError
-        A key or value is not known.
-    """
-    recipe = _recipe_of(folder, overrides, trust_code)
-    return run(recipe, folder, trust_code=trust_code, progress=progress)
-
-
-def plan_run(
-    folder: Path, overrides: Sequence[str] = (), *, trust_code: bool = False
-) -> tuple[Plan, int]:
-    """Return the plan of one Gram of `measure_run`, and how many there will be."""
-    recipe = _recipe_of(folder, overrides, trust_code)
-    scene = Scene.of(recipe, find_run(folder), accelerator_for(recipe.precision), trust_code)
-    return complexity_plan(scene)
-
-
-def _recipe_of(folder: Path, overrides: Sequence[str], trust_code: bool) -> Recipe:
-    found = find_run(folder)
-    read_finished(found)
-    recipe = read_recipe(
-        found.recipe, [f"complexity.{each}" for each in overrides], trust_code=trust_code
-    )
-    if recipe.complexity is None:
-        raise RecipeError(
-            f"the recipe of {folder} leaves complexity out; say what to measure, say examples=512"
-        )
-    return recipe
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,91 @@
+"""What a report shows: the results of a run and the newest record of each analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from distillens.results.complexity import ComplexityCurves
+from distillens.results.training import StudyResult
+from distillens.runs.open import Addition, OpenRun
+from distillens.runs.records import StoredRecord
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The contents of a report.
+
+    Attributes
+    ----------
+    result
+        What the training found out.
+    complexity
+        The curves of the newest record of the analysis "complexity".
+    additions
+        What was added to the run after it had been finished.
+    records
+        The names of the records that are shown.
+    earlier_records
+        The names of the other records.
+    """
+
+    result: StudyResult
+    complexity: tuple[ComplexityCurves, ...] = ()
+    additions: tuple[Addition, ...] = ()
+    records: tuple[str, ...] = ()
+    earlier_records: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, run: OpenRun) -> Contents:
+        """Return what the report of a run shows.
+
+        Raises
+        ------
+        RunError
+            A record is damaged.
+        """
+        records = run.records()
+        newest = {one.content.analysis: one for one in records}
+        curves = newest.get("complexity")
+        return cls(
+            run.result,
+            complexity=() if curves is None else (curves.result(ComplexityCurves),),
+            additions=run.additions,
+            records=_names(newest.values()),
+            earlier_records=_names([one for one in records if one not in newest.values()]),
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a reader must know of the run as a whole."""
+        return (*self.result.notes, *self._addition_notes(), *self._record_notes())
+
+    def _addition_notes(self) -> list[str]:
+        found = []
+        names = {row.position: row.name for row in self.result.rows}
+        for addition in self.additions:
+            students = [
+                f"{names.get(one.supervision, one.supervision)}, seed {one.seed}"
+                for one in addition.students
+            ]
+            found.append(
+                f"added on {addition.provenance.started[:10]}, after earlier results had been seen: "
+                f"{'; '.join(students)}"
+            )
+        count = sum(addition.more_seeds for addition in self.additions)
+        if count:
+            share = 100 - 5 / 2**count
+            found.append(
+                f"intervals have the level {share:g} % because seeds were added: the probabilities that "
+                "an interval shown after an addition misses the true value sum to at most 5 %, "
+                "however it was decided to add seeds"
+            )
+        return found
+
+    def _record_notes(self) -> list[str]:
+        if not self.earlier_records:
+            return []
+        return [f"not shown here: the earlier records {', '.join(self.earlier_records)}"]
+
+
+def _names(records: Iterable[StoredRecord]) -> tuple[str, ...]:
+    return tuple(one.name for one in records)

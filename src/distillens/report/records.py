@@ -1,0 +1,41 @@
+"""Records of analyses as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import RenderableType
+
+from distillens.report.tables.complexity import curves_table, temperature_table
+from distillens.report.tables.profile import profile_table, teacher_kernel_line
+from distillens.results.complexity import ComplexityCurves
+from distillens.runs.records import StoredRecord
+
+
+def record_tables(record: StoredRecord) -> Sequence[RenderableType] | None:
+    """Return a record as tables and paragraphs; None where the report does not know the analysis.
+
+    Raises
+    ------
+    RunError
+        The record is damaged.
+    """
+    make = _TABLES.get(record.content.analysis)
+    return None if make is None else make(record)
+
+
+def _complexity(record: StoredRecord) -> Sequence[RenderableType]:
+    curves = record.result(ComplexityCurves)
+    found: list[RenderableType] = [curves_table(curves)]
+    if curves.temperatures:
+        found.append(temperature_table(curves))
+    if curves.profile is not None:
+        found.append(profile_table(curves.profile))
+    if curves.teacher_kernel is not None:
+        found.append(teacher_kernel_line(curves.teacher_kernel))
+    return found
+
+
+_TABLES: Mapping[str, Callable[[StoredRecord], Sequence[RenderableType]]] = {
+    "complexity": _complexity,
+}
