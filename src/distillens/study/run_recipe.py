@@ -104,6 +104,15 @@ def run(
     return opened.result
 
 
+def _joined(recipe: Recipe, run: Run, stage: Run, trust_code: bool) -> Recipe:
+    """Return the recipe with everything that was added to the run since."""
+    latest = latest_recipe(run)
+    if latest == stage.recipe:
+        return recipe
+    asked = {"complexity": recipe.complexity, "deviation": recipe.deviation}
+    return read_recipe(latest, trust_code=trust_code).model_copy(update=asked)
+
+
 def _train(scene: Scene, stage: Run, given: GivenTeacher | None, spread: Spread) -> StudyTeacher:
     """Train what is not trained yet, and write results where something was."""
     began, clock = now(), time.perf_counter()
