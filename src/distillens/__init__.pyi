@@ -1,5 +1,5 @@
-from .analyses.confidence import audit_run as audit_run
 from .analyses.kernel_complexity import kernel_complexity as kernel_complexity
+from .analyses.run_audit import audit_run as audit_run
 from .analyses.settings import measure_settings as measure_settings
 from .data import Batches as Batches
 from .data import Examples as Examples
@@ -12,7 +12,6 @@ from .kernel import EmpiricalNTK as EmpiricalNTK
 from .kernel import ntk_similarity as ntk_similarity
 from .kernel import oracle_gram as oracle_gram
 from .measures import audit as audit
-from .measures import deviation as deviation
 from .measures import supervision_complexity as supervision_complexity
 from .report import write_report as write_report
 from .study import read_recipe as read_recipe

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distillens.errors import MeasureError, RunError
 from distillens.files.arrays import Rows
-from distillens.measures.confidence.points import OutputKind
+from distillens.measures.confidence.outputs import OutputKind
 from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
 from distillens.results.training import Cell, StudyResult
@@ -48,6 +48,16 @@ class FinishedRun:
     teacher: StudyTeacher
     students: tuple[FinishedStudent, ...]
     """In the order of the recipe, all seeds of a supervision together."""
+
+    @classmethod
+    def of(cls, scene: Scene, result: StudyResult, teacher: StudyTeacher) -> FinishedRun:
+        """Return a run whose students are all trained."""
+        students = []
+        for place, entry in enumerate(scene.recipe.supervisions):
+            for seed in scene.recipe.seeds_of(entry):
+                files = scene.run.student(place, entry.title, seed)
+                students.append(FinishedStudent(entry, files, read_cell(files)))
+        return cls(scene, result, teacher, tuple(students))
 
     @property
     def recipe(self) -> Recipe:
@@ -92,15 +102,12 @@ class FinishedRun:
     ) -> dict[str, dict[str, Any] | None]:
         """Return a student's arrays as `distillens.measures.confidence.audit_with_points` takes them."""
         reference = self.one_hot(student)
-        noisy = bool(self.scene.splits.changed)
         roles: dict[str, dict[str, NDArray] | None] = {
             "teacher": {split: self.teacher.logits(split) for split in SPLITS},
             "student": self.outputs(student),
             "labels": {split: self.true_labels(split) for split in SPLITS},
-            "mislabelled": {
-                split: self.true_labels(split) != self.given_labels(split) for split in SPLITS
-            }
-            if noisy
+            "given labels": {split: self.given_labels(split) for split in SPLITS}
+            if self.scene.splits.changed
             else None,
             "one-hot student": None if reference is None else self.outputs(reference),
             "other teacher": other_teacher,
@@ -120,8 +127,8 @@ class FinishedRun:
         notes = []
         if self.scene.splits.changed:
             notes.append(
-                f"{len(self.scene.splits.changed):,} training labels were changed on purpose; who is "
-                "right is judged by the labels before"
+                f"{len(self.scene.splits.changed):,} training labels were changed on purpose; "
+                "predictions are judged by the true labels, and accuracies on the given labels are named"
             )
         if self.student_kind == "probabilities":
             notes.append(
@@ -157,12 +164,7 @@ def finished_run(
             f"the data at data.path are not those of {folder}: fingerprint {here[:12]}, there "
             f"{str(found)[:12]}; put back what the run was made from"
         )
-    students = []
-    for place, entry in enumerate(recipe.supervisions):
-        for seed in recipe.seeds_of(entry):
-            files = run.student(place, entry.title, seed)
-            students.append(FinishedStudent(entry, files, read_cell(files)))
-    return FinishedRun(scene, result, prepare_teacher(scene), tuple(students))
+    return FinishedRun.of(scene, result, prepare_teacher(scene))
 
 
 def described(model: ModelRecipe) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from distillens.analyses.confidence import ConfidenceSettings, measure
 from distillens.analyses.finished import SPLITS, FinishedRun, described, finished_run
 from distillens.errors import RunError
-from distillens.measures.confidence import audit_with_points
 from distillens.measures.statistics.intervals import mean_of_estimates
 from distillens.results.base import SCHEMA
 from distillens.results.comparison import Setting, Settings, SettingSplit
@@ -63,10 +63,13 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
         if entry.kind == "one-hot":
             continue
         students = [student for student in run.students if student.entry is entry]
-        audits = [
-            audit_with_points(run.roles(each), kind=run.kinds(), resamples=resamples, telling=0)[0]
-            for each in students
-        ]
+        asked = ConfidenceSettings(
+            supervision=entry.title, resamples=resamples, listed_departures=0
+        )
+        confidence, _ = measure(run, asked)
+        if confidence.notes:
+            raise RunError(f"{run.recipe.name}: {confidence.notes[0]}")
+        audits = [each.audit for each in confidence.students]
         references = {read.role for audit in audits for read in audit.kinds}
         temperature = getattr(entry, "temperature", None)
         found.append(

@@ -143,7 +143,7 @@ def audit_command(
     _refuse_given(arrays, "is for the audit of arrays; leave it out where a run is given")
     if student is not None and len(student) > 1:
         raise RecipeError("give --student once, or leave it out to audit all students of the run")
-    from distillens.analyses.confidence import KERNEL_EXAMPLES, OVER_TRAINING, audit_run
+    from distillens.analyses.run_audit import KERNEL_EXAMPLES, OVER_TRAINING, audit_run
     from distillens.progress import terminal
     from distillens.report import run_audit_text, write_run_audit
     from distillens.results.base import to_json

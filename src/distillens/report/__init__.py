@@ -5,9 +5,9 @@ from __future__ import annotations
 from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.tables.accuracy import accuracy_table, markdown_table
-from distillens.report.tables.audit import audit_text, run_audit_text
 from distillens.report.tables.check import check_text
 from distillens.report.tables.complexity import certified_table, curves_table, temperature_table
+from distillens.report.tables.confidence import audit_text, run_audit_text
 from distillens.report.tables.costs import cost_table
 from distillens.report.tables.eigenspace import eigenspace_table
 from distillens.report.tables.language import language_table
@@ -15,7 +15,7 @@ from distillens.report.tables.plan import plan_text
 from distillens.report.tables.profile import profile_table, teacher_kernel_line
 from distillens.report.tables.settings import settings_blocks, settings_markdown, settings_table
 from distillens.report.write import write_report
-from distillens.report.write_audit import write_audit, write_run_audit
+from distillens.report.write_confidence import write_audit, write_run_audit
 from distillens.report.write_eigenspace import write_eigenspace
 from distillens.report.write_figures import write_figures
 

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from distillens.report import palette
 from distillens.report.backends.frame import framed
 from distillens.report.backends.html import Safe, element, join
 from distillens.report.figures.points import Points
+from distillens.report.sections import ranking
 from distillens.report.sections.accuracy import accuracy_part
 from distillens.report.sections.accuracy_summary import accuracy_summary
 from distillens.report.sections.complexity import complexity_part
 from distillens.report.sections.complexity_summary import complexity_summary
-from distillens.report.sections.deviation import deviation_part
-from distillens.report.sections.deviation_summary import deviation_summary
+from distillens.report.sections.confidence import confidence_part
+from distillens.report.sections.confidence_summary import confidence_summary
 from distillens.report.tables.accuracy import splits
 from distillens.report.tables.text import duration, listed, plural
+from distillens.results.confidence import Confidence
 from distillens.results.training import StudyResult
 
 _PARTS = (
     ("accuracy", "Accuracy"),
     ("complexity", "Supervision complexity"),
-    ("deviation", "Student against teacher"),
+    ("confidence", "Student against teacher"),
     ("provenance", "Provenance"),
 )
 
 
-def render(result: StudyResult, points: Mapping[str, Points]) -> str:
+def render(
+    result: StudyResult,
+    confidence: Confidence | None = None,
+    points: Sequence[Mapping[str, Points]] = (),
+) -> str:
     """Return the report as one self-contained HTML page.
 
     Parameters
     ----------
     result
-        What a run found out.
+        The result of a run.
+    confidence
+        The confidence analysis of the run; None if it was not measured.
     points
-        For each deviation's ``points`` path the arrays x, y and who of its npz. Those that are
-        missing are said to be missing on the page.
+        For each student of the confidence analysis the plotted points by split. The page names the
+        students whose points are missing.
 
     Returns
     -------
@@ -45,16 +53,17 @@ def render(result: StudyResult, points: Mapping[str, Points]) -> str:
     Raises
     ------
     RunError
-        The arrays of a deviation are damaged.
+        Points are damaged.
     """
     colours = palette.by_name(result)
+    chosen = ranking.chosen(result)
     return framed(
         result.name,
         _header(result),
-        _says(result),
+        _says(result, confidence),
         accuracy_part(result, colours),
         complexity_part(result),
-        deviation_part(result, points, colours),
+        confidence_part(confidence, points, colours, None if chosen is None else chosen.name),
         _provenance(result),
     )
 
@@ -81,8 +90,9 @@ def _header(result: StudyResult) -> Safe:
     )
 
 
-def _says(result: StudyResult) -> Safe:
-    said = accuracy_summary(result) + complexity_summary(result) + deviation_summary(result)
+def _says(result: StudyResult, confidence: Confidence | None) -> Safe:
+    said = accuracy_summary(result) + complexity_summary(result)
+    said += confidence_summary(confidence)
     if not said:
         said = [("Nothing", "This run holds no measured numbers.")]
     pairs = [join(element("dt", subject), element("dd", text)) for subject, text in said]

@@ -40,7 +40,6 @@ def by_name(result: StudyResult) -> dict[str, str]:
     used: dict[str, int] = {}
     colours: dict[str, str] = {}
     kinds = [(row.name, row.kind) for row in ordered(result)]
-    kinds += [(deviation.student, deviation.student) for deviation in result.deviations]
     kinds += [(curves.student, curves.student) for curves in result.complexity]
     for name, kind in kinds:
         if name in colours:

@@ -8,7 +8,6 @@ from typing import Any
 
 from distillens.results.base import Estimate, Result
 from distillens.results.complexity import ComplexityCurves
-from distillens.results.confidence import Deviation
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,10 @@ class Provenance(Result):
 
 @dataclass(frozen=True)
 class StudyResult(Result):
-    """All that a run found out."""
+    """The result of a run's training.
+
+    In ``results.json`` of earlier versions there is a key ``deviations``, which is ignored.
+    """
 
     schema_version: int
     name: str
@@ -162,7 +164,6 @@ class StudyResult(Result):
     rows: tuple[Row, ...]
     cells: tuple[Cell, ...]
     complexity: tuple[ComplexityCurves, ...]
-    deviations: tuple[Deviation, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
     costs: tuple[NetworkCost, ...] = ()

@@ -8,8 +8,9 @@
     tuning.json                      the learning rates that were selected
     cache/                           teacher logits
     trackers/                        what experiment trackers write
-    points/                          npz of the deviation plots
+    points/                          npz of the confidence plots
     cost-….json, complexity-….json   what was measured
+    confidence.json                  confidence of students and teacher
     results.json                     all that was found out
     report.html
 
@@ -146,6 +147,11 @@ class Run:
         return self.folder / f"cost-{network}.json"
 
     @property
+    def confidence(self) -> Path:
+        """The confidence of students and teacher; its plotted points are npz files of their own."""
+        return self.folder / "confidence.json"
+
+    @property
     def results(self) -> Path:
         """All that was found out."""
         return self.folder / "results.json"
@@ -191,7 +197,7 @@ class Run:
         return self.folder / "tuning.json"
 
     def points(self, place: int, name: str, seed: int, split: str) -> Path:
-        """The npz of a deviation plot."""
+        """The npz of a confidence plot."""
         return self.folder / "points" / f"{place:02d}-{slug(name)}-seed-{seed}-{split}.npz"
 
     def relative(self, path: Path) -> str:

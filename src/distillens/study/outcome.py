@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from distillens.files.atomic import write_atomically
 from distillens.results.base import SCHEMA, to_json
 from distillens.results.complexity import ComplexityCurves
-from distillens.results.confidence import Deviation
 from distillens.results.training import Cell, Provenance, StudyResult, Tuning
 from distillens.study.costs import network_costs
 from distillens.study.networks import Scene, epochs_done, network_logits
@@ -44,7 +43,6 @@ class Outcome:
         self,
         students: Sequence[Sequence[Cell]],
         curves: Sequence[ComplexityCurves] = (),
-        deviations: Sequence[Deviation] = (),
     ) -> StudyResult:
         """Write and return what is known; networks that are not trained yet are named as open."""
         recipe, splits, cell = self.scene.recipe, self.scene.splits, self.teacher.cell
@@ -62,7 +60,6 @@ class Outcome:
             rows=rows(recipe, cell, students, self._right),
             cells=(cell, *(cell for cells in students for cell in cells)),
             complexity=tuple(curves),
-            deviations=tuple(deviations),
             provenance=self._provenance(splits.fingerprint, cell.weights_digest),
             notes=(*self._notes(), *tuning_notes(tuning)),
             costs=network_costs(self.scene, self.teacher),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distillens.analyses.complexity import curves_path, measure_complexity
-from distillens.analyses.deviations import measure_deviations
+from distillens.analyses.confidence import measure, write_confidence
+from distillens.analyses.finished import FinishedRun
 from distillens.data import Splits
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
@@ -113,10 +114,11 @@ def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> Stud
     write = outcome.write if scene.main else _nothing
     students = train_students(scene, teacher, write, spread)
     if scene.main:
-        deviations = measure_deviations(scene, teacher) if recipe.deviation else []
-        outcome.write(students, (), deviations)
-        curves = _complexity(scene, teacher)
-        outcome.write(students, curves, deviations)
+        result = outcome.write(students)
+        if recipe.deviation:
+            finished = FinishedRun.of(scene, result, teacher)
+            write_confidence(run, *measure(finished, progress=scene.progress))
+        outcome.write(students, _complexity(scene, teacher))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return read_result(run)

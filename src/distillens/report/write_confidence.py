@@ -1,4 +1,4 @@
-"""Write an audit into a folder: numbers, points, a page, and pictures as SVG and PNG."""
+"""Write an audit into a folder: numbers, points, a page, and figures as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
-from distillens.report.sections.audit_page import audit_page
-from distillens.results.base import to_json
-from distillens.results.confidence import Audit, RunAudit, StudentAudit
+from distillens.report.sections.confidence import audit_page
+from distillens.results.base import SCHEMA, to_json
+from distillens.results.confidence import Audit, Confidence, RunAudit, StudentAudit
 from distillens.results.figure import Picture
 from distillens.runs.layout import slug
 
@@ -24,19 +24,19 @@ def write_audit(audit: Audit, points: Mapping[str, Arrays], folder: Path) -> lis
     """Write the audit of two classifiers; return the paths.
 
     They are ``audit.json``, ``audit.html``, for each split ``points-<split>.npz`` (x, y, who, and
-    mislabelled where it is known), and ``confidence.svg`` and ``.png``.
+    mislabelled if it is known), and ``confidence.svg`` and ``.png``.
 
     Raises
     ------
     RunError
         The folder cannot be written.
     """
-    student = StudentAudit("student", "arrays", None, audit, None, ())
+    student = StudentAudit("student", "arrays", None, audit)
+    found = Confidence(SCHEMA, None, (student,), audit.seconds)
     written = _Written(folder)
     written.add("audit.json", to_json(audit))
-    written.points("points", points)
-    _pictures(written, student, points, "")
-    written.add("audit.html", audit_page("Student against teacher", [student], [points]))
+    written.student("", student, points)
+    written.add("audit.html", audit_page("Student against teacher", found, [points]))
     return written.paths
 
 
@@ -54,20 +54,24 @@ def write_run_audit(
     RunError
         The folder cannot be written.
     """
-    from distillens.report.figures.audit import compared_picture
+    from distillens.report.figures.confidence_static import compared_picture, over_training_picture
 
     written = _Written(folder)
     written.add("audit.json", to_json(audit))
-    for student, arrays in zip(audit.students, points, strict=True):
-        name = f"-{slug(student.student)}-seed-{student.seed}"
-        written.points(f"points{name}", arrays)
-        _pictures(written, student, arrays, name)
-    for split in ("train", "test"):
-        written.picture(f"students-{split}", compared_picture(audit, split))
-    notes = []
-    if audit.other_teacher is not None:
-        notes.append(f"the other teacher is that of the run {audit.other_teacher!r}")
-    written.add("audit.html", audit_page(audit.run, audit.students, points, notes))
+    found, over = audit.confidence, audit.over_training
+    for student, arrays in zip(found.students, points, strict=True):
+        written.student(f"-{slug(student.student)}-seed-{student.seed}", student, arrays)
+    for one in over.students if over is not None else ():
+        name = f"over-training-{slug(one.student)}-seed-{one.seed}"
+        written.picture(name, over_training_picture(one))
+    if over is not None:
+        for split in ("train", "test"):
+            written.picture(f"students-{split}", compared_picture(audit.run, over, split))
+    notes = [] if audit.kernels is None else [*audit.kernels.notes]
+    if found.other_teacher is not None:
+        notes.append(f"the other teacher is that of the run {found.other_teacher!r}")
+    page = audit_page(audit.run, found, points, over, audit.kernels, notes)
+    written.add("audit.html", page)
     return written.paths
 
 
@@ -92,19 +96,16 @@ class _Written:
             np.savez(memory, allow_pickle=False, **arrays)
             self.add(f"{stem}-{name}.npz", memory.getvalue())
 
+    def student(self, name: str, student: StudentAudit, points: Mapping[str, Arrays]) -> None:
+        from distillens.report.figures.confidence_static import confidence_picture
+
+        self.points(f"points{name}", points)
+        self.picture(f"confidence{name}", confidence_picture(student, points))
+
     def picture(self, stem: str, picture: Picture | None) -> None:
-        # matplotlib takes a second to import; only who draws should wait for it.
+        # Importing matplotlib takes a second, so it is imported only for drawing.
         from distillens.report.backends.draw import png_bytes, svg_bytes
 
         if picture is not None:
             self.add(f"{stem}.svg", svg_bytes(picture))
             self.add(f"{stem}.png", png_bytes(picture))
-
-
-def _pictures(
-    written: _Written, student: StudentAudit, points: Mapping[str, Arrays], name: str
-) -> None:
-    from distillens.report.figures.audit import confidence_picture, over_training_picture
-
-    written.picture(f"confidence{name}", confidence_picture(student, points))
-    written.picture(f"over-training{name}", over_training_picture(student))
