@@ -16,7 +16,7 @@ from torch import nn
 
 import distillens
 from distillens.analyses.complexity import complexity_epochs
-from distillens.analyses.confidence import audit_run
+from distillens.analyses.run_audit import audit_run
 from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.analyses.finished import finished_run
 from distillens.data import Batches

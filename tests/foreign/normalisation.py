@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import distillens as dl
-from distillens.analyses.confidence import audit_run
+from distillens.analyses.run_audit import audit_run
 from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.analyses.gram_profile import compare_kernels
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays, load_splits
