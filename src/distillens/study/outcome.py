@@ -40,14 +40,18 @@ class Outcome:
     """Which test examples students classify correctly, by place and seed."""
 
     def write(
-        self,
-        students: Sequence[Sequence[Cell]],
-        curves: Sequence[ComplexityCurves] = (),
+        self, students: Sequence[Sequence[Cell]], curves: Sequence[ComplexityCurves] = ()
+    ) -> None:
+        """Write the results so far."""
+        write_atomically(self.scene.run.results, to_json(self.result(students, curves)))
+
+    def result(
+        self, students: Sequence[Sequence[Cell]], curves: Sequence[ComplexityCurves] = ()
     ) -> StudyResult:
-        """Write and return what is known; networks that are not trained yet are named as open."""
+        """Return the results so far; networks that are not trained yet are named as open."""
         recipe, splits, cell = self.scene.recipe, self.scene.splits, self.teacher.cell
         tuning = read_tuning(self.scene.run) if recipe.tune is not None else None
-        result = StudyResult(
+        return StudyResult(
             schema_version=SCHEMA,
             name=recipe.name,
             description=recipe.description,
@@ -66,8 +70,6 @@ class Outcome:
             open_cells=tuple(self._open(students)),
             tuning=tuning,
         )
-        write_atomically(self.scene.run.results, to_json(result))
-        return result
 
     def _right(self, place: int, seed: int) -> NDArray[np.bool_]:
         if (place, seed) not in self.known:

@@ -114,9 +114,8 @@ def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> Stud
     write = outcome.write if scene.main else _nothing
     students = train_students(scene, teacher, write, spread)
     if scene.main:
-        result = outcome.write(students)
         if recipe.deviation:
-            finished = FinishedRun.of(scene, result, teacher)
+            finished = FinishedRun.of(scene, outcome.result(students), teacher)
             write_confidence(run, *measure(finished, progress=scene.progress))
         outcome.write(students, _complexity(scene, teacher))
     accelerator.wait_for_everyone()
