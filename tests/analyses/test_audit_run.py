@@ -14,6 +14,7 @@ from conftest import command, refused
 import distillens
 from distillens.analyses.run_audit import audit_run
 from distillens.analyses.settings import measure_settings
+from distillens.data import load_splits
 from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.measures.confidence import CheckpointMeter
 from distillens.results.base import from_json
@@ -131,8 +132,6 @@ def test_who_is_right_is_judged_by_true_labels(
     with np.load(student_folder(finished) / "logits.npz") as stored:
         says_N = stored["train"].argmax(axis=1)
     splits = distillens.study.read_recipe(finished / "recipe.yaml").data
-    from distillens.data import load_splits
-
     loaded = load_splits(splits)
     index = loaded.train.indices.tolist()
     right = [says_N[row] == changed[i]["before"] for row, i in enumerate(index) if i in changed]
@@ -429,3 +428,38 @@ def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFix
     assert "give --markdown or --json" in refused(
         capsys, "settings", finished, "--markdown", "--json"
     )
+
+
+def test_a_run_has_the_numbers_of_an_audit_of_its_logits(finished: Path) -> None:
+    kept = from_json(Confidence, (finished / "confidence.json").read_text(), "confidence.json")
+    data = load_splits(distillens.study.read_recipe(finished / "recipe.yaml").data)
+    before = {change.index: change.before for change in data.changed}
+    labels = [
+        before.get(index, label)
+        for index, label in zip(
+            data.train.indices.tolist(), data.train.labels.tolist(), strict=True
+        )
+    ]
+    arrays = [
+        dict(np.load(folder / "logits.npz"))
+        for folder in (
+            finished / "teacher", student_folder(finished), student_folder(finished, "00-no-kd"),
+        )
+    ]  # fmt: skip
+    teacher, student, reference = (
+        {split: each[split] for split in ("train", "test")} for each in arrays
+    )
+    found = distillens.audit(
+        teacher,
+        student,
+        {"train": np.array(labels), "test": data.test.labels},
+        given_labels={"train": data.train.labels, "test": data.test.labels},
+        reference=reference,
+        kind="logits",
+    )
+    (stored,) = (one for one in kept.students if (one.student, one.seed) == ("offline τ=4", 0))
+    for split, wanted in zip(stored.audit.splits, found.splits, strict=True):
+        assert split.exaggeration == wanted.exaggeration
+        assert split.fidelity == wanted.fidelity
+        assert split.calibration == wanted.calibration
+        assert split.ledger.all == wanted.ledger.all

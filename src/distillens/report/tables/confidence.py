@@ -51,14 +51,11 @@ def audit_text(audit: Audit) -> Group:
         parts.append(Text(f"{role}: {'; '.join(kinds)}"))
     for split in audit.splits:
         title = f"\n{printable(split.split)}: {plural(split.examples, 'example')}"
-        tables = (grid([split]) for grid in (slope_grid, accuracy_grid, departure_grid))
-        parts += [
-            Text(title, style="bold"),
-            *(Text(sentence) for sentence in split_sentences(split)),
-            *map(terminal_table, tables),
-            *_most_telling(split),
-            *(Text(f"note: {printable(note)}") for note in split.notes),
-        ]
+        notes = (f"note: {printable(note)}" for note in split.notes)
+        parts.append(Text(title, style="bold"))
+        parts += [Text(line) for line in (*split_sentences(split), *_most_telling(split), *notes)]
+    grids = (slope_grid, accuracy_grid, departure_grid)
+    parts += [terminal_table(grid(audit.splits)) for grid in grids]
     return Group(*parts)
 
 
@@ -379,16 +376,14 @@ def _chance(interval: Interval) -> str:
     return f"{percent(interval.low, 2)}–{percent(interval.high, 2)} if calibrated"
 
 
-def _most_telling(split: SplitAudit) -> list[RenderableType]:
-    lines: list[RenderableType] = []
+def _most_telling(split: SplitAudit) -> list[str]:
+    lines = []
     for one in split.ledger.telling[:_SHOWN]:
         place = f"row {one.row}" if one.index is None else f"index {one.index}"
         text = f": {printable(one.text)}" if one.text is not None else ""
         lines.append(
-            Text(
-                f"{place}, label {one.label}: teacher {one.teacher_class} "
-                f"({fixed(one.teacher_on_its_class, 2)}), student {one.student_class} "
-                f"({fixed(one.student_on_its_class, 2)}), {one.outcome}{text}"
-            )
+            f"{place}, label {one.label}: teacher {one.teacher_class} "
+            f"({fixed(one.teacher_on_its_class, 2)}), student {one.student_class} "
+            f"({fixed(one.student_on_its_class, 2)}), {one.outcome}{text}"
         )
-    return [Text("Departures that moved the most probability:"), *lines] if lines else []
+    return ["Departures that moved the most probability:", *lines] if lines else []
