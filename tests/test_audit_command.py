@@ -93,7 +93,7 @@ def test_words_and_files(arrays, tmp_path, capsys):
     arrays["reference"] = 0.5 * arrays["teacher"][::-1]
     words = saved(tmp_path, arrays)
     text = printed([*words, "--out", str(tmp_path / "out")], capsys)
-    for part in ("verdict", "one-hot student", "McNemar p", "detected", "Mislabelled (9)"):
+    for part in ("verdict", "one-hot student", "McNemar p", "detected", "Mislabelled examples (9)"):
         assert part in " ".join(text.split()), text
     found = from_json(Audit, (tmp_path / "out/audit.json").read_text(), "audit.json")
     assert found.splits[0].examples == N
@@ -104,7 +104,7 @@ def test_words_and_files(arrays, tmp_path, capsys):
         assert points["mislabelled"].sum() == 9
     page = (tmp_path / "out/audit.html").read_text(encoding="utf-8")
     assert "all, by mislabelled or not" in page
-    assert "The way there" not in page
+    assert "Over training" not in page
     assert (tmp_path / "out/confidence.svg").is_file()
     assert not (tmp_path / "out/over-training.svg").exists()
 

@@ -16,9 +16,9 @@ from torch import nn
 
 import distillens
 from distillens.analyses.complexity import complexity_epochs
-from distillens.analyses.confidence import audit_run
 from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.analyses.finished import finished_run
+from distillens.analyses.run_audit import audit_run
 from distillens.data import Batches
 from distillens.errors import CheckpointError, RecipeError, RunError, SupervisionError
 from distillens.models import load_state
@@ -235,9 +235,9 @@ def test_every_analysis_reads_the_epochs_that_were_kept(run: Run, tmp_path: Path
     # The student's epoch e of 3 is the teacher's step 5e/3: the next kept epoch follows it.
     assert online == {0: 2, 2: 4, 3: 5}
     audit, _ = audit_run(run.folder, student="no KD", over_training=40, kernel_examples=0)
-    (student,) = audit.students
-    assert student.over_training is not None
-    assert sorted({point.epoch for point in student.over_training.points}) == [0, 2, 3]
+    assert audit.over_training is not None
+    (student,) = audit.over_training.students
+    assert sorted({point.epoch for point in student.points}) == [0, 2, 3]
     assert not any("missing" in note for note in student.notes)
     task = EigenspaceTask(student="no KD", pairs=2, top=3, bottom=(4, 8))
     _, arrays = measure_eigenspace([run.folder], task)

@@ -168,6 +168,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "table: another schema": ("table", other("results.json", schema_version=99), "version 99"),
     "report: no recipe": ("report", gone("recipe.yaml"), "no recipe.yaml"),
     "report: results cut": ("report", cut("results.json"), "is not a StudyResult"),
+    "report: confidence cut": ("report", cut("confidence.json"), "is not a Confidence"),
     "report: no points": (
         "report", lambda run: shutil.rmtree(run / "points"), "points.* cannot be read",
     ),

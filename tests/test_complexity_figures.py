@@ -27,7 +27,7 @@ def warmed() -> ComplexityCurves:
 
 
 def with_curves(curves: ComplexityCurves) -> StudyResult:
-    return replace(study(), complexity=(curves,), deviations=())
+    return replace(study(), complexity=(curves,))
 
 
 def run_of(curves: ComplexityCurves, folder: Path) -> Path:
@@ -38,7 +38,7 @@ def run_of(curves: ComplexityCurves, folder: Path) -> Path:
 
 
 def test_the_page_draws_the_teacher_over_temperatures_beside_level_lines() -> None:
-    drawn = figures(own_text(render(with_curves(warmed()), {})))
+    drawn = figures(own_text(render(with_curves(warmed()))))
     assert {name.split("-")[2] for name in drawn if name.startswith("temperature")} == {
         "adjusted",
         "adjusted_star",
@@ -57,21 +57,21 @@ def test_the_page_draws_the_teacher_over_temperatures_beside_level_lines() -> No
 
 
 def test_the_page_says_nothing_of_temperatures_that_were_not_asked_for() -> None:
-    assert "over temperatures" not in own_text(render(with_curves(curves_of()), {}))
+    assert "over temperatures" not in own_text(render(with_curves(curves_of())))
 
 
 def test_an_infinite_value_breaks_the_curve_and_all_infinite_ones_are_said() -> None:
     broken = replace(value_of(1.0, 1.0), adjusted=np.inf)
     first, *others = warmed().temperatures
     some = replace(warmed(), temperatures=(replace(first, value=broken), *others))
-    drawn = figures(own_text(render(with_curves(some), {})))
+    drawn = figures(own_text(render(with_curves(some))))
     assert drawn["temperature-0-adjusted"]["data"][0]["y"] == [1.0, 0.5, 0.25, None]
     gone = replace(
         broken, adjusted_star=np.inf, normalised=np.inf, normalised_star=np.inf, plain=np.inf
     )
     none = replace(warmed(), temperatures=tuple(replace(p, value=gone) for p in others))
     assert "no measure has a finite value at any" in own_text(
-        render(with_curves(none), {})
+        render(with_curves(none))
     ).lower()  # fmt: skip
     assert temperature_picture(none) is None
 
@@ -123,6 +123,6 @@ def test_the_command_writes_both_figures_as_svg_and_png(
 
 def test_no_curves_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(warmed(), tmp_path / "run")
-    (run / "results.json").write_text(to_json(replace(study(), complexity=(), deviations=())))
+    (run / "results.json").write_text(to_json(replace(study(), complexity=())))
     error = refused(capsys, "report", run, "--figures")
     assert "no finite complexity to draw" in error

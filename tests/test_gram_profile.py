@@ -229,8 +229,8 @@ def test_runs_have_it_at_the_last_epoch_and_earlier_results_are_read(
             del spectrum["effective_rank"]
     earlier = from_json(StudyResult, json.dumps(content), "results")
     assert earlier.complexity[0].points == result.complexity[0].points
-    assert "Where the targets stand" not in own_text(render(earlier, {}))
-    assert "Where the targets stand" in own_text(render(read_result(Run(tmp_path)), {}))
+    assert "Where the targets stand" not in own_text(render(earlier))
+    assert "Where the targets stand" in own_text(render(read_result(Run(tmp_path))))
     assert command("complexity", tmp_path, "temperatures=[1,4]") == 0
     printed = capsys.readouterr().out
     for words in ("the Gram at epoch 3", "Thm. 4", "NTK similarity", "τ = 4"):
@@ -252,6 +252,6 @@ def test_the_table_fits_a_terminal_and_a_vacuous_bound_is_called_so() -> None:
         console.print(profile_table(found))
     assert "vacuous (Thm. 3" in capture.get()
     curves = replace(curves_of(), profile=replace(found, epoch=20))
-    page = own_text(render(replace(study(), complexity=(curves,), deviations=()), {}))
+    page = own_text(render(replace(study(), complexity=(curves,))))
     assert "vacuous (Prop. 5" in page
     assert "Gram of epoch 20" in page

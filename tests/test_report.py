@@ -6,20 +6,23 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from distillens.errors import RunError
+from distillens.measures.confidence import audit_with_points
 from distillens.report import accuracy_table, markdown_table, render
 from distillens.report.backends.html import data_block
-from distillens.report.figures.deviation import Lines, deviation_figure
-from distillens.report.figures.points import PANEL_LIMIT, sample
+from distillens.report.figures.confidence import BY_WHO, Panel, confidence_figure
+from distillens.report.figures.points import PANEL_LIMIT, Points, sample
 from distillens.report.sections.accuracy_summary import accuracy_summary
 from distillens.report.sections.complexity_summary import complexity_summary
-from distillens.report.sections.deviation_summary import deviation_summary
+from distillens.report.sections.confidence_summary import confidence_summary
 from distillens.report.tables.text import count, duration, fixed, number, slope
 from distillens.results.base import Estimate, Interval, from_json, to_json
 from distillens.results.complexity import (
@@ -28,7 +31,7 @@ from distillens.results.complexity import (
     ComplexityValue,
     Spectrum,
 )
-from distillens.results.confidence import Agreement, Deviation
+from distillens.results.confidence import Confidence, StudentAudit
 from distillens.results.training import Cell, Provenance, Row, StudyResult, Trial, TunedRate, Tuning
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)'"
@@ -124,39 +127,36 @@ def curves_of(student: str = "no KD") -> ComplexityCurves:
     )
 
 
-def deviation_of(student: str, split: str, seed: int = 0) -> Deviation:
-    low, high = SLOPES[student]
-    method = "bootstrap over examples, 1,000 draws"
-    return Deviation(
-        student=student,
-        seed=seed,
-        split=split,
-        examples=4000 if split == "test" else 900,
-        slope=around(0.5 * (low + high), 0.05, method),
-        slope_low=around(low, 0.08, method),
-        slope_high=around(high, 0.06, method),
-        threshold=3.0,
-        underfit_share=around(0.64, 0.03, method),
-        top_agreement=0.913,
-        kl=0.2134,
-        right=Agreement(3300, 120, 390, 190),
-        clipped=0,
-        points=f"deviation/{student}-{split}.npz",
-    )
-
-
-def points_of(deviation: Deviation, seed: int) -> dict[str, np.ndarray]:
+def log_odds(name: str, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-odds of teacher and student, with the slopes of a student below and above 3."""
     generator = np.random.default_rng(seed)
-    n = deviation.examples
-    x = generator.gamma(3.0, 1.15, n) - 0.6
-    low, high = deviation.slope_low.value, deviation.slope_high.value
-    slope = np.where(x < deviation.threshold, low, high)
-    y = 2.4 + slope * (x - deviation.threshold) + generator.normal(0, 1.3, n)
-    draw = generator.random(n)
-    wrong_teacher = draw < 0.35 * np.exp(-0.6 * (x + 0.6))
-    wrong_student = generator.random(n) < 0.6 * np.exp(-0.5 * (y + 1.5).clip(0))
-    who = np.where(wrong_teacher, np.where(y < 0, 1, 3), np.where(wrong_student, 2, 0))
-    return {"x": x, "y": y, "who": who}
+    x = generator.gamma(3.0, 1.15, examples)
+    low, high = SLOPES[name]
+    y = 2.4 + np.where(x < 3, low, high) * (x - 3) + generator.normal(0, 0.4, examples)
+    return x, y
+
+
+@cache
+def audited(name: str, seed: int = 0) -> tuple[StudentAudit, dict[str, Points]]:
+    """Return the audit of a student of two classes and its points by split."""
+    roles: dict[str, dict[str, np.ndarray]] = {"teacher": {}, "student": {}, "labels": {}}
+    for place, split in enumerate(("train", "test")):
+        x, y = log_odds(name, (300, 400)[place], 2 * seed + place)
+        roles["teacher"][split], roles["student"][split] = (np.stack([z, 0 * z], 1) for z in (x, y))
+        labels = np.random.default_rng(seed).random(len(x)) < 0.2
+        roles["labels"][split] = labels.astype(int)
+    audit, points = audit_with_points(roles, kind="logits", resamples=100)
+    student = StudentAudit(name, "offline", seed, audit)
+    return student, {split: each.arrays() for split, each in points.items()}
+
+
+def measured(*students: tuple[StudentAudit, dict[str, Points]]) -> Confidence:
+    return Confidence(1, None, tuple(student for student, _ in students), 1.0)
+
+
+def confidence() -> tuple[Confidence, list[dict[str, Points]]]:
+    students = [audited(name) for name in SLOPES]
+    return measured(*students), [points for _, points in students]
 
 
 def study() -> StudyResult:
@@ -166,7 +166,6 @@ def study() -> StudyResult:
         for name, _, accuracies, train in STUDIED
         for seed, accuracy in enumerate(accuracies)
     )
-    deviations = tuple(deviation_of(name, split) for name in SLOPES for split in ("test", "train"))
     return StudyResult(
         schema_version=1,
         name="digits: ResNet-20 to LeNet",
@@ -180,7 +179,6 @@ def study() -> StudyResult:
         rows=rows,
         cells=cells,
         complexity=(curves_of(),),
-        deviations=deviations,
         provenance=Provenance(
             command="distillens run digits --out runs/demo",
             started="2026-11-22T03:25:10+00:00",
@@ -207,14 +205,6 @@ def validated(accuracies: Mapping[str, float | None]) -> StudyResult:
             for cell in result.cells
         ),
     )
-
-
-def points_for(result: StudyResult) -> dict[str, dict[str, np.ndarray]]:
-    return {
-        deviation.points: points_of(deviation, index)
-        for index, deviation in enumerate(result.deviations)
-        if deviation.points is not None
-    }
 
 
 def terminal(result: StudyResult, width: int = 160, colour: bool = False) -> str:
@@ -255,8 +245,7 @@ def figures(page: str) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    result = study()
-    return render(result, points_for(result))
+    return render(study(), *confidence())
 
 
 class TestTable:
@@ -293,7 +282,7 @@ class TestTable:
         assert "Bold: highest mean validation accuracy among students (81.00 %)." in " ".join(
             terminal(result).split()
         )
-        text = own_text(render(result, {}))
+        text = own_text(render(result))
         assert re.findall(r'<tr class="best"><th scope="row">.*?</span>(.*?)</th>', text) == [best]
 
     def test_of_equals_the_first_of_the_recipe_is_bold(self):
@@ -312,7 +301,7 @@ class TestTable:
                 f"Nothing is bold{':' * (said[0] == 'w')} {'while ' * (said[0] == 'n')}{said}"
                 in text
             )
-            assert 'class="best"' not in own_text(render(result, {}))
+            assert 'class="best"' not in own_text(render(result))
 
     @pytest.mark.parametrize(
         ("rates", "own", "said"),
@@ -357,7 +346,7 @@ class TestTable:
             "Learning rate chosen on validation with seed 3 out of 0.01, 0.02, 0.04: "
             "no KD 0.04 (edge of the grid), offline τ=4 0.02."
         ) in " ".join(terminal(result).split())
-        text = own_text(render(result, {}))
+        text = own_text(render(result))
         assert '<tr class="best"><th scope="row">no KD</th><td>0.04</td><td>81.50</td>' in text
         assert "<td>0.02</td><td>diverged</td>" in text
 
@@ -426,7 +415,7 @@ class TestNumbers:
 
 class TestPage:
     def test_has_its_parts_and_a_figure_for_each_measure(self, page):
-        for part in ("accuracy", "complexity", "deviation", "provenance"):
+        for part in ("accuracy", "complexity", "confidence", "provenance"):
             assert f'id="{part}"' in page
         drawn = figures(page)
         assert {name.split("-")[2] for name in drawn if name.startswith("complexity")} == {
@@ -436,7 +425,7 @@ class TestPage:
             "normalised_star",
             "gradient",
         }
-        assert sum(name.startswith("deviation") for name in drawn) == 8
+        assert sum(name.startswith("confidence") for name in drawn) == 8
         for identity in re.findall(r'data-figure="([^"]*)"', page):
             assert identity in drawn
 
@@ -478,8 +467,7 @@ class TestPage:
         assert "script-src 'unsafe" not in policy[1].replace("&#x27;", "'")
 
     def test_same_result_gives_the_same_page(self, page):
-        result = study()
-        assert render(result, points_for(result)) == page
+        assert render(study(), *confidence()) == page
 
     def test_the_supervision_has_its_colour_in_table_and_figure(self, page):
         swatch = re.search(r'style="background:(#\w+)"></span>online τ=4', page)
@@ -506,7 +494,7 @@ class TestPage:
         points = tuple(replace(point, value=singular, gradient=None) for point in curves.points)
         spectra = (Spectrum(0, 1.0, 0.0, 1.0, float("inf")),)
         broken = replace(curves, points=points, spectra=spectra)
-        text = own_text(render(replace(result, complexity=(broken,)), {}))
+        text = own_text(render(replace(result, complexity=(broken,))))
         assert "No measure has a finite value" in text
         assert "<td>∞</td>" in text
         assert not any(name.startswith("complexity") for name in figures(text))
@@ -516,7 +504,7 @@ class TestPage:
         curves = curves_of()
         first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=np.inf))
         broken = replace(curves, points=(first, *curves.points[1:]))
-        text = own_text(render(replace(result, complexity=(broken,)), {}))
+        text = own_text(render(replace(result, complexity=(broken,))))
         assert "∞ at epoch 0, not drawn" in text
         assert figures(text)["complexity-0-adjusted"]["data"][0]["y"][0] is None
 
@@ -524,40 +512,37 @@ class TestPage:
         curves = curves_of()
         first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=900.0))
         far = replace(curves, points=(first, *curves.points[1:]))
-        text = own_text(render(replace(study(), complexity=(far,)), {}))
+        text = own_text(render(replace(study(), complexity=(far,))))
         axis = figures(text)["complexity-0-adjusted"]["layout"]["yaxis"]
         assert axis["type"] == "log"
         assert axis["title"]["text"].endswith("log)")
         assert {0.1, 20.0, 500.0} <= set(axis["tickvals"])
 
     def test_missing_parts_are_said_not_drawn(self):
-        bare = replace(study(), rows=(), cells=(), complexity=(), deviations=(), notes=())
-        text = own_text(render(bare, {}))
+        bare = replace(study(), rows=(), cells=(), complexity=(), notes=())
+        text = own_text(render(bare))
         assert "holds no accuracies" in text
         assert "Complexity was not measured" in text
-        assert "Deviations from the teacher were not measured" in text
+        assert "The confidence of the students was not measured" in text
         assert figures(text) == {}
         assert 'class="plot' not in text
 
-    def test_missing_points_leave_the_slopes(self):
-        text = own_text(render(study(), {}))
-        assert "holds no points of no KD, offline τ=1, offline τ=4 and online τ=4" in text
-        assert "1.34 [1.26, 1.42]" in text
+    def test_missing_points_leave_the_numbers(self):
+        found, _ = confidence()
+        text = own_text(render(study(), found))
+        names = "no KD, seed 0, offline τ=1, seed 0, offline τ=4, seed 0 and online τ=4, seed 0"
+        assert f"The points of {names} are missing" in text
+        assert slope(found.students[3].audit.splits[1].exaggeration.slope_low.ordinary) in text
 
     def test_many_panels_stay_below_the_limit(self):
-        result = study()
-        names = [f"student {index}" for index in range(20)]
-        deviations = tuple(
-            replace(
-                deviation_of("no KD", split), student=name, examples=20_000, points=name + split
-            )
-            for name in names
-            for split in ("test", "train")
+        student, points = audited("no KD")
+        many = {key: np.tile(array, 60) for key, array in points["test"].items()}
+        found = measured(
+            *((replace(student, student=f"student {index}"), {}) for index in range(20))
         )
-        crowded = replace(result, deviations=deviations)
-        text = render(crowded, points_for(crowded))
-        assert len(text.encode()) < 6_000_000
-        assert "1,875 of 20,000 points, thinned at random" in text
+        text = render(study(), found, [{"train": many, "test": many}] * 20)
+        assert len(text.encode()) < 7_000_000
+        assert "937 of 24,000 points, thinned at random" in text
 
 
 class TestHostileRun:
@@ -569,16 +554,6 @@ class TestHostileRun:
             for point in curves.points
         )
         curves = replace(curves, points=points, coding=ATTACK, split=ATTACK, notes=(ATTACK,))
-        deviations = tuple(
-            replace(
-                deviation,
-                student=ATTACK,
-                notes=(ATTACK,),
-                points=ATTACK,
-                slope=around(1.0, 0.1, ATTACK),
-            )
-            for deviation in result.deviations
-        )
         rows = tuple(
             replace(row, name=f"{row.name}{ATTACK}", accuracy=around(0.9, 0.1, ATTACK))
             for row in result.rows
@@ -595,15 +570,29 @@ class TestHostileRun:
             rows=rows,
             cells=cells,
             complexity=(curves, curves),
-            deviations=deviations,
             provenance=made,
             notes=(ATTACK,),
         )
 
+    def page(self) -> str:
+        found, points = confidence()
+        students = tuple(
+            replace(
+                student,
+                student=ATTACK,
+                notes=(ATTACK,),
+                audit=replace(
+                    student.audit,
+                    splits=tuple(replace(split, notes=(ATTACK,)) for split in student.audit.splits),
+                ),
+            )
+            for student in found.students
+        )
+        return render(self.hostile(), replace(found, students=students, notes=(ATTACK,)), points)
+
     def test_no_string_of_a_run_becomes_markup(self):
-        result = self.hostile()
-        clean = own_text(render(study(), points_for(study())))
-        text = own_text(render(result, points_for(result)))
+        clean = own_text(render(study(), *confidence()))
+        text = own_text(self.page())
         assert "alert(1)" in text, "the string itself is shown"
         assert "<script>alert" not in text
         assert "<img" not in text
@@ -619,8 +608,7 @@ class TestHostileRun:
         assert figures(block) == {"figure": {"name": f"<!--{ATTACK}\u2028&"}}
 
     def test_names_in_figures_are_escaped_for_plotly_too(self):
-        result = self.hostile()
-        drawn = figures(render(result, points_for(result)))
+        drawn = figures(self.page())
         named = [trace.get("name", "") for figure in drawn.values() for trace in figure["data"]]
         assert any("alert(1)" in name for name in named)
         assert not any("<" in name for name in named)
@@ -628,7 +616,8 @@ class TestHostileRun:
 
 class TestPoints:
     def arrays(self, n: int = 10_000) -> dict[str, np.ndarray]:
-        return points_of(replace(deviation_of("no KD", "test"), examples=n), 3)
+        x, y = log_odds("no KD", n, 3)
+        return {"x": x, "y": y, "who": np.arange(n) % 4}
 
     def test_thinning_is_the_same_each_time_and_keeps_the_total(self):
         first, second = (sample(self.arrays(), "p.npz", 3.0) for _ in range(2))
@@ -644,16 +633,16 @@ class TestPoints:
     def test_the_drawn_lines_are_the_fitted_ones(self):
         x = np.linspace(-2.0, 8.0, 501)
         y = np.where(x < 3.0, 1.0 + 1.5 * x, 4.0 + 0.5 * x)
-        deviation = replace(
-            deviation_of("no KD", "test"), slope_low=Estimate(1.5), slope_high=Estimate(0.5)
-        )
-        drawn = sample({"x": x, "y": y, "who": np.zeros(501, int)}, "p.npz", deviation.threshold)
-        figure = deviation_figure(
-            Lines(deviation.slope_low, deviation.slope_high, deviation.threshold),
-            drawn,
-            "#000000",
-            (-3.0, 9.0),
-        ).to_dict()
+        split = audited("no KD")[0].audit.splits[1]
+        shown = split.exaggeration
+        fits = [
+            replace(part, ordinary=Estimate(value))
+            for part, value in ((shown.slope_low, 1.5), (shown.slope_high, 0.5))
+        ]
+        shown = replace(shown, threshold=3.0, slope_low=fits[0], slope_high=fits[1])
+        drawn = sample({"x": x, "y": y, "who": np.zeros(501, int)}, "p.npz", 3.0)
+        panel = Panel("test", replace(split, exaggeration=shown), drawn, BY_WHO)
+        figure = confidence_figure(panel, "#000000", (-3.0, 9.0)).to_dict()
         low, high = figure["data"][-2:]
         assert (list(low["x"]), list(high["x"])) == ([-2.0, 3.0], [3.0, 8.0])
         assert list(low["y"]) == pytest.approx([-2.0, 5.5])
@@ -679,6 +668,18 @@ class TestPoints:
         arrays = {key: value for key, value in arrays.items() if value is not None}
         with pytest.raises(RunError, match=said):
             sample(arrays, "p.npz", 3.0)
+
+
+def with_verdict(student: StudentAudit, verdict: Any) -> StudentAudit:
+    splits = tuple(
+        replace(split, exaggeration=replace(split.exaggeration, verdict=verdict))
+        for split in student.audit.splits
+    )
+    return replace(student, audit=replace(student.audit, splits=splits))
+
+
+def low_slope(student: StudentAudit) -> Estimate:
+    return student.audit.splits[1].exaggeration.slope_low.ordinary
 
 
 class TestSummary:
@@ -722,32 +723,29 @@ class TestSummary:
         assert text.startswith("No supervision had a higher mean")
         assert "Worse than no KD, with an interval below 0: offline τ=1" in text
 
-    def test_slopes_stand_by_side_and_beside_the_reference(self):
-        low, high = (text for _, text in deviation_summary(study()))
-        assert "above 1 (exaggerates): offline τ=4 1.21 [1.13, 1.29]" in low
-        assert "includes 1: offline τ=1 1.02" in low
-        assert "above 1 (exaggerates): online τ=4 1.12" in high
-        assert "One-hot reference: no KD 0.71 [0.65, 0.77] (below 1)" in high
-        assert "offline" not in high.split("includes 1")[0]
+    def test_students_are_grouped_by_their_verdict(self):
+        found, _ = confidence()
+        verdicts = dict(zip(SLOPES, ("no", "undecided", "yes", "yes"), strict=True))
+        students = [with_verdict(one, verdicts[one.student]) for one in found.students]
+        (_, text), (_, gain) = confidence_summary(replace(found, students=tuple(students)))
+        low = {one.student: slope(low_slope(one)) for one in students}
+        assert text == (
+            f"Yes: offline τ=4 (low slope {low['offline τ=4']}); online τ=4 (low slope "
+            f"{low['online τ=4']}). Undecided: offline τ=1 (low slope {low['offline τ=1']}). "
+            f"No: no KD (low slope {low['no KD']})."
+        )
+        assert gain.count("[") == 4
 
     def test_seeds_that_disagree_are_not_averaged_away(self):
-        result = study()
-        other = replace(deviation_of("online τ=4", "test", seed=1), slope_low=around(0.8, 0.05))
-        low = dict(deviation_summary(replace(result, deviations=(*result.deviations, other))))
-        assert "Seeds disagree: online τ=4 1.07, mean of 2 seeds" in low["Slope on test, low half"]
+        one, other = audited("online τ=4")[0], audited("online τ=4", seed=1)[0]
+        pair = with_verdict(one, "yes"), with_verdict(other, "no")
+        (_, text), _ = confidence_summary(Confidence(1, None, pair, 1.0))
+        low, high = sorted(low_slope(student).value for student in pair)
+        assert text.startswith("The verdict differs between seeds: online τ=4 (low slope ")
+        assert f"mean of 2 seeds from {low:.2f} to {high:.2f}" in text
 
-    def test_a_slope_near_the_reference_is_said_to_overlap(self):
-        result = study()
-        near = replace(deviation_of("online τ=4", "test"), slope_low=around(0.9, 0.06))
-        kept = tuple(one for one in result.deviations if one.student == "no KD")
-        (_, text), _ = deviation_summary(replace(result, deviations=(*kept, near)))
-        assert "online τ=4 0.90 [0.84, 0.96] (overlaps the reference)" in text
-
-    def test_no_reference_is_said(self):
-        result = study()
-        alone = tuple(one for one in result.deviations if one.student == "online τ=4")
-        (_, text), _ = deviation_summary(replace(result, deviations=alone))
-        assert "No one-hot reference" in text
+    def test_nothing_measured_says_nothing(self):
+        assert confidence_summary(None) == []
 
     def test_targets_are_ordered_early_and_late(self):
         ((_, text),) = complexity_summary(study())
@@ -784,7 +782,7 @@ class TestJson:
         infinite = replace(result, complexity=(replace(curves, points=(point,)),))
         read = from_json(StudyResult, to_json(infinite), "results.json")
         assert read == infinite
-        assert render(read, {})
+        assert render(read)
 
     @pytest.mark.parametrize(
         "damage", [lambda text: text[:-40], lambda text: "[]", lambda text: ""]

@@ -84,7 +84,7 @@ def test_measures_may_change_in_a_run_and_networks_may_not(
     again = distillens.run(tiny, tmp_path / "run")
     assert [c.weights_digest for c in again.cells] == [c.weights_digest for c in first.cells]
     assert len(again.complexity[0].points) == 4
-    assert len(again.deviations) == 4
+    assert (tmp_path / "run" / "confidence.json").is_file()
     assert again.provenance.started == first.provenance.started
     assert again.provenance.seconds > first.provenance.seconds
     tiny["complexity"]["examples"] = 10
@@ -234,12 +234,11 @@ def test_a_finished_run_stays_whole_while_it_is_looked_at_again(
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distillens.study.run_recipe.measure_deviations", stop)
+    monkeypatch.setattr("distillens.study.run_recipe.measure", stop)
     with pytest.raises(KeyboardInterrupt):
         distillens.run(tiny, tmp_path / "run")
     result = read_result(Run(tmp_path / "run"))
     assert result.complexity
-    assert result.deviations
     assert not result.open_cells
 
 

@@ -65,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, content
 
 
-def test_results_hold_every_cell_curve_and_deviation(finished: tuple[Path, dict]) -> None:
+def test_results_hold_every_cell_and_curve(finished: tuple[Path, dict]) -> None:
     folder, _ = finished
     result = read_result(Run(folder))
     assert [row.name for row in result.rows] == [
@@ -76,7 +76,6 @@ def test_results_hold_every_cell_curve_and_deviation(finished: tuple[Path, dict]
     ]
     assert len(result.cells) == 7
     assert result.changed_labels == 15
-    assert len(result.deviations) == 3 * 2 * 2
     points = result.complexity[0].points
     assert [point.targets for point in points[:4]] == [
         "labels",
@@ -278,10 +277,10 @@ def test_somebody_elses_run_cannot_point_outside_itself(
 
     folder = tmp_path / "copied"
     shutil.copytree(finished[0], folder)
-    results = folder / "results.json"
+    results = folder / "confidence.json"
     content = json.loads(results.read_text())
     np.savez(tmp_path / "secret.npz", x=np.zeros(1), y=np.zeros(1), who=np.zeros(1))
-    content["deviations"][0]["points"] = "../secret.npz"
+    content["students"][0]["points"]["test"] = "../secret.npz"
     results.write_text(json.dumps(content))
     with pytest.raises(RunError, match="lies outside the run"):
         distillens.write_report(folder)

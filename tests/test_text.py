@@ -28,6 +28,7 @@ from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
 from distillens.results.base import from_json
 from distillens.results.complexity import KernelComplexity
+from distillens.results.confidence import Confidence
 from distillens.runs.layout import Run
 from distillens.runs.read import read_arrays
 from distillens.study import read_recipe, run
@@ -460,7 +461,8 @@ def test_a_study_of_text_is_a_study(study: dict[str, Any], tmp_path: Path) -> No
     accuracies = {cell.supervision: cell.test_accuracy for cell in result.cells}
     # A word gives the label away.
     assert accuracies["no KD"] > 0.9
-    assert len(result.deviations) == 2 * 5
+    confidence = from_json(Confidence, Run(out).confidence.read_bytes(), "confidence.json")
+    assert len(confidence.students) == 5
     assert {point.epoch for curve in result.complexity for point in curve.points} == {0, 4}
     # The teacher's cached logits are those of the network on its own tokens.
     opened = Run(out)

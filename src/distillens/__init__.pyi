@@ -1,6 +1,6 @@
-from .analyses.compare import measure_settings as measure_settings
-from .analyses.confidence import audit_run as audit_run
+from .analyses.compare import compare as compare
 from .analyses.kernel_complexity import kernel_complexity as kernel_complexity
+from .analyses.measure import measure_run as measure_run
 from .data import Batches as Batches
 from .data import Examples as Examples
 from .data import LoaderBatches as LoaderBatches
@@ -12,9 +12,9 @@ from .kernel import EmpiricalNTK as EmpiricalNTK
 from .kernel import ntk_similarity as ntk_similarity
 from .kernel import oracle_gram as oracle_gram
 from .measures import audit as audit
-from .measures import deviation as deviation
 from .measures import supervision_complexity as supervision_complexity
 from .report import write_report as write_report
+from .runs.open import OpenRun as OpenRun
 from .study import read_recipe as read_recipe
 from .study import run as run
 from .study.planning.check import check as check

@@ -58,6 +58,28 @@ class KernelError(DistillensError):
     """A kernel matrix that cannot be computed or solved as asked."""
 
 
+class RemovedNameError(DistillensError, AttributeError):
+    """A name that an earlier version had; the message names its replacement."""
+
+
+REMOVED_NAMES = {
+    "distillens.audit_run": 'distillens.measure_run(folder, "confidence")',
+    "distillens.deviation": "distillens.audit",
+    "distillens.measure_settings": "distillens.compare",
+    "distillens.measures.deviation": "distillens.audit",
+    "distillens.measures.phi_from_probabilities": "distillens.measures.phi_from_logits with log p",
+}
+"""Documented names of earlier versions, with their replacements."""
+
+
+def missing_name(module: str, name: str) -> AttributeError:
+    """Return the error for a name that a module does not have, for its ``__getattr__``."""
+    replacement = REMOVED_NAMES.get(f"{module}.{name}")
+    if replacement is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return RemovedNameError(f"{module}.{name} was removed; use {replacement}")
+
+
 EPOCHS_LISTED = 8
 """Epochs that a message lists; of more, it lists the first ones and the last."""
 

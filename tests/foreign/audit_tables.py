@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 import distillens as dl
 from distillens.errors import DataError, DistillensError, MeasureError
 from distillens.files.arrays import read_splits
-from distillens.measures.confidence.points import compare, differences
+from distillens.measures.confidence.per_example_statistics import differences
 from distillens.results.confidence import SplitAudit
 
 N, C = 200, 5
@@ -289,9 +289,6 @@ def test_labels_that_are_no_classes(labels: Any, message: str):
 def test_classes_without_examples_are_counted_from_the_outputs():
     few = Y < C - 1
     assert dl.audit(T[few], S[few], Y[few], resamples=100).classes == C
-    assert dl.deviation(
-        T[few], S[few], Y[few], student="s", seed=0, split="test", resamples=100
-    )[0].examples == few.sum()  # fmt: skip
 
 
 def test_rows_are_matched_by_index():
@@ -372,7 +369,6 @@ def test_tensors_of_16_bits_are_what_their_numbers_say(kind: torch.dtype, tmp_pa
     t, s = torch.tensor(T, dtype=kind), torch.tensor(S, dtype=kind)
     wanted = audited(t.double().numpy(), s.double().numpy(), Y)
     assert audited(t, s, torch.tensor(Y)) == wanted
-    dl.deviation(t, s, Y, student="s", seed=0, split="test", resamples=100)
     save_file({"t": t, "s": s}, tmp_path / "z.safetensors")
     read = [dl.read_rows(f"{tmp_path}/z.safetensors::{name}") for name in "ts"]
     assert audited(read[0], read[1], Y) == wanted
@@ -403,7 +399,6 @@ def test_masked_classes_have_probability_0():
     kl = found.fidelity.kl_teacher_student.value
     assert kl == pytest.approx(wanted.fidelity.kl_teacher_student.value, rel=1e-12)
     assert found.ledger.all == wanted.ledger.all
-    assert compare(t, s, Y % 4).kl == pytest.approx(kl, rel=1e-12)
 
 
 LISTS: dict[str, pa.Array] = {
@@ -464,8 +459,6 @@ def test_the_divergence_of_nearly_equal_logits(size: float):
         assert kl.value == pytest.approx(wanted, rel=1e-6 + size)
         assert kl.interval is not None
         assert kl.interval.low <= kl.value <= kl.interval.high
-    deviation = compare(t, s, Y).kl
-    assert deviation == pytest.approx(wanted, rel=1e-6 + size)
 
 
 def test_divergences_agree_with_scipy_and_are_not_negative():
@@ -498,9 +491,6 @@ def test_small_probabilities_are_not_cut():
         slope = by_logits.exaggeration.slope_all.ordinary.value
         assert found.exaggeration.slope_all.ordinary.value == pytest.approx(slope, rel=1e-4)
         assert found.exaggeration.clipped == 0
-    named: dict[str, Any] = {"teacher_kind": "probabilities", "student_kind": "probabilities"}
-    kl = by_logits.fidelity.kl_teacher_student.value
-    assert compare(p, q, Y, **named).kl == pytest.approx(kl, rel=1e-9)
 
 
 def test_a_probability_of_0_is_an_infinite_divergence_that_is_counted():
@@ -522,9 +512,6 @@ def test_a_probability_of_0_is_an_infinite_divergence_that_is_counted():
         assert infinite.examples == len(rows)
         assert infinite.others.value == pytest.approx(values[others].mean())
         assert infinite.others.interval is not None
-    measured = compare(P, q, Y, teacher_kind="probabilities", student_kind="probabilities")
-    assert measured.kl == np.inf
-    assert measured.infinite == len(rows)
 
 
 def test_rounded_probabilities_need_a_tolerance(tmp_path: Path, capsys):
@@ -592,29 +579,6 @@ def test_labels_are_looked_up_behind_a_common_beginning():
     ids = [f"class{i}" for i in range(1, C + 1)]
     assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y + 1))
     assert_same(audited(D.set_axis(ids, axis=1), E.set_axis(ids, axis=1), Y))
-
-
-# --- the deviation of two networks ---
-
-
-def test_the_deviation_of_tables_matches_rows_and_columns():
-    def measured(teacher: Any, student: Any, labels: Any) -> Any:
-        return dl.deviation(
-            teacher, student, labels, student="s", seed=0, split="test", resamples=100
-        )[0]
-
-    plain = measured(T, S, Y)
-    ids = np.arange(N) + 1000
-    t, s, y = D.set_axis(ids), E.set_axis(ids)[::-1], pd.Series(np.array(NAMES)[Y], ids)
-    for given in (
-        (D, E[NAMES[::-1]], Y), (t, s, y), (T, S, Y[:, None]), (T, S, np.eye(C)[Y]),
-        (dl.Rows(T, ids), dl.Rows(S[::-1], ids[::-1]), dl.Rows(Y, ids)),
-    ):  # fmt: skip
-        assert measured(*given) == plain
-    with pytest.raises(MeasureError, match="different names"):
-        measured(D, E.rename(columns={"cat": "cow"}), Y)
-    assert plain.notes == ()
-    assert sum("as probabilities do" in note for note in measured(P, S, Y).notes) == 1
 
 
 # --- more csv files ---

@@ -292,7 +292,7 @@ def test_where_a_training_is_written_does_not_matter(tiny: dict[str, Any], tmp_p
 
 
 def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Path) -> None:
-    from distillens.analyses.confidence import audit_run
+    from distillens.analyses.run_audit import audit_run
     from distillens.export.export import export_run
 
     tiny["complexity"] = None
@@ -311,8 +311,8 @@ def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Pa
     audit, _ = audit_run(
         tmp_path / "run", student=switched, over_training=40, kernel_examples=0, resamples=100
     )
-    way = audit.students[0].over_training
-    assert way is not None
+    assert audit.over_training is not None
+    (way,) = audit.over_training.students
     assert sorted({point.epoch for point in way.points}) == [0, 1, 2, 3, 4, 5]
     assert way.switch is not None
     # Half of 5 epochs of 8 batches.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import distillens as dl
-from distillens.analyses.confidence import audit_run
 from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.analyses.gram_profile import compare_kernels
+from distillens.analyses.run_audit import audit_run
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays, load_splits
 from distillens.data.normalisation import normalisation_for
 from distillens.data.prepare import subset
@@ -280,7 +280,8 @@ def test_an_audit_gives_each_network_its_own_pixels(
     student = scene.load(recipe.student.model, run.student(1, "taught", 0), 1)
     inside = Internal(teacher, torch.tensor(MEAN), torch.tensor(STD))
     expected = ntk_similarity(student, inside, pixels, probes=16, seed=0)
-    found = audit.students[0].kernels[0].ntk_similarity.value
+    assert audit.kernels is not None
+    found = audit.kernels.students[0].likenesses[0].ntk_similarity.value
     assert found == pytest.approx(expected.value, rel=1e-3)
 
 

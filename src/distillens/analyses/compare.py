@@ -1,4 +1,4 @@
-"""The settings table: one line a run and supervision, over seeds, for any finished runs.
+"""A comparison of finished runs: one row for each run and supervision, over seeds.
 
 Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923, whose table of settings it follows; the
 intervals and verdicts are ours.
@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from distillens.analyses.confidence import ConfidenceSettings, measure_confidence
 from distillens.analyses.finished import SPLITS, FinishedRun, described, finished_run
 from distillens.errors import RunError
-from distillens.measures.confidence import audit_with_points
 from distillens.measures.statistics.intervals import mean_of_estimates
 from distillens.results.base import SCHEMA
 from distillens.results.comparison import Setting, Settings, SettingSplit
 from distillens.results.confidence import SplitAudit
+from distillens.results.training import TEACHER
 from distillens.study.recipe import Recipe
 
 
-def measure_settings(
+def compare(
     folders: Iterable[str | Path], *, resamples: int = 1000, trust_code: bool = False
 ) -> Settings:
     """Audit every student of finished runs at its last epoch, and take means over seeds.
@@ -27,9 +28,9 @@ def measure_settings(
     Parameters
     ----------
     folders
-        Run folders; supervisions of kind one-hot are what the others stand beside.
+        Run folders; the other supervisions are compared with those of kind one-hot.
     resamples
-        Of the bootstrap.
+        Number of bootstrap resamples.
     trust_code
         As for `distillens.run`.
 
@@ -55,18 +56,19 @@ def measure_settings(
 
 
 def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
-    rows = {row.name: row for row in run.result.rows}
+    rows = {row.position: row for row in run.result.rows}
     one_hot = next((row for row in run.result.rows if row.kind == "one-hot"), None)
     model = run.teacher.model
     found = []
-    for entry in run.recipe.supervisions:
+    for position, entry in enumerate(run.recipe.supervisions):
         if entry.kind == "one-hot":
             continue
         students = [student for student in run.students if student.entry is entry]
-        audits = [
-            audit_with_points(run.roles(each), kind=run.kinds(), resamples=resamples, telling=0)[0]
-            for each in students
-        ]
+        asked = ConfidenceSettings(resamples=resamples, listed_departures=0)
+        confidence = measure_confidence(run, students, asked).result
+        if confidence.notes:
+            raise RunError(f"{run.recipe.name}: {confidence.notes[0]}")
+        audits = [each.audit for each in confidence.students]
         references = {read.role for audit in audits for read in audit.kinds}
         temperature = getattr(entry, "temperature", None)
         found.append(
@@ -78,9 +80,9 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
                 supervision=entry.title,
                 temperature=float(temperature) if isinstance(temperature, (int, float)) else None,
                 seeds=tuple(student.cell.seed for student in students),
-                teacher_accuracy=rows["teacher"].accuracy,
+                teacher_accuracy=rows[TEACHER].accuracy,
                 one_hot_accuracy=None if one_hot is None else one_hot.accuracy,
-                accuracy=rows[entry.title].accuracy,
+                accuracy=rows[position].accuracy,
                 references=tuple(sorted(references - {"teacher", "student"})),
                 splits=tuple(
                     _over_seeds(split, [audit.splits[place] for audit in audits])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distillens.errors import MeasureError
 from distillens.files.arrays import Rows
-from distillens.measures.confidence.points import OutputKind
+from distillens.measures.confidence.outputs import OutputKind
 from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
 from distillens.results.training import Cell, NetworkId, StudyResult
@@ -121,15 +121,12 @@ class FinishedRun:
     ) -> dict[str, dict[str, Any] | None]:
         """Return a student's arrays as `distillens.measures.confidence.audit_with_points` takes them."""
         reference = self.one_hot(student)
-        noisy = bool(self.scene.splits.changed)
         roles: dict[str, dict[str, NDArray] | None] = {
             "teacher": {split: self.teacher.logits(split) for split in SPLITS},
             "student": self.outputs(student),
             "labels": {split: self.true_labels(split) for split in SPLITS},
-            "mislabelled": {
-                split: self.true_labels(split) != self.given_labels(split) for split in SPLITS
-            }
-            if noisy
+            "given labels": {split: self.given_labels(split) for split in SPLITS}
+            if self.scene.splits.changed
             else None,
             "one-hot student": None if reference is None else self.outputs(reference),
             "other teacher": other_teacher,
@@ -149,8 +146,8 @@ class FinishedRun:
         notes = []
         if self.scene.splits.changed:
             notes.append(
-                f"{len(self.scene.splits.changed):,} training labels were changed on purpose; who is "
-                "right is judged by the labels before"
+                f"{len(self.scene.splits.changed):,} training labels were changed on purpose; "
+                "predictions are judged by the true labels, and accuracies on the given labels are named"
             )
         if self.student_kind == "probabilities":
             notes.append(

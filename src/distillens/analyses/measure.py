@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from distillens.analyses.finished import FinishedRun, FinishedStudent
+from distillens.analyses.finished import FinishedRun, FinishedStudent, finished_run
 from distillens.analyses.registry import ANALYSES, Analysis
 from distillens.errors import RecipeError, nearest
+from distillens.progress import Progress, silent
 from distillens.results.base import to_json
 from distillens.results.records import AnalysisRecord, MeasuredNetwork
 from distillens.runs.records import StoredRecord, read_record, record_folder, write_record
@@ -78,6 +80,48 @@ def measure(
         arrays=tuple(found.arrays),
     )
     return write_record(folder, record, found.arrays)
+
+
+def measure_run(
+    folder: str | Path,
+    analysis: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    supervision: str | None = None,
+    seed: int | None = None,
+    data_path: str | Path | None = None,
+    trust_code: bool = False,
+    progress: Progress = silent,
+) -> StoredRecord:
+    """Open a finished run, measure it and return the record; see `measure`.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    analysis, settings, supervision, seed
+        As for `measure`.
+    data_path
+        Where the data are, if they have been moved since the training.
+    trust_code, progress
+        As for `distillens.run`.
+
+    Raises
+    ------
+    RunError
+        The folder is no finished run, or the data are not those of the run.
+    DistillensError
+        As `measure`.
+
+    Examples
+    --------
+    >>> record = measure_run("runs/demo", "complexity", {"examples": 512})  # doctest: +SKIP
+    >>> record.content.result["examples"]  # doctest: +SKIP
+    512
+    """
+    path = None if data_path is None else Path(data_path)
+    run = finished_run(Path(folder), data_path=path, trust_code=trust_code, progress=progress)
+    return measure(run, analysis, settings, supervision=supervision, seed=seed)
 
 
 def plan(

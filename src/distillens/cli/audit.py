@@ -209,13 +209,13 @@ def compare_command(
     trust_code: TrustCode = False,
 ) -> None:
     """Print one line a run and supervision: slopes, accuracies, what disobeying brought."""
-    from distillens.analyses.compare import measure_settings
+    from distillens.analyses.compare import compare
     from distillens.report import settings_blocks, settings_markdown, settings_table
     from distillens.results.base import to_json
 
     if markdown and as_json:
         raise RecipeError("give --markdown or --json, not both")
-    result = measure_settings(runs, resamples=resamples, trust_code=trust_code)
+    result = compare(runs, resamples=resamples, trust_code=trust_code)
     if as_json:
         show_json(to_json(result))
     elif markdown:

@@ -1,5 +1,6 @@
 """What distillation did, in numbers: arrays in, results out, without torch."""
 
+from distillens.errors import missing_name
 from distillens.measures.complexity.alignment import (
     Alignment,
     centred_alignment,
@@ -36,8 +37,7 @@ from distillens.measures.complexity.targets import (
     teacher_targets,
 )
 from distillens.measures.confidence import audit
-from distillens.measures.confidence.deviation import deviation
-from distillens.measures.confidence.points import Points, phi_from_logits, phi_from_probabilities
+from distillens.measures.confidence.log_odds import Points, phi_from_logits
 from distillens.measures.statistics.intervals import (
     accuracy_estimate,
     mean_over_seeds,
@@ -62,7 +62,6 @@ __all__ = [
     "centred_alignment",
     "coding_of",
     "decompose_gram",
-    "deviation",
     "diagonal_reference",
     "distillation_bound",
     "factorise_gram",
@@ -76,7 +75,6 @@ __all__ = [
     "paired_gain",
     "paired_interval",
     "phi_from_logits",
-    "phi_from_probabilities",
     "prediction_targets",
     "random_label_reference",
     "random_label_targets",
@@ -86,3 +84,7 @@ __all__ = [
     "teacher_targets",
     "wilson_interval",
 ]
+
+
+def __getattr__(name: str) -> object:
+    raise missing_name(__name__, name)

@@ -6,9 +6,9 @@ from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.records import record_tables
 from distillens.report.tables.accuracy import accuracy_table, markdown_table
-from distillens.report.tables.audit import audit_text, run_audit_text
 from distillens.report.tables.check import check_text
 from distillens.report.tables.complexity import certified_table, curves_table, temperature_table
+from distillens.report.tables.confidence import audit_text, confidence_text
 from distillens.report.tables.costs import cost_table
 from distillens.report.tables.eigenspace import eigenspace_table
 from distillens.report.tables.language import language_table
@@ -16,7 +16,7 @@ from distillens.report.tables.plan import plan_text
 from distillens.report.tables.profile import profile_table, teacher_kernel_line
 from distillens.report.tables.settings import settings_blocks, settings_markdown, settings_table
 from distillens.report.write import write_report
-from distillens.report.write_audit import write_audit, write_run_audit
+from distillens.report.write_confidence import write_audit
 from distillens.report.write_eigenspace import write_eigenspace
 from distillens.report.write_figures import write_figures
 
@@ -25,6 +25,7 @@ __all__ = [
     "audit_text",
     "certified_table",
     "check_text",
+    "confidence_text",
     "cost_table",
     "curves_table",
     "eigenspace_table",
@@ -36,7 +37,6 @@ __all__ = [
     "profile_table",
     "record_tables",
     "render",
-    "run_audit_text",
     "settings_blocks",
     "settings_markdown",
     "settings_table",
@@ -47,5 +47,4 @@ __all__ = [
     "write_figures",
     "write_lab",
     "write_report",
-    "write_run_audit",
 ]

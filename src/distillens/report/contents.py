@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from distillens.report.figures.points import Points
 from distillens.results.complexity import ComplexityCurves
+from distillens.results.confidence import Confidence, Kernels, OverTraining
 from distillens.results.training import StudyResult
 from distillens.runs.open import Addition, OpenRun
 from distillens.runs.records import StoredRecord
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,12 @@ class Contents:
         What the training found out.
     complexity
         The curves of the newest record of the analysis "complexity".
+    confidence
+        The newest record of the analysis "confidence"; None if it was not made.
+    points
+        For each student of ``confidence`` the arrays of the confidence plot by split.
+    over_training, kernels
+        The newest records of these analyses.
     additions
         What was added to the run after it had been finished.
     records
@@ -31,6 +42,10 @@ class Contents:
 
     result: StudyResult
     complexity: tuple[ComplexityCurves, ...] = ()
+    confidence: Confidence | None = None
+    points: Sequence[Mapping[str, Points]] = ()
+    over_training: OverTraining | None = None
+    kernels: Kernels | None = None
     additions: tuple[Addition, ...] = ()
     records: tuple[str, ...] = ()
     earlier_records: tuple[str, ...] = ()
@@ -46,10 +61,15 @@ class Contents:
         """
         records = run.records()
         newest = {one.content.analysis: one for one in records}
-        curves = newest.get("complexity")
+        curves, confidence = newest.get("complexity"), newest.get("confidence")
+        audited = None if confidence is None else confidence.result(Confidence)
         return cls(
             run.result,
             complexity=() if curves is None else (curves.result(ComplexityCurves),),
+            confidence=audited,
+            points=() if confidence is None or audited is None else _points(confidence, audited),
+            over_training=_result(newest.get("over-training"), OverTraining),
+            kernels=_result(newest.get("kernels"), Kernels),
             additions=run.additions,
             records=_names(newest.values()),
             earlier_records=_names([one for one in records if one not in newest.values()]),
@@ -85,6 +105,22 @@ class Contents:
         if not self.earlier_records:
             return []
         return [f"not shown here: the earlier records {', '.join(self.earlier_records)}"]
+
+
+def _result(record: StoredRecord | None, kind: type[T]) -> T | None:
+    return None if record is None else record.result(kind)
+
+
+def _points(record: StoredRecord, confidence: Confidence) -> list[dict[str, Points]]:
+    """Return the points of each student by split; those whose file is missing are left out."""
+    return [
+        {
+            split: record.arrays(name)
+            for split, name in student.points.items()
+            if (record.folder / f"{name}.npz").is_file()
+        }
+        for student in confidence.students
+    ]
 
 
 def _names(records: Iterable[StoredRecord]) -> tuple[str, ...]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from distillens.report import palette
 from distillens.report.backends.frame import framed
 from distillens.report.backends.html import Safe, element, join
 from distillens.report.contents import Contents
-from distillens.report.figures.points import Points
+from distillens.report.sections import ranking
 from distillens.report.sections.accuracy import accuracy_part
 from distillens.report.sections.accuracy_summary import accuracy_summary
 from distillens.report.sections.complexity import complexity_part
 from distillens.report.sections.complexity_summary import complexity_summary
+from distillens.report.sections.confidence import confidence_part
+from distillens.report.sections.confidence_summary import confidence_summary
 from distillens.report.tables.accuracy import splits
 from distillens.report.tables.text import duration, listed, plural
 from distillens.results.training import StudyResult
@@ -20,20 +20,18 @@ from distillens.results.training import StudyResult
 _PARTS = (
     ("accuracy", "Accuracy"),
     ("complexity", "Supervision complexity"),
+    ("confidence", "Student against teacher"),
     ("provenance", "Provenance"),
 )
 
 
-def render(contents: Contents, points: Mapping[str, Points]) -> str:
+def render(contents: Contents) -> str:
     """Return the report as one self-contained HTML page.
 
     Parameters
     ----------
     contents
-        What the report shows.
-    points
-        For each deviation's ``points`` path the arrays x, y and who of its npz. Those that are
-        missing are said to be missing on the page.
+        What the report shows. The page names the students whose points are missing.
 
     Returns
     -------
@@ -43,8 +41,9 @@ def render(contents: Contents, points: Mapping[str, Points]) -> str:
     Raises
     ------
     RunError
-        The arrays of a deviation are damaged.
+        Points are damaged.
     """
+    chosen = ranking.chosen(contents.result)
     result = contents.result
     colours = palette.by_name(contents)
     return framed(
@@ -53,6 +52,7 @@ def render(contents: Contents, points: Mapping[str, Points]) -> str:
         _says(contents),
         accuracy_part(result, colours),
         complexity_part(contents.complexity),
+        confidence_part(contents, colours, None if chosen is None else chosen.name),
         _provenance(contents),
     )
 
@@ -82,6 +82,7 @@ def _header(result: StudyResult) -> Safe:
 def _says(contents: Contents) -> Safe:
     result = contents.result
     said = accuracy_summary(result) + complexity_summary(contents.complexity)
+    said += confidence_summary(contents.confidence)
     if not said:
         said = [("Nothing", "This run holds no measured numbers.")]
     pairs = [join(element("dt", subject), element("dd", text)) for subject, text in said]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import RenderableType
 
 from distillens.report.tables.complexity import curves_table, temperature_table
+from distillens.report.tables.confidence import confidence_text, kernels_text, over_training_text
 from distillens.report.tables.profile import profile_table, teacher_kernel_line
 from distillens.results.complexity import ComplexityCurves
+from distillens.results.confidence import Confidence, Kernels, OverTraining
 from distillens.runs.records import StoredRecord
 
 
@@ -38,4 +40,7 @@ def _complexity(record: StoredRecord) -> Sequence[RenderableType]:
 
 _TABLES: Mapping[str, Callable[[StoredRecord], Sequence[RenderableType]]] = {
     "complexity": _complexity,
+    "confidence": lambda record: [confidence_text(record.result(Confidence))],
+    "over-training": lambda record: [over_training_text(record.result(OverTraining))],
+    "kernels": lambda record: [kernels_text(record.result(Kernels))],
 }

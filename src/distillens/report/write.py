@@ -20,5 +20,5 @@ def write_report(folder: str | Path) -> Path:
     """
     run = OpenRun.open(folder, unfinished=True)
     contents = Contents.of(run)
-    write_atomically(run.files.report, render(contents, {}))
+    write_atomically(run.files.report, render(contents))
     return run.files.report

@@ -7,7 +7,7 @@ of ``splits``, ``exaggeration.slope_all.ordinary.value`` = 1, ``ledger.departure
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from distillens.results.base import Estimate, Interval, Result
@@ -16,8 +16,8 @@ Verdict = Literal[
     "yes",
     "no more than a reference",
     "undecided",
-    "less sure throughout",
-    "not here",
+    "less confident throughout",
+    "no",
     "too few examples",
 ]
 
@@ -74,7 +74,7 @@ class ReferenceShare(Result):
 
 @dataclass(frozen=True)
 class Underfit(Result):
-    """Share of the low-confidence points at which the student is less sure than the teacher (y < x)."""
+    """Share of the low-confidence points at which the student is less confident (y < x)."""
 
     points: int
     share: Estimate
@@ -88,7 +88,7 @@ class Underfit(Result):
 
 @dataclass(frozen=True)
 class MislabelledPlace(Result):
-    """Where the mislabelled examples lie in the confidence plot, beside the others."""
+    """Where the mislabelled examples lie in the confidence plot, compared with the others."""
 
     examples: int
     low_confidence_share: Estimate
@@ -163,10 +163,11 @@ class ReliabilityBin(Result):
 
 @dataclass(frozen=True)
 class Calibration(Result):
-    """Do probabilities mean what they say? Confidence is the probability of the top class."""
+    """Accuracy and calibration of one network. Confidence is the probability of the top class."""
 
     who: Literal["teacher", "student"]
     accuracy: Estimate
+    """On the true labels, where they are known."""
     confidence: float
     ece: float
     """Σ over equally wide bins of share · |accuracy − confidence|."""
@@ -182,6 +183,8 @@ class Calibration(Result):
     reliability: tuple[ReliabilityBin, ...]
     infinite_nll: Infinite | None = None
     """Where −ln p[label] is infinite; None where it is nowhere."""
+    accuracy_on_given_labels: Estimate | None = None
+    """On the labels that the networks were given; None if none of them is known to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +227,24 @@ class TellingExample(Result):
 
 
 @dataclass(frozen=True)
+class Agreement(Result):
+    """Which network predicts the label, as counts; the four add up to N.
+
+    The labels are the true ones where they are known.
+    """
+
+    both: int
+    only_student: int
+    only_teacher: int
+    neither: int
+
+
+@dataclass(frozen=True)
 class Ledger(Result):
-    """The disobedience ledger: where the student departs from its teacher and whether that pays."""
+    """Departures of the student from its teacher, and whether they pay.
+
+    Predictions are judged by the true labels where they are known.
+    """
 
     departures: int
     all: LedgerEntry
@@ -265,7 +284,7 @@ class SplitAudit(Result):
     """The teacher's and the student's."""
     ledger: Ledger
     dissection: tuple[DissectedPart, ...] = ()
-    """The confidence plot taken apart; parts without examples are left out."""
+    """The confidence plot by who is right; parts without examples are left out."""
     notes: tuple[str, ...] = ()
     majority: float | None = None
     """Share of the most frequent true class; None in audits of earlier versions."""
@@ -273,7 +292,7 @@ class SplitAudit(Result):
 
 @dataclass(frozen=True)
 class Audit(Result):
-    """All that an audit found out."""
+    """The audit of a student against its teacher."""
 
     schema_version: int
     classes: int
@@ -340,32 +359,6 @@ class SwitchChange(Result):
 
 
 @dataclass(frozen=True)
-class OverTraining(Result):
-    """A student's way to where it ended, x always the final teacher's."""
-
-    examples: dict[str, int]
-    """By split, drawn at random where the split has more."""
-    points: tuple[TrajectoryPoint, ...]
-    switch: Switch | None
-    changes: tuple[SwitchChange, ...]
-    """Empty without a switch."""
-
-
-@dataclass(frozen=True)
-class KernelLikeness(Result):
-    """How alike the tangent kernels of a student and its teacher are, at their last epochs."""
-
-    who: Literal["student", "one-hot student"]
-    split: str
-    examples: int
-    ntk_similarity: Estimate
-    """Mean cosine of the kernels' products with random vectors, interval over ``probes``."""
-    centred_alignment: Estimate
-    """Of the full kernels; for few examples it lies well above 0 even for unrelated networks."""
-    probes: int
-
-
-@dataclass(frozen=True)
 class StudentAudit(Result):
     """The audit of one student of a run."""
 
@@ -375,65 +368,79 @@ class StudentAudit(Result):
     seed: int | None
     """None for an audit of arrays."""
     audit: Audit
-    over_training: OverTraining | None
-    """None where it was not asked for."""
-    kernels: tuple[KernelLikeness, ...]
-    """Empty where it was not asked for, or the teacher is known by its logits alone."""
+    notes: tuple[str, ...] = ()
+    points: dict[str, str] = field(default_factory=dict)
+    """Names of the npz files of the record with the plotted points, by split; empty outside a run."""
+
+
+@dataclass(frozen=True)
+class Confidence(Result):
+    """The confidence analysis of a run: the audits of its students on train and test."""
+
+    schema_version: int
+    other_teacher: str | None
+    """Name of the run whose teacher of another seed served as a reference."""
+    students: tuple[StudentAudit, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    """Students that could not be audited, and why."""
+
+
+@dataclass(frozen=True)
+class StudentOverTraining(Result):
+    """The checkpoints of one student, compared with the final teacher."""
+
+    student: str
+    kind: str
+    seed: int
+    examples: dict[str, int]
+    """Number of examples by split, drawn at random if the split has more."""
+    points: tuple[TrajectoryPoint, ...]
+    switch: Switch | None
+    changes: tuple[SwitchChange, ...]
+    """Empty without a switch."""
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class RunAudit(Result):
-    """The audit of the students of a run."""
+class OverTraining(Result):
+    """The over-training analysis of a run: every checkpoint of its students."""
 
     schema_version: int
-    run: str
-    """The recipe's name."""
-    data_fingerprint: str
-    teacher_digest: str
-    other_teacher: str | None
-    """The name of the run whose teacher of another seed served as a reference."""
-    students: tuple[StudentAudit, ...]
-    version: str
+    students: tuple[StudentOverTraining, ...]
     seconds: float
 
 
 @dataclass(frozen=True)
-class Agreement(Result):
-    """Who is right, as counts of N examples; the four add up to N."""
+class KernelLikeness(Result):
+    """Similarity of the tangent kernels of a student and its teacher, at their last epochs."""
 
-    both: int
-    only_student: int
-    only_teacher: int
-    neither: int
+    who: Literal["student", "one-hot student"]
+    split: str
+    examples: int
+    ntk_similarity: Estimate
+    """Mean cosine of the products of both kernels with random vectors, interval over ``probes``."""
+    centred_alignment: Estimate
+    """Of the full kernels; on few examples it lies far above 0 even for unrelated networks."""
+    probes: int
 
 
 @dataclass(frozen=True)
-class Deviation(Result):
-    """Teacher against student confidence on one split.
-
-    Slopes are of y = φ(p_student[k]) on x = φ(p_teacher[k]), k the teacher's top class, fitted on all
-    points and on those with x below and above ``threshold`` (the median of x). Above 1 the student
-    exaggerates the teacher's confidence.
-    """
+class StudentKernels(Result):
+    """The kernels of one student, and of the student trained on labels with the same seed."""
 
     student: str
+    kind: str
     seed: int
-    split: str
-    examples: int
-    slope: Estimate
-    slope_low: Estimate
-    slope_high: Estimate
-    threshold: float
-    underfit_share: Estimate
-    """Share of the low-confidence points at which the student is less sure than the teacher (y < x)."""
-    top_agreement: float
-    """Share of examples with the same top class."""
-    kl: float
-    """Mean KL(teacher ‖ student) at τ = 1, in nats."""
-    right: Agreement
-    clipped: int
-    """Points whose probability had to be clipped before φ."""
-    points: str | None = None
-    """Run-relative path of the npz that holds the plotted points (x, y, who)."""
+    likenesses: tuple[KernelLikeness, ...]
+
+
+@dataclass(frozen=True)
+class Kernels(Result):
+    """The kernel analysis of a run: similarity of the students' kernels to their teacher's."""
+
+    schema_version: int
+    students: tuple[StudentKernels, ...]
+    """Empty if the teacher is known by its logits alone."""
+    seconds: float
     notes: tuple[str, ...] = ()

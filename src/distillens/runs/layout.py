@@ -185,10 +185,9 @@ class Run:
         """The report."""
         return self.folder / "report.html"
 
-    def figure(self, name: str, place: int, ending: str) -> Path:
-        """A picture of the curves at a place of the results."""
-        number = f"-{place + 1}" if place else ""
-        return self.folder / "figures" / f"{name}{number}.{ending}"
+    def figure(self, name: str, ending: str) -> Path:
+        """A figure of the report as a file of its own."""
+        return self.folder / "figures" / f"{name}.{ending}"
 
     @property
     def has_trained(self) -> bool:

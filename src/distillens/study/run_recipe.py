@@ -136,6 +136,8 @@ def _train(scene: Scene, stage: Run, given: GivenTeacher | None, spread: Spread)
 
 def _measure(run: FinishedRun) -> None:
     """Make the analyses that the recipe asks for, unless the run has their records."""
+    if run.recipe.deviation:
+        measure(run, "confidence")
     if run.recipe.complexity is not None:
         measure(run, "complexity", run.recipe.complexity)
 

@@ -2,6 +2,6 @@
 
 from distillens.measures.confidence.audit import audit, audit_with_points
 from distillens.measures.confidence.outputs import SUM_TOLERANCE
-from distillens.measures.confidence.over_training import Watch
+from distillens.measures.confidence.over_training import CheckpointMeter
 
-__all__ = ["SUM_TOLERANCE", "Watch", "audit", "audit_with_points"]
+__all__ = ["SUM_TOLERANCE", "CheckpointMeter", "audit", "audit_with_points"]

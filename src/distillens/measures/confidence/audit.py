@@ -1,4 +1,4 @@
-"""Audit a student against its teacher: exaggeration, fidelity, calibration, disobedience.
+"""Audit a student against its teacher: exaggeration, fidelity, calibration and departures.
 
 Shapes: N examples, C classes.
 """
@@ -8,22 +8,33 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 import numpy as np
 
 from distillens.errors import MeasureError, nearest
 from distillens.measures.confidence.calibration import measure_calibration
-from distillens.measures.confidence.departures import keep_ledger
+from distillens.measures.confidence.departures import departure_ledger
 from distillens.measures.confidence.dissection import dissect
 from distillens.measures.confidence.exaggeration import measure_exaggeration
-from distillens.measures.confidence.given import OUTPUT_ROLES, Given, Split, by_split, check_split
-from distillens.measures.confidence.outputs import SUM_TOLERANCE
-from distillens.measures.confidence.per_example import PerExample, look_once
-from distillens.measures.confidence.points import OutputKind, Points
+from distillens.measures.confidence.log_odds import Points
+from distillens.measures.confidence.outputs import SUM_TOLERANCE, OutputKind
+from distillens.measures.confidence.per_example_statistics import (
+    PerExampleStatistics,
+    Predictions,
+    per_example_statistics,
+)
+from distillens.measures.confidence.splits import (
+    OUTPUT_ROLES,
+    Given,
+    Split,
+    by_split,
+    check_split,
+)
 from distillens.measures.confidence.verdicts import chance_warnings
-from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.intervals import wilson_interval
-from distillens.results.base import SCHEMA, Estimate
+from distillens.measures.statistics.bootstrap import Resampler, shared_resampler
+from distillens.measures.statistics.intervals import observed_share
+from distillens.results.base import SCHEMA
 from distillens.results.confidence import Audit, Fidelity, KindRead, SplitAudit
 
 
@@ -33,6 +44,7 @@ def audit(
     labels: Given,
     *,
     inputs: Given | None = None,
+    given_labels: Given | None = None,
     mislabelled: Given | None = None,
     reference: Given | None = None,
     other_teacher: Given | None = None,
@@ -42,9 +54,9 @@ def audit(
     bootstrap_seed: int = 0,
     telling: int = 10,
 ) -> Audit:
-    """Audit a student against its teacher, in one pass over the arrays and without any framework.
+    """Audit a student against its teacher, in one pass over the arrays.
 
-    Each of the arrays may be a NumPy array, a tensor or array of another library, a table of pandas,
+    Each array may be a NumPy array, a tensor or array of another library, a table of pandas,
     polars or PyArrow, `Rows` with a stable index, or a mapping from the name of a split to one of
     these. Without a mapping there is one split, "all". Rows are matched by index where arrays have
     one, and columns by name where both networks have names.
@@ -58,9 +70,14 @@ def audit(
         True classes (N,), integers in 0 … C−1, or names of classes where the outputs have a header;
         or one-hot rows (N, C).
     inputs
-        (N, …); text and single numbers are shown with the most telling examples.
+        (N, …); text and single numbers are shown with the listed departures.
+    given_labels
+        The classes (N,) that the networks were trained on, if some of them are known to be wrong;
+        ``labels`` then holds the true classes. Predictions are judged by the true classes, and
+        accuracies are also reported on the given labels.
     mislabelled
-        Mask (N,), 1 or True where the label is known to be wrong.
+        Mask (N,), 1 or True where the label is known to be wrong. By default the examples whose given
+        label is not the true one.
     reference
         Outputs of a student trained on labels alone (one-hot).
     other_teacher
@@ -68,19 +85,19 @@ def audit(
     kind
         "logits" or "probabilities" for all outputs, or a mapping from role ("teacher", "student",
         "one-hot student", "other teacher") to one of them. What is not stated is detected, and the
-        result says why; where it cannot be told it is an error.
+        result says why; it is an error if it cannot be detected.
     tolerance
         How far the sum of a row of probabilities may be from one, because they were rounded. Rows
         are divided by their sum, and the result notes by how much they were off.
     resamples, bootstrap_seed
-        Of the bootstrap; see `distillens.measures.statistics.bootstrap`.
+        Number of bootstrap resamples and their seed; see `distillens.measures.statistics.bootstrap`.
     telling
-        How many examples to list of each outcome: gained, lost, both wrong.
+        Number of departures to list of each outcome: gained, lost, both wrong.
 
     Returns
     -------
     Audit
-        One `SplitAudit` a split.
+        One `SplitAudit` per split.
 
     Raises
     ------
@@ -91,7 +108,8 @@ def audit(
     """
     given = {
         "teacher": teacher, "student": student, "labels": labels, "inputs": inputs,
-        "mislabelled": mislabelled, "one-hot student": reference, "other teacher": other_teacher,
+        "given labels": given_labels, "mislabelled": mislabelled, "one-hot student": reference,
+        "other teacher": other_teacher,
     }  # fmt: skip
     return audit_with_points(
         given, kind=kind, tolerance=tolerance, resamples=resamples, bootstrap_seed=bootstrap_seed,
@@ -110,8 +128,8 @@ def audit_with_points(
 ) -> tuple[Audit, dict[str, Points]]:
     """Return `audit`'s result, and the points of the confidence plot by split.
 
-    ``given`` holds `audit`'s arrays by role: those of `OUTPUT_ROLES`, "labels", "inputs" and
-    "mislabelled"; None for what is not there.
+    ``given`` holds the arrays of `audit` by role: those of `OUTPUT_ROLES`, "labels", "inputs",
+    "given labels" and "mislabelled". A value of None leaves a role out.
     """
     started = time.perf_counter()
     kinds = _stated(kind)
@@ -124,13 +142,15 @@ def audit_with_points(
     _check_classes(splits)
     audits, points = [], {}
     for name, split in splits.items():
-        resampler = Resampler(len(split.labels_N), resamples, bootstrap_seed)
+        resampler = shared_resampler(len(split.labels_N), resamples, bootstrap_seed)
         references = {
             role: split.outputs[role] for role in OUTPUT_ROLES[2:] if role in split.outputs
         }
         teacher_outputs, student_outputs = split.outputs["teacher"], split.outputs["student"]
         try:
-            found = look_once(teacher_outputs, student_outputs, split.labels_N, references)
+            found = per_example_statistics(
+                teacher_outputs, student_outputs, split.labels_N, references
+            )
         except MeasureError as error:
             raise _about(name, error) from None
         audits.append(_audit_split(name, split, found, resampler, bootstrap_seed, telling))
@@ -154,7 +174,12 @@ def audit_with_points(
 
 
 def _audit_split(
-    name: str, split: Split, found: PerExample, resampler: Resampler, seed: int, telling: int
+    name: str,
+    split: Split,
+    found: PerExampleStatistics,
+    resampler: Resampler,
+    seed: int,
+    telling: int,
 ) -> SplitAudit:
     notes = [*split.notes]
     notes += [note for outputs in split.outputs.values() for note in outputs.notes]
@@ -164,13 +189,17 @@ def _audit_split(
     if found.placed:
         notes.append(
             f"{found.placed:,} points had a probability of exactly 0 or 1 and were placed at log-odds "
-            f"of ±{found.edge:.3g}; logits would show them where they are"
+            f"of ±{found.edge:.3g}; logits have no such limit"
         )
-    calibration = tuple(
-        measure_calibration(who, judged, split.labels_N, resampler, seed)
-        for who, judged in (("teacher", found.teacher), ("student", found.student))
+    predicted: tuple[tuple[Literal["teacher", "student"], Predictions], ...] = (
+        ("teacher", found.teacher),
+        ("student", found.student),
     )
-    ledger = keep_ledger(
+    calibration = tuple(
+        measure_calibration(who, predictions, split.labels_N, resampler, seed, split.given_N)
+        for who, predictions in predicted
+    )
+    ledger = departure_ledger(
         found, split.classes, split.mislabelled_N, split.index_N, split.inputs, telling
     )
     return SplitAudit(
@@ -186,13 +215,12 @@ def _audit_split(
     )
 
 
-def _fidelity(found: PerExample, resampler: Resampler) -> Fidelity:
+def _fidelity(found: PerExampleStatistics, resampler: Resampler) -> Fidelity:
     same_N = found.teacher.top_N == found.student.top_N
-    share = float(same_N.mean())
     forward_N, backward_N = found.kl_teacher_student_N, found.kl_student_teacher_N
     return Fidelity(
         identical=found.differing == 0 and bool(same_N.all()),
-        agreement=Estimate(share, wilson_interval(share, len(same_N))),
+        agreement=observed_share(same_N),
         kl_teacher_student=resampler.mean(forward_N),
         kl_student_teacher=resampler.mean(backward_N),
         total_variation=resampler.mean(found.total_variation_N),
@@ -201,11 +229,8 @@ def _fidelity(found: PerExample, resampler: Resampler) -> Fidelity:
     )
 
 
-def _points(found: PerExample, split: Split) -> Points:
-    wrong_teacher = found.teacher.top_N != found.labels_N
-    wrong_student = found.student.top_N != found.labels_N
-    who_N = (2 * wrong_student + wrong_teacher).astype(np.uint8)
-    return Points(found.x_N, found.y_N, who_N, split.mislabelled_N)
+def _points(found: PerExampleStatistics, split: Split) -> Points:
+    return Points(found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N)
 
 
 def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:

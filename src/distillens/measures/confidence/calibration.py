@@ -10,12 +10,14 @@ diagrams*, 2007 (what a calibrated classifier would show). Shapes: N examples, K
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.measures.confidence.per_example import Judged
+from distillens.measures.confidence.per_example_statistics import Predictions
 from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.intervals import LEVEL, wilson_interval
+from distillens.measures.statistics.intervals import LEVEL, observed_share, wilson_interval
 from distillens.results.base import Estimate, Interval
 from distillens.results.confidence import Calibration, ReliabilityBin
 
@@ -26,29 +28,38 @@ _DRAWS = 1000
 
 
 def measure_calibration(
-    who, judged: Judged, labels_N: NDArray, resampler: Resampler, seed: int
+    who: Literal["teacher", "student"],
+    predictions: Predictions,
+    labels_N: NDArray,
+    resampler: Resampler,
+    seed: int,
+    given_N: NDArray | None = None,
 ) -> Calibration:
-    """Return the calibration of the teacher or the student (``who``)."""
-    right_N = judged.top_N == labels_N
-    examples = len(labels_N)
+    """Return accuracy and calibration of one network.
+
+    ``given_N`` are the labels that the networks were trained on, if some differ from ``labels_N``.
+    """
+    right_N = predictions.top_N == labels_N
     even_edges = np.linspace(0, 1, BINS + 1)
     rng = np.random.default_rng(seed)
-    even = _Bins(judged.confidence_N, right_N, even_edges)
-    quantiles = np.quantile(judged.confidence_N, np.linspace(0, 1, BINS + 1))
+    even = _Bins(predictions.confidence_N, right_N, even_edges)
+    quantiles = np.quantile(predictions.confidence_N, np.linspace(0, 1, BINS + 1))
     # Confidences that tie fall into one bin, whatever the order of the examples.
-    adaptive = _Bins(judged.confidence_N, right_N, np.unique(quantiles))
-    accuracy = float(right_N.mean())
+    adaptive = _Bins(predictions.confidence_N, right_N, np.unique(quantiles))
     return Calibration(
         who=who,
-        accuracy=Estimate(accuracy, wilson_interval(accuracy, examples)),
-        confidence=float(judged.confidence_N.mean()),
+        accuracy=observed_share(right_N),
+        accuracy_on_given_labels=None
+        if given_N is None
+        else observed_share(predictions.top_N == given_N),
+        confidence=float(predictions.confidence_N.mean()),
         ece=even.error(even.right_K),
         ece_if_calibrated=even.if_calibrated(rng),
         adaptive_ece=adaptive.error(adaptive.right_K),
         adaptive_ece_if_calibrated=adaptive.if_calibrated(rng),
-        brier=resampler.mean(judged.brier_N),
-        nll=resampler.mean(judged.nll_N),
-        infinite_nll=resampler.without_infinite(judged.nll_N),
+        brier=resampler.mean(predictions.brier_N),
+        nll=resampler.mean(predictions.nll_N),
+        infinite_nll=resampler.without_infinite(predictions.nll_N),
         reliability=even.reliability(),
     )
 

@@ -1,4 +1,4 @@
-"""The disobedience ledger: where the student departs from its teacher, and whether that pays.
+"""Departures: examples on which the student predicts another class than its teacher.
 
 Sources: McNemar, 1947 (the exact test); Agresti and Min, *Simple improved confidence intervals for
 comparing matched proportions*, 2005 (the interval of the net gain). Shapes: N examples.
@@ -8,37 +8,40 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from distillens.measures.confidence.per_example import PerExample
-from distillens.measures.confidence.telling import telling_examples
-from distillens.measures.statistics.intervals import LEVEL
+from distillens.measures.confidence.per_example_statistics import PerExampleStatistics
+from distillens.measures.statistics.intervals import LEVEL, normal_quantile
 from distillens.results.base import Estimate, Interval
-from distillens.results.confidence import Agreement, Ledger, LedgerEntry
+from distillens.results.confidence import Agreement, Ledger, LedgerEntry, TellingExample
 
 _BANDS = 5
+_LONGEST_TEXT = 200
+_OUTCOMES: tuple[tuple[int, Literal["gained", "lost", "both wrong"]], ...] = (
+    (1, "gained"),
+    (2, "lost"),
+    (3, "both wrong"),
+)
 
 
-def keep_ledger(
-    found: PerExample,
+def departure_ledger(
+    found: PerExampleStatistics,
     classes: int,
     mislabelled_N: NDArray[np.bool_] | None,
     index_N: NDArray | None,
     inputs: NDArray | None,
-    telling: int,
+    listed: int,
 ) -> Ledger:
-    """Count departures over all examples and by group; ``telling`` is how many of each to list."""
-    teacher_right = found.teacher.top_N == found.labels_N
-    student_right = found.student.top_N == found.labels_N
+    """Count departures over all examples and by group; list ``listed`` examples of each outcome."""
+    who_N = found.who_is_right()
+    both, only_student, only_teacher, neither = np.bincount(who_N, minlength=4).tolist()
     departs = found.teacher.top_N != found.student.top_N
-    # One code an example, so that any grouping is one count: 0 obeys, 1 gained, 2 lost, 3 both wrong.
-    outcome_N = np.zeros(len(departs), dtype=np.int64)
-    outcome_N[departs] = 3
-    outcome_N[departs & student_right] = 1
-    outcome_N[departs & teacher_right] = 2
+    # One code per example, so that any grouping is one count: 0 no departure, then as in `_OUTCOMES`.
+    outcome_N = np.where(departs, who_N, 0).astype(np.int64)
     by_mislabelled: tuple[LedgerEntry, ...] = ()
     if mislabelled_N is not None:
         names = ["not mislabelled", "mislabelled"]
@@ -48,16 +51,11 @@ def keep_ledger(
     return Ledger(
         departures=whole.departures,
         all=whole,
-        right=Agreement(
-            both=int(np.count_nonzero(teacher_right & student_right)),
-            only_student=whole.gained,
-            only_teacher=whole.lost,
-            neither=int(np.count_nonzero(~teacher_right & ~student_right)),
-        ),
+        right=Agreement(both, only_student, only_teacher, neither),
         by_class=_entries(outcome_N, found.labels_N, [f"class {c}" for c in range(classes)]),
         by_confidence=_entries(outcome_N, band_N, bands),
         by_mislabelled=by_mislabelled,
-        telling=telling_examples(found, outcome_N, mislabelled_N, index_N, inputs, telling),
+        telling=_largest(found, outcome_N, mislabelled_N, index_N, inputs, listed),
     )
 
 
@@ -77,7 +75,7 @@ def net_gain(gained: int, lost: int, examples: int) -> Estimate:
     size = examples + 2
     difference = (gained - lost) / size
     variance = ((gained + lost + 1) - (gained - lost) ** 2 / size) / size**2
-    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * math.sqrt(max(0.0, variance))
+    half = normal_quantile(LEVEL) * math.sqrt(max(0.0, variance))
     interval = Interval(
         100 * max(-1.0, difference - half),
         100 * min(1.0, difference + half),
@@ -110,3 +108,55 @@ def _confidence_bands(confidence_N: NDArray) -> tuple[NDArray, list[str]]:
         return np.zeros(len(confidence_N), dtype=np.int64), [f"confidence {edges[0]:.3f}"]
     names = [f"confidence {a:.3f} to {b:.3f}" for a, b in itertools.pairwise(edges)]
     return np.searchsorted(edges[1:-1], confidence_N), names
+
+
+def _largest(
+    found: PerExampleStatistics,
+    outcome_N: NDArray,
+    mislabelled_N: NDArray[np.bool_] | None,
+    index_N: NDArray | None,
+    inputs: NDArray | None,
+    listed: int,
+) -> tuple[TellingExample, ...]:
+    """Return the departures of each outcome that moved the most probability, largest first."""
+    teacher, student = found.teacher, found.student
+    moved_N = (teacher.confidence_N - student.on_other_N) + (
+        student.confidence_N - teacher.on_other_N
+    )
+    chosen = []
+    for code, outcome in _OUTCOMES:
+        rows = np.flatnonzero(outcome_N == code)
+        # Ties are ordered by row, so that the list is reproducible.
+        rows = rows[np.argsort(-moved_N[rows], kind="stable")[:listed]]
+        chosen += [(int(row), outcome) for row in rows]
+    chosen.sort(key=lambda pair: (-moved_N[pair[0]], pair[0]))
+    return tuple(
+        TellingExample(
+            row=row,
+            index=None if index_N is None else _plain(index_N[row]),
+            outcome=outcome,
+            label=int(found.labels_N[row]),
+            teacher_class=int(teacher.top_N[row]),
+            student_class=int(student.top_N[row]),
+            teacher_on_its_class=float(teacher.confidence_N[row]),
+            teacher_on_student_class=float(teacher.on_other_N[row]),
+            student_on_its_class=float(student.confidence_N[row]),
+            student_on_teacher_class=float(student.on_other_N[row]),
+            moved=float(moved_N[row]),
+            mislabelled=None if mislabelled_N is None else bool(mislabelled_N[row]),
+            text=None if inputs is None else _text(inputs[row]),
+        )
+        for row, outcome in chosen
+    )
+
+
+def _plain(value: object) -> int | str:
+    return int(value) if isinstance(value, (int, np.integer)) else str(value)
+
+
+def _text(value: object) -> str | None:
+    """Return an input as text; None for images and vectors."""
+    if np.ndim(value) > 0:  # pyright: ignore[reportArgumentType]
+        return None
+    text = str(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"

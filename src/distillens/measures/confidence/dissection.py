@@ -1,4 +1,4 @@
-"""The confidence plot taken apart: who is right, and whether the label was wrong.
+"""The confidence plot by who is right and whether the label was wrong.
 
 Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923: points that only the student gets right, and
 mislabelled examples, lie among the underfit ones. Shapes: N examples.
@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distillens.measures.confidence.points import Points
-from distillens.measures.statistics.intervals import wilson_interval
-from distillens.results.base import Estimate
+from distillens.measures.confidence.log_odds import Points
+from distillens.measures.statistics.intervals import observed_share
 from distillens.results.confidence import DissectedPart
 
 Who = Literal["both right", "only the student", "only the teacher", "neither"]
@@ -21,7 +19,7 @@ _WHO: tuple[Who, ...] = ("both right", "only the student", "only the teacher", "
 
 
 def dissect(points: Points) -> tuple[DissectedPart, ...]:
-    """Return where each kind of point lies; kinds without examples are left out."""
+    """Return where the points of each kind lie; kinds without examples are left out."""
     mislabelled_N = points.mislabelled_N
     low_N = points.x_N < np.median(points.x_N)
     under_N = points.y_N < points.x_N
@@ -32,11 +30,6 @@ def dissect(points: Points) -> tuple[DissectedPart, ...]:
             if wrong is not None and mislabelled_N is not None:
                 inside_N = inside_N & (mislabelled_N == wrong)
             if inside_N.any():
-                low, under = _share(low_N[inside_N]), _share(under_N[inside_N])
+                low, under = observed_share(low_N[inside_N]), observed_share(under_N[inside_N])
                 found.append(DissectedPart(who, wrong, int(inside_N.sum()), low, under))
     return tuple(found)
-
-
-def _share(hits: NDArray[np.bool_]) -> Estimate:
-    share = float(hits.mean())
-    return Estimate(share, wilson_interval(share, len(hits)))

@@ -1,4 +1,4 @@
-"""Does the student exaggerate its teacher's confidence? Slopes and shares beside their references.
+"""Does the student exaggerate its teacher's confidence? Slopes and shares, compared with references.
 
 Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923, the deviation plot. The robust fit, the
 references on the same resamples and the verdicts are ours. Shapes: N examples, R resamples.
@@ -7,12 +7,11 @@ references on the same resamples and the verdicts are ours. Shapes: N examples, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.measures.confidence.deviation import FEWEST
-from distillens.measures.confidence.resampled import Drawn, drawn_share, sure_share
 from distillens.measures.confidence.verdicts import (
     NEGLIGIBLE_SHARE,
     NEGLIGIBLE_SLOPE,
@@ -21,13 +20,13 @@ from distillens.measures.confidence.verdicts import (
     together,
 )
 from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.slopes import (
-    huber_columns,
-    huber_line,
-    huber_slopes,
-    least_squares_columns,
-    least_squares_slope,
-    least_squares_slopes,
+from distillens.measures.statistics.resampled import (
+    FEWEST_POINTS,
+    resampled_huber_slope,
+    resampled_share,
+    resampled_slope,
+    share_estimate,
+    slope_is_defined,
 )
 from distillens.results.base import Estimate
 from distillens.results.confidence import (
@@ -41,8 +40,10 @@ from distillens.results.confidence import (
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Part = Literal["all", "low", "high"]
 
-_NOTHING = float("nan")
+_UNDEFINED = Estimate(float("nan"))
+_NAMES = ("all points", "the low part", "the high part")
 
 
 def measure_exaggeration(
@@ -53,22 +54,23 @@ def measure_exaggeration(
     clipped: int,
     resampler: Resampler,
 ) -> tuple[Exaggeration, list[str]]:
-    """Fit all, low and high points, share out the underfit ones, and judge.
+    """Fit slopes to all, the low and the high points, and give the verdict.
 
-    The threshold is the median of x and stays where it is in resamples; points at it count as high.
+    The threshold between low and high is the median of x; it is the same in all resamples, and points
+    at it count as high.
 
     Parameters
     ----------
     x_N, y_N
-        φ that teacher and student give to the teacher's top class.
+        φ of the teacher and of the student for the teacher's top class, (N,).
     references
-        The same of each reference, by name.
+        φ of each reference for the same class, by name.
     mislabelled_N
-        Where labels are wrong, or None where that is not known.
+        Where labels are wrong, or None if that is not known.
     clipped
-        Points that had to be clipped, for the result.
+        Number of points with an infinite φ, which were placed at a finite one.
     resampler
-        Of these N examples.
+        A resampler of these N examples.
 
     Returns
     -------
@@ -78,10 +80,12 @@ def measure_exaggeration(
     threshold = float(np.median(x_N))
     low_N = x_N < threshold
     notes: list[str] = []
-    fits = [
-        _part(part, mask_N, x_N, y_N, references, resampler, notes)
-        for part, mask_N in (("all", np.ones_like(low_N)), ("low", low_N), ("high", ~low_N))
-    ]
+    parts: tuple[tuple[Part, Mask], ...] = (
+        ("all", np.ones_like(low_N)),
+        ("low", low_N),
+        ("high", ~low_N),
+    )
+    fits = [_part(part, mask_N, x_N, y_N, references, resampler, notes) for part, mask_N in parts]
     underfit = _underfit(x_N, y_N, low_N, references, resampler)
     verdict, reading = together(
         {
@@ -99,11 +103,8 @@ def measure_exaggeration(
     return found, notes
 
 
-_NAMES = ("all points", "the low part", "the high part")
-
-
 def _part(
-    part,
+    part: Part,
     mask_N: Mask,
     x_N: Array,
     y_N: Array,
@@ -113,46 +114,32 @@ def _part(
 ) -> PartSlope:
     points = int(np.count_nonzero(mask_N))
     inside = x_N[mask_N]
-    if points < FEWEST or inside.min() == inside.max():
-        why = f"fewer than {FEWEST}" if points < FEWEST else f"all at x = {inside[0]:.3g}"
+    if not slope_is_defined(inside):
+        few = points < FEWEST_POINTS
+        why = f"fewer than {FEWEST_POINTS}" if few else f"all at x = {inside[0]:.3g}"
         notes.append(f"{points} points of the {part} part ({why}) define no slope")
-        nothing = Estimate(_NOTHING)
-        return PartSlope(part, points, nothing, nothing, (), "too few examples")
-    # Slopes don't change with the origin, but the sums of squares cancel less near it.
-    x = x_N - inside.mean()
-    own, own_robust = _both(x, y_N, mask_N, resampler, f"{part} part, student", notes)
-    found = []
-    for name, reference_N in references.items():
-        one, robust = _both(x, reference_N, mask_N, resampler, f"{part} part, {name}", notes)
-        found.append(
-            ReferenceSlope(
-                name,
-                one.estimate(resampler),
-                robust.estimate(resampler),
-                own.minus(one, resampler),
-                own_robust.minus(robust, resampler),
-            )
+        return PartSlope(part, points, _UNDEFINED, _UNDEFINED, (), "too few examples")
+    fits = {}
+    for name, values_N in {"student": y_N, **references}.items():
+        robust, converged = resampled_huber_slope(x_N, values_N, mask_N, resampler)
+        fits[name] = resampled_slope(x_N, values_N, mask_N, resampler), robust
+        if not converged:
+            notes.append(f"the robust fit did not converge ({part} part, {name})")
+    own, own_robust = fits.pop("student")
+    found = tuple(
+        ReferenceSlope(
+            name,
+            one.estimate(resampler),
+            robust.estimate(resampler),
+            own.minus(one, resampler),
+            own_robust.minus(robust, resampler),
         )
+        for name, (one, robust) in fits.items()
+    )
     ordinary, robust = own.estimate(resampler), own_robust.estimate(resampler)
     beyond = [value for one in found for value in (one.steeper, one.steeper_robust)]
     verdict = judge(points, (ordinary, robust), beyond, 1.0, NEGLIGIBLE_SLOPE)
-    return PartSlope(part, points, ordinary, robust, tuple(found), verdict)
-
-
-def _both(
-    x: Array, y_N: Array, mask_N: Mask, resampler: Resampler, what: str, notes: list[str]
-) -> tuple[Drawn, Drawn]:
-    """Return the ordinary and the robust slope."""
-    # Centred as x is, so that a student equal to its teacher has a slope of exactly 1.
-    y = y_N - y_N[mask_N].mean()
-    inside_x, inside_y = x[mask_N], y[mask_N]
-    line = huber_line(inside_x, inside_y)
-    if not line.converged:
-        notes.append(f"the robust fit had not settled when it was stopped ({what})")
-    columns = [*least_squares_columns(x, y, mask_N), *huber_columns(line, x, y, mask_N)]
-    sums_R10 = resampler.sums(columns)
-    ordinary = Drawn(least_squares_slope(inside_x, inside_y), least_squares_slopes(sums_R10[:, :5]))
-    return ordinary, Drawn(line.slope, huber_slopes(line, sums_R10[:, 5:]))
+    return PartSlope(part, points, ordinary, robust, found, verdict)
 
 
 def _underfit(
@@ -160,16 +147,15 @@ def _underfit(
 ) -> Underfit:
     points = int(np.count_nonzero(low_N))
     if points == 0:
-        return Underfit(0, Estimate(_NOTHING), (), "too few examples")
+        return Underfit(0, _UNDEFINED, (), "too few examples")
     # Points at the median count as high, so there always are some.
-    own, high = (drawn_share(part_N, y_N < x_N, resampler) for part_N in (low_N, ~low_N))
+    own, high = (resampled_share(part_N, y_N < x_N, resampler) for part_N in (low_N, ~low_N))
     found = []
     for name, reference_N in references.items():
-        one = drawn_share(low_N, reference_N < x_N, resampler)
-        found.append(
-            ReferenceShare(name, sure_share(one, points, resampler), own.minus(one, resampler))
-        )
-    share = sure_share(own, points, resampler)
+        one = resampled_share(low_N, reference_N < x_N, resampler)
+        share = share_estimate(one, points, resampler)
+        found.append(ReferenceShare(name, share, own.minus(one, resampler)))
+    share = share_estimate(own, points, resampler)
     verdict = judge(points, (share,), [one.larger for one in found], 0.5, NEGLIGIBLE_SHARE)
     beyond_high = own.minus(high, resampler)
     return Underfit(points, share, tuple(found), particular(verdict, beyond_high), beyond_high)
@@ -180,17 +166,16 @@ def _place(
 ) -> MislabelledPlace:
     under_N = y_N < x_N
     count = int(np.count_nonzero(mislabelled_N))
-    rest = len(x_N) - count
-    low, own = (
-        drawn_share(mislabelled_N, low_N, resampler),
-        drawn_share(mislabelled_N, under_N, resampler),
-    )
-    nothing = Estimate(_NOTHING)
-    others = drawn_share(~mislabelled_N, under_N, resampler) if rest else None
+    low, own, others = (
+        resampled_share(of_N, which_N, resampler)
+        for of_N, which_N in (
+            (mislabelled_N, low_N), (mislabelled_N, under_N), (~mislabelled_N, under_N),
+        )
+    )  # fmt: skip
     return MislabelledPlace(
         count,
-        sure_share(low, count, resampler),
-        sure_share(own, count, resampler),
-        nothing if others is None else sure_share(others, rest, resampler),
-        nothing if others is None else own.minus(others, resampler),
+        share_estimate(low, count, resampler),
+        share_estimate(own, count, resampler),
+        share_estimate(others, len(x_N) - count, resampler),
+        own.minus(others, resampler),
     )

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import MeasureError
 from distillens.measures.confidence.columns import SLACK
-from distillens.measures.confidence.points import OutputKind, phi_from_logits
+from distillens.measures.confidence.log_odds import phi_from_logits
 
 Array = NDArray[np.float64]
+OutputKind = Literal["logits", "probabilities"]
 
 SUM_TOLERANCE = 1e-3
 """How far a row of probabilities may be from a sum of one: float16 and rounded decimals need it."""

@@ -1,8 +1,8 @@
-"""A student's checkpoints against its final teacher: the audit over training, and at a loss switch.
+"""Confidence of a student at its checkpoints, compared with its final teacher.
 
 Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923: the deviation plot at checkpoints, x always
-the final teacher. The intervals and the paired changes at a switch are ours. Shapes: N examples,
-C classes.
+that of the final teacher. The intervals and the paired changes at a switch are ours. Shapes: N
+examples, C classes.
 """
 
 from __future__ import annotations
@@ -17,41 +17,40 @@ from numpy.typing import NDArray
 
 from distillens.measures.complexity.targets import check_labels
 from distillens.measures.confidence.departures import net_gain
-from distillens.measures.confidence.outputs import Outputs
-from distillens.measures.confidence.per_example import look_once
-from distillens.measures.confidence.points import OutputKind
-from distillens.measures.confidence.resampled import Drawn, drawn_share, drawn_slope, sure_share
-from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.intervals import wilson_interval
+from distillens.measures.confidence.outputs import OutputKind, Outputs
+from distillens.measures.confidence.per_example_statistics import per_example_statistics
+from distillens.measures.statistics.bootstrap import shared_resampler
+from distillens.measures.statistics.intervals import observed_share
+from distillens.measures.statistics.resampled import (
+    Resampled,
+    resampled_share,
+    resampled_slope,
+    share_estimate,
+)
 from distillens.results.base import Estimate
 from distillens.results.confidence import Switch, SwitchChange, TrajectoryPoint
 
 Array = NDArray[np.float64]
 
-_ALWAYS = (
-    "slope_all", "slope_low", "slope_high", "underfit", "agreement", "accuracy", "net_gain",
-)  # fmt: skip
-_OF_MISLABELLED = ("mislabelled_right", "mislabelled_given")
-
 
 @dataclass(eq=False)
-class Watch:
-    """Looks at checkpoints on the examples of one split, each by the same resamples.
+class CheckpointMeter:
+    """Measures the checkpoints of a student on the examples of one split, by the same resamples.
 
     Parameters
     ----------
     split
-        Its name.
+        Name of the split.
     teacher_NC
         Logits of the final teacher.
     labels_N
         True classes (N,).
     given_N
-        The classes that the networks were trained on, where some of them differ; else None.
+        The classes that the networks were trained on, if some of them differ; otherwise None.
     student_kind
-        What checkpoints put out: "logits" or "probabilities".
+        What the checkpoints output: "logits" or "probabilities".
     resamples, seed
-        Of the bootstrap.
+        Number of bootstrap resamples and their seed.
 
     Raises
     ------
@@ -66,15 +65,15 @@ class Watch:
     student_kind: OutputKind = "logits"
     resamples: int = 1000
     seed: int = 0
-    _drawn: dict[int, dict[str, Drawn]] = field(default_factory=dict, init=False)
+    _measured: dict[int, dict[str, Resampled]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._teacher = Outputs("teacher", self.teacher_NC, "logits")
         self._labels_N = check_labels(self.labels_N, self._teacher.classes)
-        self._resampler = Resampler(len(self._labels_N), self.resamples, self.seed)
+        self._resampler = shared_resampler(len(self._labels_N), self.resamples, self.seed)
 
-    def look(self, epoch: int, student_NC: NDArray) -> TrajectoryPoint:
-        """Return how a checkpoint stands to the final teacher, and remember it for `changes`.
+    def measure(self, epoch: int, student_NC: NDArray) -> TrajectoryPoint:
+        """Return the numbers of a checkpoint, and keep their resamples for `changes`.
 
         Raises
         ------
@@ -82,72 +81,69 @@ class Watch:
             An output is not finite, or no probability where it should be.
         """
         student = Outputs("student", student_NC, self.student_kind)
-        found = look_once(self._teacher, student, self._labels_N, {})
-        teacher_right = found.teacher.top_N == self._labels_N
-        student_right = found.student.top_N == self._labels_N
-        everyone = np.ones(len(self._labels_N), dtype=bool)
+        found = per_example_statistics(self._teacher, student, self._labels_N, {})
+        one, examples = self._resampler, len(self._labels_N)
+        who_N = found.who_is_right()
+        everyone = np.ones(examples, dtype=bool)
         low_N = found.x_N < np.median(found.x_N)
-        one = self._resampler
-        parts = {"slope_all": everyone, "slope_low": low_N, "slope_high": ~low_N}
-        drawn = {
-            name: drawn_slope(found.x_N, found.y_N, part_N, one) for name, part_N in parts.items()
+        teacher_right, student_right = np.isin(who_N, (0, 2)), np.isin(who_N, (0, 1))
+        agrees_N = found.teacher.top_N == found.student.top_N
+        numbers = {
+            f"slope_{part}": resampled_slope(found.x_N, found.y_N, part_N, one)
+            for part, part_N in (("all", everyone), ("low", low_N), ("high", ~low_N))
         }
-        drawn["underfit"] = self._share(low_N, found.y_N < found.x_N)
-        drawn["agreement"] = self._share(everyone, found.teacher.top_N == found.student.top_N)
-        drawn["accuracy"] = self._share(everyone, student_right)
-        right = self._share(everyone, teacher_right)
-        drawn["net_gain"] = Drawn(
-            100 * (drawn["accuracy"].value - right.value),
-            100 * (drawn["accuracy"].drawn_R - right.drawn_R),
+        estimates = {name: number.estimate(one) for name, number in numbers.items()}
+        numbers["underfit"] = resampled_share(low_N, found.y_N < found.x_N, one)
+        numbers["agreement"] = resampled_share(everyone, agrees_N, one)
+        numbers["accuracy"] = resampled_share(everyone, student_right, one)
+        right = resampled_share(everyone, teacher_right, one)
+        numbers["net_gain"] = Resampled(
+            100 * (numbers["accuracy"].value - right.value),
+            100 * (numbers["accuracy"].values_R - right.values_R),
         )
-        examples = len(self._labels_N)
+        estimates["underfit"] = share_estimate(numbers["underfit"], int(low_N.sum()), one)
         wrong_N = None if self.given_N is None else self.given_N != self._labels_N
-        told: dict[str, Estimate] = {}
+        of_mislabelled: dict[str, Estimate | None] = dict.fromkeys(
+            ("mislabelled_right", "mislabelled_given")
+        )
         if wrong_N is not None and wrong_N.any():
-            said_N = found.student.top_N == self.given_N
-            for name, which_N in zip(_OF_MISLABELLED, (student_right, said_N), strict=True):
-                drawn[name] = self._share(wrong_N, which_N)
-                told[name] = sure_share(drawn[name], int(wrong_N.sum()), one)
-        self._drawn[epoch] = drawn
-        gained = int(np.count_nonzero(student_right & ~teacher_right))
-        lost = int(np.count_nonzero(teacher_right & ~student_right))
-        slopes = {name: drawn[name].estimate(one) for name in _ALWAYS[:3]}
-        shares = {
-            name: Estimate(drawn[name].value, wilson_interval(drawn[name].value, examples))
-            for name in ("agreement", "accuracy")
-        }
+            given_N = found.student.top_N == self.given_N
+            for name, which_N in zip(of_mislabelled, (student_right, given_N), strict=True):
+                numbers[name] = resampled_share(wrong_N, which_N, one)
+                of_mislabelled[name] = share_estimate(numbers[name], int(wrong_N.sum()), one)
+        self._measured[epoch] = numbers
+        counts = np.bincount(who_N, minlength=4)
         return TrajectoryPoint(
             epoch=epoch,
             split=self.split,
-            **slopes,
-            **shares,
-            underfit=sure_share(drawn["underfit"], int(low_N.sum()), one)
-            if low_N.any()
-            else Estimate(float("nan")),
-            net_gain=net_gain(gained, lost, examples),
-            mislabelled_right=told.get("mislabelled_right"),
-            mislabelled_given=told.get("mislabelled_given"),
+            **estimates,
+            agreement=observed_share(agrees_N),
+            accuracy=observed_share(student_right),
+            net_gain=net_gain(int(counts[1]), int(counts[2]), examples),
+            **of_mislabelled,
         )
 
     def changes(self, switch: Switch) -> tuple[SwitchChange, ...]:
-        """Return what each quantity did at a switch, from the checkpoints that were looked at.
+        """Return the change of each quantity at a switch, from the checkpoints measured so far.
 
-        Empty where no checkpoint lies before the switch or none after it.
+        Empty if no checkpoint lies before the switch or none after it.
         """
-        before = [epoch for epoch in self._drawn if epoch <= switch.begins]
-        after = [epoch for epoch in self._drawn if epoch > switch.begins and epoch >= switch.ends]
+        before = [epoch for epoch in self._measured if epoch <= switch.begins]
+        after = [
+            epoch for epoch in self._measured if epoch > switch.begins and epoch >= switch.ends
+        ]
         if not before or not after:
             return ()
-        at = self._drawn[max(before)]
-        soon, last = self._drawn[min(after)], self._drawn[max(after)]
+        at = self._measured[max(before)]
+        soon, last = self._measured[min(after)], self._measured[max(after)]
         return tuple(self._change(name, at, soon, last) for name in at)
 
     def _change(
         self,
         name: str,
-        at: Mapping[str, Drawn],
-        soon: Mapping[str, Drawn],
-        last: Mapping[str, Drawn],
+        at: Mapping[str, Resampled],
+        soon: Mapping[str, Resampled],
+        last: Mapping[str, Resampled],
     ) -> SwitchChange:
         change = last[name].minus(at[name], self._resampler)
         direction: Literal["rose", "fell", "no sure change"] = "no sure change"
@@ -165,8 +161,3 @@ class Watch:
             last=change,
             direction=direction,
         )
-
-    def _share(self, of_N: NDArray[np.bool_], which_N: NDArray[np.bool_]) -> Drawn:
-        if not of_N.any():
-            return Drawn(float("nan"), np.full(self.resamples, np.nan))
-        return drawn_share(of_N, which_N, self._resampler)

@@ -1,4 +1,4 @@
-"""When an audit says yes, and when it says that there is nothing or not enough to see."""
+"""The verdicts of an audit, and the thresholds that they are made with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from distillens.results.base import Estimate
 from distillens.results.confidence import SplitAudit, Verdict
 
-FEWEST = 30
-"""Fewer points get no verdict: percentile intervals of so few are too narrow."""
+FEWEST_FOR_A_VERDICT = 30
+"""Fewer points get no verdict, because percentile intervals of so few points are too narrow."""
 
 NEGLIGIBLE_SLOPE = 0.05
-"""A slope surely below 1.05 is "not here", however narrow its interval."""
+"""The verdict is "no" if the interval of a slope ends below 1.05."""
 
 NEGLIGIBLE_SHARE = 0.02
+"""The verdict is "no" if the interval of the underfit share ends below 0.52."""
 
 
 def judge(
@@ -24,29 +25,29 @@ def judge(
     edge: float,
     negligible: float,
 ) -> Verdict:
-    """Judge whether numbers lie above an edge and above all references.
+    """Return whether estimates lie above an edge and above all references.
 
     Parameters
     ----------
     points
-        That the numbers were made from.
+        Number of points that the estimates were made from.
     estimates
-        All must lie above the edge for a yes: the ordinary and the robust fit.
+        All of them must lie above the edge for "yes": the ordinary and the robust fit.
     beyond
         Differences to references, which must lie above 0.
     edge
         1 for slopes, one half for shares.
     negligible
-        An interval that ends below ``edge + negligible`` is "not here".
+        The verdict is "no" if all intervals end below ``edge + negligible``.
     """
     intervals = [one.interval for one in estimates]
-    if points < FEWEST or any(math.isnan(one.value) for one in estimates):
+    if points < FEWEST_FOR_A_VERDICT or any(math.isnan(one.value) for one in estimates):
         return "too few examples"
     known = [interval for interval in intervals if interval is not None]
     if len(known) < len(intervals):
         return "too few examples"
     if all(interval.high < edge + negligible for interval in known):
-        return "not here"
+        return "no"
     if not all(interval.low > edge for interval in known):
         return "undecided"
     if all(one.interval is not None and one.interval.low > 0 for one in beyond):
@@ -55,26 +56,27 @@ def judge(
 
 
 def particular(verdict: Verdict, beyond_high: Estimate) -> Verdict:
-    """Return the verdict of the underfit share, given how far it is beyond that of the high part.
+    """Return the verdict on the underfit share, given its difference to that of the high part.
 
-    A student that is less sure than its teacher where this is sure too does not exaggerate.
+    A student that is less confident than its teacher also where the teacher is confident does not
+    exaggerate.
     """
     if verdict not in ("yes", "no more than a reference"):
         return verdict
     interval = beyond_high.interval
     if interval is None or interval.low > 0:
         return verdict
-    return "undecided" if interval.high > NEGLIGIBLE_SHARE else "less sure throughout"
+    return "undecided" if interval.high > NEGLIGIBLE_SHARE else "less confident throughout"
 
 
 def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, str]:
-    """Return one verdict for all, and a sentence; ``verdicts`` maps what was looked at to its own."""
+    """Return the strongest of several verdicts, and a sentence; the keys name the quantities."""
     order: tuple[Verdict, ...] = (
         "yes",
         "no more than a reference",
         "undecided",
-        "less sure throughout",
-        "not here",
+        "less confident throughout",
+        "no",
     )
     found: Verdict = "too few examples"
     for verdict in order:
@@ -84,25 +86,26 @@ def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, s
     where = ", ".join(name for name, verdict in verdicts.items() if verdict == found)
     words = {
         "yes": f"The student exaggerates its teacher's confidence ({where}).",
-        "no more than a reference": "As exaggeration would have it, but no more than under a "
-        f"reference ({where}).",
-        "undecided": f"Undecided: an interval holds both answers ({where}).",
-        "less sure throughout": "Not here: the student is less sure than its teacher, but no more so "
-        "where the teacher is unsure.",
-        "not here": "Not here: the student does not exaggerate its teacher's confidence.",
-        "too few examples": f"Too few examples for a verdict (fewer than {FEWEST} in each part, "
-        "or the teacher is equally sure of them).",
+        "no more than a reference": "The student exaggerates its teacher's confidence, but no more "
+        f"than a reference does ({where}).",
+        "undecided": f"Undecided: an interval includes both answers ({where}).",
+        "less confident throughout": "The student does not exaggerate its teacher's confidence: it is "
+        "less confident, but no more so where the teacher is unsure.",
+        "no": "The student does not exaggerate its teacher's confidence.",
+        "too few examples": "Too few examples for a verdict (fewer than "
+        f"{FEWEST_FOR_A_VERDICT} in each part, or the teacher is equally confident on all of them).",
     }
     said = words[found]
     if found == "yes" and not references:
-        said += " No reference was given, and regression to the mean alone tilts slopes."
+        said += " No reference was given, and regression to the mean alone biases slopes."
     return found, said
 
 
 def chance_warnings(split: SplitAudit) -> tuple[str, ...]:
-    """Return a sentence for each network whose accuracy is not above the share of the largest class.
+    """Return a sentence for each network whose accuracy is not above chance.
 
-    It is above if the upper end of its Wilson interval is.
+    Its accuracy is above chance if the upper end of its Wilson interval is above the share of the most
+    frequent class.
     """
     found = []
     for one in split.calibration:

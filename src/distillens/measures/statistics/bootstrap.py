@@ -19,6 +19,7 @@ Shapes: N examples, B blocks, R resamples, K sums.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ class Resampler:
         There are fewer than 100 resamples or no example.
     """
 
-    def __init__(self, examples: int, resamples: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self, examples: int, resamples: int = 1000, seed: int = 0, blocks: int = BLOCKS
+    ) -> None:
         if resamples < FEWEST_RESAMPLES:
             raise MeasureError(
                 f"{resamples} resamples are too few for 95 % intervals; "
@@ -53,13 +56,13 @@ class Resampler:
             raise MeasureError("there are no examples to draw from; give at least 1")
         rng = np.random.default_rng(seed)
         self.resamples = resamples
-        self.blocks = min(examples, BLOCKS)
+        self.blocks = min(examples, blocks)
         self._block_N = None
         self.method = f"bootstrap percentiles over examples, {resamples} resamples"
-        if examples > BLOCKS:
-            self._block_N = rng.permutation(examples) % BLOCKS
+        if examples > blocks:
+            self._block_N = rng.permutation(examples) % blocks
             self.method = (
-                f"bootstrap percentiles over {BLOCKS:,} random blocks of examples, "
+                f"bootstrap percentiles over {blocks:,} random blocks of examples, "
                 f"{resamples} resamples"
             )
         self._weights_RB = np.empty((resamples, self.blocks))
@@ -73,7 +76,8 @@ class Resampler:
             blocks_BK = np.stack([np.asarray(c, dtype=np.float64) for c in columns], axis=1)
         else:
             blocks_BK = np.stack(
-                [np.bincount(self._block_N, weights=c, minlength=BLOCKS) for c in columns], axis=1
+                [np.bincount(self._block_N, weights=c, minlength=self.blocks) for c in columns],
+                axis=1,
             )
         return self._weights_RB @ blocks_BK
 
@@ -107,6 +111,15 @@ class Resampler:
         sums_R2 = self.sums([finite_N, kept_N])
         mean = float(kept_N[finite_N].mean())
         return Infinite(count, self.estimate(mean, ratio(sums_R2[:, 1], sums_R2[:, 0])))
+
+
+@lru_cache(maxsize=2)
+def shared_resampler(examples: int, resamples: int, seed: int) -> Resampler:
+    """Return the resampler of these settings; the last two are kept, one for each split of a run.
+
+    All students of a run are resampled alike, and making the weights costs as much as using them.
+    """
+    return Resampler(examples, resamples, seed)
 
 
 def ratio(above_R: Array, below_R: Array) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,7 +185,7 @@ def paired_interval(differences_N: NDArray[np.floating], level: float = LEVEL) -
             f"differences have shape {d_N.shape} and go from {d_N.min(initial=np.inf):g} to "
             f"{d_N.max(initial=-np.inf):g}; give one number within [-1, 1] an example"
         )
-    z = float(stats.norm.ppf(0.5 + _check_level(level) / 2))
+    z = normal_quantile(level)
     count = len(d_N) + 2
     centre = float(d_N.sum()) / count
     half = z * math.sqrt(((float((d_N**2).sum()) + 1) / count - centre**2) / count)
@@ -241,13 +242,25 @@ def wilson_interval(share: float, count: int, level: float = LEVEL) -> Interval:
             f"a share of {share:g} of {count} examples has no interval; "
             "give a share in [0, 1] of at least 1 example"
         )
-    z = float(stats.norm.ppf(0.5 + _check_level(level) / 2))
+    z = normal_quantile(level)
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
     # Exact at the ends, where rounding would leave the bound just inside the share.
     low = 0.0 if share == 0 else max(0.0, centre - half)
     high = 1.0 if share == 1 else min(1.0, centre + half)
     return Interval(low, high, level, f"Wilson over {count} examples")
+
+
+def observed_share(hits_N: NDArray[np.bool_]) -> Estimate:
+    """Return the share of true values with Wilson's interval; there must be at least one value."""
+    share = float(hits_N.mean())
+    return Estimate(share, wilson_interval(share, len(hits_N)))
+
+
+@cache
+def normal_quantile(level: float) -> float:
+    """Return how many standard deviations hold a share ``level`` of a normal distribution."""
+    return float(stats.norm.ppf(0.5 + _check_level(level) / 2))
 
 
 def _t_half_width(values_S: NDArray[np.float64], level: float) -> float:

@@ -1,4 +1,4 @@
-"""The points of a deviation plot: checked, and thinned so that the page stays small."""
+"""The points of a confidence plot: checked, and thinned to keep the page small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from distillens.errors import RunError
 
 Points: TypeAlias = Mapping[str, np.ndarray]
-"""What the npz of a deviation holds: x and y (floats) and who (0 both right, 1 only the student,
+"""The arrays of a confidence plot: x and y (floats) and who (0 both right, 1 only the student,
 2 only the teacher, 3 neither), all of length N."""
 
 PANEL_LIMIT = 3_000

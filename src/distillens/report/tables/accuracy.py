@@ -97,7 +97,7 @@ def headings(result: StudyResult) -> list[str]:
         "test % ± std",
         ranking.level(result),
         f"gain over {printable(ranking.reference_name(result))}",
-        "train %",
+        "train %, given labels" if result.changed_labels else "train %",
         "parameters",
         "seconds per network",
     ]
@@ -134,7 +134,11 @@ def caption(result: StudyResult) -> str:
         f"Accuracy at the last epoch{last}, std over n seeds, gain paired by seed.",
     ]
     if result.changed_labels:
-        parts.append(f"{plural(result.changed_labels, 'training label')} changed on purpose.")
+        parts.append(
+            f"{plural(result.changed_labels, 'training label')} changed on purpose: training accuracy "
+            "is on the given labels; the report's section Student against teacher has the accuracy "
+            "on the true labels."
+        )
     if result.open_cells:
         parts.append(f"Open, not trained yet: {printable('; '.join(result.open_cells))}.")
     methods = [printable(method) for method in ranking.methods(result)]

@@ -1,4 +1,4 @@
-"""An audit as pictures for SVG and PNG: the way there, and the confidence plot taken apart."""
+"""Confidence plots and curves over training as pictures for SVG and PNG."""
 
 from __future__ import annotations
 
@@ -6,29 +6,26 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distillens.report.figures.audit_curves import (
+from distillens.report.figures.confidence import BY_WHO, Group, panels_of, shared_range
+from distillens.report.figures.over_training import (
     QUANTITIES,
     Quantity,
     drawn_quantities,
     moment,
     tracks,
 )
-from distillens.report.figures.audit_points import taken_apart
-from distillens.report.figures.deviation import BY_WHO, Group, shared_range
 from distillens.report.figures.points import Points
+from distillens.report.tables.confidence import name_of
 from distillens.report.tables.text import printable, slope
-from distillens.results.confidence import RunAudit, StudentAudit
-from distillens.results.figure import Curve, Mark, Panel, Picture, Style
+from distillens.results.confidence import OverTraining, StudentAudit, StudentOverTraining
+from distillens.results.figure import Curve, Mark, Panel, Picture
 
 _COMPARED = ("slope-low", "underfit", "net-gain")
 _GREY = 6
 
 
-def over_training_picture(student: StudentAudit) -> Picture | None:
-    """Return a student's way to where it ended; None where that was not looked at."""
-    over = student.over_training
-    if over is None:
-        return None
+def over_training_picture(over: StudentOverTraining) -> Picture:
+    """Return the curves of a student over its training."""
     marks: tuple[Mark, ...] = ()
     if over.switch is not None:
         marks = (Mark(over.switch.begins, over.switch.ends, moment(over.switch)),)
@@ -52,27 +49,28 @@ def over_training_picture(student: StudentAudit) -> Picture | None:
         panels.append(_panel(quantity, [*_level(quantity, ends), *curves], shown))
     counts = ", ".join(f"{count:,} {split}" for split, count in over.examples.items())
     return Picture(
-        f"{_title(student)}: against the final teacher, epoch by epoch",
+        f"{printable(over.student)}, seed {over.seed}: against the final teacher, epoch by epoch",
         tuple(panels),
         f"{counts} examples; shaded: 95 % intervals over examples",
         columns=4 if len(panels) > 6 else 3,
     )
 
 
-def compared_picture(audit: RunAudit, split: str) -> Picture | None:
+def compared_picture(run: str, overs: OverTraining, split: str) -> Picture | None:
     """Return all students of a run in one picture, by split; None for fewer than two."""
-    overs = [(one, one.over_training) for one in audit.students if one.over_training is not None]
-    if len(overs) < 2:
+    students = overs.students
+    if len(students) < 2:
         return None
-    moments = sorted({(o.switch.begins, o.switch.ends) for _, o in overs if o.switch is not None})
+    switches = [over.switch for over in students if over.switch is not None]
+    moments = sorted({(switch.begins, switch.ends) for switch in switches})
     panels = []
     for quantity in (one for one in QUANTITIES if one.key in _COMPARED):
         curves = []
-        for place, (student, over) in enumerate(overs):
+        for place, over in enumerate(students):
             for track in tracks(over, quantity):
                 if track.split == split:
                     style = "solid" if place < _GREY else "dashed"
-                    label = printable(student.student) if not panels else ""
+                    label = printable(over.student) if not panels else ""
                     curves.append(
                         Curve(track.epochs_M, track.values_M, label, place % _GREY, style)
                     )
@@ -81,7 +79,7 @@ def compared_picture(audit: RunAudit, split: str) -> Picture | None:
             marks = tuple(Mark(*pair) for pair in moments)
             panels.append(_panel(quantity, [*_level(quantity, ends), *curves], marks))
     caption = f"{split} examples; dashed upright lines: moments of a switch" if moments else split
-    return Picture(f"{printable(audit.run)}: students over training", tuple(panels), caption)
+    return Picture(f"{printable(run)}: students over training", tuple(panels), caption)
 
 
 def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> Picture:
@@ -92,8 +90,8 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
     RunError
         The points do not fit each other.
     """
-    drawn = taken_apart(student, points)
-    low, high = shared_range([one.sample for one in drawn])
+    drawn = panels_of(student, points)
+    low, high = shared_range(drawn)
     diagonal = np.array([low, high])
     panels = []
     for one in drawn:
@@ -121,26 +119,16 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
         )
     thinned = any(len(one.sample.x) < one.split.examples for one in drawn)
     return Picture(
-        f"{_title(student)}: confidence",
+        f"{printable(name_of(student))}: confidence",
         tuple(panels),
         "Below the dotted diagonal the student is less sure than the teacher"
         + ("; points thinned at random" if thinned else ""),
     )
 
 
-def _style(place: int) -> Style:
-    # The first group is the many.
-    return "dots" if place else "points"
-
-
 def _colour(place: int, groups: tuple[Group, ...]) -> int:
     # Who is right: grey, orange-red, purple, blue of the figures' colours; wrong labels orange-red.
     return (_GREY, 1, 5, 0)[place] if groups is BY_WHO else (_GREY, 1)[place]
-
-
-def _title(student: StudentAudit) -> str:
-    seed = "" if student.seed is None else f", seed {student.seed}"
-    return f"{printable(student.student)}{seed}"
 
 
 def _panel(quantity: Quantity, curves: list[Curve], marks: tuple[Mark, ...]) -> Panel:

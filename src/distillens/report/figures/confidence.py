@@ -1,17 +1,17 @@
-"""The deviation plot: the student's log-odds against the teacher's, one student and one split."""
+"""The confidence plot: the student's log-odds against the teacher's, by student and split."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
 from distillens.report import palette as colours
-from distillens.report.figures.points import Sample
-from distillens.results.base import Estimate
+from distillens.report.figures.points import PANEL_LIMIT, Points, Sample, sample
+from distillens.results.confidence import Exaggeration, SplitAudit, StudentAudit
 
 WHO = ("both right", "only the student", "only the teacher", "neither")
 SYMBOLS = ("circle", "triangle-up", "triangle-down", "x")
@@ -21,7 +21,7 @@ MISLABELLED = ("not mislabelled", "mislabelled")
 
 @dataclass(frozen=True)
 class Group:
-    """Points that are drawn alike: those of a number in ``who``, switched by a check box ``key``."""
+    """Points with one marker: those of a number in ``who``, switched by a check box ``key``."""
 
     key: str
     name: str
@@ -31,13 +31,14 @@ class Group:
     opacity: float
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Slopes of the points below and from ``threshold`` on."""
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """The points of one split, by who is right or by mislabelled or not."""
 
-    low: Estimate
-    high: Estimate
-    threshold: float
+    title: str
+    split: SplitAudit
+    sample: Sample
+    groups: tuple[Group, ...]
 
 
 # Many points are right in both; they lie below and faint so that the few others are seen.
@@ -53,12 +54,41 @@ BY_MISLABELLED = (
 )
 
 
-def shared_range(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Return one range for both axes of all panels, which keeps 99.6 % of the drawn values.
+def panels_of(
+    student: StudentAudit, points: Mapping[str, Points], limit: int = PANEL_LIMIT
+) -> list[Panel]:
+    """Return the panels of a student: one per split, and one for the mislabelled if there are any.
 
-    One range makes the diagonal the same line everywhere; a few extreme points would otherwise
-    press all others together.
+    Splits without points are left out.
+
+    Raises
+    ------
+    RunError
+        The points do not fit each other.
     """
+    found = []
+    for split in student.audit.splits:
+        arrays, threshold = points.get(split.split), split.exaggeration.threshold
+        if arrays is None:
+            continue
+        where = f"points of {split.split}"
+        thinned = sample(arrays, where, threshold, limit)
+        found.append(Panel(f"{split.split}, by who is right", split, thinned, BY_WHO))
+        if "mislabelled" in arrays and np.any(arrays["mislabelled"]):
+            marked = {**arrays, "who": np.asarray(arrays["mislabelled"], dtype=np.uint8)}
+            thinned = sample(marked, where, threshold, limit)
+            title = f"{split.split}, by mislabelled or not"
+            found.append(Panel(title, split, thinned, BY_MISLABELLED))
+    return found
+
+
+def shared_range(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Return one range for both axes of all panels, which includes 99.6 % of the drawn values.
+
+    With one range the diagonal is the same line in all panels, and a few extreme points do not
+    compress all others.
+    """
+    samples = [panel.sample for panel in panels]
     values = [array for sample in samples for array in (sample.x, sample.y) if len(array)]
     if not values:
         return -1.0, 1.0
@@ -74,19 +104,13 @@ def outside(sample: Sample, limits: tuple[float, float]) -> int:
     return int((~inside).sum())
 
 
-def deviation_figure(
-    lines: Lines,
-    sample: Sample,
-    colour: str,
-    limits: tuple[float, float],
-    groups: Sequence[Group] = BY_WHO,
-) -> go.Figure:
+def confidence_figure(panel: Panel, colour: str, limits: tuple[float, float]) -> go.Figure:
     """Return one panel: points by group, the diagonal, and the two fitted lines.
 
     A fitted line has the slope of the result and passes through the mean of its part's points, as a
     least-squares line does. Groups are switched by the page's check boxes.
     """
-    figure = go.Figure()
+    sample, figure = panel.sample, go.Figure()
     low, high = limits
     figure.add_scatter(
         x=[low, high],
@@ -95,7 +119,7 @@ def deviation_figure(
         line={"color": colours.GREY, "dash": "dot", "width": 1.5},
         hoverinfo="skip",
     )
-    for index, group in enumerate(groups):
+    for index, group in enumerate(panel.groups):
         chosen = sample.who == index
         figure.add_scatter(
             x=sample.x[chosen].astype(np.float32),
@@ -111,7 +135,7 @@ def deviation_figure(
             },
             hovertemplate="teacher %{x:.2f}, student %{y:.2f}<extra>%{fullData.name}</extra>",
         )
-    for part in _lines(lines, sample):
+    for part in _lines(panel.split.exaggeration, sample):
         figure.add_scatter(
             x=part[0],
             y=part[1],
@@ -133,13 +157,13 @@ def deviation_figure(
     return figure
 
 
-def _lines(fit: Lines, sample: Sample) -> list[tuple[list[float], list[float]]]:
+def _lines(fit: Exaggeration, sample: Sample) -> list[tuple[list[float], list[float]]]:
     """Return the ends of the low and the high line, left out where no slope is defined."""
     if not len(sample.x) or not math.isfinite(fit.threshold):
         return []
     parts = (
-        (fit.low.value, sample.low, float(sample.x.min()), fit.threshold),
-        (fit.high.value, sample.high, fit.threshold, float(sample.x.max())),
+        (fit.slope_low.ordinary.value, sample.low, float(sample.x.min()), fit.threshold),
+        (fit.slope_high.ordinary.value, sample.high, fit.threshold, float(sample.x.max())),
     )
     lines = []
     for slope, centre, start, end in parts:

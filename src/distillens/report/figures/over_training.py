@@ -1,17 +1,21 @@
-"""What is drawn of an audit over training: quantities, their curves and the moment of a switch."""
+"""The quantities that are drawn over training, their curves and the moment of a switch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from distillens.report import palette
 from distillens.report.tables.text import fixed
 from distillens.results.base import Estimate
-from distillens.results.confidence import OverTraining, Switch, TrajectoryPoint
+from distillens.results.confidence import StudentOverTraining, Switch, TrajectoryPoint
 
 Array = NDArray[np.float64]
+COLOURS = ("#1f83c4", "#d55e00")
+"""Of the splits, in the order of the audit."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ QUANTITIES = (
     Quantity("slope-all", "Slope of all points", "slope", (("slope_all", ""),), level=1.0),
     Quantity("slope-high", "Slope of the high part", "slope", (("slope_high", ""),), level=1.0),
     Quantity(
-        "underfit", "Low part: less sure than the teacher", "% of points", (("underfit", ""),),
+        "underfit", "Low part: less confident than the teacher", "% of points", (("underfit", ""),),
         100.0, 50.0,
     ),
     Quantity(
@@ -65,7 +69,7 @@ class Track:
     high_M: Array
 
 
-def tracks(over: OverTraining, quantity: Quantity) -> list[Track]:
+def tracks(over: StudentOverTraining, quantity: Quantity) -> list[Track]:
     """Return the curves of a quantity: one a split and field, without those that are not known."""
     found = []
     for colour, split in enumerate(over.examples):
@@ -79,9 +83,57 @@ def tracks(over: OverTraining, quantity: Quantity) -> list[Track]:
     return found
 
 
-def drawn_quantities(over: OverTraining) -> list[Quantity]:
+def drawn_quantities(over: StudentOverTraining) -> list[Quantity]:
     """Return the quantities that have a curve."""
     return [quantity for quantity in QUANTITIES if tracks(over, quantity)]
+
+
+def over_training_figure(over: StudentOverTraining, quantity: Quantity) -> go.Figure:
+    """Return a quantity over epochs with its intervals, its level and the moment of a switch."""
+    figure = go.Figure()
+    for track in tracks(over, quantity):
+        colour = COLOURS[track.colour % 2]
+        known = np.isfinite(track.low_M) & np.isfinite(track.high_M)
+        epochs = track.epochs_M[known]
+        figure.add_scatter(
+            x=np.concatenate([epochs, epochs[::-1]]),
+            y=np.concatenate([track.low_M[known], track.high_M[known][::-1]]),
+            fill="toself",
+            mode="lines",
+            line={"width": 0},
+            fillcolor=_faint(colour),
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        figure.add_scatter(
+            x=track.epochs_M,
+            y=track.values_M,
+            mode="lines",
+            name=track.label,
+            line={"color": colour, "width": 2, "dash": "dash" if track.dashed else "solid"},
+            hovertemplate="epoch %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+        )
+    if quantity.level is not None:
+        figure.add_hline(y=quantity.level, line={"color": palette.GREY, "dash": "dot", "width": 1})
+    if over.switch is not None:
+        begins, ends = over.switch.begins, over.switch.ends
+        if ends > begins:
+            figure.add_vrect(x0=begins, x1=ends, fillcolor=palette.GREY, opacity=0.25, line_width=0)
+        else:
+            figure.add_vline(x=begins, line={"color": palette.GREY, "dash": "dash", "width": 1.5})
+    figure.update_layout(
+        template="none",
+        margin={"l": 54, "r": 12, "t": 12, "b": 40},
+        xaxis={"title": {"text": "epoch"}, "zeroline": False},
+        yaxis={"zeroline": False},
+        legend={"orientation": "h", "y": 1.12},
+    )
+    return figure
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
 
 
 def moment(switch: Switch) -> str:

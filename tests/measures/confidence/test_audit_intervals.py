@@ -8,7 +8,6 @@ import pytest
 from distillens.errors import MeasureError
 from distillens.measures.confidence.departures import net_gain
 from distillens.measures.confidence.exaggeration import measure_exaggeration
-from distillens.measures.statistics import bootstrap
 from distillens.measures.statistics.bootstrap import Resampler
 from distillens.measures.statistics.slopes import (
     huber_columns,
@@ -37,8 +36,7 @@ def near_nominal(hits: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("blocks", [2000, 100])
-def test_slopes_and_shares_cover(monkeypatch: pytest.MonkeyPatch, blocks: int):
-    monkeypatch.setattr(bootstrap, "BLOCKS", blocks)
+def test_slopes_and_shares_cover(blocks: int):
     rng = np.random.default_rng(0)
     truth_x, truth_y = cloud(np.random.default_rng(99), 400_000)
     truth_low = truth_x < 2.25
@@ -46,7 +44,7 @@ def test_slopes_and_shares_cover(monkeypatch: pytest.MonkeyPatch, blocks: int):
     hits = np.zeros(7)
     for trial in range(TRIALS):
         x, y = cloud(rng, 300)
-        found, _ = measure_exaggeration(x, y, {}, None, 0, Resampler(300, 200, trial))
+        found, _ = measure_exaggeration(x, y, {}, None, 0, Resampler(300, 200, trial, blocks))
         parts = (found.slope_all, found.slope_low, found.slope_high)
         shown = [(part.ordinary, 1.3) for part in parts] + [(part.robust, 1.3) for part in parts]
         shown.append((found.underfit.share, float(truth_share)))
@@ -89,6 +87,27 @@ def test_the_net_gain_covers():
             hits[i] += interval.low <= 100 * (odds[0] - odds[1]) <= interval.high
     assert (hits / 1000 > 0.93).all(), hits
     assert (hits / 1000 < 0.985).all(), hits
+
+
+def test_the_bootstrap_is_a_plain_resampling():
+    x, y = cloud(np.random.default_rng(5), 50)
+    found, _ = measure_exaggeration(x, y, {}, None, 0, Resampler(50, 100, 7))
+    rng = np.random.default_rng(7)
+    slopes = []
+    for _ in range(100):
+        rows = rng.integers(50, size=50)
+        low = x[rows] < found.threshold
+        slopes.append([np.polyfit(x[rows][p], y[rows][p], 1)[0] for p in (low | ~low, low, ~low)])
+    wanted = np.quantile(slopes, [0.025, 0.975], axis=0).T
+    for part, ends in zip(
+        (found.slope_all, found.slope_low, found.slope_high), wanted, strict=True
+    ):
+        assert part.ordinary.interval is not None
+        np.testing.assert_allclose([part.ordinary.interval.low, part.ordinary.interval.high], ends)
+    assert found.slope_all.ordinary.interval is not None
+    assert found.slope_all.ordinary.interval.method == (
+        "bootstrap percentiles over examples, 100 resamples"
+    )
 
 
 def test_blocks_are_as_wide_as_single_examples():

@@ -1,4 +1,4 @@
-"""What an audit was given, by split: checked for what can be seen without reading the outputs."""
+"""The arrays of an audit by split, checked as far as possible without reading the outputs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from distillens.measures.confidence.columns import (
     only_counts,
     refuse_other_columns,
 )
-from distillens.measures.confidence.outputs import SUM_TOLERANCE, Outputs, as_matrix
-from distillens.measures.confidence.points import OutputKind
+from distillens.measures.confidence.outputs import SUM_TOLERANCE, OutputKind, Outputs, as_matrix
 
 Given: TypeAlias = ArrayLike | Rows | Mapping[str, Any]
 """An array, tensor, table or `Rows`, or one of them for each split by its name."""
@@ -41,6 +40,8 @@ class Split:
 
     outputs: dict[str, Outputs]
     labels_N: NDArray[np.integer]
+    given_N: NDArray[np.integer] | None
+    """The labels that the networks were trained on; None if none of them differs from ``labels_N``."""
     mislabelled_N: NDArray[np.bool_] | None
     index_N: NDArray | None
     inputs: NDArray | None
@@ -98,49 +99,28 @@ def check_split(
     classes = outputs["teacher"].classes
     labels = roles["labels"]
     labels_N, note = class_labels(labels.values, classes, _class_names(roles), labels.names)
-    mask_N = None
+    labels_N = _taken(labels_N, aligned.rows["labels"])
+    given_N = mask_N = None
+    if "given labels" in roles:
+        given = roles["given labels"]
+        given_N, _ = class_labels(given.values, classes, _class_names(roles), given.names)
+        given_N = _taken(given_N, aligned.rows["given labels"])
+        mask_N = given_N != labels_N
+        given_N = given_N if mask_N.any() else None
     if "mislabelled" in roles:
         mask_N = _mask(_column(roles["mislabelled"].values, "mislabelled"))
+        mask_N = _taken(mask_N, aligned.rows["mislabelled"])
     notes += [*aligned.notes, *more, *([] if note is None else [note])]
     return Split(
         outputs,
-        _taken(labels_N, aligned.rows["labels"]),
-        None if mask_N is None else _taken(mask_N, aligned.rows["mislabelled"]),
+        labels_N,
+        given_N,
+        mask_N,
         aligned.index_N,
         _taken(roles["inputs"].values, aligned.rows["inputs"]) if "inputs" in roles else None,
         classes,
         tuple(notes),
     )
-
-
-def in_one_order(teacher: Any, student: Any, labels: Any) -> tuple[NDArray, NDArray, NDArray]:
-    """Return outputs of two networks, and labels as integers, in the order of the teacher's.
-
-    Tables and `Rows` are matched as in an audit, rows by index and columns by name. The shapes of
-    outputs are left to be checked.
-
-    Raises
-    ------
-    MeasureError
-        Rows or columns cannot be matched, or labels are out of range.
-    """
-    given = {"teacher": teacher, "student": student, "labels": labels}
-    roles = {role: _rows(role, value) for role, value in given.items()}
-    outputs = [roles["teacher"].values, roles["student"].values]
-    labels_N = roles["labels"].values
-    if outputs[0].ndim != 2 or len({len(rows.values) for rows in roles.values()}) > 1:
-        return outputs[0], outputs[1], labels_N
-    aligned = align(roles)
-    order_C, _ = column_order(roles["teacher"].names, roles["student"].names, "student")
-    if order_C is not None:
-        outputs[1] = outputs[1][:, order_C]
-    labels_N, _ = class_labels(
-        labels_N, max(2, outputs[0].shape[1]), _class_names(roles), roles["labels"].names
-    )
-    found = (outputs[0], outputs[1], labels_N)
-    rows = aligned.rows.values()
-    matched = [_taken(each, rows_N) for each, rows_N in zip(found, rows, strict=True)]
-    return matched[0], matched[1], matched[2]
 
 
 def _outputs(

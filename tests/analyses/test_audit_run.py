@@ -12,13 +12,21 @@ import pytest
 from conftest import command, refused
 
 import distillens
-from distillens.analyses.confidence import audit_run
-from distillens.analyses.compare import measure_settings
+from distillens.analyses.run_audit import audit_run
+from distillens.analyses.settings import measure_settings
+from distillens.data import load_splits
 from distillens.errors import CheckpointError, RecipeError, RunError
-from distillens.measures.confidence import Watch
+from distillens.measures.confidence import CheckpointMeter
 from distillens.results.base import from_json
 from distillens.results.comparison import Settings
-from distillens.results.confidence import OverTraining, RunAudit, StudentAudit, Switch
+from distillens.results.confidence import (
+    Confidence,
+    RunAudit,
+    StudentAudit,
+    StudentOverTraining,
+    Switch,
+)
+from distillens.results.training import Cell
 from distillens.runs.layout import Run
 from distillens.runs.read import read_data, read_result
 
@@ -53,9 +61,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def audited(finished: Path) -> dict[str, StudentAudit]:
-    audit, _ = audit_run(finished, over_training=250, kernel_examples=0, resamples=100)
-    return {student.student: student for student in audit.students}
+def both(finished: Path) -> RunAudit:
+    return audit_run(finished, over_training=250, kernel_examples=0, resamples=100)[0]
+
+
+@pytest.fixture(scope="module")
+def audited(both: RunAudit) -> dict[str, StudentAudit]:
+    return {student.student: student for student in both.confidence.students}
+
+
+@pytest.fixture(scope="module")
+def ways(both: RunAudit) -> dict[str, StudentOverTraining]:
+    return checkpoints(both)
 
 
 @pytest.fixture
@@ -64,28 +81,38 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-def way(student: StudentAudit) -> OverTraining:
-    assert student.over_training is not None
-    return student.over_training
+def checkpoints(audit: RunAudit) -> dict[str, StudentOverTraining]:
+    assert audit.over_training is not None
+    return {student.student: student for student in audit.over_training.students}
 
 
 def student_folder(run: Path, place: str = "01-offline-t4", seed: int = 0) -> Path:
     return run / "students" / place / f"seed-{seed}"
 
 
-def test_the_end_agrees_with_what_the_run_measured(finished: Path, audited: dict) -> None:
+def test_a_run_measures_every_student_and_seed_as_the_audit_does(
+    finished: Path, audited: dict[str, StudentAudit]
+) -> None:
     assert list(audited) == ["no KD", "offline τ=4", "switched"]
-    known = {(d.student, d.seed, d.split): d for d in read_result(Run(finished)).deviations}
-    for name, student in audited.items():
-        assert student.seed == 0
-        for split in student.audit.splits:
-            wanted = known[name, 0, split.split]
-            found = split.exaggeration.slope_low.ordinary.value
-            assert found == pytest.approx(wanted.slope_low.value, abs=1e-4)
-            assert split.fidelity.agreement.value == wanted.top_agreement
+    kept = from_json(Confidence, (finished / "confidence.json").read_text(), "confidence.json")
+    assert [(one.student, one.seed) for one in kept.students] == [
+        (name, seed) for name in audited for seed in (0, 1)
+    ]
+    for student in kept.students:
+        assert set(student.points) == {"train", "test"}
+        with np.load(finished / student.points["train"]) as points:
+            assert points["mislabelled"].sum() == 50
+        if student.seed == 0:
+            for split, wanted in zip(
+                student.audit.splits, audited[student.student].audit.splits, strict=True
+            ):
+                assert split.ledger == wanted.ledger
+                slope = wanted.exaggeration.slope_low.ordinary.value
+                assert split.exaggeration.slope_low.ordinary.value == slope
+                assert split.fidelity.agreement == wanted.fidelity.agreement
 
 
-def test_references_are_those_of_the_run(audited: dict) -> None:
+def test_references_are_those_of_the_run(audited: dict[str, StudentAudit]) -> None:
     def names(student: StudentAudit) -> list[str]:
         return [one.name for one in student.audit.splits[0].exaggeration.slope_all.references]
 
@@ -93,7 +120,9 @@ def test_references_are_those_of_the_run(audited: dict) -> None:
     assert names(audited["switched"]) == ["one-hot student"]
 
 
-def test_who_is_right_is_judged_by_true_labels(finished: Path, audited: dict) -> None:
+def test_who_is_right_is_judged_by_true_labels(
+    finished: Path, audited: dict[str, StudentAudit], ways: dict[str, StudentOverTraining]
+) -> None:
     student = audited["offline τ=4"]
     train, test = student.audit.splits
     changed = {one["index"]: one for one in read_data(Run(finished))["changed_labels"]}
@@ -103,28 +132,41 @@ def test_who_is_right_is_judged_by_true_labels(finished: Path, audited: dict) ->
     with np.load(student_folder(finished) / "logits.npz") as stored:
         says_N = stored["train"].argmax(axis=1)
     splits = distillens.study.read_recipe(finished / "recipe.yaml").data
-    from distillens.data import load_splits
-
-    index = load_splits(splits).train.indices.tolist()
+    loaded = load_splits(splits)
+    index = loaded.train.indices.tolist()
     right = [says_N[row] == changed[i]["before"] for row, i in enumerate(index) if i in changed]
     given = [says_N[row] == changed[i]["after"] for row, i in enumerate(index) if i in changed]
-    last = way(student).points[-2]
+    last = ways[student.student].points[-2]
     assert (last.split, last.epoch) == ("train", EPOCHS)
     assert last.mislabelled_right is not None
     assert last.mislabelled_given is not None
     assert last.mislabelled_right.value == pytest.approx(np.mean(right))
     assert last.mislabelled_given.value == pytest.approx(np.mean(given))
+    shown = train.calibration[1]
+    cell = from_json(Cell, (student_folder(finished) / "cell.json").read_bytes(), "cell.json")
+    assert shown.accuracy_on_given_labels is not None
+    assert shown.accuracy_on_given_labels.value == pytest.approx(cell.train_accuracy)
+    true = np.mean(
+        [
+            says_N[row] == (changed[i]["before"] if i in changed else label)
+            for row, (i, label) in enumerate(zip(index, loaded.train.labels.tolist(), strict=True))
+        ]
+    )
+    assert shown.accuracy.value == pytest.approx(true)
+    assert test.calibration[1].accuracy_on_given_labels is None
     parts = [part for part in train.dissection if part.mislabelled]
     assert sum(part.examples for part in parts) == 50
-    assert any("judged by the labels before" in note for note in student.notes)
+    assert any("judged by the true labels" in note for note in student.notes)
 
 
-def test_the_way_ends_where_the_audit_is(audited: dict) -> None:
+def test_checkpoints_end_where_the_audit_is(
+    audited: dict[str, StudentAudit], ways: dict[str, StudentOverTraining]
+) -> None:
     for student in audited.values():
         for split in student.audit.splits:
             (last,) = (
                 point
-                for point in way(student).points
+                for point in ways[student.student].points
                 if (point.split, point.epoch) == (split.split, EPOCHS)
             )
             slope = split.exaggeration.slope_all.ordinary.value
@@ -133,8 +175,10 @@ def test_the_way_ends_where_the_audit_is(audited: dict) -> None:
             assert last.net_gain.value == pytest.approx(split.ledger.all.net_gain.value)
 
 
-def test_a_switched_student_is_the_first_one_until_the_switch(audited: dict) -> None:
-    switched, labels = way(audited["switched"]), way(audited["no KD"])
+def test_a_switched_student_is_the_first_one_until_the_switch(
+    ways: dict[str, StudentOverTraining],
+) -> None:
+    switched, labels = ways["switched"], ways["no KD"]
     assert switched.switch == Switch("no KD", "offline τ=4", 2.0, 2.0)
     assert labels.switch is None
     assert labels.changes == ()
@@ -159,23 +203,23 @@ def planted(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_planted_switch_has_the_planted_change() -> None:
     teacher, labels = planted(np.random.default_rng(0))
-    watch = Watch("test", teacher, labels, resamples=100)
+    meter = CheckpointMeter("test", teacher, labels, resamples=100)
     for epoch, factor in enumerate((1.0, 1.0, 3.0, 2.0)):
-        point = watch.look(epoch, factor * teacher)
+        point = meter.measure(epoch, factor * teacher)
         # Two classes: φ is the difference of the logits, so the slope is the factor.
         assert point.slope_all.value == pytest.approx(factor)
         assert point.slope_low.value == pytest.approx(factor)
         assert point.agreement.value == 1
         assert point.net_gain.value == 0
-    changes = {c.quantity: c for c in watch.changes(Switch("a", "b", 1.5, 1.5))}
+    changes = {c.quantity: c for c in meter.changes(Switch("a", "b", 1.5, 1.5))}
     assert changes["slope_low"].before == pytest.approx(1)
     assert changes["slope_low"].soon.value == pytest.approx(2)
     assert changes["slope_low"].last.value == pytest.approx(1)
     assert changes["slope_low"].direction == "rose"
     assert changes["accuracy"].direction == "no sure change"
     # A window counts as passed at its end; without a checkpoint on each side there is no change.
-    assert watch.changes(Switch("a", "b", 1.5, 2.5))[1].soon.value == pytest.approx(1)
-    assert watch.changes(Switch("a", "b", 2.5, 3.5)) == ()
+    assert meter.changes(Switch("a", "b", 1.5, 2.5))[1].soon.value == pytest.approx(1)
+    assert meter.changes(Switch("a", "b", 2.5, 3.5)) == ()
 
 
 def test_a_student_that_is_its_teacher_obeys(copied: Path) -> None:
@@ -189,16 +233,16 @@ def test_a_student_that_is_its_teacher_obeys(copied: Path) -> None:
     audit, _ = audit_run(
         copied, student="offline-t4", over_training=100, kernel_examples=8, resamples=100
     )
-    (found,) = audit.students
+    (found,) = audit.confidence.students
     for split in found.audit.splits:
         assert split.exaggeration.slope_all.ordinary.value == pytest.approx(1)
         assert split.ledger.departures == 0
         assert split.fidelity.identical
-    assert found.over_training is not None
-    for point in way(found).points[-2:]:
+    for point in checkpoints(audit)["offline τ=4"].points[-2:]:
         assert point.slope_all.value == pytest.approx(1, abs=1e-4)
         assert point.agreement.value == 1
-    own, labels = found.kernels
+    assert audit.kernels is not None
+    own, labels = audit.kernels.students[0].likenesses
     assert (own.who, labels.who) == ("student", "one-hot student")
     assert own.ntk_similarity.value == pytest.approx(1, abs=1e-5)
     assert own.centred_alignment.value == pytest.approx(1, abs=1e-5)
@@ -214,11 +258,11 @@ def test_another_teacher_is_a_reference(finished: Path, tmp_path: Path) -> None:
         finished, student="offline τ=4", seed=1, other_teacher_run=other, over_training=0,
         kernel_examples=0, resamples=100,
     )  # fmt: skip
-    (student,) = audit.students
-    assert (student.seed, student.over_training, student.kernels) == (1, None, ())
+    (student,) = audit.confidence.students
+    assert (student.seed, audit.over_training, audit.kernels) == (1, None, None)
     references = student.audit.splits[1].exaggeration.slope_all.references
     assert [one.name for one in references] == ["one-hot student", "other teacher"]
-    assert audit.other_teacher == "other"
+    assert audit.confidence.other_teacher == "other"
     with pytest.raises(RunError, match="this run's own teacher"):
         audit_run(finished, other_teacher_run=finished, over_training=0, kernel_examples=0)
     smaller = {**recipe()["data"], "train_size": 200}
@@ -236,12 +280,14 @@ def test_squared_error_and_two_classes(tmp_path: Path) -> None:
     audit, _ = audit_run(
         tmp_path / "run", student="switched", over_training=50, kernel_examples=4, resamples=100
     )
-    (student,) = audit.students
+    (student,) = audit.confidence.students
     assert [(one.role, one.kind) for one in student.audit.kinds[:2]] == [
         ("teacher", "logits"), ("student", "probabilities"),
     ]  # fmt: skip
     assert any("squared error" in note for note in student.notes)
-    assert all(np.isfinite(point.slope_all.value) for point in way(student).points)
+    assert all(
+        np.isfinite(point.slope_all.value) for point in checkpoints(audit)["switched"].points
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,14 +340,14 @@ def test_open_networks_are_refused(copied: Path) -> None:
             measure()
 
 
-def test_a_missing_checkpoint_on_the_way_is_noted(copied: Path) -> None:
+def test_a_missing_checkpoint_is_noted(copied: Path) -> None:
     (student_folder(copied) / "epoch-0002.safetensors").unlink()
     audit, _ = audit_run(
         copied, student="offline τ=4", over_training=50, kernel_examples=0, resamples=100
     )
-    (student,) = audit.students
-    assert {point.epoch for point in way(student).points} == {0, 1, 3, 4}
-    assert any("epochs 2 are missing" in note for note in student.notes)
+    over = checkpoints(audit)["offline τ=4"]
+    assert {point.epoch for point in over.points} == {0, 1, 3, 4}
+    assert any("epochs 2 are missing" in note for note in over.notes)
 
 
 def test_unknown_students_and_seeds_are_refused(finished: Path) -> None:
@@ -320,10 +366,10 @@ def test_the_command_prints_and_writes(
     assert command(*words, "--kernel-examples", 4, "--json", "--out", tmp_path) == 0
     found = from_json(RunAudit, capsys.readouterr().out, "standard output")
     assert from_json(RunAudit, (tmp_path / "audit.json").read_text(), "file") == found
-    assert way(found.students[0]).examples == {"train": 60, "test": 60}
+    assert checkpoints(found)["switched"].examples == {"train": 60, "test": 60}
     page = (tmp_path / "audit.html").read_text(encoding="utf-8")
     assert "Switch: no KD → offline τ=4, epoch 2.00." in page
-    assert 'id="way-0-mislabelled"' in page
+    assert 'id="over-training-0-mislabelled"' in page
     assert "train, by mislabelled or not" in page
     svg = (tmp_path / "over-training-switched-seed-0.svg").read_text(encoding="utf-8")
     assert "no KD → offline τ=4, epoch 2.00" in svg
@@ -356,7 +402,7 @@ def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFix
         audit_run(
             finished, student="offline τ=4", seed=seed, over_training=0, kernel_examples=0,
             resamples=100,
-        )[0].students[0].audit.splits
+        )[0].confidence.students[0].audit.splits
         for seed in (0, 1)
     ]  # fmt: skip
     for place, split in enumerate(one.splits):
@@ -382,3 +428,38 @@ def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFix
     assert "give --markdown or --json" in refused(
         capsys, "settings", finished, "--markdown", "--json"
     )
+
+
+def test_a_run_has_the_numbers_of_an_audit_of_its_logits(finished: Path) -> None:
+    kept = from_json(Confidence, (finished / "confidence.json").read_text(), "confidence.json")
+    data = load_splits(distillens.study.read_recipe(finished / "recipe.yaml").data)
+    before = {change.index: change.before for change in data.changed}
+    labels = [
+        before.get(index, label)
+        for index, label in zip(
+            data.train.indices.tolist(), data.train.labels.tolist(), strict=True
+        )
+    ]
+    arrays = [
+        dict(np.load(folder / "logits.npz"))
+        for folder in (
+            finished / "teacher", student_folder(finished), student_folder(finished, "00-no-kd"),
+        )
+    ]  # fmt: skip
+    teacher, student, reference = (
+        {split: each[split] for split in ("train", "test")} for each in arrays
+    )
+    found = distillens.audit(
+        teacher,
+        student,
+        {"train": np.array(labels), "test": data.test.labels},
+        given_labels={"train": data.train.labels, "test": data.test.labels},
+        reference=reference,
+        kind="logits",
+    )
+    (stored,) = (one for one in kept.students if (one.student, one.seed) == ("offline τ=4", 0))
+    for split, wanted in zip(stored.audit.splits, found.splits, strict=True):
+        assert split.exaggeration == wanted.exaggeration
+        assert split.fidelity == wanted.fidelity
+        assert split.calibration == wanted.calibration
+        assert split.ledger.all == wanted.ledger.all

@@ -13,11 +13,13 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 import distillens as dl
-from distillens.errors import MeasureError
+from distillens.errors import DistillensError, MeasureError
 from distillens.measures import phi_from_logits
 from distillens.measures.confidence import audit_with_points
-from distillens.measures.confidence import per_example as single_pass
 from distillens.measures.confidence.departures import mcnemar_exact, net_gain
+from distillens.measures.confidence.log_odds import Points
+from distillens.measures.confidence.outputs import Outputs
+from distillens.measures.confidence.per_example_statistics import per_example_statistics
 from distillens.results.base import from_json, to_json
 from distillens.results.confidence import Agreement, Audit, SplitAudit
 
@@ -44,6 +46,38 @@ def one(*arrays, **more) -> SplitAudit:
     return split
 
 
+def plotted(*arrays, **more) -> tuple[SplitAudit, Points]:
+    given = dict(zip(("teacher", "student", "labels"), arrays, strict=True))
+    more.setdefault("resamples", 100)
+    audit, points = audit_with_points(given, **more)
+    return audit.splits[0], points["all"]
+
+
+def margins(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return logits of two classes with log-odds x and y of the first class, and labels."""
+    zeros = np.zeros_like(x)
+    return np.stack([x, zeros], 1), np.stack([y, zeros], 1), np.arange(len(x)) % 2
+
+
+# --- log-odds ---
+
+
+def test_phi_is_the_logit_of_the_probability():
+    logits = np.random.default_rng(0).normal(size=(20, 5))
+    p = softmax(logits)
+    k = np.arange(20) % 5
+    wanted = np.log(p[np.arange(20), k] / (1 - p[np.arange(20), k]))
+    np.testing.assert_allclose(phi_from_logits(logits, k), wanted, rtol=1e-9)
+
+
+def test_phi_of_logits_does_not_saturate_or_overflow():
+    np.testing.assert_array_equal(
+        phi_from_logits([[900.0, 100.0], [0.0, 1e4]], [0, 0]), [800, -1e4]
+    )
+    # One output: z for class 1, -z for class 0.
+    np.testing.assert_array_equal(phi_from_logits([[50.0], [50.0]], [1, 0]), [50, -50])
+
+
 # --- students with a known answer ---
 
 
@@ -58,7 +92,7 @@ def test_the_teacher_itself(as_probabilities: bool):
         assert part.ordinary.interval is not None
         assert part.ordinary.interval.low == pytest.approx(1, abs=1e-9)
         assert part.ordinary.interval.high == pytest.approx(1, abs=1e-9)
-    assert shown.verdict == "not here"
+    assert shown.verdict == "no"
     assert shown.underfit.share.value == 0
     assert found.ledger.departures == 0
     assert found.ledger.telling == ()
@@ -82,6 +116,92 @@ def test_twice_the_logits_of_two_classes_is_slope_two(outputs: int):
     assert "No reference was given" in shown.reading
 
 
+def test_a_student_with_half_the_log_odds_is_less_confident_everywhere():
+    teacher = np.random.default_rng(0).normal(size=(200, 2))
+    shown = one(teacher, 0.5 * teacher, np.arange(200) % 2).exaggeration
+    assert shown.slope_all.ordinary.value == pytest.approx(0.5, abs=1e-12)
+    assert shown.underfit.share.value == 1.0
+    interval = shown.underfit.share.interval
+    assert interval is not None
+    assert 0.9 < interval.low < 1
+    assert "Wilson over 100" in interval.method
+
+
+def test_low_and_high_slopes_are_of_their_parts():
+    x = np.linspace(1, 5, 101)
+    shown = one(*margins(x, np.where(x < 3, 2 * x, 6 + 0.5 * (x - 3)))).exaggeration
+    assert shown.threshold == pytest.approx(3)
+    assert shown.slope_low.ordinary.value == pytest.approx(2)
+    assert shown.slope_high.ordinary.value == pytest.approx(0.5)
+    assert 0.5 < shown.slope_all.ordinary.value < 2
+
+
+def test_one_output_is_two_classes():
+    rng = np.random.default_rng(0)
+    g, f, labels = rng.normal(size=(80, 1)), rng.normal(size=(80, 1)), rng.integers(2, size=80)
+    pair = [np.concatenate([np.zeros((80, 1)), z], axis=1) for z in (g, f)]
+    assert one(g, f, labels) == one(pair[0], pair[1], labels) == one(g, pair[1], labels)
+    # One probability is that of class 1.
+    found, points = plotted([[0.9], [0.2]], [[0.6], [0.6]], [1, 0], kind="probabilities")
+    np.testing.assert_allclose(points.x_N, [np.log(9), np.log(4)])
+    np.testing.assert_allclose(points.y_N, [np.log(1.5), -np.log(1.5)])
+    assert found.ledger.right == Agreement(1, 0, 1, 0)
+
+
+def test_an_equally_confident_teacher_has_no_slope():
+    found = one(np.tile([2.0, 0.0], (30, 1)), 2 * np.eye(2)[np.zeros(30, int)], np.arange(30) % 2)
+    shown = found.exaggeration
+    for part in (shown.slope_all, shown.slope_low, shown.slope_high):
+        assert np.isnan(part.ordinary.value)
+        assert part.ordinary.interval is None
+    assert np.isnan(shown.underfit.share.value)
+    assert any("30 points of the all part (all at x = 2)" in note for note in found.notes)
+    assert any("0 points of the low part (fewer than 10)" in note for note in found.notes)
+
+
+def test_fewer_than_ten_points_have_no_slope():
+    found = one(*made(examples=15))
+    shown = found.exaggeration
+    assert shown.slope_all.ordinary.interval is not None
+    assert np.isnan(shown.slope_low.ordinary.value)
+    assert shown.slope_low.ordinary.interval is None
+    assert len(found.notes) == 2
+
+
+def test_one_point_that_differs_gives_no_interval():
+    x = np.r_[np.ones(30), 2.0]
+    fit = one(*margins(x, x), kind="logits").exaggeration.slope_all
+    assert fit.ordinary.value == 1
+    assert fit.ordinary.interval is None
+
+
+def test_the_order_of_examples_does_not_matter():
+    arrays = made()
+    order = np.random.default_rng(1).permutation(N)
+    first, second = one(*arrays), one(*(array[order] for array in arrays))
+    for split in (first, second):
+        assert split.ledger.right == first.ledger.right
+        slope = first.exaggeration.slope_low.robust.value
+        assert split.exaggeration.slope_low.robust.value == pytest.approx(slope)
+
+
+def test_predictions_are_judged_by_true_labels_and_accuracy_also_by_given_ones():
+    teacher, student, labels = made()
+    changed = np.random.default_rng(2).permutation(N) < 90
+    given = np.where(changed, (labels + 1) % C, labels)
+    found = one(teacher, student, labels, given_labels=given)
+    for shown, outputs in zip(found.calibration, (teacher, student), strict=True):
+        assert shown.accuracy.value == np.mean(outputs.argmax(1) == labels)
+        assert shown.accuracy_on_given_labels is not None
+        assert shown.accuracy_on_given_labels.value == np.mean(outputs.argmax(1) == given)
+    masked = one(teacher, student, labels, mislabelled=changed)
+    assert found.ledger == masked.ledger
+    assert found.exaggeration == masked.exaggeration
+    assert masked.calibration[0].accuracy_on_given_labels is None
+    same = one(teacher, student, labels, given_labels=labels)
+    assert same.calibration[1].accuracy_on_given_labels is None
+
+
 def test_the_low_part_can_underfit_while_the_whole_slope_does_not_show_it():
     x = np.linspace(0.1, 6, 400)
     y = np.where(x < np.median(x), x - 0.3, x)
@@ -89,7 +209,7 @@ def test_the_low_part_can_underfit_while_the_whole_slope_does_not_show_it():
     shown = one(
         np.stack([x, zeros], 1), np.stack([y, zeros], 1), np.arange(400) % 2, kind="logits"
     ).exaggeration
-    assert shown.slope_low.verdict == "not here"
+    assert shown.slope_low.verdict == "no"
     assert shown.underfit.share.value == 1
     assert shown.underfit.verdict == "yes"
 
@@ -106,7 +226,7 @@ def test_a_student_that_is_less_sure_of_everything_does_not_exaggerate(noise: fl
     assert shown.underfit.share.value > 0.85
     assert shown.underfit.beyond_high is not None
     assert shown.underfit.beyond_high.value == pytest.approx(0, abs=0.15)
-    assert shown.underfit.verdict == shown.verdict == "less sure throughout"
+    assert shown.underfit.verdict == shown.verdict == "less confident throughout"
     assert "no more so where the teacher is unsure" in shown.reading
 
 
@@ -176,6 +296,15 @@ def test_fidelity_is_what_its_formulas_say():
     assert found.total_variation.value == pytest.approx(np.abs(p - q).sum(1).mean() / 2, rel=1e-5)
     assert found.agreement.value == np.mean(p.argmax(1) == q.argmax(1))
     assert not found.identical
+
+
+def test_kl_known_value_in_nats():
+    teacher, student = np.log([[0.5, 0.5]] * 12), np.log([[0.9, 0.1]] * 12)
+    wanted = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
+    # Softmax does not see a constant added to all logits.
+    for shift in (0, 300):
+        found = one(teacher + shift, student - shift, np.arange(12) % 2, kind="logits").fidelity
+        assert found.kl_teacher_student.value == pytest.approx(wanted)
 
 
 def test_calibration_agrees_with_scikit_learn():
@@ -276,6 +405,20 @@ def test_the_most_telling_example_comes_first():
     )
 
 
+# --- names of earlier versions ---
+
+
+@pytest.mark.parametrize("module", [dl, dl.measures])
+def test_a_removed_name_names_its_replacement(module):
+    name = "deviation"
+    assert not hasattr(module, name)
+    assert name not in dir(module)
+    with pytest.raises(DistillensError, match=r"deviation was removed; use distillens\.audit$"):
+        getattr(module, name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        getattr(module, f"no_such_{'name'}")
+
+
 # --- reading ---
 
 
@@ -313,29 +456,42 @@ def test_phi_does_not_saturate_in_float32():
     np.testing.assert_allclose(points["all"].y_N, [1600, 600] * 2, rtol=1e-6)
 
 
-def test_points_are_those_of_the_deviation_plot():
+def test_slopes_are_of_y_on_x_of_the_teacher_s_class():
     teacher, student, labels = made()
-    roles = {"teacher": teacher, "student": student, "labels": labels}
-    _, points = audit_with_points(roles, resamples=100)
-    _, wanted = dl.deviation(teacher, student, labels, student="s", seed=0, split="test")
-    np.testing.assert_allclose(points["all"].x_N, wanted.x_N, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(points["all"].y_N, wanted.y_N, rtol=2e-5, atol=2e-5)
-    np.testing.assert_array_equal(points["all"].who_N, wanted.who_N)
+    found, points = plotted(teacher, student, labels)
     k = teacher.argmax(axis=1)
-    np.testing.assert_allclose(phi_from_logits(student, k), points["all"].y_N, rtol=2e-5, atol=2e-5)
+    x, y = phi_from_logits(teacher, k), phi_from_logits(student, k)
+    np.testing.assert_allclose(points.x_N, x, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(points.y_N, y, rtol=2e-5, atol=2e-5)
+    shown = found.exaggeration
+    low = x < np.median(x)
+    for part, fit in (
+        (low | ~low, shown.slope_all),
+        (low, shown.slope_low),
+        (~low, shown.slope_high),
+    ):
+        assert fit.ordinary.value == pytest.approx(np.polyfit(x[part], y[part], 1)[0], rel=1e-4)
+    assert shown.underfit.share.value == np.mean(y[low] < x[low])
+    teacher_right, student_right = k == labels, student.argmax(axis=1) == labels
+    who = np.where(student_right, 0, 2) + np.where(teacher_right, 0, 1)
+    np.testing.assert_array_equal(points.who_N, who)
 
 
-def test_chunks_and_memory_maps_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_chunks_and_memory_maps_change_nothing(tmp_path: Path):
     arrays = made()
-    whole = one(*arrays)
     maps = []
     for name, array in zip(("teacher", "student"), arrays[:2], strict=True):
         np.save(tmp_path / f"{name}.npy", array)
         maps.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
-    monkeypatch.setattr(single_pass, "_CHUNK_NUMBERS", 7 * C)
-    # Pages are handed back after every chunk, so that handing back is tested too.
-    monkeypatch.setattr(single_pass, "_RELEASE_EVERY", 1)
-    assert one(*maps, arrays[2]) == whole
+    outputs = [Outputs("teacher", array, "logits") for array in (*arrays[:2], *maps)]
+    whole = per_example_statistics(outputs[0], outputs[1], arrays[2], {})
+    # Pages are released after every chunk, so that releasing is tested too.
+    parts = per_example_statistics(
+        outputs[2], outputs[3], arrays[2], {}, chunk_values=7 * C, release_every=1
+    )
+    for name in ("x_N", "y_N", "kl_teacher_student_N", "total_variation_N"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_array_equal(parts.who_is_right(), whole.who_is_right())
 
 
 def test_splits_are_audited_apart():

@@ -1,0 +1,36 @@
+"""The students of a finished run that an analysis measures, where the user does not say."""
+
+from __future__ import annotations
+
+from distillens.analyses.finished import FinishedRun, FinishedStudent
+
+RANDOM_SEED = 0
+"""Seed of the examples that analyses sample, and of the bootstrap."""
+
+
+def all_seeds(
+    run: FinishedRun, supervision: str | None, seed: int | None
+) -> tuple[FinishedStudent, ...]:
+    """Return the students that were asked for; without a seed those of all seeds.
+
+    Raises
+    ------
+    RecipeError
+        The run has no such student.
+    """
+    return run.chosen(supervision, seed)
+
+
+def first_seeds(
+    run: FinishedRun, supervision: str | None, seed: int | None
+) -> tuple[FinishedStudent, ...]:
+    """Return the students that were asked for; without a seed the first of each supervision.
+
+    Raises
+    ------
+    RecipeError
+        The run has no such student.
+    """
+    found = run.chosen(supervision, seed)
+    firsts = {one.id.supervision: one.id for one in reversed(found)}
+    return found if seed is not None else tuple(one for one in found if one.id in firsts.values())
