@@ -253,7 +253,7 @@ def test_tokenizers_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     for wrong, message in (
         ({"tokenizers": []}, "source 'text' needs data.tokenizers"),
         ({"tokenizers": [{}]}, "either a path or the size"),
-        ({"source": "npz"}, "others have none"),
+        ({"source": "npz"}, "holds no text"),
     ):
         with pytest.raises(ValidationError, match=message):
             recipe_of(folder, **wrong)

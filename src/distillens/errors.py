@@ -58,6 +58,11 @@ class KernelError(DistillensError):
     """A kernel matrix that cannot be computed or solved as asked."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line, or the name of its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 EPOCHS_LISTED = 8
 """Epochs that a message lists; of more, it lists the first ones and the last."""
 

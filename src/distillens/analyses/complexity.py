@@ -76,7 +76,7 @@ class _Setting:
         place, entry = next(
             (place, entry)
             for place, entry in enumerate(scene.recipe.supervisions)
-            if entry.kind == "one-hot"
+            if entry.is_baseline
         )
         seed = scene.recipe.seeds_of(entry)[0]
         whole: Examples = getattr(scene.splits, recipe.split)

@@ -46,7 +46,7 @@ from distillens.runs.layout import slug
 from distillens.runs.read import read_data, read_result
 from distillens.study.networks import network_logits, read_cell, weights_digest
 from distillens.study.reading import read_recipe
-from distillens.supervision.recipe import SwitchedRecipe
+from distillens.supervision.kinds.switched import SwitchedRecipe
 from distillens.training import predict
 
 OVER_TRAINING = 2_000

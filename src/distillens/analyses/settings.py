@@ -60,7 +60,7 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
     model = run.teacher.model
     found = []
     for entry in run.recipe.supervisions:
-        if entry.kind == "one-hot":
+        if entry.is_baseline:
             continue
         students = [student for student in run.students if student.entry is entry]
         audits = [

@@ -13,7 +13,7 @@ from distillens.data.outputs import bare_logits, logits_of
 from distillens.errors import DataError, ModelError, RecipeError
 from distillens.forward.sequences import required_end
 from distillens.models.custom import call_builder
-from distillens.models.registry import BUILDERS, ModelRecipe, check_model, find_builder
+from distillens.models.registry import MODELS, ModelRecipe, check_model, find_builder
 
 
 def build_model(
@@ -41,14 +41,22 @@ def build_model(
     """
     check_model(recipe, trust_code=trust_code)
     builder = find_builder(recipe, trust_code)
-    given = {"vocabularies": vocabularies} if vocabularies else {}
-    if recipe.name in BUILDERS:
-        if given and "vocabularies" not in inspect.signature(builder).parameters:
+    offered: dict[str, Any] = {
+        "input_shape": input_shape,
+        "outputs": outputs,
+        "vocabularies": vocabularies,
+        "normalisation": normalisation,
+    }
+    if not recipe.is_custom:
+        named = inspect.signature(builder).parameters
+        if vocabularies and "vocabularies" not in named:
             raise ModelError(
                 f"{recipe.name} works on numbers, the inputs are tokens of text; "
                 "use encoder or transformers:NAME_OR_FOLDER"
             )
-        builder = validate_call(builder)
+        offered = {key: value for key, value in offered.items() if key in named}
+        if recipe.name in MODELS.names() and not inspect.isclass(builder):
+            builder = validate_call(builder, config={"arbitrary_types_allowed": True})
     # torch.manual_seed also seeds the GPUs, whose dropout must not start anew in a running training.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
@@ -58,20 +66,13 @@ def build_model(
                 model = call_builder(
                     recipe.name,
                     builder,
-                    {
-                        "input_shape": input_shape,
-                        "outputs": outputs,
-                        "vocabularies": vocabularies,
-                        "normalisation": normalisation,
-                    },
+                    offered,
                     recipe.arguments,
                     seed=seed,
                     folder=recipe.code_folder,
                 )
             else:
-                model = builder(
-                    input_shape=input_shape, outputs=outputs, **given, **recipe.arguments
-                )
+                model = builder(**offered, **recipe.arguments)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -17,9 +17,13 @@ from .pace import TemperatureSchedule as TemperatureSchedule
 from .pace import pace_of as pace_of
 from .protocol import Supervision as Supervision
 from .protocol import Teacher as Teacher
+from .recipe import SUPERVISIONS as SUPERVISIONS
+from .recipe import AnySupervision as AnySupervision
 from .recipe import Loss as Loss
-from .recipe import SupervisionRecipe as SupervisionRecipe
+from .recipe import SupervisionEntry as SupervisionEntry
+from .recipe import TaughtEntry as TaughtEntry
 from .recipe import parts_of as parts_of
+from .recipe import register_supervision as register_supervision
 from .teachers.averaged import AveragedTeacher as AveragedTeacher
 from .teachers.cotrained import CotrainedTeacher as CotrainedTeacher
 from .teachers.followed import FixedTeacher as FixedTeacher

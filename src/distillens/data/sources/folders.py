@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from distillens.data.examples import examples_from_arrays
 from distillens.data.resize import resize_images
-from distillens.data.sources.named import Source, one_line
-from distillens.errors import DataError
+from distillens.data.sources.source import LoadOptions, PathSource, register_source, to_examples
+from distillens.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -41,57 +43,56 @@ class Listing:
     labels: list[int]
 
 
-def read_folder(folder: Path, image_size: int | None = None) -> Source:
-    """Read image files, decoding them in threads.
+@register_source("folder")
+class ImageFolder(PathSource):
+    """A folder with ``train/<class>/`` and perhaps a test split, with an image file an example.
 
     Classes are numbered in the order of their sorted names, files within a class are sorted by path;
     so an example's index does not depend on the file system. The test split is the first of ``test/``,
-    ``val/``, ``validation/`` and ``valid/`` that has labels; another one beside it is left alone,
-    since validation examples are taken out of the training examples. Labels and pixels are those
-    that torchvision's ``ImageFolder`` gives: images are converted to RGB, transparency is dropped,
-    and an EXIF orientation is not applied. Only if all images of a data set are stored as grey
-    values do they keep one channel. Hidden files and folders, and the copies that operating systems
-    keep in folders such as ``__MACOSX``, are left out. Links are followed.
-
-    Parameters
-    ----------
-    folder
-        Holds ``train/`` and perhaps a test split.
-    image_size
-        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
-        leaves them as they are.
-
-    Raises
-    ------
-    DataError
-        A folder is missing, a class is empty or unknown, an annotation names no file, an image is
-        damaged, of a format that is not read, or differs in size from the others; a link is broken
-        or leads to a folder that contains it.
+    ``val/``, ``validation/`` and ``valid/`` that has labels; others are not read, since validation
+    examples are taken out of the training examples. Labels and pixels are those that torchvision's
+    ``ImageFolder`` gives: images are converted to RGB, transparency is dropped, and an EXIF orientation
+    is not applied. Only if all images of a data set are stored as grey values do they keep one channel.
+    Hidden files and folders, and the copies that operating systems keep in folders such as
+    ``__MACOSX``, are left out. Links are followed.
     """
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}; data.path must name the folder of the data set")
-    train = folder / "train"
-    if not train.is_dir():
-        raise DataError(f"{folder} has no train folder; it needs train/<class>/ with image files")
-    classes = _class_names(folder, train)
-    listings = {"train": _by_folder(train, classes)}
-    test = _test_split(folder, classes)
-    if test is not None:
-        listings["test"] = test
-    first = listings["train"].files[0]
-    decoded = {
-        split: _decode_all(part.files, first, image_size) for split, part in listings.items()
-    }
-    channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
-    return {
-        split: examples_from_arrays(
-            decoded[split][0][:, :channels],
-            np.asarray(part.labels),
+
+    place: ClassVar[Literal["file", "folder", "name"]] = "folder"
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the images of both splits, decoded in threads.
+
+        Raises
+        ------
+        DataError
+            A folder is missing, a class is empty or unknown, an annotation names no file, an image is
+            damaged, of a format that is not read, or differs in size from the others; a link is broken
+            or leads to a folder that contains it.
+        """
+        folder = Path(self.path)
+        train = folder / "train"
+        if not train.is_dir():
+            raise DataError(
+                f"{folder} has no train folder; it needs train/<class>/ with image files"
+            )
+        classes = _class_names(folder, train)
+        listings = {"train": _by_folder(train, classes)}
+        test = _test_split(folder, classes)
+        if test is not None:
+            listings["test"] = test
+        first = listings["train"].files[0]
+        decoded = {
+            split: _decode_all(part.files, first, options.image_size)
+            for split, part in listings.items()
+        }
+        channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
+        return to_examples(
+            {split: images[:, :channels] for split, (images, _) in decoded.items()},
+            {split: np.asarray(part.labels) for split, part in listings.items()},
+            {split: f"{folder.name}/{split}" for split in listings},
             classes,
-            where=f"{folder.name}/{split}",
+            options,
         )
-        for split, part in listings.items()
-    }
 
 
 def _class_names(folder: Path, train: Path) -> tuple[str, ...]:

@@ -8,73 +8,74 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillens.data.examples import examples_from_arrays
 from distillens.data.resize import resize_images
 from distillens.data.sources.dataset_files import choose_splits, find_splits
-from distillens.data.sources.named import Source, number_classes, one_line
-from distillens.errors import DataError
+from distillens.data.sources.source import (
+    LoadOptions,
+    PathSource,
+    number_names,
+    register_source,
+    to_examples,
+)
+from distillens.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
 
 _WORDS = ("string", "large_string")
 _IDENTIFIER = re.compile(r"((.*_)?(id|idx|index|index_level_\d+)(__)?|unnamed: 0)?$", re.IGNORECASE)
 _CLASSES = re.compile(r"label|class|target|categor", re.IGNORECASE)
 
 
-def read_huggingface(
-    path: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    *,
-    config: str | None = None,
-    test_split: str | None = None,
-    image_size: int | None = None,
-    from_one: bool = True,
-) -> Source:
-    """Read a downloaded data set of images, or one of the hub.
+class TableSource(PathSource):
+    """Base of the sources that read tables of the Hugging Face kind; see `load_tables`."""
+
+    label_column: str | None = None
+    config: str | None = None
+    test_split: str | None = None
+
+
+@register_source("huggingface")
+class HuggingFace(TableSource):
+    """A downloaded data set of images, or one of the hub.
+
+    ``path`` is a folder or a name that ``datasets.load_dataset`` knows, ``image_column`` and
+    ``label_column`` are needed only where more than one column would do, ``config`` and
+    ``test_split`` name a configuration and the test split where there are several.
 
     Images are decoded as `datasets` decodes them: an EXIF orientation is applied. They keep one
     channel if all of a data set's are stored as grey values; else all are converted to RGB, and
     transparency is dropped. The classes are those of a ``ClassLabel`` column, the values of a column
     of words in alphabetical order, or numbers, which a ``labels.txt`` beside the tables may name.
-
-    Parameters
-    ----------
-    path
-        A folder (see :func:`load_tables`), or a name that ``datasets.load_dataset`` knows.
-    image_column, label_column
-        Which columns to use; needed only where more than one would do.
-    config, test_split
-        As :func:`load_tables`.
-    image_size
-        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
-        leaves them as they are.
-    from_one
-        As :func:`distillens.data.sources.named.number_classes`.
-
-    Raises
-    ------
-    DataError
-        Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
-        label, images differ in size and no ``image_size`` is given, or as :func:`load_tables`.
     """
-    tables = load_tables(path, config, test_split)
-    where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
-    labels, classes = _labels(tables, label_column, path, where, from_one=from_one)
-    pictures = {
-        split: _pictures(table, image_column, where[split], image_size)
-        for split, table in tables.items()
-    }
-    if len({each.ndim for each in pictures.values()}) > 1:
-        pictures = {split: _coloured(each) for split, each in pictures.items()}
-    return {
-        split: examples_from_arrays(
-            _channels_first(pictures[split]), labels[split], classes, where=where[split]
-        )
-        for split in tables
-    }
+
+    image_column: str | None = None
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the images of both splits.
+
+        Raises
+        ------
+        DataError
+            Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
+            label, images differ in size and no ``image_size`` is given, or as `load_tables`.
+        """
+        path = self.path
+        tables = load_tables(path, self.config, self.test_split)
+        where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
+        labels, classes = _labels(tables, self.label_column, path, where)
+        pictures = {
+            split: _pictures(table, self.image_column, where[split], options.image_size)
+            for split, table in tables.items()
+        }
+        if len({each.ndim for each in pictures.values()}) > 1:
+            pictures = {split: _coloured(each) for split, each in pictures.items()}
+        images = {split: _channels_first(each) for split, each in pictures.items()}
+        return to_examples(images, labels, where, classes, options)
 
 
 def load_tables(
@@ -85,8 +86,8 @@ def load_tables(
     Parameters
     ----------
     path
-        A folder with tables as the hub lays them out (see :mod:`distillens.data.sources.dataset_files`), one
-        that ``DatasetDict.save_to_disk`` wrote, or a name that ``datasets.load_dataset`` knows.
+        A folder with tables as the hub lays them out (see `dataset_files`), one that
+        ``DatasetDict.save_to_disk`` wrote, or a name that ``datasets.load_dataset`` knows.
     config
         Which configuration to read; needed only where there are several.
     test_split
@@ -95,8 +96,7 @@ def load_tables(
     Raises
     ------
     DataError
-        As :func:`distillens.data.sources.dataset_files.find_splits`, or a file is damaged, or the data set
-        cannot be fetched.
+        As `find_splits`, or a file is damaged, or the data set cannot be fetched.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -167,8 +167,6 @@ def _labels(
     asked: str | None,
     path: str,
     where: dict[str, str],
-    *,
-    from_one: bool,
 ) -> tuple[dict[str, np.ndarray], Sequence[str] | None]:
     """Return the labels of each split as numbers, and the names of the classes."""
     import datasets
@@ -183,14 +181,14 @@ def _labels(
     }
     if known is not None or any(isinstance(cell, str) for cell in cells["train"]):
         names = sorted(map(str, set(cells["train"]))) if known is None else known
-        return {split: _named(each, names, where[split]) for split, each in cells.items()}, names
+        return number_names(cells, names, where), names
     labels = {split: np.asarray(each) for split, each in cells.items()}
     listed = _label_file(path)
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
     # Of several columns of numbers, the file names the classes of one.
     if listed is not None and (len(fitting) == 1 or len(listed) == highest + 1):
         return labels, listed
-    return number_classes(labels, from_one=from_one)
+    return labels, None
 
 
 def _label_columns(features: Any) -> list[str]:
@@ -239,16 +237,6 @@ def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str)
                 f"[0, {len(names) - 1}]"
             )
     return [names[cell] if names is not None and isinstance(cell, int) else cell for cell in cells]
-
-
-def _named(cells: list[Any], names: Sequence[str], where: str) -> np.ndarray:
-    known = {name: number for number, name in enumerate(names)}
-    for row, cell in enumerate(cells):
-        if cell not in known:
-            raise DataError(
-                f"{where}: example {row} has the label {cell!r}, which the training split lacks"
-            )
-    return np.array([known[cell] for cell in cells], dtype=np.int64)
 
 
 def _label_file(path: str) -> Sequence[str] | None:

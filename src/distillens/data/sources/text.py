@@ -9,28 +9,31 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
-from distillens.data.examples import Examples, check_labels
 from distillens.data.sources.dataset_files import choose_splits, has_tables
-from distillens.data.sources.huggingface import choose_column, counts_examples, load_tables
-from distillens.data.sources.named import Source, number_classes, one_line
-from distillens.errors import DataError
+from distillens.data.sources.huggingface import (
+    TableSource,
+    choose_column,
+    counts_examples,
+    load_tables,
+)
+from distillens.data.sources.source import (
+    LoadOptions,
+    number_classes,
+    number_names,
+    register_source,
+)
+from distillens.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 """Names of files; the test split is the one called test, else the one of a validation split."""
 ENDINGS = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The sentences of a source's splits, and examples that stand for them until they are tokenised."""
-
-    sentences: dict[str, list[str]]
-    source: Source
 
 
 @dataclass(frozen=True)
@@ -41,65 +44,58 @@ class _Table:
     classes: dict[str, Sequence[str]]
 
 
-def read_text(
-    path: str,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    *,
-    config: str | None = None,
-    test_split: str | None = None,
-    from_one: bool = True,
-) -> Texts:
-    """Read sentences and labels.
+@register_source("text")
+class Text(TableSource):
+    """Sentences and labels.
 
-    Parameters
-    ----------
-    path
-        A folder of ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or .csv,
-        gzipped or not, with a header; a folder of parquet files; or a name that
-        ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV.
-    text_column, label_column
-        Which columns to use; needed only where more than one would do. Labels are integers from 0, or
-        names, which become classes in alphabetical order. Columns of integers that count examples,
-        such as ``idx``, are no labels.
-    config, test_split
-        Which configuration and which test split to read, where there are several.
-    from_one
-        As :func:`distillens.data.sources.named.number_classes`.
-
-    Raises
-    ------
-    DataError
-        Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
+    ``path`` is a folder of ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or
+    .csv, gzipped or not, with a header; a folder of parquet files; or a name that
+    ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV. ``text_column`` and
+    ``label_column`` are needed only where more than one column would do. Labels are integers from 0,
+    or names, which become classes in alphabetical order. Columns of integers that count examples, such
+    as ``idx``, are no labels.
     """
-    folder = Path(path)
-    files = _files(folder)
-    if not files and folder.is_dir() and not has_tables(folder):
-        raise DataError(
-            f"{path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
-        )
-    if files and config is None:
-        chosen = choose_splits(files, test_split, path)
-        tables = {split: _read_table(files[name]) for split, name in chosen.items()}
-    else:
-        loaded = load_tables(path, config, test_split)
-        tables = {split: _of_dataset(table) for split, table in loaded.items()}
-    where = {split: f"{path} ({split})" for split in tables}
-    sentences: dict[str, list[str]] = {}
-    cells: dict[str, list[Any]] = {}
-    names: Sequence[str] | None = None
-    for split in ("train", "test"):
-        if split in tables:
-            table = tables[split]
-            label_name = _label_column(table, label_column, where[split])
-            sentences[split] = _sentences(table, text_column, label_name, where[split])
+
+    is_text: ClassVar[bool] = True
+
+    text_column: str | None = None
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the sentences of both splits.
+
+        Raises
+        ------
+        DataError
+            Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
+        """
+        tables = self._tables()
+        where = {split: f"{self.path} ({split})" for split in tables}
+        sentences: dict[str, list[str]] = {}
+        cells: dict[str, list[Any]] = {}
+        names: Sequence[str] | None = None
+        for split, table in tables.items():
+            label_name = _label_column(table, self.label_column, where[split])
+            sentences[split] = _sentences(table, self.text_column, label_name, where[split])
             cells[split] = table.columns[label_name]
             names = names or table.classes.get(label_name)
-    labels, names = _labels(cells, names, where, from_one=from_one)
-    return Texts(
-        sentences,
-        {split: _examples(each, names, where[split]) for split, each in labels.items()},
-    )
+        labels, names = _labels(cells, names, where, options)
+        return {
+            split: _examples(each, sentences[split], names, where[split])
+            for split, each in labels.items()
+        }
+
+    def _tables(self) -> dict[str, _Table]:
+        folder = Path(self.path)
+        files = _files(folder)
+        if not files and folder.is_dir() and not has_tables(folder):
+            raise DataError(
+                f"{self.path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
+            )
+        if files and self.config is None:
+            chosen = choose_splits(files, self.test_split, self.path)
+            return {split: _read_table(files[name]) for split, name in chosen.items()}
+        loaded = load_tables(self.path, self.config, self.test_split)
+        return {split: _of_dataset(table) for split, table in loaded.items()}
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -194,34 +190,31 @@ def _labels(
     cells: dict[str, list[Any]],
     names: Sequence[str] | None,
     where: dict[str, str],
-    *,
-    from_one: bool,
+    options: LoadOptions,
 ) -> tuple[dict[str, np.ndarray], Sequence[str]]:
     """Return the labels of each split as numbers, and the names of the classes."""
     if all(map(_is_integer, cells.values())):
         labels = {split: np.array([int(cell) for cell in each]) for split, each in cells.items()}
         if names is None:
-            labels, names = number_classes(labels, from_one=from_one)
+            labels, names = number_classes(labels, options)
         return labels, names or [str(number) for number in range(int(labels["train"].max()) + 1)]
     words = {split: _words(each, where[split]) for split, each in cells.items()}
     known = list(names) if names is not None else sorted(set(words["train"]))
-    place = {name: number for number, name in enumerate(known)}
-    for split, each in words.items():
-        for row, word in enumerate(each):
-            if word not in place:
-                raise DataError(
-                    f"{where[split]}: example {row} has the label {word!r}, which the training "
-                    "examples lack"
-                )
-    return {split: np.array([place[word] for word in each]) for split, each in words.items()}, known
+    return number_names(words, known, where), known
 
 
-def _examples(labels: np.ndarray, names: Sequence[str], where: str) -> Examples:
+def _examples(
+    labels: np.ndarray, sentences: list[str], names: Sequence[str], where: str
+) -> Examples:
+    import torch
+
+    from distillens.data.examples import Examples, check_labels
+
     tensor = torch.from_numpy(labels.astype(np.int64))
     check_labels(tensor, len(names), where)
-    # Stand-ins: tokens are made once it is known which examples are for training.
     nothing = torch.zeros(len(labels), 1, dtype=torch.int64)
-    return Examples(nothing, tensor, torch.arange(len(labels)), tuple(names))
+    index = torch.arange(len(labels))
+    return Examples(nothing, tensor, index, tuple(names), sentences=tuple(sentences))
 
 
 def _is_integer(cells: list[Any]) -> bool:

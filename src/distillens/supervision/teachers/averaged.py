@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,11 @@ from distillens.supervision.protocol import (
     table_of,
     teacher_logits,
 )
-from distillens.supervision.teachers.followed import as_teacher
+from distillens.supervision.recipe import AverageRecipe
+from distillens.supervision.teachers.followed import TeacherCheckpoint, as_teacher
+
+NEGLIGIBLE = 1e-3
+"""Weights of a decaying average below this share of the newest one are left out."""
 
 
 class AveragedTeacher:
@@ -112,9 +118,28 @@ class AveragedTeacher:
             teacher.load_state_dict(state.get(str(place), {}))
 
 
-def decaying_weights(count: int, decay: float) -> list[float]:
-    """Return weights of an exponential average over ``count`` checkpoints, the last one's being 1.
+def averaged_places(last: int, average: AverageRecipe | None) -> range:
+    """Return the places of the checkpoints that an average up to a place consists of."""
+    if average is None:
+        return range(last, last + 1)
+    count = average.last or 1 + math.floor(math.log(NEGLIGIBLE) / math.log(average.decay or 0.5))
+    return range(max(0, last + 1 - count), last + 1)
 
-    Weights below a thousandth are left out by the caller's choice of ``count``.
-    """
-    return [decay ** (count - 1 - place) for place in range(count)]
+
+def averaged(
+    path: Sequence[TeacherCheckpoint], average: AverageRecipe | None
+) -> list[TeacherCheckpoint]:
+    """Return checkpoints each of which averages those up to itself."""
+    if average is None:
+        return list(path)
+
+    def mean(last: int) -> Teacher:
+        used = [path[place] for place in averaged_places(last, average)]
+        ages = range(len(used) - 1, -1, -1)
+        weights = [1.0 if average.decay is None else average.decay**age for age in ages]
+        return AveragedTeacher([point.load() for point in used], weights)
+
+    return [
+        TeacherCheckpoint(point.step, partial(mean, place), point.epoch)
+        for place, point in enumerate(path)
+    ]

@@ -16,8 +16,9 @@ from distillens.data.batches import Batch
 from distillens.data.examples import Examples
 from distillens.data.outputs import are_probabilities, candidates, tensor_or_parts
 from distillens.data.resident import Rows, too_large
-from distillens.errors import SupervisionError
+from distillens.errors import SupervisionError, listed
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
+from distillens.supervision.kinds.online import PeriodRecipe
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
 from distillens.supervision.protocol import (
@@ -339,6 +340,36 @@ class TeacherCheckpoint:
     load: Callable[[], Teacher | nn.Module]
     epoch: int | None = None
     """The epoch after which it was saved; None where the trajectory has one checkpoint an epoch."""
+
+
+def epochs_of(path: Sequence[TeacherCheckpoint]) -> list[int]:
+    """Return the epochs of checkpoints, counted from 1 where they do not say which they are of."""
+    return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
+
+
+def periodic(
+    path: Sequence[TeacherCheckpoint], period: PeriodRecipe | None
+) -> list[TeacherCheckpoint]:
+    """Keep the checkpoints at whole periods, and the last.
+
+    Raises
+    ------
+    SupervisionError
+        There is no checkpoint at a whole period.
+    """
+    if period is None:
+        return list(path)
+    epochs = epochs_of(path)
+    per_epoch = path[0].step // epochs[0]
+    steps = period.steps or (period.epochs or 1) * per_epoch
+    wanted = set(range(steps, path[-1].step, steps))
+    if steps % per_epoch or wanted - {point.step for point in path}:
+        raise SupervisionError(
+            f"a period of {period} does not fit the teacher's checkpoints, which are of the epochs "
+            f"{listed(epochs)} ({per_epoch} steps an epoch); use a multiple of {path[0].step} steps, "
+            "or a smaller training.checkpoint_every of the teacher"
+        )
+    return [point for point in path if point.step in wanted or point is path[-1]]
 
 
 class OnlineTeacher(Stateless):
