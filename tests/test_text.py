@@ -272,7 +272,7 @@ def test_models_of_other_inputs_are_refused() -> None:
         build("encoder", (9,), (20,), tokenizer=1)
     with pytest.raises(ModelError, match="3 heads"):
         build("encoder", (9,), (20,), heads=3)
-    with pytest.raises(RecipeError, match="no argument 'vocabularies'"):
+    with pytest.raises(RecipeError, match="vocabularies is set from the data"):
         build("encoder", (9,), (20,), vocabularies=(3,))
 
 

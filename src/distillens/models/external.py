@@ -61,8 +61,10 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
         input_shape: tuple[int, ...],
         outputs: int,
         vocabularies: tuple[int, ...] = (),
+        normalisation: object = None,
         **arguments: Any,
     ) -> nn.Module:
+        del normalisation  # Inputs come normalised as `pretrained_normalisation` says.
         kind = _kind(name, library, input_shape, vocabularies, arguments)
         for key in arguments:
             if key in FROM_DATA[library]:

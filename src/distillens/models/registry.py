@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field
 
 from distillens.errors import RecipeError, nearest
-from distillens.files.user_code import import_named
+from distillens.files.user_code import CodePart, import_named
 from distillens.registry import Registry
 
 FROM_DATA = ("input_shape", "outputs", "vocabularies", "normalisation")
@@ -20,7 +19,7 @@ EXTRAS = {"timm": "timm", "transformers": "text"}
 """Other libraries whose models can be named, and the extra of distillens that each comes with."""
 
 
-class ModelRecipe(BaseModel):
+class ModelRecipe(CodePart):
     """Which network: a name, and the arguments of its builder beside it.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
@@ -35,21 +34,11 @@ class ModelRecipe(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(min_length=1)
-    _code_folder: Path | None = PrivateAttr(default=None)
 
     @property
     def is_custom(self) -> bool:
         """Whether the name is a ``module:function``, code that belongs to the recipe."""
         return ":" in self.name and not is_external(self.name)
-
-    @property
-    def code_folder(self) -> Path | None:
-        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
-        return self._code_folder
-
-    def look_in(self, folder: Path | None) -> None:
-        """Set `code_folder`."""
-        self._code_folder = folder
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -89,17 +78,59 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     # A recipe may be read where the extra is missing; building the model asks for it.
     if is_external(recipe.name):
         return
-    builder = find_builder(recipe, trust_code)
-    if recipe.is_custom:
-        from distillens.models.custom import check_builder
+    check_builder(recipe.name, find_builder(recipe, trust_code), recipe.arguments)
 
-        check_builder(recipe.name, builder, recipe.arguments)
+
+def parameters_of(builder: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a builder; None for a callable of a compiled library without them."""
+    try:
+        return inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse a builder that cannot be called with the arguments of a recipe.
+
+    Raises
+    ------
+    RecipeError
+        It is no function or class, an argument does not exist, or one is missing.
+    """
+    # A module, told without torch.
+    if hasattr(builder, "state_dict") and not inspect.isclass(builder):
+        raise RecipeError(
+            f"model {name!r} is a network, not a function that builds one, so every seed would "
+            "share its weights; name a function or the class"
+        )
+    if not callable(builder):
+        raise RecipeError(f"model {name!r} is a {type(builder).__name__}, not a function or class")
+    if inspect.iscoroutinefunction(builder):
+        raise RecipeError(f"model {name!r} is a coroutine function; write it without async")
+    for key in FROM_DATA:
+        if key in arguments:
+            raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
+    parameters = parameters_of(builder)
+    if parameters is None:
         return
-    known = [key for key in inspect.signature(builder).parameters if key not in FROM_DATA]
-    for key in recipe.arguments:
-        if key not in known:
+    each = inspect.Parameter
+    several = (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    by_name = {
+        key for key, p in parameters.items() if p.kind not in (*several, each.POSITIONAL_ONLY)
+    }
+    takes_all = any(p.kind is each.VAR_KEYWORD for p in parameters.values())
+    for key in arguments if not takes_all else ():
+        if key not in by_name:
+            known = by_name - set(FROM_DATA)
             hint = nearest(key, known) if known else "; it takes none"
-            raise RecipeError(f"model {recipe.name!r} has no argument {key!r}{hint}")
+            raise RecipeError(f"model {name!r} has no argument {key!r}{hint}")
+    for key, parameter in parameters.items():
+        required = parameter.default is each.empty and parameter.kind not in several
+        if required and (key not in by_name or key not in {*arguments, *FROM_DATA}):
+            raise RecipeError(
+                f"model {name!r} needs an argument {key!r}; write it beside the name, or use the "
+                f"names that are set from the data: {', '.join(FROM_DATA)}"
+            )
 
 
 def is_external(name: str) -> bool:
@@ -112,7 +143,7 @@ def reads_one_tokenizer(recipe: ModelRecipe) -> bool:
     if is_external(recipe.name):
         return True
     known = recipe.name in MODELS.names()
-    return known and "tokenizer" in inspect.signature(MODELS.get(recipe.name)).parameters
+    return known and "tokenizer" in (parameters_of(MODELS.get(recipe.name)) or {})
 
 
 def find_builder(recipe: ModelRecipe, trust_code: bool) -> Callable[..., Any]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     WrapValidator,
@@ -24,6 +22,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from distillens.errors import nearest
+from distillens.files.user_code import CodePart
 from distillens.registry import Registry
 from distillens.supervision.pace import TemperatureSchedule
 
@@ -195,7 +194,7 @@ def moved(error: ValidationError, place: tuple[int | str, ...]) -> ValidationErr
     return ValidationError.from_exception_data(error.title, lines)
 
 
-class LossRecipe(Part):
+class LossRecipe(Part, CodePart):
     """Another loss to the teacher than the recipe's.
 
     ``dkd`` and ``dist`` with their two weights, or ``module:function``, called with (student logits,
@@ -204,21 +203,6 @@ class LossRecipe(Part):
 
     name: str
     weights: tuple[float, float] | None = None
-    _code_folder: Path | None = PrivateAttr(default=None)
-
-    @property
-    def is_custom(self) -> bool:
-        """Whether the name is a ``module:function``, code that belongs to the recipe."""
-        return ":" in self.name
-
-    @property
-    def code_folder(self) -> Path | None:
-        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
-        return self._code_folder
-
-    def look_in(self, folder: Path | None) -> None:
-        """Set `code_folder`."""
-        self._code_folder = folder
 
     @model_validator(mode="after")
     def _known(self) -> LossRecipe:
