@@ -25,8 +25,7 @@ from distillens.models import load_state
 from distillens.runs.layout import NetworkFiles, Run
 from distillens.study import parse_recipe
 from distillens.supervision import OneHot, Setting, TeacherCheckpoint, build_supervision
-from distillens.supervision.kinds.offline import OfflineRecipe
-from distillens.supervision.kinds.online import OnlineRecipe, PeriodRecipe
+from distillens.supervision.kinds.taught import OfflineRecipe, OnlineRecipe, PeriodRecipe
 from distillens.supervision.recipe import AverageRecipe
 from distillens.training import TrainingRecipe, fit
 

@@ -2,6 +2,7 @@ from .build import Setting as Setting
 from .build import Teachers as Teachers
 from .build import build_supervision as build_supervision
 from .build import check_losses as check_losses
+from .build import taught as taught
 from .cache import CachedTeacher as CachedTeacher
 from .cache import LogitCache as LogitCache
 from .compared import decoupled as decoupled
@@ -25,11 +26,16 @@ from .recipe import TaughtEntry as TaughtEntry
 from .recipe import parts_of as parts_of
 from .recipe import register_supervision as register_supervision
 from .teachers.averaged import AveragedTeacher as AveragedTeacher
+from .teachers.averaged import averaged as averaged
+from .teachers.averaged import averaged_places as averaged_places
 from .teachers.cotrained import CotrainedTeacher as CotrainedTeacher
 from .teachers.followed import FixedTeacher as FixedTeacher
 from .teachers.followed import OnlineTeacher as OnlineTeacher
 from .teachers.followed import RecordedTeacher as RecordedTeacher
 from .teachers.followed import TeacherCheckpoint as TeacherCheckpoint
+from .teachers.followed import as_teacher as as_teacher
+from .teachers.followed import epochs_of as epochs_of
+from .teachers.followed import periodic as periodic
 from .values import Distillation as Distillation
 from .values import Mixed as Mixed
 from .values import OneHot as OneHot

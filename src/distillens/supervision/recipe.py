@@ -21,14 +21,14 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from distillens import supervision
 from distillens.errors import nearest
 from distillens.files.user_code import CodePart
 from distillens.registry import Registry
 from distillens.supervision.pace import TemperatureSchedule
 
 if TYPE_CHECKING:
-    from distillens.supervision.build import Setting, Teachers
-    from distillens.supervision.protocol import Supervision, Teacher
+    from distillens.supervision import Setting, Supervision, Teacher, Teachers
 
 Loss = Literal["cross-entropy", "squared-error"]
 """The form of the losses of a study."""
@@ -250,11 +250,12 @@ class TaughtEntry(SupervisionEntry):
         """Return the teacher whose logits are fitted."""
         raise NotImplementedError
 
+    def described(self) -> str:
+        return self.described_with(self.kind)
+
     def build(self, setting: Setting, teachers: Teachers) -> Supervision:
         """Return a distillation of the teacher, mixed with the labels if ``alpha`` is below 1."""
-        from distillens.supervision.build import taught
-
-        return taught(self, self.teacher(setting, teachers), setting)
+        return supervision.taught(self, self.teacher(setting, teachers), setting)
 
     def described_with(self, kind: str, *more: object) -> str:
         """Return a title of the kind, the values of this class and ``more`` that is not empty."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillens.data.resize import resize_images
 from distillens.data.sources.dataset_files import choose_splits, find_splits
+from distillens.data.sources.images import decode_all, image_examples
 from distillens.data.sources.source import (
     LoadOptions,
     PathSource,
     number_names,
     register_source,
-    to_examples,
 )
 from distillens.errors import DataError, one_line
 
@@ -68,14 +65,11 @@ class HuggingFace(TableSource):
         tables = load_tables(path, self.config, self.test_split)
         where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
         labels, classes = _labels(tables, self.label_column, path, where)
-        pictures = {
-            split: _pictures(table, self.image_column, where[split], options.image_size)
+        decoded = {
+            split: _decoded(table, self.image_column, where[split], options.image_size)
             for split, table in tables.items()
         }
-        if len({each.ndim for each in pictures.values()}) > 1:
-            pictures = {split: _coloured(each) for split, each in pictures.items()}
-        images = {split: _channels_first(each) for split, each in pictures.items()}
-        return to_examples(images, labels, where, classes, options)
+        return image_examples(decoded, labels, where, classes, options)
 
 
 def load_tables(
@@ -247,37 +241,25 @@ def _label_file(path: str) -> Sequence[str] | None:
     )
 
 
-def _pictures(table: Any, asked: str | None, where: str, side: int | None) -> np.ndarray:
-    """Return (N, height, width) bytes where all images are grey, else (N, height, width, 3)."""
+def _decoded(
+    table: Any, asked: str | None, where: str, side: int | None
+) -> tuple[np.ndarray, bool]:
+    from PIL import Image
+
     features = table.features
     fitting = [name for name, kind in features.items() if _is_image(kind)]
     name = choose_column(asked, fitting, list(features), "image_column", where)
     # Straight from the Arrow column: going through the library's rows takes longer than decoding.
     cells = table.data.column(name).to_pylist()
-    decode = partial(_decode, where=where, side=side)
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(decode, cells, range(len(cells))))
-    if not pictures:
-        raise DataError(f"{where}: no examples; at least one is needed")
-    sizes = {picture.shape[:2] for picture in pictures}
-    if len(sizes) > 1:
-        raise DataError(
-            f"{where}: images differ in size, {sorted(sizes)[:3]}; set data.image_size to bring "
-            "them to one"
-        )
-    if len({picture.ndim for picture in pictures}) > 1:
-        pictures = [_coloured(picture) if picture.ndim == 2 else picture for picture in pictures]
-    return np.stack(pictures)
 
+    def opened(row: int) -> Any:
+        content = cells[row]["bytes"] if isinstance(cells[row], dict) else cells[row]
+        if content is None:
+            # A path out of somebody's table could name any file of this machine.
+            raise ValueError("the table holds none, or a path instead of its bytes")
+        return Image.open(io.BytesIO(content))
 
-def _coloured(grey: np.ndarray) -> np.ndarray:
-    """Return grey pictures as RGB; those that are RGB, (N, height, width, 3), as they are."""
-    return grey if grey.ndim == 4 else np.repeat(grey[..., None], 3, axis=-1)
-
-
-def _channels_first(images: np.ndarray) -> np.ndarray:
-    # Where images have 3 or 4 pixels a side, their shape does not tell which axis is the channels.
-    return images if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return decode_all(len(cells), opened, lambda row: f"{where}: image {row}", side, exif=True)
 
 
 def _is_image(kind: Any) -> bool:
@@ -301,29 +283,3 @@ def choose_column(
             f"{where}: {len(fitting)} columns would do ({fitting or known}); set data.{key}"
         )
     return fitting[0]
-
-
-def _decode(cell: Any, row: int, where: str, side: int | None) -> np.ndarray:
-    """Return (height, width) of a grey picture, else (height, width, 3)."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        if cell is None:
-            raise ValueError("the table holds none")
-        content = cell["bytes"] if isinstance(cell, dict) else cell
-        if content is None:
-            # A path out of somebody's table could name any file of this machine.
-            raise ValueError("the table holds a path instead of the picture's bytes")
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {opened.mode} has more than 8 bits a channel")
-            # As `datasets` decodes pictures.
-            picture = ImageOps.exif_transpose(opened)
-            pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-    except UnidentifiedImageError:
-        # Its text names the buffer in memory.
-        raise DataError(f"{where}: image {row} cannot be decoded: it is no picture") from None
-    # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
-    except Exception as error:
-        raise DataError(f"{where}: image {row} cannot be decoded: {one_line(error)}") from None
-    return pixels if side is None else resize_images(pixels.T, side).T

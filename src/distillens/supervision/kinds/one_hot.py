@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from distillens import supervision
 from distillens.supervision.recipe import SupervisionEntry, register_supervision
 
 if TYPE_CHECKING:
-    from distillens.supervision.build import Setting, Teachers
-    from distillens.supervision.values import OneHot
+    from distillens.supervision import OneHot, Setting, Teachers
 
 
 @register_supervision("one-hot")
@@ -26,6 +26,4 @@ class OneHotRecipe(SupervisionEntry):
         return f"smoothed ε={self.smoothing:g}" if self.smoothing else "no KD"
 
     def build(self, setting: Setting, teachers: Teachers) -> OneHot:
-        from distillens.supervision.values import OneHot
-
-        return OneHot(setting.loss, self.smoothing)
+        return supervision.OneHot(setting.loss, self.smoothing)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from distillens import supervision
 from distillens.supervision.recipe import (
     AnySupervision,
     Need,
@@ -15,8 +16,7 @@ from distillens.supervision.recipe import (
 )
 
 if TYPE_CHECKING:
-    from distillens.supervision.build import Setting, Teachers
-    from distillens.supervision.values import Switched
+    from distillens.supervision import Setting, Switched, Teachers
 
 
 @register_supervision("switched")
@@ -57,7 +57,5 @@ class SwitchedRecipe(SupervisionEntry):
         return math.ceil(round(self.at * steps, 6))
 
     def build(self, setting: Setting, teachers: Teachers) -> Switched:
-        from distillens.supervision.values import Switched
-
         first, then = (side.build(setting, teachers) for side in self.parts())
-        return Switched(first, then, self.step(setting.steps), self.window)
+        return supervision.Switched(first, then, self.step(setting.steps), self.window)

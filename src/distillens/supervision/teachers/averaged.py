@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import (
+    Composite,
     Teacher,
-    notes_of,
     phase_of,
-    separate_from,
     table_of,
     teacher_logits,
 )
@@ -29,7 +27,7 @@ NEGLIGIBLE = 1e-3
 """Weights of a decaying average below this share of the newest one are left out."""
 
 
-class AveragedTeacher:
+class AveragedTeacher(Composite):
     """The weighted mean of several teachers' logits.
 
     Averaging logits is the normalised geometric mean of their probabilities, at every temperature;
@@ -51,19 +49,9 @@ class AveragedTeacher:
                 f"an average needs teachers with positive weights, got {len(teachers)} teachers "
                 f"and weights {list(weights)}"
             )
-        self._teachers = [as_teacher(teacher) for teacher in teachers]
+        self.parts = [as_teacher(teacher) for teacher in teachers]
         self._weights = [weight / sum(weights) for weight in weights]
         self._table: tuple[list[Tensor], Tensor] | None = None
-
-    def separate_from(self, student: nn.Module) -> bool:
-        """Keep the teachers as they are while the student changes."""
-        parted = [separate_from(teacher, student) for teacher in self._teachers]
-        return any(parted)
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Advance all of them."""
-        for teacher in self._teachers:
-            teacher.advance(batch, step)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the mean logits.
@@ -73,11 +61,11 @@ class AveragedTeacher:
         SupervisionError
             The teachers have different numbers of classes.
         """
-        return self._mean([teacher_logits(each.logits(batch), batch) for each in self._teachers])
+        return self._mean([teacher_logits(each.logits(batch), batch) for each in self.parts])
 
     def table(self, rows: Rows) -> Tensor | None:
         """Return the mean logits of all examples, where all teachers have them."""
-        parts = [table_of(teacher, rows) for teacher in self._teachers]
+        parts = [table_of(teacher, rows) for teacher in self.parts]
         tables = [part for part in parts if part is not None]
         if len(tables) < len(parts):
             return None
@@ -90,11 +78,7 @@ class AveragedTeacher:
 
     def phase(self, step: int) -> Hashable:
         """Return what tells the teachers' steps apart."""
-        return tuple(phase_of(teacher, step) for teacher in self._teachers)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return what the teachers say about where their logits are held."""
-        return tuple(note for teacher in self._teachers for note in notes_of(teacher))
+        return tuple(phase_of(teacher, step) for teacher in self.parts)
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
         if len({part.shape for part in parts}) > 1:
@@ -106,16 +90,6 @@ class AveragedTeacher:
         for part, weight in zip(parts, self._weights, strict=True):
             total = total + weight * full_precision(part)
         return total
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of those that have one, by their place."""
-        states = {str(place): each.state_dict() for place, each in enumerate(self._teachers)}
-        return {place: state for place, state in states.items() if state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the states."""
-        for place, teacher in enumerate(self._teachers):
-            teacher.load_state_dict(state.get(str(place), {}))
 
 
 def averaged_places(last: int, average: AverageRecipe | None) -> range:

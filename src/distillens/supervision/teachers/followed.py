@@ -18,7 +18,7 @@ from distillens.data.outputs import are_probabilities, candidates, tensor_or_par
 from distillens.data.resident import Rows, too_large
 from distillens.errors import SupervisionError, listed
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
-from distillens.supervision.kinds.online import PeriodRecipe
+from distillens.supervision.kinds.taught import PeriodRecipe
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
 from distillens.supervision.protocol import (
