@@ -26,7 +26,13 @@ from distillens.data import (
     examples_from_arrays,
 )
 from distillens.data.augment import random_integers
-from distillens.errors import DataError, DivergenceError, SupervisionError, TrainingError
+from distillens.errors import (
+    DataError,
+    DeviceError,
+    DivergenceError,
+    SupervisionError,
+    TrainingError,
+)
 from distillens.models import ModelRecipe, build_model
 from distillens.runs.layout import NetworkFiles
 from distillens.study import run
@@ -634,7 +640,7 @@ class Unsettled(nn.Module):
 def test_deterministic_training_refuses_an_operation_in_one_line_and_restores_the_setting() -> None:
     recipe = RECIPE.model_copy(update={"deterministic": True})
     with pytest.raises(
-        TrainingError, match=r"^the operation put_ has no deterministic implementation"
+        DeviceError, match=r"^the operation put_ has no deterministic implementation"
     ):
         fit(network(middle=Unsettled()), OneHot(), batches(False), recipe)
     assert not torch.are_deterministic_algorithms_enabled()

@@ -32,14 +32,6 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def lacks_determinism(error: BaseException) -> bool:
-    """Return whether an operation has no deterministic implementation, and one was required."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "does not have a deterministic implementation" in text or "CUBLAS_WORKSPACE_CONFIG" in text
-    )
-
-
 def checked_device(device: torch.device | str, asked_by: str = "device") -> torch.device:
     """Return a device that was asked for, if it is there.
 
@@ -129,11 +121,19 @@ def translate(error: BaseException, what: str, advice: str) -> DeviceError | Non
     """Return the error of `device_errors`; None for one that does not come from the device."""
     if ran_out_of_memory(error):
         return DeviceError(f"memory ran out on {what}: {memory_there(error)}; {advice}")
-    if lacks_determinism(error):
-        operation = str(error).split(" does not have")[0].split()[-1]
+    if not isinstance(error, RuntimeError):
+        return None
+    if "CUBLAS_WORKSPACE_CONFIG" in str(error):
         return DeviceError(
-            f"{operation} has no deterministic implementation, which was asked for, on {what}; leave "
+            "deterministic computation needs the environment variable "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8 before the GPU is first used; set it, or leave "
             "deterministic out"
+        )
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if found:
+        return DeviceError(
+            f"the operation {operation.split()[-1]} has no deterministic implementation, which {what} "
+            "was asked for with; replace the layer that uses it, or leave deterministic out"
         )
     return None
 
