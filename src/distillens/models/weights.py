@@ -109,13 +109,17 @@ def load_safely(path: Path) -> Any:
         except pickle.UnpicklingError:
             raise CheckpointError(_refusal(path)) from None
         except DAMAGE as error:
-            text = " ".join(str(error).split())[:120] or "it ends too early"
-            if "TorchScript" in text:
-                text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
-            if isinstance(error, KeyError):
-                # Which key torch's reader lacked says nothing to the file's owner.
-                text = "it is neither safetensors nor a file of torch.save"
-            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+            raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    text = " ".join(str(error).split())[:120] or "it ends too early"
+    if "TorchScript" in text:
+        text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
+    if isinstance(error, KeyError):
+        # Which key torch's reader lacked says nothing to the file's owner.
+        text = "it is neither safetensors nor a file of torch.save"
+    return CheckpointError(f"{path} is no readable checkpoint: {text}")
 
 
 OTHER_FILES = {
@@ -170,8 +174,7 @@ def read_checkpoint(path: Path) -> Any:
         try:
             return load_file(path)
         except DAMAGE as error:
-            text = " ".join(str(error).split())[:120] or "it ends too early"
-            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+            raise _damaged(path, error) from None
     return load_safely(path)
 
 

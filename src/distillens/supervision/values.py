@@ -17,8 +17,6 @@ from distillens.supervision.losses import (
     both_logits,
     check_smoothing,
     check_temperature,
-    smoothed_cross_entropy,
-    smoothed_squared_error,
 )
 from distillens.supervision.protocol import (
     Composite,
@@ -58,9 +56,6 @@ class OneHot(Stateless):
 
     def __init__(self, loss: Loss = "cross-entropy", smoothing: float = 0.0) -> None:
         self._loss = _named(loss, LABEL_LOSSES)
-        self._smoothed = (
-            smoothed_cross_entropy if loss == "cross-entropy" else smoothed_squared_error
-        )
         self._smoothing = check_smoothing(smoothing)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
@@ -73,11 +68,9 @@ class OneHot(Stateless):
         """
         logits = student_logits(logits, batch, self)
         checked = batch.labels_are_classes(logits.shape[-1])
-        if self._smoothing:
-            return self._smoothed(
-                logits, batch.labels, self._smoothing, batch.mask, checked=checked
-            )
-        return self._loss(logits, batch.labels, batch.mask, checked=checked)
+        return self._loss(
+            logits, batch.labels, batch.mask, smoothing=self._smoothing, checked=checked
+        )
 
     def phase(self, step: int) -> Hashable:
         """Return the same for all steps."""

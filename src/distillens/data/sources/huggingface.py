@@ -23,7 +23,7 @@ from distillens.errors import DataError, one_line
 if TYPE_CHECKING:
     from distillens.data.examples import Examples
 
-_WORDS = ("string", "large_string")
+WORDS = ("string", "large_string")
 _IDENTIFIER = re.compile(r"((.*_)?(id|idx|index|index_level_\d+)(__)?|unnamed: 0)?$", re.IGNORECASE)
 _CLASSES = re.compile(r"label|class|target|categor", re.IGNORECASE)
 
@@ -64,7 +64,7 @@ class HuggingFace(TableSource):
         path = self.path
         tables = load_tables(path, self.config, self.test_split)
         where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
-        labels, classes = _labels(tables, self.label_column, path, where)
+        _, labels, classes = read_labels(tables, self.label_column, path, where)
         decoded = {
             split: _decoded(table, self.image_column, where[split], options.image_size)
             for split, table in tables.items()
@@ -156,13 +156,13 @@ def _table(files: Sequence[Path]) -> Any:
     return datasets.Dataset(InMemoryTable(pa.concat_tables(tables)))
 
 
-def _labels(
-    tables: dict[str, Any],
-    asked: str | None,
-    path: str,
-    where: dict[str, str],
-) -> tuple[dict[str, np.ndarray], Sequence[str] | None]:
-    """Return the labels of each split as numbers, and the names of the classes."""
+def read_labels(
+    tables: dict[str, Any], asked: str | None, path: str, where: dict[str, str]
+) -> tuple[str, dict[str, np.ndarray], Sequence[str] | None]:
+    """Return the name of the column of labels, its numbers by split, and the names of the classes.
+
+    The names are None for numbers that nothing names.
+    """
     import datasets
 
     features = tables["train"].features
@@ -175,14 +175,14 @@ def _labels(
     }
     if known is not None or any(isinstance(cell, str) for cell in cells["train"]):
         names = sorted(map(str, set(cells["train"]))) if known is None else known
-        return number_names(cells, names, where), names
+        return name, number_names(cells, names, where), names
     labels = {split: np.asarray(each) for split, each in cells.items()}
     listed = _label_file(path)
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
     # Of several columns of numbers, the file names the classes of one.
     if listed is not None and (len(fitting) == 1 or len(listed) == highest + 1):
-        return labels, listed
-    return labels, None
+        return name, labels, listed
+    return name, labels, None
 
 
 def _label_columns(features: Any) -> list[str]:
@@ -193,7 +193,7 @@ def _label_columns(features: Any) -> list[str]:
         return isinstance(kind, datasets.ClassLabel) or (whole and not counts_examples(name))
 
     numbers = [name for name, kind in features.items() if is_label(name, kind)]
-    words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in _WORDS]
+    words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in WORDS]
     return numbers or words
 
 
@@ -225,12 +225,16 @@ def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str)
                 f"{where}: labels must be one integer an example, or a word; that of example {row} "
                 f"is {cell!r}"
             )
+        if isinstance(cell, str) and not cell.strip():
+            raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
         if names is not None and isinstance(cell, int) and not 0 <= cell < len(names):
             raise DataError(
                 f"{where}: label {cell} of example {row} is out of range; labels must lie in "
                 f"[0, {len(names) - 1}]"
             )
-    return [names[cell] if names is not None and isinstance(cell, int) else cell for cell in cells]
+    if names is not None:
+        cells = [names[cell] if isinstance(cell, int) else cell for cell in cells]
+    return [cell.strip() if isinstance(cell, str) else cell for cell in cells]
 
 
 def _label_file(path: str) -> Sequence[str] | None:

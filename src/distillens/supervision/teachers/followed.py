@@ -16,7 +16,8 @@ from distillens.data.batches import Batch
 from distillens.data.examples import Examples
 from distillens.data.outputs import are_probabilities, candidates, tensor_or_parts
 from distillens.data.resident import Rows, too_large
-from distillens.errors import SupervisionError, listed
+from distillens.errors import DataError, SupervisionError, listed
+from distillens.files.array_likes import as_array
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
 from distillens.supervision.kinds.taught import PeriodRecipe
 from distillens.supervision.losses import full_precision
@@ -292,26 +293,15 @@ def _refuse_probabilities(values: Tensor, what: str, remedy: str) -> None:
 
 
 def _checked_logits(logits: Any) -> np.ndarray | Tensor:
-    if isinstance(logits, Tensor):
-        values, kind = logits.detach(), str(logits.dtype).removeprefix("torch.")
+    try:
+        values = logits.detach() if isinstance(logits, Tensor) else as_array(logits)
+    except DataError as error:
+        raise SupervisionError(f"teacher logits cannot be read: {error}") from None
+    kind = str(values.dtype).removeprefix("torch.")
+    if isinstance(values, Tensor):
         numbers = not (values.is_complex() or values.dtype == torch.bool or values.is_sparse)
     else:
-        try:
-            values = np.asanyarray(logits)
-        except ValueError:
-            raise SupervisionError(
-                f"teacher logits must have shape (N, C), got a {type(logits).__name__} whose rows "
-                "have different lengths"
-            ) from None
-        kind = str(values.dtype)
-        # Kind V without fields: types such as bfloat16 of ml_dtypes, which convert to float32.
-        named = values.dtype.kind == "V" and np.can_cast(values.dtype, np.float32)
-        numbers = values.dtype.kind in "fiu" or (named and values.dtype.names is None)
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise SupervisionError(
-            f"{int(np.ma.getmaskarray(values).sum())} of the teacher logits are masked and have no "
-            "value; fill them, or leave their rows out and give the indices of the others"
-        )
+        numbers = values.dtype.kind in "fiu"
     if not numbers:
         raise SupervisionError(
             f"teacher logits must be real numbers, got an array of {kind}; convert them to float32"
