@@ -15,11 +15,10 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from cases import class_folders, pictures, write_idx
 from conftest import command, refused
 from PIL import Image
 from pyarrow import parquet
-from test_data import pictures, write_idx
-from test_folders import class_folders
 
 from distillens.errors import CheckpointError
 from distillens.models import ModelRecipe, build_model, load_weights, save_weights

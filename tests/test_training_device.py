@@ -461,7 +461,7 @@ def test_blocks_in_memory_are_shared_and_make_way(
         return network("mlp")
 
     size = SIZE * 4 * 4
-    monkeypatch.setattr("distillens.supervision.block_memory.ELSEWHERE", 2 * size)
+    monkeypatch.setattr("distillens.supervision.block_memory.UNKNOWN_MEMORY_BYTES", 2 * size)
     caches = [LogitCache(tmp_path, batches(True, seed=seed), "float32") for seed in (0, 1)]
     first = caches[0].held("d", 0, load)
     assert first is not None

@@ -457,7 +457,7 @@ def test_well_known_names_of_arrays_are_understood(
             {"x_train": ROWS, "y_train": COUNT, "inputs": ROWS, "labels": COUNT},
             "has both x_train and inputs",
         ),
-        ({"x_train": ROWS, "y_train": COUNT, "x_test": ROWS}, "no labels beside these inputs"),
+        ({"x_train": ROWS, "y_train": COUNT, "x_test": ROWS}, "no labels for these inputs"),
         ({"features": ROWS, "y_train": COUNT}, "needs train_inputs and train_labels"),
     ],
 )

@@ -86,7 +86,7 @@ def fit_to_logits(
 ) -> tuple[Tensor, Tensor | None]:
     """Return labels and mask with exactly the shape of the logits without the class axis.
 
-    Trailing axes of length 1, as of labels (B, 1) beside logits (B, C), are dropped.
+    Trailing axes of length 1, as of labels (B, 1) for logits (B, C), are dropped.
 
     Raises
     ------

@@ -44,7 +44,7 @@ _modules: dict[Path, dict[str, ModuleType]] = {}
 def importable(folder: Path | None, name: str = "") -> Iterator[None]:
     """Put a folder first on the import path, for as long as the context is open.
 
-    A module that is loaded from elsewhere does not stand in for one of the folder: neither the module
+    A module that was loaded from another place does not replace one of the folder: neither the module
     ``name`` itself, nor the modules of another recipe's folder. Both are back when the context ends.
     """
     if folder is None:

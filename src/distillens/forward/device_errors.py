@@ -21,7 +21,7 @@ _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_
 _CAPACITY = re.compile(r"total capacity of ([\d.]+ \wi?B) of which ([\d.]+ \wi?B) is free")
 
 CONTEXT_BYTES = 6 * 10**8
-"""What a process takes of a GPU beside its tensors."""
+"""Bytes of a GPU that a process needs in addition to its tensors."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -176,7 +176,7 @@ def peak_host_memory() -> int:
 def limit_memory(device: torch.device, processes: int) -> None:
     """Let this process take its share of a GPU's memory and no more.
 
-    A process that needs more fails by itself, and takes nothing from those beside it.
+    A process that needs more fails by itself, and takes no memory from other processes.
     """
     if processes < 2:
         return

@@ -33,7 +33,7 @@ def call_builder(
     seed: int,
     folder: Path | None = None,
 ) -> nn.Module:
-    """Call a builder with the arguments of a recipe and what it takes of those offered.
+    """Call a builder with the arguments of a recipe and those of the offered values that it accepts.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def call_builder(
     seed
         Of torch's random numbers.
     folder
-        First on the import path during the call: a builder may import modules beside the recipe.
+        First on the import path during the call, for modules in the folder of the recipe.
 
     Raises
     ------

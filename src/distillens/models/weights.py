@@ -80,7 +80,7 @@ DAMAGE = (
 
 
 def _plain_classes() -> list[Any]:
-    """Return classes of values that stand beside weights and run no code when they are read."""
+    """Return classes of values that are saved together with weights and run no code when they are read."""
     kinds: list[Any] = [argparse.Namespace, SimpleNamespace, PosixPath, np.ndarray, np.dtype]
     kinds += {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -96,7 +96,7 @@ def load_safely(path: Path) -> Any:
     """Read what ``torch.save`` wrote; nothing but tensors and plain values is unpickled.
 
     Plain values are numbers, strings and their collections, NumPy numbers and arrays, and the
-    ``argparse.Namespace`` that many training programs save beside the weights.
+    ``argparse.Namespace`` that many training programs save together with the weights.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def shards(index: Path) -> list[Path]:
-    """Return the files that the index of a sharded checkpoint names, beside it."""
+    """Return the files in the same folder that the index of a sharded checkpoint names."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return [index.parent / Path(name).name for name in sorted(names)]

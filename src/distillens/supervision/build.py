@@ -36,7 +36,7 @@ class Teachers(Protocol):
         ...
 
     def cotrained(self) -> Teacher:
-        """Return a teacher that will learn beside the student."""
+        """Return a fresh teacher that is trained together with the student."""
         ...
 
     def previous_generation(self) -> Teacher:

@@ -36,7 +36,7 @@ Loss = Literal["cross-entropy", "squared-error"]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Need = Literal["final teacher", "trajectory", "co-trained teacher", "previous student"]
-"""What a supervision takes from its study.
+"""What a supervision needs from its study.
 
 The finished teacher; the checkpoints of its training; a fresh teacher that is trained together with
 the student; the student of the generation before, of which the first is the baseline.
@@ -103,7 +103,7 @@ class SupervisionEntry(Part):
         return self.kind
 
     def needs(self) -> frozenset[Need]:
-        """Return what it takes from the study; by default nothing."""
+        """Return what `build` may ask the study for; by default nothing."""
         return frozenset()
 
     def parts(self) -> tuple[SupervisionEntry, ...]:

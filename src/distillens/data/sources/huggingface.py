@@ -47,7 +47,7 @@ class HuggingFace(TableSource):
     Images are decoded as `datasets` decodes them: an EXIF orientation is applied. They keep one
     channel if all of a data set's are stored as grey values; else all are converted to RGB, and
     transparency is dropped. The classes are those of a ``ClassLabel`` column, the values of a column
-    of words in alphabetical order, or numbers, which a ``labels.txt`` beside the tables may name.
+    of words in alphabetical order, or numbers, which a ``labels.txt`` in the folder may name.
     """
 
     image_column: str | None = None
@@ -238,7 +238,7 @@ def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str)
 
 
 def _label_file(path: str) -> Sequence[str] | None:
-    # Parquet without Hugging Face metadata has no class names; a labels.txt beside it supplies them.
+    # Parquet without Hugging Face metadata has no class names; a labels.txt in its folder supplies them.
     file = Path(path) / "labels.txt"
     return (
         file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else None

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import sentences, write_tsv
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,29 +34,6 @@ from distillens.runs.read import read_arrays
 from distillens.study import read_recipe, run
 
 pytest.importorskip("tokenizers")
-
-GOOD, BAD = ("warm", "witty", "lovely", "fresh"), ("dull", "stale", "clumsy", "loud")
-FILM = ("film", "plot", "cast", "score", "ending")
-
-
-def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
-    """Judgements of films, of which one word tells the label."""
-    draw = np.random.default_rng(seed)
-    found = []
-    for place in range(count):
-        label = place % 2
-        word = str(draw.choice(GOOD if label else BAD))
-        rest = [str(each) for each in draw.choice(FILM, draw.integers(1, 4))]
-        found.append((f"a {word} film with a {' and a '.join(rest)}", label))
-    return found
-
-
-def write_tsv(folder: Path, train: int = 60, test: int = 20) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name, count in (("train", train), ("validation", test)):
-        lines = ["sentence\tlabel", *(f"{s}\t{y}" for s, y in sentences(count, len(name)))]
-        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 def recipe_of(folder: Path, **more: Any) -> DataRecipe:
