@@ -80,7 +80,7 @@ DAMAGE = (
 
 
 def _plain_classes() -> list[Any]:
-    """Return classes of values that are saved together with weights and run no code when they are read."""
+    """Return classes of values that are saved with weights and run no code when they are read."""
     kinds: list[Any] = [argparse.Namespace, SimpleNamespace, PosixPath, np.ndarray, np.dtype]
     kinds += {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):

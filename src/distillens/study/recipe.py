@@ -174,7 +174,7 @@ class Recipe(_Part):
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers, through Accelerate; JSON lines are always written."""
     cache_gigabytes: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Room for teacher logits on disk; the longest unused ones make way."""
+    """Room for teacher logits on disk; the least recently used are deleted first."""
     cache_on_disk: bool = False
     """Write teacher logits to disk also where the memory of an accelerator holds them."""
     cache_top_k: int | None = Field(default=None, ge=1)
