@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from pydantic import validate_call
+from pydantic import ConfigDict, validate_call
 from torch import Tensor, nn
 
 from distillens.data.outputs import bare_logits, logits_of
@@ -54,7 +54,8 @@ def build_model(
                 "use encoder or transformers:NAME_OR_FOLDER"
             )
         if not inspect.isclass(builder):
-            builder = validate_call(builder, config={"arbitrary_types_allowed": True})
+            config = ConfigDict(arbitrary_types_allowed=True)
+            builder = validate_call(config=config)(builder)
     # torch.manual_seed also seeds the GPUs, whose dropout must not start anew in a running training.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
