@@ -73,15 +73,8 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
                 raise RecipeError(
                     f"model {name!r} takes no {key}; weights of your own go into teacher.checkpoint"
                 )
-        try:
-            with _tensors_only():
-                return make(module, inner, kind, outputs, arguments)
-        except (RecipeError, ModelError, TypeError):
-            raise
-        # Both libraries raise many kinds for a name, a hub out of reach or a bad file.
-        except Exception as error:
-            text = " ".join(str(error).split())[:240] or type(error).__name__
-            raise ModelError(f"model {name!r} cannot be built: {text}") from None
+        with _tensors_only():
+            return make(module, inner, kind, outputs, arguments)
 
     return build
 

@@ -84,11 +84,10 @@ def _temperature(value: float | TemperatureSchedule, steps: int) -> float | Call
 def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
     if recipe.is_custom:
         function = _import(recipe, trust_code)
-        return _NamedLoss(
-            partial(_custom, recipe.name, function),
-            across_examples=is_across_examples(function),
-            capturable=bool(getattr(function, "capturable", False)),
-        )
+        loss = partial(_custom, recipe.name, function)
+        capturable = bool(getattr(function, "capturable", False))
+        vars(loss).update(across_examples=is_across_examples(function), capturable=capturable)
+        return loss
     first, second = recipe.weights or ((1.0, 8.0) if recipe.name == "dkd" else (1.0, 1.0))
 
     def named(
@@ -103,7 +102,8 @@ def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
             logits, teacher, temperature, inter_weight=first, intra_weight=second, mask=mask
         )
 
-    return _NamedLoss(named, across_examples=recipe.name == "dist", capturable=True)
+    vars(named).update(across_examples=recipe.name == "dist", capturable=True)
+    return named
 
 
 def _custom(
@@ -131,16 +131,6 @@ def _custom(
     if not isinstance(value, Tensor) or value.ndim:
         raise SupervisionError(f"loss {name!r} must return a scalar tensor, got {value!r:.80}")
     return value
-
-
-@dataclass(frozen=True)
-class _NamedLoss:
-    function: TeacherLoss
-    across_examples: bool
-    capturable: bool
-
-    def __call__(self, *arguments: Any) -> Tensor:
-        return self.function(*arguments)
 
 
 def check_losses(entry: Any, *, trust_code: bool) -> None:
