@@ -25,7 +25,8 @@ from distillens.models import load_state
 from distillens.runs.layout import NetworkFiles, Run
 from distillens.study import parse_recipe
 from distillens.supervision import OneHot, Setting, TeacherCheckpoint, build_supervision
-from distillens.supervision.recipe import AverageRecipe, OfflineRecipe, OnlineRecipe, PeriodRecipe
+from distillens.supervision.kinds.taught import OfflineRecipe, OnlineRecipe, PeriodRecipe
+from distillens.supervision.recipe import AverageRecipe
 from distillens.training import TrainingRecipe, fit
 
 RECIPE = TrainingRecipe(epochs=5, batch_size=48, learning_rate=0.05, checkpoint_every=3)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import write_tsv
 from conftest import command, refused
-from test_text import write_tsv
 
 from distillens.data import Batches, DataRecipe, Examples, load_splits
 from distillens.data.tokens.next_tokens import NextTokens

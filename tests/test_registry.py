@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cases import installed
 
 from distillens.errors import RecipeError
-from distillens.registry import Registry, load_plugins
-
-
-@pytest.fixture
-def install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str, str], None]]:
-    """Install a distribution with one module, which it names as a plugin."""
-    before = set(sys.modules)
-
-    def install(module: str, text: str) -> None:
-        (tmp_path / f"{module}.py").write_text(text)
-        info = tmp_path / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[distillens.plugins]\nmine = {module}\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        load_plugins.cache_clear()
-
-    yield install
-    for module in set(sys.modules) - before:
-        del sys.modules[module]
-    load_plugins.cache_clear()
-
+from distillens.registry import Registry
+from distillens.runs.layout import Run
+from distillens.runs.read import read_arrays
+from distillens.study import read_recipe, run
+from distillens.supervision import SUPERVISIONS
 
 colours: Registry[type] = Registry("colour")
 """What the plugin of a test adds to."""
@@ -65,23 +47,56 @@ def test_two_items_cannot_share_a_name() -> None:
         registry.register("")
 
 
-def test_a_plugin_is_imported_once_and_registers(install: Callable[[str, str], None]) -> None:
-    install(
-        "paint_lab",
-        f"from {__name__} import colours\n@colours.register('teal')\nclass Teal:\n    pass\n",
-    )
-    assert colours.names() == ("teal",)
-    assert colours.get("teal").__module__ == "paint_lab"
-    del sys.modules["paint_lab"]
-    colours.names()
-    assert "paint_lab" not in sys.modules
+def test_a_plugin_is_imported_once_and_registers(tmp_path: Path) -> None:
+    text = f"from {__name__} import colours\n@colours.register('teal')\nclass Teal:\n    pass\n"
+    with installed(tmp_path, {"paint_lab.py": text}, "paint_lab"):
+        assert colours.names() == ("teal",)
+        assert colours.get("teal").__module__ == "paint_lab"
+        del sys.modules["paint_lab"]
+        colours.names()
+        assert "paint_lab" not in sys.modules
 
 
-def test_a_plugin_that_fails_is_named(install: Callable[[str, str], None]) -> None:
-    install("broken_lab", "import there_is_no_such_module\n")
-    with pytest.raises(RecipeError) as raised:
-        Registry("colour").names()
-    assert str(raised.value) == (
-        "the plugin 'mine' (broken_lab) of broken_lab cannot be imported: ModuleNotFoundError: "
-        "No module named 'there_is_no_such_module'; repair or uninstall it"
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import there_is_no_such_module",
+            "cannot be imported: ModuleNotFoundError: No module named 'there_is_no_such_module'; "
+            "repair or uninstall it",
+        ),
+        (
+            "from distillens.supervision import OneHot, register_supervision\n"
+            "register_supervision('one-hot')(OneHot)",
+            "cannot be used: the supervision 'one-hot' is registered by "
+            "distillens.supervision.kinds.one_hot.OneHotRecipe and by "
+            "distillens.supervision.values.OneHot; give one of them another name",
+        ),
+    ],
+)
+def test_a_plugin_that_fails_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with installed(tmp_path, {"broken_lab.py": text}, "broken_lab"):
+        with pytest.raises(RecipeError) as raised:
+            SUPERVISIONS.names()
+        assert str(raised.value) == f"the plugin 'mine' (broken_lab) of broken_lab {said}"
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_extending_runs_as_written(tmp_path: Path) -> None:
+    """A package registers a supervision, a data source and a model; a recipe uses all three."""
+    blocks = re.findall(
+        r"```(?:python|yaml)\n# (my_lab/\S+|recipe\.yaml)\n(.*?)```", PAGE, re.DOTALL
     )
+    files = dict(blocks)
+    recipe = files.pop("recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    with installed(tmp_path, files, "my_lab"):
+        result = run(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    titles = [row.name for row in result.rows]
+    assert titles == ["teacher", "no KD", "where right τ=2", "where right τ=1 → no KD at 0.5"]
+    stored = read_arrays(Run(tmp_path / "run").student(1, "where right τ=2", 0).logits)
+    assert stored["test"].shape == (100, 1)
+    with pytest.raises(RecipeError, match="no kind 'where-right'"):
+        read_recipe(tmp_path / "recipe.yaml", ["data={source: digits, test_size: 100}"])

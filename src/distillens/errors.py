@@ -80,6 +80,11 @@ def missing_name(module: str, name: str) -> AttributeError:
     return RemovedNameError(f"{module}.{name} was removed; use {replacement}")
 
 
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line, or the name of its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 EPOCHS_LISTED = 8
 """Epochs that a message lists; of more, it lists the first ones and the last."""
 

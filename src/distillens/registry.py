@@ -34,8 +34,8 @@ class Registry(Generic[Item]):
     noun
         What messages call an item, such as ``"supervision"``.
     package
-        Dotted name of a package whose modules register the built-in items. They are imported at the
-        first lookup.
+        Dotted name of a module, or of a package whose modules, register the built-in items. They are
+        imported at the first lookup.
 
     Examples
     --------
@@ -109,9 +109,9 @@ class Registry(Generic[Item]):
 
 @cache
 def import_modules(package: str) -> None:
-    """Import every module of a package."""
+    """Import a module and, of a package, every module in it."""
     found = importlib.import_module(package)
-    for module in pkgutil.iter_modules(found.__path__, f"{package}."):
+    for module in pkgutil.iter_modules(getattr(found, "__path__", ()), f"{package}."):
         importlib.import_module(module.name)
 
 
@@ -144,4 +144,5 @@ def _told(point: Any) -> str:
 
 
 def _origin(item: Any) -> str:
+    item = getattr(item, "func", item)  # of functools.partial
     return f"{getattr(item, '__module__', '?')}.{getattr(item, '__qualname__', repr(item))}"

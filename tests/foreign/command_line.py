@@ -300,7 +300,7 @@ def test_a_start_that_failed_does_not_block_the_corrected_recipe(
         ("student.model=mlp", "student.model: keys with values are needed, got 'mlp'"),
         ("supervisions.0.kind=onehot", "supervisions.0: no kind 'onehot'; did you mean 'one-hot'?"),
         ("tune={learning_rate: [0.1]}", "the list needs at least 2 entries"),
-        ("data.path=x.npz", "source 'digits' reads no file"),
+        ("data.path=x.npz", "path belongs to source"),
         ("data.label_column=fine", "label_column belongs to source 'huggingface' or 'text'"),
         ("data.image_column=image", "image_column belongs to source 'huggingface'"),
         ("data={source: text, path: x, image_column: y}", "image_column belongs to source"),

@@ -20,12 +20,25 @@ from distillens.data import load_splits
 from distillens.data.examples import Examples, examples_from_arrays
 from distillens.data.recipe import DataRecipe
 from distillens.data.sources.dataset_files import find_splits
-from distillens.data.sources.folders import read_folder
-from distillens.data.sources.huggingface import read_huggingface
-from distillens.data.sources.named import read_npz
+from distillens.data.sources.folders import ImageFolder
+from distillens.data.sources.huggingface import HuggingFace
+from distillens.data.sources.npz import NpzFile
+from distillens.data.sources.source import LoadOptions
 from distillens.errors import DataError
 
 RNG = np.random.default_rng(0)
+
+
+def read_huggingface(path: Path, **settings: str) -> dict[str, Examples]:
+    return HuggingFace(path=str(path), **settings).load(LoadOptions())
+
+
+def read_folder(path: Path) -> dict[str, Examples]:
+    return ImageFolder(path=str(path)).load(LoadOptions())
+
+
+def read_npz(path: Path) -> dict[str, Examples]:
+    return NpzFile(path=str(path)).load(LoadOptions())
 
 
 def png(shape: tuple[int, ...] = (8, 8, 3), **save: Any) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def test_a_configuration_is_chosen_by_name(tmp_path: Path) -> None:
         recipe = DataRecipe(source="huggingface", path=str(tmp_path), config=config)
         assert len(load_splits(recipe).train) == count
     with pytest.raises(DataError, match="no configuration 'crop'; did you mean 'cropped'"):
-        read_huggingface(str(tmp_path), config="crop")
+        read_huggingface(tmp_path, config="crop")
 
 
 def test_the_head_of_a_readme_names_configurations(tmp_path: Path) -> None:
@@ -145,11 +158,11 @@ def test_the_head_of_a_readme_names_configurations(tmp_path: Path) -> None:
         "---\nconfigs:\n- config_name: x\n  data_files:\n  - split: train\n    path: a/o*.parquet\n"
         "  - split: test\n    path: [a/two.parquet]\n---\n# Data\n"
     )
-    found = read_huggingface(str(tmp_path))
+    found = read_huggingface(tmp_path)
     assert {split: len(part) for split, part in found.items()} == {"train": 3, "test": 2}
     readme.write_text(readme.read_text().replace("a/two", "a/three"))
     with pytest.raises(DataError, match="none of them exists"):
-        read_huggingface(str(tmp_path))
+        read_huggingface(tmp_path)
 
 
 def test_a_saved_dataset_dict_is_read(tmp_path: Path) -> None:
@@ -159,7 +172,7 @@ def test_a_saved_dataset_dict_is_read(tmp_path: Path) -> None:
     cells = {"image": [png() for _ in range(4)], "label": [0, 1, 1, 0]}
     part = datasets.Dataset.from_dict(cells, features=features)
     datasets.DatasetDict({"train": part, "validation": part}).save_to_disk(tmp_path / "saved")
-    found = read_huggingface(str(tmp_path / "saved"))
+    found = read_huggingface(tmp_path / "saved")
     assert found["train"].classes == ("b", "a")
     assert found["test"].labels.tolist() == [0, 1, 1, 0]
 
@@ -175,7 +188,7 @@ def test_class_names_are_matched_by_name_not_by_number(tmp_path: Path) -> None:
         cells = {"image": [png() for _ in range(2)], "label": ["cat", "dog"]}
         table = datasets.Dataset.from_dict(cells, features=features)
         table.to_parquet(tmp_path / f"{split}.parquet")
-    found = read_huggingface(str(tmp_path))
+    found = read_huggingface(tmp_path)
     assert found["train"].labels.tolist() == found["test"].labels.tolist() == [0, 1]
 
 
@@ -183,12 +196,12 @@ def test_words_become_classes_in_alphabetical_order(tmp_path: Path) -> None:
     # A row number beside the words is no label.
     write_table(tmp_path / "train.parquet", ["pear", "fig", "pear"], id=[7, 8, 9])
     write_table(tmp_path / "test.parquet", ["fig"], id=[1])
-    found = read_huggingface(str(tmp_path))
+    found = read_huggingface(tmp_path)
     assert found["train"].classes == found["test"].classes == ("fig", "pear")
     assert found["train"].labels.tolist() == [1, 0, 1]
     write_table(tmp_path / "test.parquet", ["plum"], id=[1])
     with pytest.raises(DataError, match="'plum', which the training split lacks"):
-        read_huggingface(str(tmp_path))
+        read_huggingface(tmp_path)
 
 
 def test_the_label_file_names_the_column_that_it_fits(tmp_path: Path) -> None:
@@ -197,9 +210,9 @@ def test_the_label_file_names_the_column_that_it_fits(tmp_path: Path) -> None:
     write_table(tmp_path / "test.parquet", [3], coarse=[1])
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     with pytest.raises(DataError, match=r"2 columns would do .*set data\.label_column"):
-        read_huggingface(str(tmp_path))
-    assert read_huggingface(str(tmp_path), None, "label")["test"].classes == ("a", "b", "c", "d")
-    assert read_huggingface(str(tmp_path), None, "coarse")["test"].classes == ("0", "1")
+        read_huggingface(tmp_path)
+    assert read_huggingface(tmp_path, label_column="label")["test"].classes == ("a", "b", "c", "d")
+    assert read_huggingface(tmp_path, label_column="coarse")["test"].classes == ("0", "1")
 
 
 def test_a_test_split_without_labels_is_asked_about(tmp_path: Path) -> None:
@@ -207,19 +220,19 @@ def test_a_test_split_without_labels_is_asked_about(tmp_path: Path) -> None:
     write_table(tmp_path / "validation.parquet", [1, 0])
     write_table(tmp_path / "test.parquet", [-1, -1])
     with pytest.raises(DataError, match=r"no example has a label, all are -1; .*data\.test_split"):
-        read_huggingface(str(tmp_path))
-    found = read_huggingface(str(tmp_path), test_split="validation")
+        read_huggingface(tmp_path)
+    found = read_huggingface(tmp_path, test_split="validation")
     assert found["test"].labels.tolist() == [1, 0]
     write_table(tmp_path / "test.parquet", [1, None])
     with pytest.raises(DataError, match="example 1 is None"):
-        read_huggingface(str(tmp_path))
+        read_huggingface(tmp_path)
 
 
 def test_grey_and_coloured_pictures_of_one_table_are_coloured(tmp_path: Path) -> None:
     grey = png((8, 8))
     write_table(tmp_path / "train.parquet", [0, 1], [grey, png()])
     write_table(tmp_path / "test.parquet", [0], [grey])
-    found = read_huggingface(str(tmp_path))
+    found = read_huggingface(tmp_path)
     assert found["train"].input_shape == found["test"].input_shape == (3, 8, 8)
     picture = np.asarray(Image.open(io.BytesIO(grey["bytes"])).convert("RGB"))
     assert np.array_equal(found["test"].inputs[0].permute(1, 2, 0).numpy(), picture)
@@ -230,7 +243,7 @@ def test_pictures_of_tables_are_turned_as_datasets_turns_them(tmp_path: Path) ->
     exif[0x0112] = 6
     turned = png((8, 8, 3), exif=exif)
     write_table(tmp_path / "train.parquet", [0, 1], [turned, turned])
-    found = read_huggingface(str(tmp_path))["train"].inputs[0].permute(1, 2, 0).numpy()
+    found = read_huggingface(tmp_path)["train"].inputs[0].permute(1, 2, 0).numpy()
     assert np.array_equal(found, np.asarray(datasets.Image().decode_example(turned)))
 
 
@@ -444,7 +457,7 @@ def test_well_known_names_of_arrays_are_understood(
             {"x_train": ROWS, "y_train": COUNT, "inputs": ROWS, "labels": COUNT},
             "has both x_train and inputs",
         ),
-        ({"x_train": ROWS, "y_train": COUNT, "x_test": ROWS}, "no labels beside these inputs"),
+        ({"x_train": ROWS, "y_train": COUNT, "x_test": ROWS}, "no labels for these inputs"),
         ({"features": ROWS, "y_train": COUNT}, "needs train_inputs and train_labels"),
     ],
 )

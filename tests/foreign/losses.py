@@ -42,7 +42,6 @@ from distillens.supervision import (
     distillation_squared_error,
     squared_error,
 )
-from distillens.supervision.losses import smoothed_cross_entropy, smoothed_squared_error
 from distillens.training import TrainingRecipe, fit
 
 RECIPE = TrainingRecipe(epochs=1, learning_rate=0.05)
@@ -390,7 +389,7 @@ def reference(name: str, z: Tensor, g: Tensor, y: Tensor, tau: float) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "distillation": lambda z, g, y, tau: distillation_cross_entropy(z, g, tau),
     "squared error": lambda z, g, y, tau: distillation_squared_error(z, g, tau),
-    "smoothing": lambda z, g, y, tau: smoothed_cross_entropy(z, y, 0.1),
+    "smoothing": lambda z, g, y, tau: cross_entropy(z, y, smoothing=0.1),
     "dkd": lambda z, g, y, tau: decoupled(z, g, y, tau),
     "dist": lambda z, g, y, tau: dist(z, g, tau),
 }
@@ -463,7 +462,7 @@ MASKED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     **{name: lambda z, g, y, f=f: f(z, g, y, 4.0) for name, f in LOSSES.items()},
     "cross-entropy": lambda z, g, y: cross_entropy(z, y),
     "label squares": lambda z, g, y: squared_error(z, y),
-    "smoothed squares": lambda z, g, y: smoothed_squared_error(z, y, 0.1),
+    "smoothed squares": lambda z, g, y: squared_error(z, y, smoothing=0.1),
     "mixed": lambda z, g, y: Mixed(OneHot(), Distillation(Given(g), 2.0), 0.5).loss(
         z, batch_of(y), 0
     ),
@@ -670,8 +669,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "positive and finite, got -1.0": lambda: distillation_squared_error(X, X, -1.0),
     "positive and finite, got -2.0": lambda: decoupled(X, X, Y, -2.0),
     "positive and finite, got -3.0": lambda: dist(X, X, -3.0),
-    "got 2.0": lambda: smoothed_cross_entropy(X, Y, 2.0),
-    "got -0.1": lambda: smoothed_squared_error(X, Y, -0.1),
+    "got 2.0": lambda: cross_entropy(X, Y, smoothing=2.0),
+    "got -0.1": lambda: squared_error(X, Y, smoothing=-0.1),
     r"weights \[nan\]": lambda: AveragedTeacher([linear(2)], [float("nan")]),
     "must have the same classes": lambda: AveragedTeacher(
         [linear(2), linear(2, 1)], [1.0, 1.0]
@@ -679,7 +678,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "student_steps must be at least 1": lambda: OnlineTeacher(
         [TeacherCheckpoint(3, lambda: linear(2))], 0
     ),
-    "rows have different lengths": lambda: RecordedTeacher([[1.0, 2.0], [1.0]]),  # type: ignore[arg-type]
+    "teacher logits cannot be read: a list": lambda: RecordedTeacher([[1.0, 2.0], [1.0]]),  # type: ignore[arg-type]
     "give log": lambda: RecordedTeacher(X.softmax(-1)),
     "remove its softmax": lambda: trained(
         linear(1), Distillation(nn.Sequential(linear(2), nn.Softmax(-1)))

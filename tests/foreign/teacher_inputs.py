@@ -374,13 +374,13 @@ def test_what_is_no_classification_is_one_line(tmp_path: Path) -> None:
     data = rows()
     for place, row in enumerate(data):
         row["labels"] = 0.5 * place
-    with pytest.raises(SupervisionError, match=r"labels have type float32 .*regression"):
+    with pytest.raises(DataError, match=r"labels are float32 .*regression"):
         loss_of(tmp_path, bert(2, num_labels=1), OneHot(), data)
     with pytest.raises(SupervisionError, match="one output and labels go up to 2"):
         loss_of(tmp_path, bert(2, num_labels=1), OneHot(), rows())
     for row in data:
         row["labels"] = [1.0, 0.0, 1.0]
-    with pytest.raises(SupervisionError, match=r"labels have type float32 and shape \(4, 3\)"):
+    with pytest.raises(DataError, match=r"labels are float32 of shape \(4, 3\)"):
         loss_of(tmp_path, bert(2), OneHot(), data)
     del data[0]["labels"], data[1]["labels"], data[2]["labels"], data[3]["labels"]
     with pytest.raises(SupervisionError, match="a supervision needs input_ids and labels"):

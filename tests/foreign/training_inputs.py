@@ -909,7 +909,7 @@ def exported() -> nn.Module:
     ("build", "says"),
     [
         (lambda: learning(linear().requires_grad_(False)), "has no trainable parameters"),
-        (lambda: dl.RecordedTeacher(np.ma.masked_less(X.numpy(), 0.5)), "logits are masked"),
+        (lambda: dl.RecordedTeacher(np.ma.masked_less(X.numpy(), 0.5)), "has masked values"),
         (lambda: fit_to(exported()), "cannot be put into evaluation mode"),
         (
             lambda: dl.fit(linear(), dl.OneHot(), cast(Any, TensorDataset(X, Y)), SHORT),

@@ -57,11 +57,11 @@ def compare(
 
 def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
     rows = {row.position: row for row in run.result.rows}
-    one_hot = next((row for row in run.result.rows if row.kind == "one-hot"), None)
+    one_hot = next((row for row in run.result.rows if row.is_baseline), None)
     model = run.teacher.model
     found = []
     for position, entry in enumerate(run.recipe.supervisions):
-        if entry.kind == "one-hot":
+        if entry.is_baseline:
             continue
         students = [student for student in run.students if student.entry is entry]
         asked = ConfidenceSettings(resamples=resamples, listed_departures=0)

@@ -206,7 +206,7 @@ def choose_student(
     RecipeError
         There is no such student.
     """
-    found = [one for one in run.chosen(supervision, seed) if one.entry.kind == "one-hot"]
+    found = [one for one in run.chosen(supervision, seed) if one.entry.is_baseline]
     if not found:
         asked = "" if supervision is None else f" {supervision!r}"
         raise RecipeError(
@@ -285,7 +285,7 @@ def complexity_plan(scene: Scene, recipe: ComplexityRecipe) -> tuple[Plan, int]:
     position, entry = next(
         (position, entry)
         for position, entry in enumerate(scene.recipe.supervisions)
-        if entry.kind == "one-hot"
+        if entry.is_baseline
     )
     seed = scene.recipe.seeds_of(entry)[0]
     files = scene.run.student(position, entry.title, seed)

@@ -336,7 +336,7 @@ def _students(scene: Scene, task: EigenspaceTask) -> tuple[list[Student], tuple[
     for place, entry in enumerate(recipe.supervisions):
         if task.student not in (None, entry.title):
             continue
-        if entry.kind == "co-trained":
+        if len(entry.parts()) == 1 and "co-trained teacher" in entry.needs():
             notes.append(f"{entry.title}: left out, its teacher left no checkpoints")
             continue
         chosen += [Student(place, seed) for seed in recipe.seeds_of(entry)]

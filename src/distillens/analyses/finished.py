@@ -109,7 +109,7 @@ class FinishedRun:
 
     def one_hot(self, student: FinishedStudent) -> FinishedStudent | None:
         """Return the one-hot student of the same seed, unless it is this one or there is none."""
-        first = next((one for one in self.students if one.entry.kind == "one-hot"), None)
+        first = next((one for one in self.students if one.entry.is_baseline), None)
         for one in self.students:
             same_seed = one.cell.seed == student.cell.seed
             if first is not None and one.entry is first.entry and same_seed and one is not student:

@@ -11,5 +11,10 @@ from .load import load_splits as load_splits
 from .recipe import Augmentation as Augmentation
 from .recipe import DataRecipe as DataRecipe
 from .recipe import TokenizerRecipe as TokenizerRecipe
+from .sources.source import SOURCES as SOURCES
+from .sources.source import DataSource as DataSource
+from .sources.source import LoadOptions as LoadOptions
+from .sources.source import PathSource as PathSource
+from .sources.source import register_source as register_source
 from .tokens.tokenizers import PADDING as PADDING
 from .tokens.tokenizers import vocabulary_of as vocabulary_of

@@ -17,22 +17,13 @@ from distillens.data.recipe import Augmentation
 GAMMA = 0x9E3779B97F4A7C15
 
 
-def random_integers(
-    seed: int, epoch: int, indices_B: np.ndarray | Tensor, stream: int, high: int
-) -> Tensor:
-    """Return (B,) int64 integers in [0, high), a pure function of all arguments.
+def random_bits(seed: int, epoch: int, indices_B: Tensor, streams: int) -> Tensor:
+    """Return (streams, B) random integers in [0, 2**53), a pure function of all arguments.
 
     A counter-based generator: the arguments are mixed by the finaliser of SplitMix64 (Steele, Lea,
-    Flood 2014). ``stream`` tells draws for different purposes apart. The computation takes place on the
-    device of the indices, without the host waiting for it.
-    """
-    return _bits(seed, epoch, torch.as_tensor(indices_B), stream + 1)[stream] % high
-
-
-def _bits(seed: int, epoch: int, indices_B: Tensor, streams: int) -> Tensor:
-    """Return (streams, B) random integers in [0, 2**53).
-
-    The bias of the remainder of a division by a small number is below that number / 2**53.
+    Flood 2014). Streams serve different purposes; the first ones do not depend on how many there are.
+    The computation takes place on the device of the indices, without the host waiting for it. The bias
+    of the remainder of a division by a small number is below that number / 2**53.
     """
     stream = torch.arange(1, streams + 1, device=indices_B.device)[:, None]
     state = _mix(indices_B.to(torch.int64) + stream * _signed(GAMMA))
@@ -62,7 +53,7 @@ def augment(
 ) -> Tensor:
     """Return the pictures of these examples in this epoch, same shape and dtype."""
     device = images_BCHW.device
-    bits = _bits(how.seed, epoch, torch.as_tensor(indices_B).to(device), 3)
+    bits = random_bits(how.seed, epoch, torch.as_tensor(indices_B).to(device), 3)
     if how.crop:
         size = 2 * how.crop + 1
         height, width = images_BCHW.shape[-2:]

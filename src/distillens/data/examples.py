@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillens.data.sources.source import MAX_UNNAMED
 from distillens.errors import DataError
 from distillens.files.arrays import as_rows, native
-
-MAX_UNNAMED = 100_000
-"""Classes without names. A larger label is taken for damage: the network would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,9 @@ class Examples:
         Names of the classes, in the order of their labels.
     vocabularies : tuple of int
         Of text, how many tokens each of its tokenizers knows; else empty.
+    sentences : tuple of str
+        Of text that is not tokenised yet, all sentences of the split in its source: the one of an
+        example is at its index. The inputs are empty until then.
     """
 
     inputs: Tensor
@@ -43,6 +44,7 @@ class Examples:
     indices: Tensor
     classes: tuple[str, ...]
     vocabularies: tuple[int, ...] = ()
+    sentences: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

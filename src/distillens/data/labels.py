@@ -86,7 +86,7 @@ def fit_to_logits(
 ) -> tuple[Tensor, Tensor | None]:
     """Return labels and mask with exactly the shape of the logits without the class axis.
 
-    Trailing axes of length 1, as of labels (B, 1) beside logits (B, C), are dropped.
+    Trailing axes of length 1, as of labels (B, 1) for logits (B, C), are dropped.
 
     Raises
     ------
@@ -94,15 +94,13 @@ def fit_to_logits(
         The labels are no integers, or labels or mask have another shape.
     """
     labels = class_labels(labels)
-    positions = logits.shape[:-1]
-    if labels.shape != positions:
-        if not _same_but_for_ones(labels.shape, positions):
-            raise DataError(
-                f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
-                f"{tuple(logits.shape)}; {SUPPORTED}"
-            )
-        labels = labels.reshape(positions)
-    return labels, None if mask is None else fit_mask(mask, logits)
+    fitted = _reshaped(labels, logits)
+    if fitted is None:
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
+            f"{tuple(logits.shape)}; {SUPPORTED}"
+        )
+    return fitted, None if mask is None else fit_mask(mask, logits)
 
 
 def fit_mask(mask: Tensor, logits: Tensor) -> Tensor:
@@ -114,15 +112,13 @@ def fit_mask(mask: Tensor, logits: Tensor) -> Tensor:
         The mask holds floating-point numbers or has another shape.
     """
     mask = boolean_mask(mask)
-    positions = logits.shape[:-1]
-    if mask.shape == positions:
-        return mask
-    if not _same_but_for_ones(mask.shape, positions):
+    fitted = _reshaped(mask, logits)
+    if fitted is None:
         raise DataError(
             f"a mask of shape {tuple(mask.shape)} does not fit logits of shape "
             f"{tuple(logits.shape)}; give it the shape of the labels"
         )
-    return mask.reshape(positions)
+    return fitted
 
 
 def outside(value: int, classes: int) -> DataError:
@@ -135,6 +131,11 @@ def outside(value: int, classes: int) -> DataError:
     )
 
 
-def _same_but_for_ones(shape: torch.Size, wanted: torch.Size) -> bool:
-    behind = shape[len(wanted) :]
-    return shape[: len(wanted)] == wanted and all(length == 1 for length in behind)
+def _reshaped(values: Tensor, logits: Tensor) -> Tensor | None:
+    """Return values with the shape of the logits without the class axis, or None if they differ."""
+    positions = logits.shape[:-1]
+    if values.shape == positions:
+        return values
+    behind = values.shape[len(positions) :]
+    same = values.shape[: len(positions)] == positions and all(length == 1 for length in behind)
+    return values.reshape(positions) if same else None

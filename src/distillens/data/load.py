@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,10 +12,7 @@ from distillens.data.examples import Examples, Splits
 from distillens.data.prepare import add_label_noise, regroup, split_off, subset
 from distillens.data.recipe import DataRecipe
 from distillens.data.resize import resize_images
-from distillens.data.sources.folders import read_folder
-from distillens.data.sources.huggingface import read_huggingface
-from distillens.data.sources.named import Source, read_digits, read_idx, read_npz
-from distillens.data.sources.text import Texts, read_text
+from distillens.data.sources.source import LoadOptions
 from distillens.data.tokens.tokenizers import tokenise
 from distillens.errors import DataError
 
@@ -27,8 +25,15 @@ def load_splits(recipe: DataRecipe) -> Splits:
     DataError
         The source is missing or damaged, or holds fewer examples than are asked for.
     """
-    texts = _read_text(recipe) if recipe.source == "text" else None
-    source = texts.source if texts is not None else _resized(_read(recipe), recipe)
+    settings = recipe.settings()
+    if problem := settings.problem():
+        raise DataError(problem)
+    # Groups name labels as the source has them.
+    options = LoadOptions(recipe.image_size, from_one=recipe.groups is None)
+    source = {
+        split: _resized(part, recipe.image_size)
+        for split, part in _checked(settings.load(options), recipe.source).items()
+    }
     if recipe.groups is not None:
         source = {name: regroup(part, recipe.groups) for name, part in source.items()}
     train, test = _train_and_test(source, recipe)
@@ -43,62 +48,34 @@ def load_splits(recipe: DataRecipe) -> Splits:
         train = subset(train, recipe.train_size, recipe.seed + 2, "data.train_size")
     noisy, changed = add_label_noise(train, recipe.label_noise, recipe.seed + 3)
     splits = Splits(noisy, validation, test, changed)
-    return splits if texts is None else tokenise(splits, texts, recipe.tokenizers)
+    return tokenise(splits, recipe.tokenizers) if settings.is_text else splits
 
 
-def _read_text(recipe: DataRecipe) -> Texts:
-    assert recipe.path is not None  # the recipe refuses text without a path
-    return read_text(
-        recipe.path,
-        recipe.text_column,
-        recipe.label_column,
-        config=recipe.config,
-        test_split=recipe.test_split,
-        # Groups name labels as the source has them.
-        from_one=recipe.groups is None,
-    )
-
-
-def _read(recipe: DataRecipe) -> Source:
-    if recipe.path is None:
-        return read_digits()
-    # Groups name labels as the source has them.
-    from_one = recipe.groups is None
-    if recipe.source == "idx":
-        return read_idx(Path(recipe.path), from_one=from_one)
-    if recipe.source == "npz":
-        return read_npz(Path(recipe.path), from_one=from_one)
-    if recipe.source == "huggingface":
-        return read_huggingface(
-            recipe.path,
-            recipe.image_column,
-            recipe.label_column,
-            config=recipe.config,
-            test_split=recipe.test_split,
-            image_size=recipe.image_size,
-            from_one=from_one,
+def _checked(loaded: Any, name: str) -> Mapping[str, Examples]:
+    """Refuse what a source returns if it is no mapping from splits to examples."""
+    sound = isinstance(loaded, Mapping) and "train" in loaded
+    if not sound or not all(isinstance(part, Examples) for part in loaded.values()):
+        raise DataError(
+            f"source {name!r} returned {type(loaded).__name__}; its load() must return a mapping "
+            'with the Examples of "train" and perhaps "test"'
         )
-    return read_folder(Path(recipe.path), recipe.image_size)
+    return loaded
 
 
-def _resized(source: Source, recipe: DataRecipe) -> Source:
-    # The other sources resize each image as they decode it, since images may differ in size.
-    if recipe.image_size is None or recipe.source in ("folder", "huggingface"):
-        return source
-    side = recipe.image_size
-    for part in source.values():
-        if part.inputs.ndim != 4:
-            raise DataError(
-                f"data.image_size is {side}, but the inputs have shape {part.input_shape}; it resizes "
-                "images (channels, height, width)"
-            )
-    return {
-        name: replace(part, inputs=torch.from_numpy(resize_images(part.inputs.numpy(), side)))
-        for name, part in source.items()
-    }
+def _resized(part: Examples, side: int | None) -> Examples:
+    if side is None or part.input_shape[-2:] == (side, side):
+        return part
+    if part.inputs.ndim != 4:
+        raise DataError(
+            f"data.image_size is {side}, but the inputs have shape {part.input_shape}; it resizes "
+            "images (channels, height, width)"
+        )
+    return replace(part, inputs=torch.from_numpy(resize_images(part.inputs.numpy(), side)))
 
 
-def _train_and_test(source: Source, recipe: DataRecipe) -> tuple[Examples, Examples]:
+def _train_and_test(
+    source: Mapping[str, Examples], recipe: DataRecipe
+) -> tuple[Examples, Examples]:
     train = source["train"]
     if "test" not in source:
         if recipe.test_size is None:

@@ -27,7 +27,7 @@ def logits_of(
 ) -> Tensor:
     """Return the logits in a network's output, with the class axis last.
 
-    Axes of length 1 beside the class axis are dropped, so that the (B, C, 1, 1) of a network that
+    Axes of length 1 other than the class axis are dropped, so that the (B, C, 1, 1) of a network that
     ends in global pooling becomes (B, C); (B,) becomes (B, 1), the form with one output.
 
     Parameters

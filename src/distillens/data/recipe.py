@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from distillens.data.sources.source import SOURCES, DataSource
 from distillens.errors import nearest
 from distillens.files.paths import UserPath
 
@@ -111,26 +112,18 @@ class TokenizerRecipe(BaseModel):
         return self
 
 
-_SOURCES = {
-    "image_column": ("huggingface",),
-    "text_column": ("text",),
-    **dict.fromkeys(("label_column", "config", "test_split"), ("huggingface", "text")),
-}
-"""Keys that only some sources have."""
-
-
 class DataRecipe(BaseModel):
     """Which examples a study works on.
 
-    ``path`` is a folder (idx, huggingface, folder), a file (npz) or a `datasets` name (huggingface); a
-    relative one is relative to where the command is run. Sizes of None keep all there is. Validation
+    ``source`` names a registered source; see `distillens.data.sources`. ``path`` is a folder (idx,
+    huggingface, folder, text), a file (npz) or a `datasets` name (huggingface, text); a relative one is
+    relative to the current folder. Other keys that only some sources have, such as ``image_column``,
+    are fields of the class of the source. Sizes of None keep all there is. Validation
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
     the share of training labels replaced by a wrong one. ``image_size`` is the
     height and width in pixels to which images are brought: the largest centred square, averaged over
     areas (`distillens.data.resize.resize_images`). Without it all images of a folder must have one
     size.
-    ``config`` and ``test_split`` name a configuration and the test split of a Hugging Face data set
-    that has several.
     ``normalisation`` is that of the inputs of all networks that name none of their own; see
     `AnyNormalisation`. None measures it on the training examples, but
     for networks with pretrained weights of another library, which get that library's.
@@ -138,15 +131,10 @@ class DataRecipe(BaseModel):
     their ``tokenizer`` names.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-    source: Literal["digits", "idx", "huggingface", "npz", "folder", "text"] = "digits"
+    source: str = "digits"
     path: UserPath | None = None
-    image_column: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    config: str | None = None
-    test_split: str | None = None
     image_size: int | None = Field(default=None, ge=1)
     train_size: int | None = Field(default=None, ge=1)
     validation_size: int = Field(default=0, ge=0)
@@ -158,23 +146,51 @@ class DataRecipe(BaseModel):
     normalisation: AnyNormalisation | None = None
     tokenizers: tuple[TokenizerRecipe, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unset_keys_are_left_out(cls, values: Any) -> Any:
+        """Leave out keys of other sources that are null, as recipes of earlier versions have them."""
+        if not isinstance(values, dict):
+            return values
+        known = {key for name in SOURCES.names() for key in SOURCES.get(name).model_fields}
+        return {
+            key: value
+            for key, value in values.items()
+            if value is not None or key not in known or key in cls.model_fields
+        }
+
     @model_validator(mode="after")
-    def _path_where_needed(self) -> DataRecipe:
-        if self.source != "digits" and self.path is None:
-            raise ValueError(f"source {self.source!r} needs data.path: where the data lies")
-        if self.image_size is not None and self.source == "text":
-            raise ValueError("image_size resizes images; source 'text' has none; leave it out")
-        if self.source == "digits" and self.path is not None:
-            raise ValueError("path is set, but source 'digits' reads no file; name another source")
-        for key, sources in _SOURCES.items():
-            if getattr(self, key) is not None and self.source not in sources:
-                known = " or ".join(map(repr, sources))
+    def _fits_the_source(self) -> DataRecipe:
+        if self.source not in SOURCES.names():
+            raise ValueError(f"no source {self.source!r}{nearest(self.source, SOURCES.names())}")
+        kind = SOURCES.get(self.source)
+        for key, field in kind.model_fields.items():
+            if field.is_required() and key not in self._given():
+                raise ValueError(f"source {self.source!r} needs data.{key}")
+        for key in self._given():
+            owners = [name for name in SOURCES.names() if key in SOURCES.get(name).model_fields]
+            if owners and self.source not in owners:
+                known = " or ".join(map(repr, owners))
                 raise ValueError(
                     f"{key} belongs to source {known}, not {self.source!r}; leave it out"
                 )
-        if (self.source == "text") != bool(self.tokenizers):
+        if self.image_size is not None and kind.is_text:
             raise ValueError(
-                "source 'text' needs data.tokenizers, one or more; others have none, "
-                f"got {len(self.tokenizers)} with source {self.source!r}"
+                f"image_size resizes images; source {self.source!r} has none; leave it out"
             )
+        if kind.is_text != bool(self.tokenizers):
+            raise ValueError(
+                f"source {self.source!r} needs data.tokenizers, one or more"
+                if kind.is_text
+                else f"source {self.source!r} holds no text; leave data.tokenizers out"
+            )
+        self.settings()
         return self
+
+    def settings(self) -> DataSource:
+        """Return the source with its own settings."""
+        return SOURCES.get(self.source).model_validate(self._given())
+
+    def _given(self) -> dict[str, Any]:
+        path = {} if self.path is None else {"path": self.path}
+        return path | (self.model_extra or {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from distillens.files.csv_layout import INDEX_NAMES
 from distillens.files.paths import user_path
 from distillens.files.tables import (
     Columns,
-    TableArray,
+    Rows,
     array_of_table,
     read_csv,
     read_parquet,
@@ -33,40 +33,6 @@ _SAFETENSORS_TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
     "I16": "<i2", "I8": "i1", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """An array with a row an example, and the stable index of each row where it has one.
-
-    Parameters
-    ----------
-    values
-        (N, …), memory maps included.
-    index
-        (N,) integers or strings. Arrays that have one are aligned by it.
-    names
-        Name of each column of ``values`` (N, C), for outputs the classes; None if unknown.
-    keep
-        Columns that are values although they look like row numbers or predicted classes. Columns
-        without a name are called by their position: ``f0`` is the first.
-    notes
-        What was done when the array was read.
-    unclear_header
-        True if the first row consists of integers that may be a header. It is the first row of
-        ``values``, and left out where the other arrays of an audit have one row less.
-    """
-
-    values: NDArray
-    index: NDArray | None = None
-    names: tuple[str, ...] | None = None
-    keep: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    unclear_header: bool = False
-    columns: tuple[str, ...] = ()
-    """All columns of the file, with those that are the index or were left out."""
-    numbered: bool = False
-    """Whether the index is the default one of pandas, which numbers the rows."""
 
 
 def read_rows(
@@ -145,7 +111,7 @@ def read_place(place: str | Path, columns: Columns) -> Rows:
             f"{path} cannot be read as {suffix[1:]}: {first or type(error).__name__}; "
             "write the file again"
         ) from None
-    return _rows(found, columns)
+    return replace(found, keep=columns.keep)
 
 
 def as_rows(value: Any) -> Rows:
@@ -169,14 +135,7 @@ def as_rows(value: Any) -> Rows:
     own = getattr(value, "index", None)
     if index_N is None and getattr(own, "is_unique", False) and getattr(own, "nlevels", 0) == 1:
         index_N, numbered = np.asarray(own), type(own).__name__ == "RangeIndex"
-    return Rows(found.values, index_N, found.names, (), found.notes, numbered=numbered)
-
-
-def _rows(found: TableArray, columns: Columns) -> Rows:
-    return Rows(
-        found.values, found.index, found.names, columns.keep, found.notes, found.unclear,
-        found.columns, found.numbered,
-    )  # fmt: skip
+    return replace(found, index=index_N, numbered=numbered, columns=())
 
 
 def native(values: NDArray[Any]) -> NDArray[Any]:
@@ -213,20 +172,20 @@ def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows |
     return found
 
 
-def _npy(path: Path, key: str | None, columns: Columns) -> TableArray:
+def _npy(path: Path, key: str | None, columns: Columns) -> Rows:
     if key is not None:
         raise DataError(f"{path} holds one array without a name; leave '::{key}' out")
     return split_matrix(str(path), np.load(path, mmap_mode="r", allow_pickle=False), columns)
 
 
-def _npz(path: Path, key: str | None, columns: Columns) -> TableArray:
+def _npz(path: Path, key: str | None, columns: Columns) -> Rows:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is no npz file; write it with numpy.savez")
     with np.load(path, allow_pickle=False) as arrays:
         return _of_arrays(path, arrays.files, arrays.__getitem__, key, columns)
 
 
-def _safetensors(path: Path, key: str | None, columns: Columns) -> TableArray:
+def _safetensors(path: Path, key: str | None, columns: Columns) -> Rows:
     from safetensors import safe_open
 
     # The library checks the header; reading through it would copy what we map.
@@ -262,7 +221,7 @@ def _of_arrays(
     read: Callable[[str], NDArray],
     key: str | None,
     columns: Columns,
-) -> TableArray:
+) -> Rows:
     """Return one of a file's arrays; arrays named as an index are the index of the rows."""
     where = str(path)
     if key is not None and key not in names:
@@ -286,15 +245,14 @@ def _of_arrays(
         strict=columns.strict,
     )
     found = split_matrix(where, read(chosen), left)
-    return TableArray(
-        found.values,
-        found.index if index_N is None else index_N,
-        None,
+    return replace(
+        found,
+        index=found.index if index_N is None else index_N,
         columns=(*names, *found.columns),
     )
 
 
-_READERS: Mapping[str, Callable[[Path, str | None, Columns], TableArray]] = {
+_READERS: Mapping[str, Callable[[Path, str | None, Columns], Rows]] = {
     ".csv": read_csv,
     ".csv.gz": read_csv,
     ".npy": _npy,

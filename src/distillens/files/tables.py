@@ -54,22 +54,40 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class TableArray:
-    """The values of a table, their index and the names of their columns."""
+class Rows:
+    """An array with a row an example, and the stable index of each row where it has one.
+
+    Parameters
+    ----------
+    values
+        (N, …), memory maps included.
+    index
+        (N,) integers or strings. Arrays that have one are aligned by it.
+    names
+        Name of each column of ``values`` (N, C), for outputs the classes; None if unknown.
+    keep
+        Columns that are values although they look like row numbers or predicted classes. Columns
+        without a name are called by their position: ``f0`` is the first.
+    notes
+        What was done when the array was read.
+    unclear_header
+        True if the first row consists of integers that may be a header. It is the first row of
+        ``values``, and left out where the other arrays of an audit have one row less.
+    """
 
     values: NDArray
-    index: NDArray | None
-    names: tuple[str, ...] | None
+    index: NDArray | None = None
+    names: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    unclear: bool = False
-    """Whether the first row may be a header."""
+    unclear_header: bool = False
     columns: tuple[str, ...] = ()
-    """All columns that there were."""
+    """All columns of the file, with those that are the index or were left out."""
     numbered: bool = False
-    """Whether the index is a column without a name, which usually numbers the rows."""
+    """Whether the index is the default one of pandas, which numbers the rows."""
 
 
-def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
+def read_csv(path: Path, key: str | None, columns: Columns) -> Rows:
     """Read a csv file; see `array_of_table`."""
     import pyarrow as pa
     from pyarrow import csv
@@ -121,7 +139,7 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> TableArray:
         str(path), table.rename_columns([str(i) for i in range(len(names))]), key, columns,
         names=names, headless=written is None,
     )  # fmt: skip
-    return replace(found, unclear=layout.unclear)
+    return replace(found, unclear_header=layout.unclear)
 
 
 def _single_spaces(path: Path, layout: CsvLayout) -> Any:
@@ -146,7 +164,7 @@ def _is_too_large(column: Any) -> bool:
     return bool((values == np.rint(values)).all())
 
 
-def read_parquet(path: Path, key: str | None, columns: Columns) -> TableArray:
+def read_parquet(path: Path, key: str | None, columns: Columns) -> Rows:
     """Read a parquet file; see `array_of_table`."""
     from pyarrow import parquet
 
@@ -162,7 +180,7 @@ def array_of_table(
     *,
     names: Sequence[str] | None = None,
     headless: bool = False,
-) -> TableArray:
+) -> Rows:
     """Return one column of an Arrow table, or all of them as an (N, C) array, and the index.
 
     Parameters
@@ -197,24 +215,22 @@ def array_of_table(
     index = _index(where, table, written, key, columns, headless, notes)
     if key is not None and key not in places:
         raise DataError(f"{where} has no column {key!r}{nearest(key, places)}")
-    values = [name for name in places if name != index and name not in columns.drop]
-    if not values and len(places) == 1 and not columns.strict:
+    chosen = [name for name in places if name != index and name not in columns.drop]
+    if not chosen and len(places) == 1 and not columns.strict:
         # A file of one column is its values.
-        values, index = list(places), None
-    chosen = values if key is None else [key]
+        chosen, index = list(places), None
+    chosen = chosen if key is None else [key]
     if not chosen:
         raise DataError(f"{where} has no column besides {', '.join(places)}; add the values")
     index_N = None if index is None else _as_index(where, index, read(index))
     numbered = index not in (None, columns.index) and written[places[index]] in _NAMES_OF_NAMELESS
     if len(chosen) == 1:
-        values_N = read(chosen[0])
-        return TableArray(
-            values_N, index_N, None, tuple(notes), columns=tuple(places), numbered=numbered
-        )
-    values_NC = _stacked(where, chosen, [read(name) for name in chosen])
-    shown = None if headless else tuple(chosen)
-    return TableArray(
-        values_NC, index_N, shown, tuple(notes), columns=tuple(places), numbered=numbered
+        values, shown = read(chosen[0]), None
+    else:
+        values = _stacked(where, chosen, [read(name) for name in chosen])
+        shown = None if headless else tuple(chosen)
+    return Rows(
+        values, index_N, shown, notes=tuple(notes), columns=tuple(places), numbered=numbered
     )
 
 
@@ -254,12 +270,12 @@ def table_of(value: Any) -> Any | None:
     return None
 
 
-def split_matrix(where: str, values: NDArray, columns: Columns) -> TableArray:
+def split_matrix(where: str, values: NDArray, columns: Columns) -> Rows:
     """Take the index and the columns to leave out from an (N, C) array without names."""
     if values.ndim != 2 or values.shape[1] < 2:
         if columns.strict:
             columns.check(where, [])
-        return TableArray(values, None, None)
+        return Rows(values, None, None)
     names = [f"f{i}" for i in range(values.shape[1])]
     columns.check(where, names)
     index_N = None
@@ -272,7 +288,7 @@ def split_matrix(where: str, values: NDArray, columns: Columns) -> TableArray:
         run = left[-1] - left[0] + 1 == len(left)
         # A slice of a memory map stays one.
         values = values[:, left[0] : left[-1] + 1] if run else values[:, left]
-    return TableArray(values, index_N, None, columns=tuple(names))
+    return Rows(values, index_N, None, columns=tuple(names))
 
 
 def _skip_comment(row: Any) -> str:

@@ -10,7 +10,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel, PrivateAttr
+
 from distillens.errors import RecipeError, nearest
+
+
+class CodePart(BaseModel):
+    """A part of a recipe whose name may be ``module:function``, code that belongs to the recipe."""
+
+    name: str
+    _code_folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the name is a ``module:function``."""
+        return ":" in self.name
+
+    @property
+    def code_folder(self) -> Path | None:
+        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
+        return self._code_folder
+
+    def look_in(self, folder: Path | None) -> None:
+        """Set `code_folder`."""
+        self._code_folder = folder
+
 
 _modules: dict[Path, dict[str, ModuleType]] = {}
 """By folder: modules whose names other modules of this process have too."""
@@ -20,7 +44,7 @@ _modules: dict[Path, dict[str, ModuleType]] = {}
 def importable(folder: Path | None, name: str = "") -> Iterator[None]:
     """Put a folder first on the import path, for as long as the context is open.
 
-    A module that is loaded from elsewhere does not stand in for one of the folder: neither the module
+    A module that was loaded from another place does not replace one of the folder: neither the module
     ``name`` itself, nor the modules of another recipe's folder. Both are back when the context ends.
     """
     if folder is None:

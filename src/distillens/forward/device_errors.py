@@ -21,7 +21,7 @@ _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_
 _CAPACITY = re.compile(r"total capacity of ([\d.]+ \wi?B) of which ([\d.]+ \wi?B) is free")
 
 CONTEXT_BYTES = 6 * 10**8
-"""What a process takes of a GPU beside its tensors."""
+"""Bytes of a GPU that a process needs in addition to its tensors."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -29,14 +29,6 @@ def ran_out_of_memory(error: BaseException) -> bool:
     # On the CPU torch has no type of its own for it.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
-    )
-
-
-def lacks_determinism(error: BaseException) -> bool:
-    """Return whether an operation has no deterministic implementation, and one was required."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "does not have a deterministic implementation" in text or "CUBLAS_WORKSPACE_CONFIG" in text
     )
 
 
@@ -129,11 +121,19 @@ def translate(error: BaseException, what: str, advice: str) -> DeviceError | Non
     """Return the error of `device_errors`; None for one that does not come from the device."""
     if ran_out_of_memory(error):
         return DeviceError(f"memory ran out on {what}: {memory_there(error)}; {advice}")
-    if lacks_determinism(error):
-        operation = str(error).split(" does not have")[0].split()[-1]
+    if not isinstance(error, RuntimeError):
+        return None
+    if "CUBLAS_WORKSPACE_CONFIG" in str(error):
         return DeviceError(
-            f"{operation} has no deterministic implementation, which was asked for, on {what}; leave "
+            "deterministic computation needs the environment variable "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8 before the GPU is first used; set it, or leave "
             "deterministic out"
+        )
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if found:
+        return DeviceError(
+            f"the operation {operation.split()[-1]} has no deterministic implementation, which {what} "
+            "was asked for with; replace the layer that uses it, or leave deterministic out"
         )
     return None
 
@@ -176,7 +176,7 @@ def peak_host_memory() -> int:
 def limit_memory(device: torch.device, processes: int) -> None:
     """Let this process take its share of a GPU's memory and no more.
 
-    A process that needs more fails by itself, and takes nothing from those beside it.
+    A process that needs more fails by itself, and takes no memory from other processes.
     """
     if processes < 2:
         return

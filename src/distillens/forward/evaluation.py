@@ -1,6 +1,6 @@
 """Forward passes that change neither the network nor its inputs.
 
-Networks from elsewhere may normalise their inputs in place, may have been left in training mode, may
+Networks of other programs may normalise their inputs in place, may have been left in training mode, may
 have parameters of another type than the inputs, or may lie on several devices.
 """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from distillens.data import PADDING, Batch
 from distillens.data.batches import stable_indices
+from distillens.data.labels import class_labels
+from distillens.data.outputs import tensor_or_parts
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.files.atomic import write_atomically
 from distillens.forward.sequences import (
@@ -222,7 +224,7 @@ class DistillationTrainer(Trainer):
             raise SupervisionError(
                 f"a batch has {sorted(inputs)}; a supervision needs {reads} and labels"
             )
-        labels = _class_labels(inputs["labels"])
+        labels = class_labels(inputs["labels"])
         mask = labels != IGNORED
         main: Tensor = inputs[reads]
         left_out = {reads, "labels", self._index_column}
@@ -329,16 +331,6 @@ def _check_task(network: nn.Module) -> None:
         )
 
 
-def _class_labels(labels: Tensor) -> Tensor:
-    if labels.is_floating_point() or labels.is_complex():
-        raise SupervisionError(
-            f"labels have type {str(labels.dtype).removeprefix('torch.')} and shape "
-            f"{tuple(labels.shape)}; a supervision needs one integer class for each example or token "
-            "(regression and several labels an example are not supported)"
-        )
-    return labels.long()
-
-
 def _predicts_next(network: nn.Module) -> bool:
     """Say whether the labels of a position are predicted at the position before it."""
     names = [each.__name__ for each in type(network).__mro__]
@@ -380,16 +372,8 @@ def _encoder_reordered(name: str, values: Any, order: Tensor) -> Any:
 
 def _logits_in(outputs: Any) -> Tensor:
     # transformers put the logits first where no loss was asked for.
-    if isinstance(outputs, tuple):
-        return outputs[0]
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
-    logits = getattr(logits, "logits", logits)
-    if not isinstance(logits, Tensor):
-        raise SupervisionError(
-            f"the model returns a {type(outputs).__name__} without logits; a supervision needs a "
-            "model for classification or language modelling"
-        )
-    return logits
+    found = tensor_or_parts(outputs, "the model")
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def _restored(outputs: Any, order: Tensor) -> Any:

@@ -11,10 +11,11 @@ from .build import check_outputs as check_outputs
 from .build import count_parameters as count_parameters
 from .cost import measure_cost as measure_cost
 from .external import SequenceModel as SequenceModel
-from .registry import BUILDERS as BUILDERS
+from .registry import MODELS as MODELS
 from .registry import ModelRecipe as ModelRecipe
 from .registry import check_model as check_model
 from .registry import reads_one_tokenizer as reads_one_tokenizer
+from .registry import register_model as register_model
 from .weights import checkpoint_digest as checkpoint_digest
 from .weights import digest_file as digest_file
 from .weights import load_safely as load_safely

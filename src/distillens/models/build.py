@@ -6,14 +6,20 @@ import inspect
 from typing import Any
 
 import torch
-from pydantic import ValidationError, validate_call
+from pydantic import ConfigDict, validate_call
 from torch import Tensor, nn
 
 from distillens.data.outputs import bare_logits, logits_of
-from distillens.errors import DataError, ModelError, RecipeError
+from distillens.errors import DataError, ModelError
 from distillens.forward.sequences import required_end
 from distillens.models.custom import call_builder
-from distillens.models.registry import BUILDERS, ModelRecipe, check_model, find_builder
+from distillens.models.registry import (
+    MODELS,
+    ModelRecipe,
+    check_model,
+    find_builder,
+    parameters_of,
+)
 
 
 def build_model(
@@ -41,47 +47,31 @@ def build_model(
     """
     check_model(recipe, trust_code=trust_code)
     builder = find_builder(recipe, trust_code)
-    given = {"vocabularies": vocabularies} if vocabularies else {}
-    if recipe.name in BUILDERS:
-        if given and "vocabularies" not in inspect.signature(builder).parameters:
+    if recipe.name in MODELS.names():
+        if vocabularies and "vocabularies" not in (parameters_of(builder) or {}):
             raise ModelError(
                 f"{recipe.name} works on numbers, the inputs are tokens of text; "
                 "use encoder or transformers:NAME_OR_FOLDER"
             )
-        builder = validate_call(builder)
+        if not inspect.isclass(builder):
+            config = ConfigDict(arbitrary_types_allowed=True)
+            builder = validate_call(config=config)(builder)
     # torch.manual_seed also seeds the GPUs, whose dropout must not start anew in a running training.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        try:
-            if recipe.is_custom:
-                model = call_builder(
-                    recipe.name,
-                    builder,
-                    {
-                        "input_shape": input_shape,
-                        "outputs": outputs,
-                        "vocabularies": vocabularies,
-                        "normalisation": normalisation,
-                    },
-                    recipe.arguments,
-                    seed=seed,
-                    folder=recipe.code_folder,
-                )
-            else:
-                model = builder(
-                    input_shape=input_shape, outputs=outputs, **given, **recipe.arguments
-                )
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RecipeError(
-                f"model {recipe.name!r}: {where}: {first['msg']}, got {first['input']!r}"
-            ) from None
-        except TypeError as error:
-            raise RecipeError(f"model {recipe.name!r} cannot be built: {error}") from None
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{recipe.name} returned a {type(model).__name__}, not a torch Module")
+        model = call_builder(
+            recipe.name,
+            builder,
+            {
+                "input_shape": input_shape,
+                "outputs": outputs,
+                "vocabularies": vocabularies,
+                "normalisation": normalisation,
+            },
+            recipe.arguments,
+            seed=seed,
+            folder=recipe.code_folder,
+        )
     shape = check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
     if shape != (2, outputs):
         # Whoever runs the model then gets logits: training, kernels and exports.

@@ -29,7 +29,7 @@ COUNTER = "num_batches_tracked"
 """The buffer of BatchNorm that old checkpoints lack and that no inference reads."""
 
 Named = Mapping[str, Any]
-"""A mapping of a checkpoint, from names to tensors and whatever else stands beside them."""
+"""A mapping of a checkpoint, from names to tensors and other values."""
 
 
 @dataclass(frozen=True)

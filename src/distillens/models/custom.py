@@ -1,4 +1,4 @@
-"""Build the networks that a recipe names as ``module:function``."""
+"""Call the functions and classes that build networks."""
 
 from __future__ import annotations
 
@@ -11,55 +11,17 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from distillens.errors import DistillensError, ModelError, RecipeError, nearest
+from distillens.errors import DistillensError, ModelError, RecipeError
 from distillens.files.user_code import importable
-from distillens.models.registry import FROM_DATA
+from distillens.models.registry import FROM_DATA, parameters_of
 
 Builder = Callable[..., Any]
 
 _handed_out: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
 """Trainable parameters of the networks that builders have returned."""
-
-
-def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse a builder that cannot be called with the arguments of a recipe.
-
-    Raises
-    ------
-    RecipeError
-        It is no function or class, an argument does not exist, or one is missing.
-    """
-    if isinstance(builder, nn.Module):
-        raise RecipeError(
-            f"model {name!r} is a network, not a function that builds one, so every seed would "
-            "share its weights; name a function or the class"
-        )
-    if not callable(builder):
-        raise RecipeError(f"model {name!r} is a {type(builder).__name__}, not a function or class")
-    if inspect.iscoroutinefunction(builder):
-        raise RecipeError(f"model {name!r} is a coroutine function; write it without async")
-    for key in FROM_DATA:
-        if key in arguments:
-            raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
-    parameters = _parameters(builder)
-    if parameters is None:
-        return
-    kinds = {key: parameter.kind for key, parameter in parameters.items()}
-    named = [key for key, kind in kinds.items() if kind not in (_ALL, _REST, _PLACED)]
-    for key in arguments:
-        if key not in named and _ALL not in kinds.values():
-            known = [each for each in named if each not in FROM_DATA]
-            hint = nearest(key, known) if known else "; it takes none"
-            raise RecipeError(f"model {name!r} has no argument {key!r}{hint}")
-    for key, parameter in parameters.items():
-        required = parameter.default is inspect.Parameter.empty and kinds[key] not in (_ALL, _REST)
-        if required and (kinds[key] is _PLACED or key not in {*arguments, *FROM_DATA}):
-            raise RecipeError(
-                f"model {name!r} needs an argument {key!r}; write it beside the name, or use the "
-                f"names that are set from the data: {', '.join(FROM_DATA)}"
-            )
 
 
 def call_builder(
@@ -71,12 +33,12 @@ def call_builder(
     seed: int,
     folder: Path | None = None,
 ) -> nn.Module:
-    """Call a builder with the arguments of a recipe and what it takes of those offered.
+    """Call a builder with the arguments of a recipe and those of the offered values that it accepts.
 
     Parameters
     ----------
     name
-        ``module:function``.
+        Of the model, as in the recipe.
     builder
         A function that returns a network, or a class of networks.
     offered
@@ -87,7 +49,7 @@ def call_builder(
     seed
         Of torch's random numbers.
     folder
-        First on the import path during the call: a builder may import modules beside the recipe.
+        First on the import path during the call, for modules in the folder of the recipe.
 
     Raises
     ------
@@ -96,15 +58,21 @@ def call_builder(
     ModelError
         The builder stops with an error, or returns no network or one that it returned before.
     """
-    parameters = _parameters(builder)
+    parameters = parameters_of(builder)
     named: set[str] = set(FROM_DATA[:2] if parameters is None else parameters)
-    takes_all = parameters is not None and any(p.kind is _ALL for p in parameters.values())
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in (parameters or {}).values())
     given = {key: value for key, value in offered.items() if key in named or (takes_all and value)}
     try:
         with importable(folder, name.partition(":")[0]):
             model = _call(builder, given, arguments, named, seed)
     except DistillensError:
         raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"model {name!r}: {where}: {first['msg']}, got {first['input']!r}"
+        ) from None
     # Code of the user's own may end in any way.
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:240]
@@ -117,18 +85,6 @@ def call_builder(
         raise ModelError(f"{name} returned a {type(model).__name__}, not a torch Module")
     _refuse_second(name, model)
     return model
-
-
-_ALL, _REST = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
-_PLACED = inspect.Parameter.POSITIONAL_ONLY
-
-
-def _parameters(builder: Builder) -> Mapping[str, inspect.Parameter] | None:
-    try:
-        return inspect.signature(builder).parameters
-    # Some callables of compiled libraries have no signature.
-    except (TypeError, ValueError):
-        return None
 
 
 def _call(

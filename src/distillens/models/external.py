@@ -28,7 +28,7 @@ FROM_DATA = {
     "timm": ("num_classes", "in_chans"),
     "transformers": ("num_labels", "id2label", "label2id"),
 }
-ELSEWHERE = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "trust_remote_code")
+UNSUPPORTED = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "trust_remote_code")
 
 
 def external_builder(name: str) -> Callable[..., nn.Module]:
@@ -61,25 +61,20 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
         input_shape: tuple[int, ...],
         outputs: int,
         vocabularies: tuple[int, ...] = (),
+        normalisation: object = None,
         **arguments: Any,
     ) -> nn.Module:
+        del normalisation  # Inputs come normalised as `pretrained_normalisation` says.
         kind = _kind(name, library, input_shape, vocabularies, arguments)
         for key in arguments:
             if key in FROM_DATA[library]:
                 raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
-            if key in ELSEWHERE:
+            if key in UNSUPPORTED:
                 raise RecipeError(
                     f"model {name!r} takes no {key}; weights of your own go into teacher.checkpoint"
                 )
-        try:
-            with _tensors_only():
-                return make(module, inner, kind, outputs, arguments)
-        except (RecipeError, ModelError, TypeError):
-            raise
-        # Both libraries raise many kinds for a name, a hub out of reach or a bad file.
-        except Exception as error:
-            text = " ".join(str(error).split())[:240] or type(error).__name__
-            raise ModelError(f"model {name!r} cannot be built: {text}") from None
+        with _tensors_only():
+            return make(module, inner, kind, outputs, arguments)
 
     return build
 
@@ -95,17 +90,17 @@ def pretrained_normalisation(
         Of the model, as in a recipe.
     build
         Builds it; called for models of timm, which carry their ``pretrained_cfg``. Models of Hugging
-        Face have a ``preprocessor_config.json`` beside their weights.
+        Face have a ``preprocessor_config.json`` in the folder of their weights.
 
     Returns
     -------
-    Mean and standard deviation of each channel, and where they stand; None where the weights are not
-    pretrained or nothing is said.
+    Mean and standard deviation of each channel, and the name of the file or attribute that has them;
+    None for weights that are not pretrained and for models without such numbers.
 
     Raises
     ------
     ModelError
-        The model cannot be built, or the file beside it is damaged.
+        The model cannot be built, or its ``preprocessor_config.json`` is damaged.
     """
     library, _, inner = name.partition(":")
     if not is_external(name) or not arguments.get("pretrained", library == "transformers"):
@@ -338,7 +333,7 @@ def _configure(config: Any, name: str, changes: dict[str, Any], fitting: dict[st
 
 
 def _check_loaded(name: str, network: Any, loaded: dict[str, Any], outputs: int) -> None:
-    """Refuse weights that would be drawn at random anywhere but in the last layer."""
+    """Refuse weights that would be initialised at random outside the last layer."""
     fresh = dict.fromkeys(loaded["missing_keys"])
     fresh |= {key: tuple(stored) for key, stored, _ in loaded["mismatched_keys"]}
     state = network.state_dict()

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field
 
-from distillens.errors import ModelError, RecipeError, nearest
-from distillens.files.user_code import import_named
+from distillens.errors import RecipeError, nearest
+from distillens.files.user_code import CodePart, import_named
+from distillens.registry import Registry
 
 FROM_DATA = ("input_shape", "outputs", "vocabularies", "normalisation")
-"""Arguments of builders that no recipe sets."""
+"""Parameters of builders that are set from the data and not by a recipe."""
 
 EXTRAS = {"timm": "timm", "transformers": "text"}
 """Other libraries whose models can be named, and the extra of distillens that each comes with."""
 
-Shortcut = Literal["A", "B"]
-"""Shortcuts of a residual network that change the number of channels (He et al. 2016, option A or B)."""
 
-RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
-
-
-class ModelRecipe(BaseModel):
-    """Which network: a name, and the arguments of its builder beside it.
+class ModelRecipe(CodePart):
+    """Which network: the name of a registered model, and the arguments of its builder as further keys.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
     ``{name: random-features, width: 5000, features_seed: 0}``, for text
@@ -39,7 +34,6 @@ class ModelRecipe(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(min_length=1)
-    _code_folder: Path | None = PrivateAttr(default=None)
 
     @property
     def is_custom(self) -> bool:
@@ -47,95 +41,29 @@ class ModelRecipe(BaseModel):
         return ":" in self.name and not is_external(self.name)
 
     @property
-    def code_folder(self) -> Path | None:
-        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
-        return self._code_folder
-
-    def look_in(self, folder: Path | None) -> None:
-        """Set `code_folder`."""
-        self._code_folder = folder
-
-    @property
     def arguments(self) -> dict[str, Any]:
         """The builder's arguments."""
         return dict(self.model_extra or {})
 
 
-def _lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: int = 32) -> Any:
-    from distillens.models.architectures.lenet import LeNet5
+MODELS: Registry[Callable[..., Any]] = Registry("model", package="distillens.models.builders")
+"""The builders of models by their name: functions or classes, as `register_model` describes them."""
 
-    return LeNet5(input_shape, outputs, width, pad_to)
-
-
-def _mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (128,)) -> Any:
-    if any(width < 1 for width in hidden):
-        raise ModelError(f"mlp: hidden widths must be at least 1, got {list(hidden)}")
-    from distillens.models.architectures.mlp import MLP
-
-    return MLP(input_shape, outputs, hidden)
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
-def _random_features(
-    input_shape: tuple[int, ...], outputs: int, width: int = 5000, features_seed: int = 0
-) -> Any:
-    if width < 1 or features_seed < 0:
-        raise ModelError(
-            f"random-features: width is {width} and features_seed {features_seed}; "
-            "give a width of at least 1 and a seed of at least 0"
-        )
-    from distillens.models.architectures.random_features import RandomFeatures
+def register_model(name: str) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a builder a model that recipes can name.
 
-    return RandomFeatures(input_shape, outputs, width, features_seed)
+    A builder is a function or class that returns a `torch.nn.Module`. It is called with those of
+    `FROM_DATA` that its signature names, and with the arguments of the recipe, which are its other
+    parameters. The arguments of a function are converted to the types of its annotations. A model of
+    text has the parameter ``vocabularies``, and ``tokenizer`` if it reads the tokens of only one.
 
-
-def _resnet(depth: int) -> Callable[..., Any]:
-    def build(input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
-        from distillens.models.architectures.resnet import CifarResNet
-
-        return CifarResNet(input_shape, outputs, depth, shortcut)
-
-    return build
-
-
-def _vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> Any:
-    from distillens.models.architectures.vgg import VGG16
-
-    return VGG16(input_shape, outputs, dropout)
-
-
-def _encoder(
-    input_shape: tuple[int, ...],
-    outputs: int,
-    vocabularies: tuple[int, ...] = (),
-    layers: int = 2,
-    width: int = 128,
-    heads: int = 4,
-    dropout: float = 0.1,
-    tokenizer: int = 0,
-) -> Any:
-    from distillens.models.architectures.transformer import Encoder, text_shape
-
-    length, vocabulary = text_shape("encoder", input_shape, vocabularies, tokenizer)
-    return Encoder(
-        vocabulary,
-        length,
-        outputs,
-        layers=layers,
-        width=width,
-        heads=heads,
-        dropout=dropout,
-        tokenizer=tokenizer,
-    )
-
-
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "encoder": _encoder,
-    "lenet5": _lenet5,
-    "mlp": _mlp,
-    "random-features": _random_features,
-    "vgg16": _vgg16,
-    **{f"resnet{depth}": _resnet(depth) for depth in RESNET_DEPTHS},
-}
+    Recipes are checked without torch: a module of distillens that registers a model imports torch
+    where it builds one.
+    """
+    return MODELS.register(name)
 
 
 def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
@@ -150,17 +78,59 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     # A recipe may be read where the extra is missing; building the model asks for it.
     if is_external(recipe.name):
         return
-    builder = find_builder(recipe, trust_code)
-    if recipe.is_custom:
-        from distillens.models.custom import check_builder
+    check_builder(recipe.name, find_builder(recipe, trust_code), recipe.arguments)
 
-        check_builder(recipe.name, builder, recipe.arguments)
+
+def parameters_of(builder: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a builder; None for a callable of a compiled library without them."""
+    try:
+        return inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse a builder that cannot be called with the arguments of a recipe.
+
+    Raises
+    ------
+    RecipeError
+        It is no function or class, an argument does not exist, or one is missing.
+    """
+    # A module, told without torch.
+    if hasattr(builder, "state_dict") and not inspect.isclass(builder):
+        raise RecipeError(
+            f"model {name!r} is a network, not a function that builds one, so every seed would "
+            "share its weights; name a function or the class"
+        )
+    if not callable(builder):
+        raise RecipeError(f"model {name!r} is a {type(builder).__name__}, not a function or class")
+    if inspect.iscoroutinefunction(builder):
+        raise RecipeError(f"model {name!r} is a coroutine function; write it without async")
+    for key in FROM_DATA:
+        if key in arguments:
+            raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
+    parameters = parameters_of(builder)
+    if parameters is None:
         return
-    known = [key for key in inspect.signature(builder).parameters if key not in FROM_DATA]
-    for key in recipe.arguments:
-        if key not in known:
+    each = inspect.Parameter
+    several = (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    by_name = {
+        key for key, p in parameters.items() if p.kind not in (*several, each.POSITIONAL_ONLY)
+    }
+    takes_all = any(p.kind is each.VAR_KEYWORD for p in parameters.values())
+    for key in arguments if not takes_all else ():
+        if key not in by_name:
+            known = by_name - set(FROM_DATA)
             hint = nearest(key, known) if known else "; it takes none"
-            raise RecipeError(f"model {recipe.name!r} has no argument {key!r}{hint}")
+            raise RecipeError(f"model {name!r} has no argument {key!r}{hint}")
+    for key, parameter in parameters.items():
+        required = parameter.default is each.empty and parameter.kind not in several
+        if required and (key not in by_name or key not in {*arguments, *FROM_DATA}):
+            raise RecipeError(
+                f"model {name!r} needs an argument {key!r}; write it beside the name, or use the "
+                f"names that are set from the data: {', '.join(FROM_DATA)}"
+            )
 
 
 def is_external(name: str) -> bool:
@@ -170,7 +140,10 @@ def is_external(name: str) -> bool:
 
 def reads_one_tokenizer(recipe: ModelRecipe) -> bool:
     """Say whether a model of text reads the tokens of one tokenizer, (B, T) like (B, K, T)."""
-    return recipe.name in BUILDERS or is_external(recipe.name)
+    if is_external(recipe.name):
+        return True
+    known = recipe.name in MODELS.names()
+    return known and "tokenizer" in (parameters_of(MODELS.get(recipe.name)) or {})
 
 
 def find_builder(recipe: ModelRecipe, trust_code: bool) -> Callable[..., Any]:
@@ -182,15 +155,15 @@ def find_builder(recipe: ModelRecipe, trust_code: bool) -> Callable[..., Any]:
         The name is unknown, or code of the recipe's author would run without ``trust_code``.
     """
     name = recipe.name
-    if name in BUILDERS:
-        return BUILDERS[name]
+    if name in MODELS.names():
+        return MODELS.get(name)
     if is_external(name):
         from distillens.models.external import external_builder
 
         return external_builder(name)
     if not recipe.is_custom:
         raise RecipeError(
-            f"no model {name!r}{nearest(name, BUILDERS)} "
+            f"no model {name!r}{nearest(name, MODELS.names())} "
             "(or timm:NAME, transformers:NAME, or module:function with --trust-code)"
         )
     return import_named(name, "model", trusted=trust_code, folder=recipe.code_folder)

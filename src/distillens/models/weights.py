@@ -80,7 +80,7 @@ DAMAGE = (
 
 
 def _plain_classes() -> list[Any]:
-    """Return classes of values that stand beside weights and run no code when they are read."""
+    """Return classes of values that are saved with weights and run no code when they are read."""
     kinds: list[Any] = [argparse.Namespace, SimpleNamespace, PosixPath, np.ndarray, np.dtype]
     kinds += {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -96,7 +96,7 @@ def load_safely(path: Path) -> Any:
     """Read what ``torch.save`` wrote; nothing but tensors and plain values is unpickled.
 
     Plain values are numbers, strings and their collections, NumPy numbers and arrays, and the
-    ``argparse.Namespace`` that many training programs save beside the weights.
+    ``argparse.Namespace`` that many training programs save together with the weights.
 
     Raises
     ------
@@ -109,13 +109,17 @@ def load_safely(path: Path) -> Any:
         except pickle.UnpicklingError:
             raise CheckpointError(_refusal(path)) from None
         except DAMAGE as error:
-            text = " ".join(str(error).split())[:120] or "it ends too early"
-            if "TorchScript" in text:
-                text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
-            if isinstance(error, KeyError):
-                # Which key torch's reader lacked says nothing to the file's owner.
-                text = "it is neither safetensors nor a file of torch.save"
-            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+            raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    text = " ".join(str(error).split())[:120] or "it ends too early"
+    if "TorchScript" in text:
+        text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
+    if isinstance(error, KeyError):
+        # Which key torch's reader lacked says nothing to the file's owner.
+        text = "it is neither safetensors nor a file of torch.save"
+    return CheckpointError(f"{path} is no readable checkpoint: {text}")
 
 
 OTHER_FILES = {
@@ -170,13 +174,12 @@ def read_checkpoint(path: Path) -> Any:
         try:
             return load_file(path)
         except DAMAGE as error:
-            text = " ".join(str(error).split())[:120] or "it ends too early"
-            raise CheckpointError(f"{path} is no readable checkpoint: {text}") from None
+            raise _damaged(path, error) from None
     return load_safely(path)
 
 
 def shards(index: Path) -> list[Path]:
-    """Return the files that the index of a sharded checkpoint names, beside it."""
+    """Return the files in the same folder that the index of a sharded checkpoint names."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return [index.parent / Path(name).name for name in sorted(names)]

@@ -136,12 +136,12 @@ class _Study:
             lone = None
             # Labels first: their student is what the others are compared with.
             for place, entry in sorted(
-                enumerate(recipe.supervisions), key=lambda one: one[1].kind != "one-hot"
+                enumerate(recipe.supervisions), key=lambda one: not one[1].is_baseline
             ):
                 files = run.student(place, entry.title, seed)
                 build = partial(self._supervision, entry)
                 models.append(self._train(entry.title, files, recipe.student, seed, build))
-                lone = lone or (files if entry.kind == "one-hot" else None)
+                lone = lone or (files if entry.is_baseline else None)
                 audits.append(TokenAudit(entry.title, seed, self._audit(files, lone)))
         train, test = self.splits.train, self.splits.test
         result = LanguageStudy(

@@ -12,10 +12,8 @@ from distillens.data import DataRecipe
 from distillens.errors import RecipeError
 from distillens.study.reading import load_recipe, override_key, with_periods
 from distillens.study.recipe import trajectory_problem
-from distillens.supervision import SupervisionRecipe, parts_of
+from distillens.supervision import AnySupervision, parts_of
 from distillens.training import TrainingRecipe
-
-KINDS = ("one-hot", "offline", "online", "switched")
 
 
 class _Part(BaseModel):
@@ -53,7 +51,7 @@ class LanguageRecipe(_Part):
     teacher: LanguagePart
     teacher_seed: int = Field(default=1000, ge=0)
     student: LanguagePart
-    supervisions: tuple[SupervisionRecipe, ...] = Field(min_length=1)
+    supervisions: tuple[AnySupervision, ...] = Field(min_length=1)
     audited_tokens: int = Field(default=5000, ge=1)
 
     @model_validator(mode="after")
@@ -64,15 +62,14 @@ class LanguageRecipe(_Part):
         if len(set(titles)) < len(titles):
             raise ValueError("two supervisions have one name; give one another name")
         for entry in self.supervisions:
-            if entry.kind not in KINDS:
+            if unfit := entry.needs() & {"co-trained teacher", "previous student"}:
                 raise ValueError(
-                    f"a language model is supervised by {', '.join(KINDS)}, got {entry.kind!r}"
+                    f"a language model cannot have {entry.title!r}, which needs a {min(unfit)}; "
+                    "use a supervision by labels or by the finished teacher and its checkpoints"
                 )
             if entry.seeds is not None:
                 raise ValueError("supervisions of language models take all seeds; leave seeds out")
             for part in parts_of(entry):
-                if part.kind not in KINDS:
-                    raise ValueError(f"a switch of language models has no part {part.kind!r}")
                 if getattr(part, "loss", None) is not None:
                     raise ValueError("tokens know cross-entropy alone; leave loss out")
                 stop = getattr(part, "early_stop", None)

@@ -133,7 +133,7 @@ class Outcome:
                     f"of the teacher's logits the {self.scene.top_k} largest were kept; the mass "
                     f"left out is {100 * shares[0]:.3g} % in the mean, {100 * shares[1]:.3g} % at most"
                 )
-        if not any(entry.kind == "one-hot" for entry in recipe.supervisions):
+        if not any(entry.is_baseline for entry in recipe.supervisions):
             notes.append(
                 "no student is trained on labels alone, so there is no gain, and supervision "
                 "complexity, which is measured along that student, is left out"

@@ -13,13 +13,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from distillens.data.recipe import DataRecipe
+from distillens.data.sources.source import SOURCES
 from distillens.errors import DataError, DistillensError, RecipeError, nearest
 from distillens.files.paths import user_path
 from distillens.files.yaml_values import Loader, load_yaml
 from distillens.models.registry import check_model
 from distillens.runs.layout import epochs_beside
 from distillens.study.recipe import Recipe
-from distillens.supervision.recipe import parts_of
+from distillens.supervision.recipe import SUPERVISIONS, SupervisionEntry, parts_of
 
 REPLACED = {"budget/cifar100-full": "budget/cifar100-long"}
 """Recipes that were shipped before, and the recipe that replaces each."""
@@ -137,15 +139,8 @@ def missing_places(recipe: Recipe) -> list[str]:
     """
     data, teacher = recipe.data, recipe.teacher
     found: list[tuple[Path, str]] = []
-    if data.path is not None:
-        path = Path(data.path)
-        if data.source in ("idx", "folder") and not path.is_dir():
-            text = f"no folder {path}; data.path must name the folder of the data set"
-            found.append((path, text))
-        elif data.source == "npz" and not path.is_file():
-            found.append((path, f"no file {path}; data.path must name an .npz file"))
-        elif _is_place(data.path) and not path.exists():
-            found.append((path, f"there is no {path}; data.path must name the data set"))
+    if problem := data.settings().problem():
+        found.append((Path(data.path or "."), problem))
     files = {}
     if teacher.checkpoint is not None:
         files["teacher.checkpoint"] = teacher.checkpoint.path
@@ -162,10 +157,6 @@ def missing_places(recipe: Recipe) -> list[str]:
     # The recipe may lie in another folder than the one that the command is run in.
     hint = f" (a relative path is counted from the current folder, {Path.cwd()})"
     return [text if path.is_absolute() else f"{text}{hint}" for path, text in found]
-
-
-def _is_place(path: str) -> bool:
-    return path.startswith(("/", "./", "../"))
 
 
 def check_places(recipe: Recipe) -> None:
@@ -364,9 +355,6 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return f"{where}: {message}"
     context = error.get("ctx", {})
-    if error["type"] == "union_tag_invalid":
-        known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"{where}: no kind {context['tag']!r}{nearest(str(context['tag']), known)}"
     if error["type"] == "too_short":
         message = f"the list needs at least {context['min_length']} entries"
     message = _IN_YAML.get(error["type"], message)
@@ -398,11 +386,13 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
 
 def _all_keys(kind: Any) -> set[str]:
     """Return the keys of a model and of everything inside it."""
-    found: set[str] = set()
-    for model in _models(kind):
-        for name, field in model.model_fields.items():
-            found |= {name} | _all_keys(field.annotation)
-    return found
+    models, seen = _models(kind), set()
+    while models:
+        model = models.pop()
+        if model not in seen:
+            seen.add(model)
+            models += [m for f in model.model_fields.values() for m in _models(f.annotation)]
+    return {name for model in seen for name in model.model_fields}
 
 
 def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
@@ -415,6 +405,10 @@ def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
+    if kind is SupervisionEntry:
+        return [SUPERVISIONS.get(name) for name in SUPERVISIONS.names()]
+    if kind is DataRecipe:
+        return [DataRecipe, *(SOURCES.get(name) for name in SOURCES.names())]
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     if typing.get_origin(kind) is not None or isinstance(kind, types.UnionType):

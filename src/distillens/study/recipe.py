@@ -16,13 +16,20 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from distillens.data.recipe import AnyNormalisation, DataRecipe
 from distillens.errors import listed
 from distillens.files.paths import UserPath
 from distillens.models.registry import ModelRecipe
-from distillens.supervision.recipe import Loss, LossRecipe, SupervisionRecipe, parts_of
+from distillens.supervision.recipe import (
+    SUPERVISIONS,
+    AnySupervision,
+    Loss,
+    LossRecipe,
+    SupervisionEntry,
+    moved,
+    parts_of,
+)
 from distillens.training.recipe import Precision, Tracker, TrainingRecipe
 
 MAX_SEED = 2**32 - 1
@@ -167,7 +174,7 @@ class Recipe(_Part):
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers, through Accelerate; JSON lines are always written."""
     cache_gigabytes: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Room for teacher logits on disk; the longest unused ones make way."""
+    """Room for teacher logits on disk; the least recently used are deleted first."""
     cache_on_disk: bool = False
     """Write teacher logits to disk also where the memory of an accelerator holds them."""
     cache_top_k: int | None = Field(default=None, ge=1)
@@ -175,7 +182,7 @@ class Recipe(_Part):
     data: DataRecipe
     teacher: TeacherRecipe
     student: StudentRecipe
-    supervisions: tuple[SupervisionRecipe, ...] = Field(min_length=1)
+    supervisions: tuple[AnySupervision, ...] = Field(min_length=1)
     tune: TuneRecipe | None = None
     """Select the learning rate of each supervision on the validation split."""
     complexity: ComplexityRecipe | None = ComplexityRecipe()
@@ -199,7 +206,8 @@ class Recipe(_Part):
         if not isinstance(entries, (list, tuple)):
             return values
         kinds = [entry.get("kind") for entry in entries if isinstance(entry, dict)]
-        return values if "one-hot" in kinds else {**values, "complexity": None}
+        has_baseline = any(kind in kinds for kind in _baselines())
+        return values if has_baseline else {**values, "complexity": None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -218,15 +226,14 @@ class Recipe(_Part):
             if extra := sorted(set(entry.seeds or ()) - set(self.seeds)):
                 raise ValueError(f"{entry.title!r} names seed {extra[0]}, which seeds lacks")
         self._check_trainings()
-        kinds = {entry.kind for entry in self.supervisions}
         self._check_self_distillation()
         self._check_trajectories()
-        if self.complexity is not None and "one-hot" not in kinds:
+        labelled = next((one for one in self.supervisions if one.is_baseline), None)
+        if self.complexity is not None and labelled is None:
             raise ValueError(
                 "complexity is measured along the one-hot student; "
                 "add a supervision of kind one-hot or set complexity to null"
             )
-        labelled = next((one for one in self.supervisions if one.kind == "one-hot"), None)
         kept = self.training_of(labelled).kept_epochs
         for epoch in (self.complexity.epochs or ()) if self.complexity else ():
             if not 0 <= epoch <= kept[-1]:
@@ -263,11 +270,11 @@ class Recipe(_Part):
             content["code"] = os.path.relpath(self.code, folder.resolve())
         return content
 
-    def seeds_of(self, entry: Any) -> tuple[int, ...]:
+    def seeds_of(self, entry: SupervisionEntry) -> tuple[int, ...]:
         """Return the seeds of a supervision, in the recipe's order."""
         return tuple(seed for seed in self.seeds if entry.seeds is None or seed in entry.seeds)
 
-    def training_of(self, entry: Any) -> TrainingRecipe:
+    def training_of(self, entry: SupervisionEntry | None) -> TrainingRecipe:
         """Return how the student of a supervision is trained.
 
         Keys of ``entry.training`` replace those of ``student.training``, within ``schedule`` key by
@@ -289,7 +296,7 @@ class Recipe(_Part):
             try:
                 self.training_of(entry)
             except ValidationError as error:
-                raise _moved(error, ("supervisions", place, "training")) from None
+                raise moved(error, ("supervisions", place, "training")) from None
             if self.tune is not None and "learning_rate" in (entry.training or {}):
                 raise ValueError(
                     f"{entry.title!r} sets training.learning_rate, which tune selects; "
@@ -305,17 +312,19 @@ class Recipe(_Part):
         labelled = {
             seed
             for entry in self.supervisions
-            if entry.kind == "one-hot"
+            if entry.is_baseline
             for seed in self.seeds_of(entry)
         }
         for entry in self.supervisions:
-            if entry.kind == "self-distillation" and self.loss == "squared-error":
+            if "previous student" not in entry.needs():
+                continue
+            if self.loss == "squared-error":
                 raise ValueError(
-                    "self-distillation needs students that give logits; use loss cross-entropy"
+                    f"{entry.kind} needs students that give logits; use loss cross-entropy"
                 )
-            if entry.kind == "self-distillation" and set(self.seeds_of(entry)) - labelled:
+            if set(self.seeds_of(entry)) - labelled:
                 raise ValueError(
-                    "self-distillation starts from the one-hot student of the same seed; "
+                    f"{entry.kind} starts from the one-hot student of the same seed; "
                     "add a supervision of kind one-hot with these seeds"
                 )
 
@@ -323,9 +332,7 @@ class Recipe(_Part):
         known = self.teacher.training is not None or self.teacher.run is not None
         for entry in (part for whole in self.supervisions for part in parts_of(whole)):
             earlier = getattr(entry, "early_stop", None)
-            averaged = getattr(entry, "average", None)
-            needs = entry.kind in ("online", "co-trained") or earlier or averaged
-            if needs and not known:
+            if entry.needs() & {"trajectory", "co-trained teacher"} and not known:
                 raise ValueError(
                     f"{entry.title!r} needs the checkpoints of a teacher trained here; "
                     "give teacher.training or teacher.run, or leave it out"
@@ -339,7 +346,7 @@ class Recipe(_Part):
                 )
 
 
-def trajectory_problem(entry: Any, training: TrainingRecipe) -> str:
+def trajectory_problem(entry: SupervisionEntry, training: TrainingRecipe) -> str:
     """Return why an entry cannot have the teacher's checkpoints that it names; empty if it can.
 
     ``entry`` is no switch but one of its sides (see `distillens.supervision.recipe.parts_of`);
@@ -375,15 +382,6 @@ def _merged(training: TrainingRecipe, change: Mapping[str, Any]) -> TrainingReci
     return TrainingRecipe.model_validate({**values, **change})
 
 
-def _moved(error: ValidationError, place: tuple[int | str, ...]) -> ValidationError:
-    """Return a validation error of a part with its locations counted from the whole."""
-    lines = [
-        InitErrorDetails(
-            type=line["type"],
-            loc=(*place, *line["loc"]),
-            input=line["input"],
-            ctx=line.get("ctx", {}),
-        )
-        for line in error.errors()
-    ]
-    return ValidationError.from_exception_data(error.title, lines)
+def _baselines() -> list[str]:
+    """Return the kinds of supervision whose students are baselines."""
+    return [kind for kind in SUPERVISIONS.names() if SUPERVISIONS.get(kind).is_baseline]

@@ -142,7 +142,7 @@ class Student:
     def networks(self, scene: Scene) -> dict[str, NetworkFiles]:
         """Return its networks by their titles in the order of training: generations, itself last."""
         entry, files = scene.recipe.supervisions[self.place], self.files(scene)
-        last = entry.generations if entry.kind == "self-distillation" else 1
+        last = entry.students()
         if last == 1:
             return {self.title(scene.recipe): files}
         return {
@@ -159,13 +159,13 @@ class Student:
         ``recipe`` holds by then.
         """
         mine = recipe.supervisions[self.place]
-        if mine.kind != "self-distillation":
+        if "previous student" not in mine.needs():
             return None
         seed = self.seed if self.rate is None else recipe.seeds_of(mine)[0]
         place, labels = next(
             (place, entry)
             for place, entry in enumerate(recipe.supervisions)
-            if entry.kind == "one-hot" and seed in recipe.seeds_of(entry)
+            if entry.is_baseline and seed in recipe.seeds_of(entry)
         )
         rate = None if self.rate is None else recipe.training_of(labels).learning_rate
         return Student(place, self.seed, rate)
@@ -218,11 +218,11 @@ def on_this_device(
 
 
 def _share_batches(recipe: Recipe, first: Student, other: Student) -> bool:
-    kinds = {recipe.supervisions[each.place].kind for each in (first, other)}
+    needs = [recipe.supervisions[each.place].needs() for each in (first, other)]
     sizes = {each.training(recipe).batch_size for each in (first, other)}
     trials = first.rate is not None or other.rate is not None
     same_batches = first.seed == other.seed and len(sizes) == 1
-    return same_batches and not trials and "self-distillation" not in kinds
+    return same_batches and not trials and "previous student" not in needs[0] | needs[1]
 
 
 def _train_group(
@@ -306,7 +306,7 @@ def _in_order(recipe: Recipe) -> list[Student]:
     # Seed by seed, so that a run which is cut short has whole rows to show; labels first, since
     # self-distillation starts from their student.
     places = sorted(
-        range(len(recipe.supervisions)), key=lambda k: recipe.supervisions[k].kind != "one-hot"
+        range(len(recipe.supervisions)), key=lambda k: not recipe.supervisions[k].is_baseline
     )
     return [
         Student(place, seed)

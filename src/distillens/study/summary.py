@@ -34,7 +34,7 @@ def rows(
     Gains are against the first one-hot supervision, paired by seed and by test example, over the
     seeds that both have.
     """
-    baseline = next((k for k, e in enumerate(recipe.supervisions) if e.kind == "one-hot"), None)
+    baseline = next((k for k, e in enumerate(recipe.supervisions) if e.is_baseline), None)
     found = [_row(TEACHER, "teacher", "teacher", [teacher], None, level)]
     for place, (entry, cells) in enumerate(zip(recipe.supervisions, students, strict=True)):
         if not cells:

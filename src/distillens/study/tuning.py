@@ -39,7 +39,7 @@ def tune_students(scene: Scene, teacher: StudyTeacher, spread: Spread = one_by_o
         return scene
     # Self-distillation starts from the one-hot trial of the rate that was selected for labels.
     places = range(len(recipe.supervisions))
-    later = [k for k in places if recipe.supervisions[k].kind == "self-distillation"]
+    later = [k for k in places if "previous student" in recipe.supervisions[k].needs()]
     trials: list[Trial] = []
     for group in ([k for k in places if k not in later], later):
         trials += _trials(scene, teacher, spread, group)

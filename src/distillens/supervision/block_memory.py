@@ -10,14 +10,14 @@ from torch import Tensor
 SHARE = 0.25
 """Share of a device's memory that blocks may take."""
 
-ELSEWHERE = 2 * 10**9
+UNKNOWN_MEMORY_BYTES = 2 * 10**9
 """Bytes that blocks may take where the memory of a device is unknown."""
 
 
 class BlockMemory:
-    """Blocks by name and device; the longest unused make way for a new one.
+    """Blocks by name and device; the least recently used are evicted for a new one.
 
-    A block that makes way is freed when the last student that reads it has taken the next one.
+    An evicted block is freed when the last student that reads it has opened its next block.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class BlockMemory:
         return block
 
     def make_room(self, size: int, device: torch.device) -> bool:
-        """Say whether a block of so many bytes fits on a device, after others made way."""
+        """Say whether a block of so many bytes fits on a device, after others were evicted."""
         room = _room(device)
         mine = [key for key in self._blocks if key[1] == device]
         used = sum(self._blocks[key].nbytes for key in mine)
@@ -53,7 +53,7 @@ class BlockMemory:
 
 def _room(device: torch.device) -> float:
     if device.type != "cuda":
-        return ELSEWHERE
+        return UNKNOWN_MEMORY_BYTES
     return SHARE * torch.cuda.get_device_properties(device).total_memory
 
 

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from distillens.errors import DistillensError, RecipeError, SupervisionError, listed
+from distillens.errors import DistillensError, RecipeError, SupervisionError
 from distillens.files.user_code import import_named
 from distillens.supervision.compared import decoupled, dist
-from distillens.supervision.pace import TemperatureSchedule, pace_of
+from distillens.supervision.pace import TemperatureSchedule
 from distillens.supervision.protocol import Supervision, Teacher, is_across_examples
-from distillens.supervision.recipe import (
-    AverageRecipe,
-    CotrainedRecipe,
-    Loss,
-    LossRecipe,
-    OfflineRecipe,
-    OneHotRecipe,
-    OnlineRecipe,
-    PeriodRecipe,
-    SelfRecipe,
-    SwitchedRecipe,
-)
-from distillens.supervision.teachers.averaged import AveragedTeacher, decaying_weights
-from distillens.supervision.teachers.followed import OnlineTeacher, TeacherCheckpoint, as_teacher
-from distillens.supervision.values import Distillation, Mixed, OneHot, Switched, TeacherLoss
-
-NEGLIGIBLE = 1e-3
-"""Weights of a decaying average below this share of the newest one are left out."""
+from distillens.supervision.recipe import Loss, LossRecipe, SupervisionEntry, TaughtEntry
+from distillens.supervision.teachers.followed import TeacherCheckpoint
+from distillens.supervision.values import Distillation, Mixed, OneHot, TeacherLoss
 
 
 class Teachers(Protocol):
@@ -51,7 +36,7 @@ class Teachers(Protocol):
         ...
 
     def cotrained(self) -> Teacher:
-        """Return a teacher that will learn beside the student."""
+        """Return a fresh teacher that is trained together with the student."""
         ...
 
     def previous_generation(self) -> Teacher:
@@ -68,8 +53,8 @@ class Setting:
     trust_code: bool = False
 
 
-def build_supervision(entry: Any, setting: Setting, teachers: Teachers) -> Supervision:
-    """Build what an entry of a recipe says.
+def build_supervision(entry: SupervisionEntry, setting: Setting, teachers: Teachers) -> Supervision:
+    """Build the supervision of an entry of a recipe.
 
     Raises
     ------
@@ -78,98 +63,16 @@ def build_supervision(entry: Any, setting: Setting, teachers: Teachers) -> Super
     RecipeError
         A loss of the recipe's author is not trusted or cannot be imported.
     """
-    if isinstance(entry, SwitchedRecipe):
-        first = build_supervision(entry.first, setting, teachers)
-        then = build_supervision(entry.then, setting, teachers)
-        return Switched(first, then, entry.step(setting.steps), entry.window)
-    if isinstance(entry, OneHotRecipe):
-        return OneHot(setting.loss, entry.smoothing)
-    taught = Distillation(
-        _teacher(entry, setting, teachers),
-        _temperature(entry.temperature, setting.steps),
-        setting.loss if entry.loss is None else _named_loss(entry.loss, setting.trust_code),
-    )
+    return entry.build(setting, teachers)
+
+
+def taught(entry: TaughtEntry, teacher: Teacher, setting: Setting) -> Supervision:
+    """Return the distillation of a teacher, mixed with the labels if ``alpha`` is below 1."""
+    loss = setting.loss if entry.loss is None else _named_loss(entry.loss, setting.trust_code)
+    distilled = Distillation(teacher, _temperature(entry.temperature, setting.steps), loss)
     if entry.alpha == 1:
-        return taught
-    return Mixed(OneHot(setting.loss), taught, entry.alpha)
-
-
-def _teacher(entry: Any, setting: Setting, teachers: Teachers) -> Teacher:
-    if isinstance(entry, CotrainedRecipe):
-        return teachers.cotrained()
-    if isinstance(entry, SelfRecipe):
-        return teachers.previous_generation()
-    if isinstance(entry, OnlineRecipe):
-        path = _averaged(teachers.trajectory(), entry.average)
-        return OnlineTeacher(periodic(path, entry.period), setting.steps, pace=pace_of(entry.pace))
-    assert isinstance(entry, OfflineRecipe)
-    if entry.early_stop is None and entry.average is None:
-        return teachers.final()
-    path = list(teachers.trajectory())
-    epochs = _epochs(path)
-    epoch = epochs[-1] if entry.early_stop is None else entry.early_stop
-    if epoch == "validation":
-        epoch = teachers.lowest_validation_loss()
-    if epoch not in epochs:
-        raise SupervisionError(
-            f"early_stop names the teacher's epoch {epoch}; it has checkpoints of the epochs "
-            f"{listed(epochs)} (training.checkpoint_every of the teacher)"
-        )
-    return as_teacher(_averaged(path, entry.average)[epochs.index(epoch)].load())
-
-
-def _epochs(path: Sequence[TeacherCheckpoint]) -> list[int]:
-    return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
-
-
-def periodic(
-    path: Sequence[TeacherCheckpoint], period: PeriodRecipe | None
-) -> list[TeacherCheckpoint]:
-    """Keep the checkpoints at whole periods, and the last."""
-    if period is None:
-        return list(path)
-    epochs = _epochs(path)
-    per_epoch = path[0].step // epochs[0]
-    steps = period.steps or (period.epochs or 1) * per_epoch
-    wanted = set(range(steps, path[-1].step, steps))
-    if steps % per_epoch or wanted - {point.step for point in path}:
-        given = f"{period.epochs} epochs" if period.epochs else f"{steps} steps"
-        raise SupervisionError(
-            f"a period of {given} does not fit the teacher's checkpoints, which are of the epochs "
-            f"{listed(epochs)} ({per_epoch} steps an epoch); use a multiple of {path[0].step} steps, "
-            "or a smaller training.checkpoint_every of the teacher"
-        )
-    return [point for point in path if point.step in wanted or point is path[-1]]
-
-
-def averaged_places(last: int, average: AverageRecipe | None) -> range:
-    """Return the places of the checkpoints that a teacher at a place averages; itself without one."""
-    if average is None:
-        return range(last, last + 1)
-    count = average.last or 1 + math.floor(math.log(NEGLIGIBLE) / math.log(average.decay or 0.5))
-    return range(max(0, last + 1 - count), last + 1)
-
-
-def _averaged(
-    path: Sequence[TeacherCheckpoint], average: AverageRecipe | None
-) -> list[TeacherCheckpoint]:
-    """Return checkpoints each of which averages those up to itself."""
-    if average is None:
-        return list(path)
-
-    def mean(last: int) -> Teacher:
-        used = [path[place] for place in averaged_places(last, average)]
-        weights = (
-            [1.0] * len(used)
-            if average.decay is None
-            else decaying_weights(len(used), average.decay)
-        )
-        return AveragedTeacher([point.load() for point in used], weights)
-
-    return [
-        TeacherCheckpoint(point.step, lambda place=place: mean(place), point.epoch)
-        for place, point in enumerate(path)
-    ]
+        return distilled
+    return Mixed(OneHot(setting.loss), distilled, entry.alpha)
 
 
 def _temperature(value: float | TemperatureSchedule, steps: int) -> float | Callable[[int], float]:
@@ -179,70 +82,55 @@ def _temperature(value: float | TemperatureSchedule, steps: int) -> float | Call
 
 
 def _named_loss(recipe: LossRecipe, trust_code: bool) -> TeacherLoss:
-    if recipe.name == "dkd":
-        target, other = recipe.weights or (1.0, 8.0)
-        return _NamedLoss(
-            lambda f, g, labels, temperature, mask: decoupled(
-                f, g, labels, temperature, target_weight=target, other_weight=other, mask=mask
-            ),
-            across_examples=False,
-            capturable=True,
-        )
-    if recipe.name == "dist":
-        inter, intra = recipe.weights or (1.0, 1.0)
-        return _NamedLoss(
-            lambda f, g, labels, temperature, mask: dist(
-                f, g, temperature, inter_weight=inter, intra_weight=intra, mask=mask
-            ),
-            across_examples=True,
-            capturable=True,
-        )
-    function = _import(recipe, trust_code)
+    if recipe.is_custom:
+        function = _import(recipe, trust_code)
+        loss = partial(_custom, recipe.name, function)
+        capturable = bool(getattr(function, "capturable", False))
+        vars(loss).update(across_examples=is_across_examples(function), capturable=capturable)
+        return loss
+    first, second = recipe.weights or ((1.0, 8.0) if recipe.name == "dkd" else (1.0, 1.0))
 
-    def custom(
+    def named(
         logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
     ) -> Tensor:
-        if mask is not None:
-            # The function is not told of positions that do not count.
-            logits, teacher, labels = logits[mask], teacher[mask], labels[mask]
-        try:
-            value = function(logits, teacher, labels)
-        except DistillensError:
-            raise
-        # Code of the user's own may end in any way.
-        except Exception as error:
-            text = " ".join(str(error).split())[:240]
-            raise SupervisionError(
-                f"loss {recipe.name!r} stops with {type(error).__name__}: {text}"
-            ) from error
-        if not isinstance(value, Tensor) or value.ndim:
-            raise SupervisionError(
-                f"loss {recipe.name!r} must return a scalar tensor, got {value!r:.80}"
-            )
-        return value
+        if recipe.name == "dkd":
+            return decoupled(
+                logits, teacher, labels, temperature,
+                target_weight=first, other_weight=second, mask=mask,
+            )  # fmt: skip
+        return dist(
+            logits, teacher, temperature, inter_weight=first, intra_weight=second, mask=mask
+        )
 
-    return _NamedLoss(
-        custom,
-        across_examples=is_across_examples(function),
-        capturable=bool(getattr(function, "capturable", False)),
-    )
+    vars(named).update(across_examples=recipe.name == "dist", capturable=True)
+    return named
 
 
-@dataclass(frozen=True)
-class _NamedLoss:
-    function: TeacherLoss
-    across_examples: bool
-    capturable: bool
-
-    def __call__(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        labels: Tensor,
-        temperature: float,
-        mask: Tensor | None,
-    ) -> Tensor:
-        return self.function(logits, teacher, labels, temperature, mask)
+def _custom(
+    name: str,
+    function: Callable[..., Tensor],
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    mask: Tensor | None,
+) -> Tensor:
+    """Call a function of the recipe's author on the positions that count."""
+    if mask is not None:
+        logits, teacher, labels = logits[mask], teacher[mask], labels[mask]
+    try:
+        value = function(logits, teacher, labels)
+    except DistillensError:
+        raise
+    # The author's code may fail in any way.
+    except Exception as error:
+        text = " ".join(str(error).split())[:240]
+        raise SupervisionError(
+            f"loss {name!r} stops with {type(error).__name__}: {text}"
+        ) from error
+    if not isinstance(value, Tensor) or value.ndim:
+        raise SupervisionError(f"loss {name!r} must return a scalar tensor, got {value!r:.80}")
+    return value
 
 
 def check_losses(entry: Any, *, trust_code: bool) -> None:
@@ -254,7 +142,7 @@ def check_losses(entry: Any, *, trust_code: bool) -> None:
         As :func:`build_supervision`.
     """
     loss = getattr(entry, "loss", None)
-    if loss is not None and ":" in loss.name:
+    if loss is not None and loss.is_custom:
         _import(loss, trust_code)
 
 

@@ -53,10 +53,10 @@ class LogitCache:
     precision
         "float32" or "bfloat16": what the teacher computes in. Logits are stored in float32.
     max_bytes
-        Room for all blocks of the folder; the longest unused make way for a new one.
+        Room for all blocks of the folder; the least recently used are deleted for a new one.
     top_k
         Keep only so many logits of an example (see `distillens.supervision.compressed`); the share
-        of mass left out stands in the JSON beside each block. None, or C and more, keeps all.
+        of mass left out is in the JSON file of each block. None, or C and more, keeps all.
     on_disk
         Write every block to the folder, also where it could be kept in the memory of an accelerator.
     """
@@ -152,7 +152,7 @@ class LogitCache:
                     self._store(path, described, key, logits)
         if together:
             torch.distributed.barrier()
-        # The time of the last use, which tells what makes way first.
+        # The time of the last use decides which block is deleted first.
         with suppress(FileNotFoundError):
             os.utime(path)
         _check(described, key)
@@ -161,10 +161,10 @@ class LogitCache:
         except FileNotFoundError:
             if together:
                 raise SupervisionError(
-                    f"{path} made way for another run's logits before it was read; "
+                    f"{path} was deleted for another run's logits before it was read; "
                     "give the cache more room (cache_gigabytes)"
                 ) from None
-            # It made way for a block of another process just now.
+            # Another process has just deleted it to make room for a block.
             return self.block(digest, epoch, module)
         # NumPy takes a damaged start for other formats, whose readers raise kinds of their own.
         except Exception:
@@ -275,7 +275,7 @@ def _check(described: Path, key: dict[str, Any]) -> None:
     for name, value in key.items():
         if found.get(name) != value:
             raise SupervisionError(
-                f"the teacher logits beside {described} were made with {name} "
+                f"the teacher logits of {described} were made with {name} "
                 f"{found.get(name)!r}, not {value!r}; delete them to have them computed again"
             )
 

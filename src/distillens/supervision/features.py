@@ -56,7 +56,7 @@ class Features(Stateless):
     Parameters
     ----------
     base
-        What is fitted besides.
+        The supervision that the feature losses are added to.
     student, teacher
         The modules whose layers are compared. The teacher is run as by `FixedTeacher`: in evaluation
         mode, without gradients, and copied first if training the student would change it.
@@ -125,7 +125,7 @@ class Features(Stateless):
         return True
 
     def advance(self, batch: Batch, step: int) -> None:
-        """Advance what is fitted besides."""
+        """Advance the base supervision."""
         self.base.advance(batch, step)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
@@ -159,11 +159,11 @@ class Features(Stateless):
         return total
 
     def class_counts(self, batch: Batch) -> set[int]:
-        """Return the numbers of classes that what is fitted besides knows."""
+        """Return the numbers of classes that the base supervision knows."""
         return class_counts(self.base, batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of what is fitted besides."""
+        """Return the state of the base supervision."""
         return self.base.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -79,12 +79,18 @@ def counted_only(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, checked: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+    checked: bool = False,
 ) -> Tensor:
     """One-hot cross-entropy (eq. 1): −mean log σ(f)_y.
 
-    Without a mask, labels equal to -100 do not count. ``checked`` says that every label is known to be a
-    class, so that none is looked up.
+    ``smoothing`` ε replaces the label by (1 − ε)·one-hot + ε/C (Szegedy et al. 2016, section 7); classes
+    whose logit is −inf are not among the C. Without a mask, labels equal to -100 do not count.
+    ``checked`` says that every label is known to be a class, so that none is looked up.
 
     Raises
     ------
@@ -92,14 +98,18 @@ def cross_entropy(
         The labels are no integers or do not fit the logits, or (on a CPU) one is no class. On a GPU
         the loss of such a label is NaN, because looking it up would make the host wait.
     """
+    check_smoothing(smoothing)
     logits, labels, mask = labelled(logits, labels, mask, checked=checked)
     index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
     classes = two_classes(logits)
-    right = classes.gather(-1, index[..., None])[..., 0]
-    # log σ(f)_y from f_y and the other logits, which stays exact for a student sure of the label.
-    hidden = torch.finfo(classes.dtype).min
-    others = classes.scatter(-1, index[..., None], hidden).logsumexp(-1)
-    each = -logsigmoid(right - others)
+    if smoothing:
+        each = soft_cross_entropy(classes, _smoothed(classes, index, smoothing).log())
+    else:
+        right = classes.gather(-1, index[..., None])[..., 0]
+        # log σ(f)_y from f_y and the other logits, which stays exact for a student sure of the label.
+        hidden = torch.finfo(classes.dtype).min
+        others = classes.scatter(-1, index[..., None], hidden).logsumexp(-1)
+        each = -logsigmoid(right - others)
     return mean_over(nan_outside(each, valid), mask)
 
 
@@ -116,13 +126,26 @@ def distillation_cross_entropy(
 
 
 def squared_error(
-    logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, checked: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+    checked: bool = False,
 ) -> Tensor:
     """Squared error to the one-hot labels: ½ mean ‖y − f‖². One output: y = ±1.
 
-    Labels are treated as in :func:`cross_entropy`.
+    ``smoothing`` ε replaces the label by (1 − ε)·one-hot + ε/C; one output: by (1 − ε)·(±1). Labels are
+    treated as in :func:`cross_entropy`.
     """
-    return smoothed_squared_error(logits, labels, 0.0, mask, checked=checked)
+    check_smoothing(smoothing)
+    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
+    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
+    if logits.shape[-1] == 1:
+        targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
+    else:
+        targets = _smoothed(logits, index, smoothing)
+    return 0.5 * mean_over(nan_outside(_squares(logits, targets), valid), mask)
 
 
 def distillation_squared_error(
@@ -137,48 +160,6 @@ def distillation_squared_error(
     scaled = teacher / temperature
     targets = 2 * scaled.sigmoid() - 1 if student.shape[-1] == 1 else softmax(scaled, -1)
     return 0.5 * temperature * mean_over(_squares(student, targets), mask)
-
-
-def smoothed_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    smoothing: float,
-    mask: Tensor | None = None,
-    *,
-    checked: bool = False,
-) -> Tensor:
-    """Cross-entropy to (1 − ε)·one-hot + ε/C (Szegedy et al. 2016, section 7).
-
-    Classes whose logit is −inf are not among the C. Labels are treated as in :func:`cross_entropy`.
-    """
-    check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
-    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
-    classes = two_classes(logits)
-    targets = _smoothed(classes, index, smoothing)
-    return mean_over(nan_outside(soft_cross_entropy(classes, targets.log()), valid), mask)
-
-
-def smoothed_squared_error(
-    logits: Tensor,
-    labels: Tensor,
-    smoothing: float,
-    mask: Tensor | None = None,
-    *,
-    checked: bool = False,
-) -> Tensor:
-    """Squared error to (1 − ε)·one-hot + ε/C; one output: to (1 − ε)·(±1).
-
-    Classes whose logit is −inf are not among the C. Labels are treated as in :func:`cross_entropy`.
-    """
-    check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
-    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
-    if logits.shape[-1] == 1:
-        targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
-    else:
-        targets = _smoothed(logits, index, smoothing)
-    return 0.5 * mean_over(nan_outside(_squares(logits, targets), valid), mask)
 
 
 LABEL_LOSSES: dict[str, Callable[..., Tensor]] = {

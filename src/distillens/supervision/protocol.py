@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -129,6 +129,36 @@ class Stateless:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take up."""
+
+
+class Composite:
+    """Base of supervisions and teachers that consist of others, to which they pass calls on."""
+
+    parts: Sequence[Any]
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the parts say about where their data are held."""
+        return tuple(note for part in self.parts for note in notes_of(part))
+
+    def separate_from(self, student: nn.Module) -> bool:
+        """Keep the parts as they are while the student changes."""
+        copied = [separate_from(part, student) for part in self.parts]
+        return any(copied)
+
+    def advance(self, batch: Batch, step: int) -> None:
+        """Advance all parts."""
+        for part in self.parts:
+            part.advance(batch, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the parts that have one, by their place."""
+        states = {str(place): part.state_dict() for place, part in enumerate(self.parts)}
+        return {place: state for place, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the states of the parts."""
+        for place, part in enumerate(self.parts):
+            part.load_state_dict(state.get(str(place), {}))
 
 
 def is_across_examples(supervision: Any) -> bool:

@@ -1,27 +1,88 @@
-"""The `supervisions` part of a recipe: each kind with its own keys."""
+"""The `supervisions` part of a recipe; read and checked without torch.
+
+Each kind of supervision is a subclass of `SupervisionEntry` that is registered by its name. A recipe
+finds it there by the key ``kind``.
+"""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
-from distillens.errors import SupervisionError
-from distillens.supervision.pace import TemperatureSchedule, pace_of
+from distillens import supervision
+from distillens.errors import nearest
+from distillens.files.user_code import CodePart
+from distillens.registry import Registry
+from distillens.supervision.pace import TemperatureSchedule
+
+if TYPE_CHECKING:
+    from distillens.supervision import Setting, Supervision, Teacher, Teachers
 
 Loss = Literal["cross-entropy", "squared-error"]
 """The form of the losses of a study."""
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+Need = Literal["final teacher", "trajectory", "co-trained teacher", "previous student"]
+"""What a supervision needs from its study.
 
-class _Part(BaseModel):
+The finished teacher; the checkpoints of its training; a fresh teacher that is trained together with
+the student; the student of the generation before, of which the first is the baseline.
+"""
+
+
+class Part(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Entry(_Part):
+@dataclass(frozen=True)
+class Schedules:
+    """The epochs of a student and of its teacher, from which the teacher's checkpoints are counted.
+
+    Parameters
+    ----------
+    student_epochs, student_steps
+        Epochs of the student's training, and steps of one of them.
+    kept
+        The teacher's epochs whose weights are kept, without epoch 0.
+    teacher_steps
+        Steps of an epoch of the teacher.
+    """
+
+    student_epochs: int
+    student_steps: int
+    kept: tuple[int, ...]
+    teacher_steps: int
+
+
+class SupervisionEntry(Part):
+    """Base of all kinds of supervision: an entry of a recipe's ``supervisions``.
+
+    A kind declares its keys as fields, among them ``kind``, and implements `build`. It is found by
+    recipes once it is registered; see `register_supervision`.
+    """
+
+    is_baseline: ClassVar[bool] = False
+    """Whether its student is trained on the labels alone and is what others are compared with.
+
+    Complexity is measured along the baseline, and self-distillation starts from it.
+    """
+
+    kind: str
     name: str | None = Field(default=None, min_length=1, max_length=60)
     """What tables call it; by default made of the kind and its values."""
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -35,13 +96,105 @@ class _Entry(_Part):
     @property
     def title(self) -> str:
         """What tables call it."""
-        return self.name or self._described()
+        return self.name or self.described()
 
-    def _described(self) -> str:
+    def described(self) -> str:
+        """Return the title of an entry without a name; by default the kind."""
+        return self.kind
+
+    def needs(self) -> frozenset[Need]:
+        """Return what `build` may ask the study for; by default nothing."""
+        return frozenset()
+
+    def parts(self) -> tuple[SupervisionEntry, ...]:
+        """Return the entries that it consists of; by default itself alone."""
+        return (self,)
+
+    def students(self) -> int:
+        """Return how many students are trained one after the other, each taught by the one before."""
+        return 1
+
+    def teacher_epochs(self, schedules: Schedules) -> Callable[[int], Iterable[Hashable]]:
+        """Return a function from a student's epoch to the teacher's epochs whose logits it reads.
+
+        Plans count the teacher's logits by it. By default it is the last epoch if the finished
+        teacher is needed, and none otherwise.
+        """
+        last = schedules.kept[-1:] if "final teacher" in self.needs() else ()
+        return lambda epoch: last
+
+    def build(self, setting: Setting, teachers: Teachers) -> Supervision:
+        """Return the supervision.
+
+        Parameters
+        ----------
+        setting
+            What the entries of a study share: the form of the losses, and the student's steps.
+        teachers
+            Where the teachers that it needs come from.
+        """
         raise NotImplementedError
 
 
-class LossRecipe(_Part):
+SUPERVISIONS: Registry[type[SupervisionEntry]] = Registry(
+    "supervision", package="distillens.supervision.kinds"
+)
+"""All kinds of supervision by their name."""
+
+Kind = TypeVar("Kind", bound=type[SupervisionEntry])
+
+
+def register_supervision(kind: str) -> Callable[[Kind], Kind]:
+    """Return a decorator that makes a subclass of `SupervisionEntry` a kind that recipes can name.
+
+    Examples
+    --------
+    >>> from typing import Literal
+    >>> @register_supervision("labels-twice")
+    ... class LabelsTwice(SupervisionEntry):
+    ...     kind: Literal["labels-twice"]
+    ...     def build(self, setting, teachers):
+    ...         from distillens.supervision import Mixed, OneHot
+    ...         return Mixed(OneHot(setting.loss), OneHot(setting.loss), 0.5)
+    """
+    return SUPERVISIONS.register(kind)
+
+
+def _by_kind(value: Any, handler: Callable[[Any], SupervisionEntry]) -> SupervisionEntry:
+    """Validate an entry by the class of its kind; errors have the kind in their location."""
+    if not isinstance(value, dict):
+        return handler(value)
+    kind, known = value.get("kind"), SUPERVISIONS.names()
+    if not isinstance(kind, str) or kind not in known:
+        said = "kind is missing" if kind is None else f"no kind {kind!r}"
+        hint = nearest("" if kind is None else str(kind), known)
+        raise ValueError(f"{said}{hint}")
+    entry = SUPERVISIONS.get(kind)
+    try:
+        return entry.model_validate(value)
+    except ValidationError as error:
+        raise moved(error, (kind,)) from None
+
+
+AnySupervision = SerializeAsAny[Annotated[SupervisionEntry, WrapValidator(_by_kind)]]
+"""An entry of any registered kind."""
+
+
+def moved(error: ValidationError, place: tuple[int | str, ...]) -> ValidationError:
+    """Return a validation error of a part with its locations counted from the whole."""
+    lines = [
+        InitErrorDetails(
+            type=line["type"],
+            loc=(*place, *line["loc"]),
+            input=line["input"],
+            ctx=line.get("ctx", {}),
+        )
+        for line in error.errors()
+    ]
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+class LossRecipe(Part, CodePart):
     """Another loss to the teacher than the recipe's.
 
     ``dkd`` and ``dist`` with their two weights, or ``module:function``, called with (student logits,
@@ -50,32 +203,17 @@ class LossRecipe(_Part):
 
     name: str
     weights: tuple[float, float] | None = None
-    _code_folder: Path | None = PrivateAttr(default=None)
-
-    @property
-    def is_custom(self) -> bool:
-        """Whether the name is a ``module:function``, code that belongs to the recipe."""
-        return ":" in self.name
-
-    @property
-    def code_folder(self) -> Path | None:
-        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
-        return self._code_folder
-
-    def look_in(self, folder: Path | None) -> None:
-        """Set `code_folder`."""
-        self._code_folder = folder
 
     @model_validator(mode="after")
     def _known(self) -> LossRecipe:
-        if self.name not in ("dkd", "dist") and ":" not in self.name:
+        if self.name not in ("dkd", "dist") and not self.is_custom:
             raise ValueError(f"no loss {self.name!r}; known: dkd, dist, or module:function")
-        if self.weights is not None and ":" in self.name:
+        if self.weights is not None and self.is_custom:
             raise ValueError("weights belong to dkd and dist; a function of yours has its own")
         return self
 
 
-class AverageRecipe(_Part):
+class AverageRecipe(Part):
     """Average the teacher over the checkpoints up to the one it is at: the last k, or decaying."""
 
     last: int | None = Field(default=None, ge=1)
@@ -87,162 +225,48 @@ class AverageRecipe(_Part):
             raise ValueError("an average needs either last or decay")
         return self
 
-
-class PeriodRecipe(_Part):
-    """How often the online teacher moves on: in the teacher's epochs or steps."""
-
-    epochs: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> PeriodRecipe:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("a period needs either epochs or steps")
-        return self
+    def __str__(self) -> str:
+        return f"last {self.last}" if self.last else f"decay={self.decay:g}"
 
 
-class OneHotRecipe(_Entry):
-    """The dataset labels, smoothed if asked."""
+class TaughtEntry(SupervisionEntry):
+    """Base of the kinds in which the student fits the logits of a teacher."""
 
-    kind: Literal["one-hot"]
-    smoothing: float = Field(default=0.0, ge=0, le=1)
-
-    def _described(self) -> str:
-        return f"smoothed ε={self.smoothing:g}" if self.smoothing else "no KD"
-
-
-class _Taught(_Entry):
     temperature: Temperature | TemperatureSchedule = 1.0
     alpha: float = Field(default=1.0, ge=0, le=1)
     """Weight of the teacher; the labels have the rest."""
     loss: LossRecipe | None = None
 
     @model_validator(mode="after")
-    def _temperature_is_passed_on(self) -> _Taught:
-        if self.loss is not None and ":" in self.loss.name and self.temperature != 1:
+    def _custom_loss_has_no_temperature(self) -> TaughtEntry:
+        if self.loss is not None and self.loss.is_custom and self.temperature != 1:
             raise ValueError(
                 f"loss {self.loss.name!r} is called without a temperature; "
                 "leave temperature out and use yours inside"
             )
         return self
 
-    def _with(self, kind: str, *more: str) -> str:
-        parts = [kind, f"τ={self.temperature:g}", *more]
+    def teacher(self, setting: Setting, teachers: Teachers) -> Teacher:
+        """Return the teacher whose logits are fitted."""
+        raise NotImplementedError
+
+    def described(self) -> str:
+        return self.described_with(self.kind)
+
+    def build(self, setting: Setting, teachers: Teachers) -> Supervision:
+        """Return a distillation of the teacher, mixed with the labels if ``alpha`` is below 1."""
+        return supervision.taught(self, self.teacher(setting, teachers), setting)
+
+    def described_with(self, kind: str, *more: object) -> str:
+        """Return a title of the kind, the values of this class and ``more`` that is not empty."""
+        parts = [kind, f"τ={self.temperature:g}", *map(str, filter(None, more))]
         if self.alpha != 1:
             parts.append(f"α={self.alpha:g}")
         if self.loss is not None:
             parts.append(self.loss.name.rpartition(":")[2])
-        return " ".join(part for part in parts if part)
+        return " ".join(parts)
 
 
-class OfflineRecipe(_Taught):
-    """The finished teacher, an average of its last checkpoints, or one from earlier."""
-
-    kind: Literal["offline"]
-    average: AverageRecipe | None = None
-    early_stop: Annotated[int, Field(ge=1)] | Literal["validation"] | None = None
-    """The teacher's epoch, or the one with the lowest validation loss."""
-
-    def _described(self) -> str:
-        stop = f"stop={self.early_stop}" if self.early_stop is not None else ""
-        return self._with("offline", stop, _average_words(self.average))
-
-
-class OnlineRecipe(_Taught):
-    """The teacher's checkpoints in the order in which it learned (Algorithm 1)."""
-
-    kind: Literal["online"]
-    pace: float | tuple[tuple[float, float], ...] = 1.0
-    period: PeriodRecipe | None = None
-    """None: every checkpoint that the teacher has."""
-    average: AverageRecipe | None = None
-
-    @model_validator(mode="after")
-    def _pace_is_one(self) -> OnlineRecipe:
-        try:
-            pace_of(self.pace)
-        except SupervisionError as error:
-            raise ValueError(str(error)) from None
-        return self
-
-    def _described(self) -> str:
-        pace = (
-            ""
-            if self.pace == 1
-            else f"pace={self.pace:g}"
-            if isinstance(self.pace, float)
-            else "paced"
-        )
-        period = ""
-        if self.period is not None and self.period != PeriodRecipe(epochs=1):
-            number = self.period.epochs or self.period.steps
-            period = f"every {number} {'epochs' if self.period.epochs else 'steps'}"
-        return self._with("online", pace, period, _average_words(self.average))
-
-
-class CotrainedRecipe(_Taught):
-    """A teacher that learns beside the student, by the recipe's teacher.model and teacher.training."""
-
-    kind: Literal["co-trained"]
-
-    def _described(self) -> str:
-        return self._with("co-trained")
-
-
-class SelfRecipe(_Taught):
-    """Self-distillation: the finished one-hot student teaches the next one, and so on."""
-
-    kind: Literal["self-distillation"]
-    generations: int = Field(default=1, ge=1, le=20)
-
-    def _described(self) -> str:
-        return self._with("self", f"generation {self.generations}" if self.generations > 1 else "")
-
-
-class SwitchedRecipe(_Entry):
-    """One supervision, then another. ``at`` is a share of the training, ``window`` is in steps."""
-
-    kind: Literal["switched"]
-    first: SimpleRecipe
-    then: SimpleRecipe
-    at: float = Field(gt=0, lt=1)
-    window: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _one_training(self) -> SwitchedRecipe:
-        if self.first.training or self.then.training:
-            raise ValueError(
-                "both sides of a switch share one training; "
-                "set training on the switched supervision, not on first or then"
-            )
-        return self
-
-    def step(self, steps: int) -> int:
-        """Return the step of a training of so many at which the change begins."""
-        return math.ceil(round(self.at * steps, 6))
-
-    def _described(self) -> str:
-        return f"{self.first.title} → {self.then.title} at {self.at:g}"
-
-
-def _average_words(average: AverageRecipe | None) -> str:
-    if average is None:
-        return ""
-    return f"last {average.last}" if average.last else f"decay={average.decay:g}"
-
-
-SimpleRecipe = Annotated[
-    OneHotRecipe | OfflineRecipe | OnlineRecipe | CotrainedRecipe, Field(discriminator="kind")
-]
-SupervisionRecipe = Annotated[
-    OneHotRecipe | OfflineRecipe | OnlineRecipe | CotrainedRecipe | SelfRecipe | SwitchedRecipe,
-    Field(discriminator="kind"),
-]
-SwitchedRecipe.model_rebuild()
-
-KINDS = ("one-hot", "offline", "online", "co-trained", "self-distillation", "switched")
-
-
-def parts_of(entry: Any) -> list[Any]:
-    """Return the simple entries of an entry: both sides of a switch, or the entry itself."""
-    return [entry.first, entry.then] if isinstance(entry, SwitchedRecipe) else [entry]
+def parts_of(entry: SupervisionEntry) -> tuple[SupervisionEntry, ...]:
+    """Return the entries that an entry consists of: both sides of a switch, or the entry itself."""
+    return entry.parts()

@@ -17,10 +17,9 @@ from distillens.supervision.losses import (
     both_logits,
     check_smoothing,
     check_temperature,
-    smoothed_cross_entropy,
-    smoothed_squared_error,
 )
 from distillens.supervision.protocol import (
+    Composite,
     NotCapturable,
     Stateless,
     Supervision,
@@ -28,10 +27,8 @@ from distillens.supervision.protocol import (
     checked_supervision,
     class_counts,
     is_across_examples,
-    notes_of,
     phase_of,
     reads_layers,
-    separate_from,
     student_logits,
     table_of,
     teacher_logits,
@@ -59,9 +56,6 @@ class OneHot(Stateless):
 
     def __init__(self, loss: Loss = "cross-entropy", smoothing: float = 0.0) -> None:
         self._loss = _named(loss, LABEL_LOSSES)
-        self._smoothed = (
-            smoothed_cross_entropy if loss == "cross-entropy" else smoothed_squared_error
-        )
         self._smoothing = check_smoothing(smoothing)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
@@ -74,18 +68,16 @@ class OneHot(Stateless):
         """
         logits = student_logits(logits, batch, self)
         checked = batch.labels_are_classes(logits.shape[-1])
-        if self._smoothing:
-            return self._smoothed(
-                logits, batch.labels, self._smoothing, batch.mask, checked=checked
-            )
-        return self._loss(logits, batch.labels, batch.mask, checked=checked)
+        return self._loss(
+            logits, batch.labels, batch.mask, smoothing=self._smoothing, checked=checked
+        )
 
     def phase(self, step: int) -> Hashable:
         """Return the same for all steps."""
         return "labels"
 
 
-class Distillation:
+class Distillation(Composite):
     """A teacher's outputs at a temperature (eq. 2 or 13); labels are not used.
 
     The same class serves every teacher: which one it is decides the logits.
@@ -111,6 +103,7 @@ class Distillation:
         loss: Loss | TeacherLoss = "cross-entropy",
     ) -> None:
         self.teacher = as_teacher(teacher)
+        self.parts = (self.teacher,)
         if not callable(temperature):
             check_temperature(temperature)
         self._temperature = temperature
@@ -126,10 +119,6 @@ class Distillation:
         """Return the temperature at a step."""
         now = self._temperature
         return check_temperature(now(step)) if callable(now) else now
-
-    def separate_from(self, student: nn.Module) -> bool:
-        """Keep the teacher as it is while the student changes."""
-        return separate_from(self.teacher, student)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Let the teacher follow."""
@@ -167,10 +156,6 @@ class Distillation:
         if self._table is not None:
             return self._table.data_ptr()
         return phase_of(self.teacher, step)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return what the teacher says about where its logits are held."""
-        return notes_of(self.teacher)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the teacher's outputs.
@@ -230,7 +215,7 @@ def without_labels(
     return ignoring
 
 
-class _Pair:
+class _Pair(Composite):
     """Two supervisions whose weights depend on the step; one of weight 0 is not computed."""
 
     def __init__(self, first: Supervision, second: Supervision) -> None:
@@ -238,12 +223,12 @@ class _Pair:
 
     @property
     def across_examples(self) -> bool:
-        """Whether one of the losses may compare the examples of a batch."""
+        """Whether the loss of a part may compare the examples of a batch."""
         return any(is_across_examples(part) for part in self.parts)
 
     @property
     def reads_layers(self) -> bool:
-        """Whether one of the losses reads inner features."""
+        """Whether a part reads inner features."""
         return any(reads_layers(part) for part in self.parts)
 
     def class_counts(self, batch: Batch) -> set[int]:
@@ -263,19 +248,11 @@ class _Pair:
             return None
         return tuple((counts and phase) for phase, counts in zip(phases, counting, strict=True))
 
-    def notes(self) -> tuple[str, ...]:
-        """Return what the parts say about where their data are held."""
-        return tuple(note for part in self.parts for note in notes_of(part))
-
-    def separate_from(self, student: nn.Module) -> bool:
-        """Keep the teachers of both parts as they are while the student changes."""
-        parted = [separate_from(part, student) for part in self.parts]
-        return any(parted)
-
     def advance(self, batch: Batch, step: int) -> None:
         """Advance the parts that count."""
         for part, weight in self._weighed(step):
-            if weight or _learns(part):
+            # A teacher that trains alongside must not stand still while its part does not count.
+            if weight or part.state_dict():
                 part.advance(batch, step)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
@@ -291,22 +268,6 @@ class _Pair:
     def _weighed(self, step: int) -> list[tuple[Supervision, float]]:
         second = self.weight(step)
         return [(self.parts[0], 1 - second), (self.parts[1], second)]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both parts."""
-        return {str(place): part.state_dict() for place, part in enumerate(self.parts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the states of both parts."""
-        for place, part in enumerate(self.parts):
-            part.load_state_dict(state[str(place)])
-
-
-def _learns(part: Supervision) -> bool:
-    # A teacher that trains alongside must not stand still while its part does not count.
-    if isinstance(part, _Pair):
-        return any(_learns(inner) for inner in part.parts)
-    return bool(part.state_dict())
 
 
 class Mixed(_Pair):

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-from distillens.errors import TrainingError
-
 CHECK_EVERY = 50
 """Steps between two looks at the losses on a CPU."""
 
@@ -59,11 +57,6 @@ def numerics(*, deterministic: bool) -> Iterator[None]:
 
     By default cuDNN measures which of its convolutions is fastest. ``deterministic`` allows only
     implementations that give the same bits whenever they are run.
-
-    Raises
-    ------
-    TrainingError
-        An operation has no deterministic implementation.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -79,23 +72,6 @@ def numerics(*, deterministic: bool) -> Iterator[None]:
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
     try:
         yield
-    except RuntimeError as error:
-        if "deterministic" not in str(error) or isinstance(error, TrainingError):
-            raise
-        raise TrainingError(_without_deterministic(str(error))) from None
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[2:]
-
-
-def _without_deterministic(text: str) -> str:
-    if "CUBLAS_WORKSPACE_CONFIG" in text:
-        return (
-            "deterministic training needs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 "
-            "before the GPU is first used; set it, or leave deterministic out of the recipe"
-        )
-    operation = text.split(" does not have a deterministic")[0].split()[-1]
-    return (
-        f"the operation {operation} has no deterministic implementation on this device; replace the "
-        "layer that uses it, or leave deterministic out of the recipe"
-    )

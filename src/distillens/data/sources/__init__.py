@@ -1,1 +1,1 @@
-"""Data sources: each returns the named splits that it holds."""
+"""Where examples come from: one module for each source, which registers it."""

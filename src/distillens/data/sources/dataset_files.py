@@ -158,21 +158,23 @@ def _by_path(folder: Path) -> dict[str, dict[str, list[_Part]]]:
 
 
 def _parse(folder: Path, file: Path) -> _Part:
-    way = list(file.relative_to(folder).parts[:-1])
+    parents = list(file.relative_to(folder).parts[:-1])
     name, number, total = _numbered(file.name.removesuffix(file.suffix).lower())
     prefix = ""
     if name not in _CANONICAL:
-        inside = next((place for place in reversed(range(len(way))) if _is_split(way[place])), None)
+        inside = next(
+            (place for place in reversed(range(len(parents))) if _is_split(parents[place])), None
+        )
         prefixed = _PREFIXED.fullmatch(name)
         if inside is not None:
-            name = way.pop(inside).lower()
+            name = parents.pop(inside).lower()
         elif prefixed:
             prefix, name = prefixed.groups()
-        elif name in _PLAIN and way:
-            name = way.pop()
-    elif way and split_of(way[-1]) == split_of(name):
-        way.pop()
-    config = "/".join([*way, prefix] if prefix else way) or ROOT
+        elif name in _PLAIN and parents:
+            name = parents.pop()
+    elif parents and split_of(parents[-1]) == split_of(name):
+        parents.pop()
+    config = "/".join([*parents, prefix] if prefix else parents) or ROOT
     return _Part(file, config, name, number, total)
 
 
@@ -214,7 +216,7 @@ def _whole(parts: list[_Part], where: str) -> list[Path]:
         missing = sorted(set(range(first, first + wanted)) - set(numbers))
         if missing:
             raise DataError(
-                f"{where} lacks shard {missing[0]} of {wanted} beside {parts[0].path.name}; "
+                f"{where} lacks shard {missing[0]} of {wanted} in the folder of {parts[0].path.name}; "
                 "fetch the data set again"
             )
     return [part.path for part in sorted(parts, key=lambda part: (part.number or 0, part.path))]

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from distillens.data.examples import examples_from_arrays
-from distillens.data.resize import resize_images
-from distillens.data.sources.named import Source, one_line
-from distillens.errors import DataError
+from distillens.data.sources.images import decode_all, image_examples
+from distillens.data.sources.source import LoadOptions, PathSource, register_source
+from distillens.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -41,57 +42,58 @@ class Listing:
     labels: list[int]
 
 
-def read_folder(folder: Path, image_size: int | None = None) -> Source:
-    """Read image files, decoding them in threads.
+@register_source("folder")
+class ImageFolder(PathSource):
+    """A folder with ``train/<class>/`` and perhaps a test split, with an image file an example.
 
     Classes are numbered in the order of their sorted names, files within a class are sorted by path;
     so an example's index does not depend on the file system. The test split is the first of ``test/``,
-    ``val/``, ``validation/`` and ``valid/`` that has labels; another one beside it is left alone,
-    since validation examples are taken out of the training examples. Labels and pixels are those
-    that torchvision's ``ImageFolder`` gives: images are converted to RGB, transparency is dropped,
-    and an EXIF orientation is not applied. Only if all images of a data set are stored as grey
-    values do they keep one channel. Hidden files and folders, and the copies that operating systems
-    keep in folders such as ``__MACOSX``, are left out. Links are followed.
-
-    Parameters
-    ----------
-    folder
-        Holds ``train/`` and perhaps a test split.
-    image_size
-        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
-        leaves them as they are.
-
-    Raises
-    ------
-    DataError
-        A folder is missing, a class is empty or unknown, an annotation names no file, an image is
-        damaged, of a format that is not read, or differs in size from the others; a link is broken
-        or leads to a folder that contains it.
+    ``val/``, ``validation/`` and ``valid/`` that has labels; others are not read, since validation
+    examples are taken out of the training examples. Labels and pixels are those that torchvision's
+    ``ImageFolder`` gives: images are converted to RGB, transparency is dropped, and an EXIF orientation
+    is not applied. Only if all images of a data set are stored as grey values do they keep one channel.
+    Hidden files and folders, and the copies that operating systems keep in folders such as
+    ``__MACOSX``, are left out. Links are followed.
     """
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}; data.path must name the folder of the data set")
-    train = folder / "train"
-    if not train.is_dir():
-        raise DataError(f"{folder} has no train folder; it needs train/<class>/ with image files")
-    classes = _class_names(folder, train)
-    listings = {"train": _by_folder(train, classes)}
-    test = _test_split(folder, classes)
-    if test is not None:
-        listings["test"] = test
-    first = listings["train"].files[0]
-    decoded = {
-        split: _decode_all(part.files, first, image_size) for split, part in listings.items()
-    }
-    channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
-    return {
-        split: examples_from_arrays(
-            decoded[split][0][:, :channels],
-            np.asarray(part.labels),
-            classes,
-            where=f"{folder.name}/{split}",
-        )
-        for split, part in listings.items()
-    }
+
+    place: ClassVar[Literal["file", "folder", "name"]] = "folder"
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the images of both splits, decoded in threads.
+
+        Raises
+        ------
+        DataError
+            A folder is missing, a class is empty or unknown, an annotation names no file, an image is
+            damaged, of a format that is not read, or differs in size from the others; a link is broken
+            or leads to a folder that contains it.
+        """
+        from PIL import Image
+
+        folder = Path(self.path)
+        train = folder / "train"
+        if not train.is_dir():
+            raise DataError(
+                f"{folder} has no train folder; it needs train/<class>/ with image files"
+            )
+        classes = _class_names(folder, train)
+        listings = {"train": _by_folder(train, classes)}
+        test = _test_split(folder, classes)
+        if test is not None:
+            listings["test"] = test
+        decoded = {
+            split: decode_all(
+                len(part.files),
+                lambda row, part=part: Image.open(part.files[row]),
+                lambda row, part=part: str(part.files[row]),
+                options.image_size,
+                exif=False,
+            )
+            for split, part in listings.items()
+        }
+        labels = {split: np.asarray(part.labels) for split, part in listings.items()}
+        where = {split: f"{folder.name}/{split}" for split in listings}
+        return image_examples(decoded, labels, where, classes, options)
 
 
 def _class_names(folder: Path, train: Path) -> tuple[str, ...]:
@@ -232,55 +234,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}; fetch it again") from None
-
-
-def _decode_all(files: list[Path], like: Path, side: int | None) -> tuple[np.ndarray, bool]:
-    """Return (N, 3, height, width) bytes, and whether all pictures are stored as grey values."""
-    height, width, _ = _decode(like, side)[0].shape
-    # One array, filled by the threads: a list of pictures and its stack would need twice the memory.
-    try:
-        pictures = np.empty((len(files), 3, height, width), dtype=np.uint8)
-    except MemoryError as error:
-        raise DataError(
-            f"no room for the pictures: {one_line(error)}; lower data.image_size"
-        ) from None
-
-    def fill(row: int) -> bool:
-        picture, is_grey = _decode(files[row], side)
-        if picture.shape[:2] != (height, width):
-            raise DataError(
-                f"images differ in size: {like} is {width}x{height}, {files[row]} "
-                f"{picture.shape[1]}x{picture.shape[0]}; set data.image_size to bring them to one"
-            )
-        pictures[row] = picture.transpose(2, 0, 1)
-        return is_grey
-
-    with ThreadPoolExecutor() as pool:
-        try:
-            return pictures, all(list(pool.map(fill, range(len(files)))))
-        except DataError:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _decode(file: Path, side: int | None) -> tuple[np.ndarray, bool]:
-    """Return a picture as (height, width, 3) bytes and whether it is stored as grey values."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as opened:
-            if opened.mode[0] in "IF":
-                raise DataError(
-                    f"{file} has more than 8 bits a channel (mode {opened.mode}); convert it to 8"
-                )
-            is_grey = opened.mode in ("1", "L", "LA")
-            picture: Any = opened.convert("RGB")
-    except DataError:
-        raise
-    # The decoders raise many kinds for damaged bytes, some of them SyntaxError.
-    except Exception as error:
-        raise DataError(f"{file} is no readable image: {one_line(error)}; fetch it again") from None
-    pixels = np.asarray(picture)
-    if side is not None:
-        pixels = resize_images(pixels.T, side).T
-    return pixels, is_grey

@@ -5,76 +5,71 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillens.data.examples import examples_from_arrays
-from distillens.data.resize import resize_images
 from distillens.data.sources.dataset_files import choose_splits, find_splits
-from distillens.data.sources.named import Source, number_classes, one_line
-from distillens.errors import DataError
+from distillens.data.sources.images import decode_all, image_examples
+from distillens.data.sources.source import (
+    LoadOptions,
+    PathSource,
+    number_names,
+    register_source,
+)
+from distillens.errors import DataError, one_line
 
-_WORDS = ("string", "large_string")
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
+
+WORDS = ("string", "large_string")
 _IDENTIFIER = re.compile(r"((.*_)?(id|idx|index|index_level_\d+)(__)?|unnamed: 0)?$", re.IGNORECASE)
 _CLASSES = re.compile(r"label|class|target|categor", re.IGNORECASE)
 
 
-def read_huggingface(
-    path: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    *,
-    config: str | None = None,
-    test_split: str | None = None,
-    image_size: int | None = None,
-    from_one: bool = True,
-) -> Source:
-    """Read a downloaded data set of images, or one of the hub.
+class TableSource(PathSource):
+    """Base of the sources that read tables of the Hugging Face kind; see `load_tables`."""
+
+    label_column: str | None = None
+    config: str | None = None
+    test_split: str | None = None
+
+
+@register_source("huggingface")
+class HuggingFace(TableSource):
+    """A downloaded data set of images, or one of the hub.
+
+    ``path`` is a folder or a name that ``datasets.load_dataset`` knows, ``image_column`` and
+    ``label_column`` are needed only where more than one column would do, ``config`` and
+    ``test_split`` name a configuration and the test split where there are several.
 
     Images are decoded as `datasets` decodes them: an EXIF orientation is applied. They keep one
     channel if all of a data set's are stored as grey values; else all are converted to RGB, and
     transparency is dropped. The classes are those of a ``ClassLabel`` column, the values of a column
-    of words in alphabetical order, or numbers, which a ``labels.txt`` beside the tables may name.
-
-    Parameters
-    ----------
-    path
-        A folder (see :func:`load_tables`), or a name that ``datasets.load_dataset`` knows.
-    image_column, label_column
-        Which columns to use; needed only where more than one would do.
-    config, test_split
-        As :func:`load_tables`.
-    image_size
-        Height and width of the images in pixels, see `distillens.data.resize.resize_images`; None
-        leaves them as they are.
-    from_one
-        As :func:`distillens.data.sources.named.number_classes`.
-
-    Raises
-    ------
-    DataError
-        Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
-        label, images differ in size and no ``image_size`` is given, or as :func:`load_tables`.
+    of words in alphabetical order, or numbers, which a ``labels.txt`` in the folder may name.
     """
-    tables = load_tables(path, config, test_split)
-    where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
-    labels, classes = _labels(tables, label_column, path, where, from_one=from_one)
-    pictures = {
-        split: _pictures(table, image_column, where[split], image_size)
-        for split, table in tables.items()
-    }
-    if len({each.ndim for each in pictures.values()}) > 1:
-        pictures = {split: _coloured(each) for split, each in pictures.items()}
-    return {
-        split: examples_from_arrays(
-            _channels_first(pictures[split]), labels[split], classes, where=where[split]
-        )
-        for split in tables
-    }
+
+    image_column: str | None = None
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the images of both splits.
+
+        Raises
+        ------
+        DataError
+            Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
+            label, images differ in size and no ``image_size`` is given, or as `load_tables`.
+        """
+        path = self.path
+        tables = load_tables(path, self.config, self.test_split)
+        where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
+        _, labels, classes = read_labels(tables, self.label_column, path, where)
+        decoded = {
+            split: _decoded(table, self.image_column, where[split], options.image_size)
+            for split, table in tables.items()
+        }
+        return image_examples(decoded, labels, where, classes, options)
 
 
 def load_tables(
@@ -85,9 +80,8 @@ def load_tables(
     Parameters
     ----------
     path
-        A folder with tables as the hub lays them out (see
-        :mod:`distillens.data.sources.dataset_files`), one that ``DatasetDict.save_to_disk`` wrote,
-        or a name that ``datasets.load_dataset`` knows.
+        A folder with tables as the hub lays them out (see `dataset_files`), one that
+        ``DatasetDict.save_to_disk`` wrote, or a name that ``datasets.load_dataset`` knows.
     config
         Which configuration to read; needed only where there are several.
     test_split
@@ -96,8 +90,7 @@ def load_tables(
     Raises
     ------
     DataError
-        As :func:`distillens.data.sources.dataset_files.find_splits`, or a file is damaged, or the
-        data set cannot be fetched.
+        As `find_splits`, or a file is damaged, or the data set cannot be fetched.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -163,15 +156,13 @@ def _table(files: Sequence[Path]) -> Any:
     return datasets.Dataset(InMemoryTable(pa.concat_tables(tables)))
 
 
-def _labels(
-    tables: dict[str, Any],
-    asked: str | None,
-    path: str,
-    where: dict[str, str],
-    *,
-    from_one: bool,
-) -> tuple[dict[str, np.ndarray], Sequence[str] | None]:
-    """Return the labels of each split as numbers, and the names of the classes."""
+def read_labels(
+    tables: dict[str, Any], asked: str | None, path: str, where: dict[str, str]
+) -> tuple[str, dict[str, np.ndarray], Sequence[str] | None]:
+    """Return the name of the column of labels, its numbers by split, and the names of the classes.
+
+    The names are None for numbers that nothing names.
+    """
     import datasets
 
     features = tables["train"].features
@@ -184,14 +175,14 @@ def _labels(
     }
     if known is not None or any(isinstance(cell, str) for cell in cells["train"]):
         names = sorted(map(str, set(cells["train"]))) if known is None else known
-        return {split: _named(each, names, where[split]) for split, each in cells.items()}, names
+        return name, number_names(cells, names, where), names
     labels = {split: np.asarray(each) for split, each in cells.items()}
     listed = _label_file(path)
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
     # Of several columns of numbers, the file names the classes of one.
     if listed is not None and (len(fitting) == 1 or len(listed) == highest + 1):
-        return labels, listed
-    return number_classes(labels, from_one=from_one)
+        return name, labels, listed
+    return name, labels, None
 
 
 def _label_columns(features: Any) -> list[str]:
@@ -202,7 +193,7 @@ def _label_columns(features: Any) -> list[str]:
         return isinstance(kind, datasets.ClassLabel) or (whole and not counts_examples(name))
 
     numbers = [name for name, kind in features.items() if is_label(name, kind)]
-    words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in _WORDS]
+    words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in WORDS]
     return numbers or words
 
 
@@ -234,63 +225,45 @@ def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str)
                 f"{where}: labels must be one integer an example, or a word; that of example {row} "
                 f"is {cell!r}"
             )
+        if isinstance(cell, str) and not cell.strip():
+            raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
         if names is not None and isinstance(cell, int) and not 0 <= cell < len(names):
             raise DataError(
                 f"{where}: label {cell} of example {row} is out of range; labels must lie in "
                 f"[0, {len(names) - 1}]"
             )
-    return [names[cell] if names is not None and isinstance(cell, int) else cell for cell in cells]
-
-
-def _named(cells: list[Any], names: Sequence[str], where: str) -> np.ndarray:
-    known = {name: number for number, name in enumerate(names)}
-    for row, cell in enumerate(cells):
-        if cell not in known:
-            raise DataError(
-                f"{where}: example {row} has the label {cell!r}, which the training split lacks"
-            )
-    return np.array([known[cell] for cell in cells], dtype=np.int64)
+    if names is not None:
+        cells = [names[cell] if isinstance(cell, int) else cell for cell in cells]
+    return [cell.strip() if isinstance(cell, str) else cell for cell in cells]
 
 
 def _label_file(path: str) -> Sequence[str] | None:
-    # Parquet without Hugging Face metadata has no class names; a labels.txt beside it supplies them.
+    # Parquet without Hugging Face metadata has no class names; a labels.txt in its folder supplies them.
     file = Path(path) / "labels.txt"
     return (
         file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else None
     )
 
 
-def _pictures(table: Any, asked: str | None, where: str, side: int | None) -> np.ndarray:
-    """Return (N, height, width) bytes where all images are grey, else (N, height, width, 3)."""
+def _decoded(
+    table: Any, asked: str | None, where: str, side: int | None
+) -> tuple[np.ndarray, bool]:
+    from PIL import Image
+
     features = table.features
     fitting = [name for name, kind in features.items() if _is_image(kind)]
     name = choose_column(asked, fitting, list(features), "image_column", where)
     # Straight from the Arrow column: going through the library's rows takes longer than decoding.
     cells = table.data.column(name).to_pylist()
-    decode = partial(_decode, where=where, side=side)
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(decode, cells, range(len(cells))))
-    if not pictures:
-        raise DataError(f"{where}: no examples; at least one is needed")
-    sizes = {picture.shape[:2] for picture in pictures}
-    if len(sizes) > 1:
-        raise DataError(
-            f"{where}: images differ in size, {sorted(sizes)[:3]}; set data.image_size to bring "
-            "them to one"
-        )
-    if len({picture.ndim for picture in pictures}) > 1:
-        pictures = [_coloured(picture) if picture.ndim == 2 else picture for picture in pictures]
-    return np.stack(pictures)
 
+    def opened(row: int) -> Any:
+        content = cells[row]["bytes"] if isinstance(cells[row], dict) else cells[row]
+        if content is None:
+            # A path out of somebody's table could name any file of this machine.
+            raise ValueError("the table holds none, or a path instead of its bytes")
+        return Image.open(io.BytesIO(content))
 
-def _coloured(grey: np.ndarray) -> np.ndarray:
-    """Return grey pictures as RGB; those that are RGB, (N, height, width, 3), as they are."""
-    return grey if grey.ndim == 4 else np.repeat(grey[..., None], 3, axis=-1)
-
-
-def _channels_first(images: np.ndarray) -> np.ndarray:
-    # Where images have 3 or 4 pixels a side, their shape does not tell which axis is the channels.
-    return images if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return decode_all(len(cells), opened, lambda row: f"{where}: image {row}", side, exif=True)
 
 
 def _is_image(kind: Any) -> bool:
@@ -314,29 +287,3 @@ def choose_column(
             f"{where}: {len(fitting)} columns would do ({fitting or known}); set data.{key}"
         )
     return fitting[0]
-
-
-def _decode(cell: Any, row: int, where: str, side: int | None) -> np.ndarray:
-    """Return (height, width) of a grey picture, else (height, width, 3)."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        if cell is None:
-            raise ValueError("the table holds none")
-        content = cell["bytes"] if isinstance(cell, dict) else cell
-        if content is None:
-            # A path out of somebody's table could name any file of this machine.
-            raise ValueError("the table holds a path instead of the picture's bytes")
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {opened.mode} has more than 8 bits a channel")
-            # As `datasets` decodes pictures.
-            picture = ImageOps.exif_transpose(opened)
-            pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-    except UnidentifiedImageError:
-        # Its text names the buffer in memory.
-        raise DataError(f"{where}: image {row} cannot be decoded: it is no picture") from None
-    # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
-    except Exception as error:
-        raise DataError(f"{where}: image {row} cannot be decoded: {one_line(error)}") from None
-    return pixels if side is None else resize_images(pixels.T, side).T

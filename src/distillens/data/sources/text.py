@@ -5,101 +5,84 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
-from distillens.data.examples import Examples, check_labels
 from distillens.data.sources.dataset_files import choose_splits, has_tables
-from distillens.data.sources.huggingface import choose_column, counts_examples, load_tables
-from distillens.data.sources.named import Source, number_classes, one_line
-from distillens.errors import DataError
+from distillens.data.sources.huggingface import (
+    WORDS,
+    TableSource,
+    choose_column,
+    load_tables,
+    read_labels,
+)
+from distillens.data.sources.source import LoadOptions, number_classes, register_source
+from distillens.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 """Names of files; the test split is the one called test, else the one of a validation split."""
 ENDINGS = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The sentences of a source's splits, and examples that stand for them until they are tokenised."""
+@register_source("text")
+class Text(TableSource):
+    """Sentences and labels.
 
-    sentences: dict[str, list[str]]
-    source: Source
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Columns of words by name, and the classes' names where the table knows them."""
-
-    columns: dict[str, list[Any]]
-    classes: dict[str, Sequence[str]]
-
-
-def read_text(
-    path: str,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    *,
-    config: str | None = None,
-    test_split: str | None = None,
-    from_one: bool = True,
-) -> Texts:
-    """Read sentences and labels.
-
-    Parameters
-    ----------
-    path
-        A folder of ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or .csv,
-        gzipped or not, with a header; a folder of parquet files; or a name that
-        ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV.
-    text_column, label_column
-        Which columns to use; needed only where more than one would do. Labels are integers from 0, or
-        names, which become classes in alphabetical order. Columns of integers that count examples,
-        such as ``idx``, are no labels.
-    config, test_split
-        Which configuration and which test split to read, where there are several.
-    from_one
-        As :func:`distillens.data.sources.named.number_classes`.
-
-    Raises
-    ------
-    DataError
-        Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
+    ``path`` is a folder of ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or
+    .csv, gzipped or not, with a header; a folder of parquet files; or a name that
+    ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV. ``text_column`` and
+    ``label_column`` are needed only where more than one column would do. Labels are integers from 0,
+    or names, which become classes in alphabetical order. Columns of integers that count examples, such
+    as ``idx``, are no labels.
     """
-    folder = Path(path)
-    files = _files(folder)
-    if not files and folder.is_dir() and not has_tables(folder):
-        raise DataError(
-            f"{path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
-        )
-    if files and config is None:
-        chosen = choose_splits(files, test_split, path)
-        tables = {split: _read_table(files[name]) for split, name in chosen.items()}
-    else:
-        loaded = load_tables(path, config, test_split)
-        tables = {split: _of_dataset(table) for split, table in loaded.items()}
-    where = {split: f"{path} ({split})" for split in tables}
-    sentences: dict[str, list[str]] = {}
-    cells: dict[str, list[Any]] = {}
-    names: Sequence[str] | None = None
-    for split in ("train", "test"):
-        if split in tables:
-            table = tables[split]
-            label_name = _label_column(table, label_column, where[split])
-            sentences[split] = _sentences(table, text_column, label_name, where[split])
-            cells[split] = table.columns[label_name]
-            names = names or table.classes.get(label_name)
-    labels, names = _labels(cells, names, where, from_one=from_one)
-    return Texts(
-        sentences,
-        {split: _examples(each, names, where[split]) for split, each in labels.items()},
-    )
+
+    is_text: ClassVar[bool] = True
+
+    text_column: str | None = None
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the sentences of both splits.
+
+        Raises
+        ------
+        DataError
+            Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
+        """
+        tables = {split: _with_numbers(table) for split, table in self._tables().items()}
+        where = {split: f"{self.path} ({split})" for split in tables}
+        name, labels, classes = read_labels(tables, self.label_column, self.path, where)
+        sentences = {
+            split: _sentences(table, self.text_column, name, where[split])
+            for split, table in tables.items()
+        }
+        if classes is None:
+            labels, classes = number_classes(labels, options)
+        known = classes or [str(number) for number in range(int(labels["train"].max()) + 1)]
+        return {
+            split: _examples(each, sentences[split], known, where[split])
+            for split, each in labels.items()
+        }
+
+    def _tables(self) -> dict[str, Any]:
+        folder = Path(self.path)
+        files = _files(folder)
+        if not files and folder.is_dir() and not has_tables(folder):
+            raise DataError(
+                f"{self.path} holds no train.tsv or train.csv, gzipped or not, and no train*.parquet"
+            )
+        if not files or self.config is not None:
+            return load_tables(self.path, self.config, self.test_split)
+        chosen = choose_splits(files, self.test_split, self.path)
+        return {split: _read_table(files[name]) for split, name in chosen.items()}
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -117,7 +100,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_table(path: Path) -> _Table:
+def _read_table(path: Path) -> Any:
+    import datasets
+
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as file:
@@ -136,7 +121,7 @@ def _read_table(path: Path) -> _Table:
                 f"{path}: row {number} has {len(row)} cells, the header {len(header)}: {header}"
             )
     columns = {name: [row[place] for row in body] for place, name in enumerate(header)}
-    return _Table(columns, {})
+    return datasets.Dataset.from_dict(columns)
 
 
 def _rows(text: str, *, tabs: bool, where: str) -> Iterator[list[str]]:
@@ -152,34 +137,26 @@ def _rows(text: str, *, tabs: bool, where: str) -> Iterator[list[str]]:
         raise DataError(f"{where} is no readable CSV: {one_line(error)}") from None
 
 
-def _of_dataset(table: Any) -> _Table:
-    names = {name: kind.names for name, kind in table.features.items() if hasattr(kind, "names")}
-    columns = {name: table.data.column(name).to_pylist() for name in table.features}
-    return _Table(columns, names)
+def _with_numbers(table: Any) -> Any:
+    """Return a table whose columns of integers that are written as words hold integers."""
+    import datasets
+
+    for name, kind in table.features.items():
+        cells = table.data.column(name).to_pylist() if _holds_words(kind) else []
+        if cells and all(cell is not None and _INTEGER.fullmatch(cell) for cell in cells):
+            table = table.cast_column(name, datasets.Value("int64"))
+    return table
 
 
-def _label_column(table: _Table, asked: str | None, where: str) -> str:
-    """Return the name of the column of labels; columns that count examples are none."""
-    known = list(table.columns)
-    numbers = [
-        name
-        for name in known
-        if name in table.classes or (_is_integer(table.columns[name]) and not counts_examples(name))
-    ]
-    return choose_column(asked, numbers, known, "label_column", where)
+def _holds_words(kind: Any) -> bool:
+    return getattr(kind, "dtype", "") in WORDS
 
 
-def _sentences(table: _Table, asked: str | None, label_name: str, where: str) -> list[str]:
-    known = list(table.columns)
-    words = [
-        name
-        for name in known
-        if name != label_name
-        and all(isinstance(cell, str) for cell in table.columns[name])
-        and not (_is_integer(table.columns[name]) and counts_examples(name))
-    ]
-    name = choose_column(asked, words, known, "text_column", where)
-    sentences = table.columns[name]
+def _sentences(table: Any, asked: str | None, label_name: str, where: str) -> list[str]:
+    features = table.features
+    words = [name for name in features if name != label_name and _holds_words(features[name])]
+    name = choose_column(asked, words, list(features), "text_column", where)
+    sentences = table.data.column(name).to_pylist()
     for row, sentence in enumerate(sentences):
         if not isinstance(sentence, str) or not sentence.strip():
             raise DataError(
@@ -190,50 +167,15 @@ def _sentences(table: _Table, asked: str | None, label_name: str, where: str) ->
     return sentences
 
 
-def _labels(
-    cells: dict[str, list[Any]],
-    names: Sequence[str] | None,
-    where: dict[str, str],
-    *,
-    from_one: bool,
-) -> tuple[dict[str, np.ndarray], Sequence[str]]:
-    """Return the labels of each split as numbers, and the names of the classes."""
-    if all(map(_is_integer, cells.values())):
-        labels = {split: np.array([int(cell) for cell in each]) for split, each in cells.items()}
-        if names is None:
-            labels, names = number_classes(labels, from_one=from_one)
-        return labels, names or [str(number) for number in range(int(labels["train"].max()) + 1)]
-    words = {split: _words(each, where[split]) for split, each in cells.items()}
-    known = list(names) if names is not None else sorted(set(words["train"]))
-    place = {name: number for number, name in enumerate(known)}
-    for split, each in words.items():
-        for row, word in enumerate(each):
-            if word not in place:
-                raise DataError(
-                    f"{where[split]}: example {row} has the label {word!r}, which the training "
-                    "examples lack"
-                )
-    return {split: np.array([place[word] for word in each]) for split, each in words.items()}, known
+def _examples(
+    labels: np.ndarray, sentences: list[str], names: Sequence[str], where: str
+) -> Examples:
+    import torch
 
+    from distillens.data.examples import Examples, check_labels
 
-def _examples(labels: np.ndarray, names: Sequence[str], where: str) -> Examples:
     tensor = torch.from_numpy(labels.astype(np.int64))
     check_labels(tensor, len(names), where)
-    # Stand-ins: tokens are made once it is known which examples are for training.
     nothing = torch.zeros(len(labels), 1, dtype=torch.int64)
-    return Examples(nothing, tensor, torch.arange(len(labels)), tuple(names))
-
-
-def _is_integer(cells: list[Any]) -> bool:
-    return bool(cells) and all(
-        (isinstance(cell, int) and not isinstance(cell, bool))
-        or (isinstance(cell, str) and cell.strip().removeprefix("-").isdecimal())
-        for cell in cells
-    )
-
-
-def _words(cells: list[Any], where: str) -> list[str]:
-    for row, cell in enumerate(cells):
-        if not isinstance(cell, str) or not cell.strip():
-            raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
-    return [cell.strip() for cell in cells]
+    index = torch.arange(len(labels))
+    return Examples(nothing, tensor, index, tuple(names), sentences=tuple(sentences))

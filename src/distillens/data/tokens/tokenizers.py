@@ -17,16 +17,14 @@ from torch import Tensor
 
 from distillens.data.examples import Examples, Splits
 from distillens.data.recipe import TokenizerRecipe
-from distillens.data.sources.named import one_line
-from distillens.data.sources.text import Texts
-from distillens.errors import DataError
+from distillens.errors import DataError, one_line
 
 PADDING = -1
 """Behind the last token of a sentence. No tokenizer has this id, so it alone says what is masked."""
 UNKNOWN, BEGIN, END = "[UNK]", "[CLS]", "[SEP]"
 
 
-def tokenise(splits: Splits, texts: Texts, recipes: Sequence[TokenizerRecipe]) -> Splits:
+def tokenise(splits: Splits, recipes: Sequence[TokenizerRecipe]) -> Splits:
     """Return the splits with tokens as inputs, (N, T), or (N, K, T) for several tokenizers.
 
     A tokenizer is trained on the training examples that are left after the splits were made, so
@@ -37,22 +35,20 @@ def tokenise(splits: Splits, texts: Texts, recipes: Sequence[TokenizerRecipe]) -
     DataError
         A tokenizer cannot be read or makes nothing of a sentence.
     """
-    train_texts = _sentences(splits.train, texts.sentences["train"])
+    train_texts = _sentences(splits.train)
     tokenizers = [_tokenizer(recipe, train_texts) for recipe in recipes]
     vocabularies = tuple(each.get_vocab_size() for each in tokenizers)
 
     def with_tokens(examples: Examples, split: str) -> Examples:
-        sentences = _sentences(examples, texts.sentences[split])
-        tokens = token_array(tokenizers, sentences, split)
-        return replace(examples, inputs=tokens, vocabularies=vocabularies)
+        tokens = token_array(tokenizers, _sentences(examples), split)
+        return replace(examples, inputs=tokens, vocabularies=vocabularies, sentences=())
 
     validation = splits.validation
     return replace(
         splits,
         train=with_tokens(splits.train, "train"),
-        validation=None if validation is None else with_tokens(validation, "train"),
-        # Without a test split of its own a source's test examples are taken out of training.
-        test=with_tokens(splits.test, "test" if "test" in texts.sentences else "train"),
+        validation=None if validation is None else with_tokens(validation, "validation"),
+        test=with_tokens(splits.test, "test"),
         tokenizers=tuple(each.to_str() for each in tokenizers),
     )
 
@@ -83,8 +79,8 @@ def token_array(tokenizers: Sequence[Any], sentences: Sequence[str], where: str)
     return tokens[:, 0].contiguous() if len(tokenizers) == 1 else tokens
 
 
-def _sentences(examples: Examples, all_sentences: list[str]) -> list[str]:
-    return [all_sentences[index] for index in examples.indices.tolist()]
+def _sentences(examples: Examples) -> list[str]:
+    return [examples.sentences[index] for index in examples.indices.tolist()]
 
 
 def _tokenizer(recipe: TokenizerRecipe, sentences: list[str]) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from distillens.models.architectures.lenet import image_shape
-from distillens.models.registry import Shortcut
+from distillens.models.builders import Shortcut
 
 
 class Block(nn.Module):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
 
 from distillens.study.networks import Scene
 from distillens.study.normalisations import Role
-from distillens.supervision import OnlineTeacher, TeacherCheckpoint, pace_of, parts_of
-from distillens.supervision.build import averaged_places, periodic
+from distillens.supervision import SupervisionEntry, parts_of
+from distillens.supervision.recipe import Schedules
 from distillens.training import TrainingRecipe
 
 Block = tuple[Role, Hashable, int]
@@ -35,59 +34,33 @@ def read_blocks(scene: Scene, training: TrainingRecipe | None) -> set[Block]:
     for entry in recipe.supervisions:
         mine = recipe.training_of(entry)
         for part in parts_of(entry):
-            if part.kind == "self-distillation":
+            if "previous student" in part.needs():
                 found = [
                     (seed, entry.title, generation)
                     for seed in recipe.seeds_of(entry)
-                    for generation in range(part.generations)
+                    for generation in range(part.students())
                 ]
                 seen = range(mine.epochs) if changes else (0,)
                 blocks |= {("student", network, epoch) for network in found for epoch in seen}
-            elif part.kind in ("offline", "online"):
-                teachers = _teachers(part, scene, mine, training)
-                for epoch in range(mine.epochs):
-                    seen_at = epoch if changes else 0
-                    blocks |= {("teacher", network, seen_at) for network in teachers(epoch)}
+            if not part.needs() & {"final teacher", "trajectory"}:
+                continue
+            epochs_read = _epochs_read(part, scene, mine, training)
+            for epoch in range(mine.epochs):
+                seen_at = epoch if changes else 0
+                blocks |= {("teacher", network, seen_at) for network in epochs_read(epoch)}
     return blocks
 
 
-def _teachers(
-    part: Any, scene: Scene, mine: TrainingRecipe, training: TrainingRecipe | None
-) -> Callable[[int], Iterator[Hashable]]:
+def _epochs_read(
+    part: SupervisionEntry, scene: Scene, mine: TrainingRecipe, training: TrainingRecipe | None
+) -> Callable[[int], Iterable[Hashable]]:
     """Return which of the teacher's epochs a student reads in an epoch of its own."""
     if training is None:
-        return lambda epoch: iter(("given",))
-    kept = training.kept_epochs[1:]
-
-    def averaged(last: int) -> Iterator[Hashable]:
-        return (kept[place] for place in averaged_places(kept.index(last), part.average))
-
-    if part.kind == "offline":
-        if part.early_stop == "validation":
-            return lambda epoch: iter(("validation",))
-        return lambda epoch: averaged(part.early_stop or kept[-1])
-    path = _online_path(part, scene, kept, training)
-    steps = _steps(scene, mine)
-    online = OnlineTeacher(path, mine.epochs * steps, pace=pace_of(part.pace))
-
-    def followed(epoch: int) -> Iterator[Hashable]:
-        first, last = online.place(epoch * steps), online.place((epoch + 1) * steps - 1)
-        for point in path[first : last + 1]:
-            assert point.epoch is not None
-            yield from averaged(point.epoch)
-
-    return followed
-
-
-def _online_path(
-    part: Any, scene: Scene, kept: Sequence[int], training: TrainingRecipe
-) -> list[TeacherCheckpoint]:
-    steps = _steps(scene, training)
-
-    def never() -> Any:
-        raise AssertionError("nobody loads a checkpoint that is only counted")
-
-    return periodic([TeacherCheckpoint(e * steps, never, e) for e in kept], part.period)
+        return lambda epoch: ("given",)
+    kept = tuple(training.kept_epochs[1:])
+    return part.teacher_epochs(
+        Schedules(mine.epochs, _steps(scene, mine), kept, _steps(scene, training))
+    )
 
 
 def _steps(scene: Scene, training: TrainingRecipe) -> int:

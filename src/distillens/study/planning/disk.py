@@ -14,7 +14,7 @@ from distillens.study.networks import Scene
 from distillens.study.normalisations import Role
 from distillens.study.students import Student
 from distillens.study.teacher import TEACHER
-from distillens.supervision.recipe import parts_of
+from distillens.supervision import SupervisionEntry
 from distillens.training import TrainingRecipe
 
 TRIALS = "selecting learning rates"
@@ -136,9 +136,9 @@ def bytes_there(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
-def trains_teacher(entry: object) -> bool:
+def trains_teacher(entry: SupervisionEntry) -> bool:
     """Return whether a supervision trains a teacher beside its student."""
-    return any(part.kind == "co-trained" for part in parts_of(entry))
+    return "co-trained teacher" in entry.needs()
 
 
 def _state_bytes(module: nn.Module, training: TrainingRecipe) -> int:

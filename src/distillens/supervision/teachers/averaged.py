@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,20 @@ from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import (
+    Composite,
     Teacher,
-    notes_of,
     phase_of,
-    separate_from,
     table_of,
     teacher_logits,
 )
-from distillens.supervision.teachers.followed import as_teacher
+from distillens.supervision.recipe import AverageRecipe
+from distillens.supervision.teachers.followed import TeacherCheckpoint, as_teacher
+
+NEGLIGIBLE = 1e-3
+"""Weights of a decaying average below this share of the newest one are left out."""
 
 
-class AveragedTeacher:
+class AveragedTeacher(Composite):
     """The weighted mean of several teachers' logits.
 
     Averaging logits is the normalised geometric mean of their probabilities, at every temperature;
@@ -45,19 +49,9 @@ class AveragedTeacher:
                 f"an average needs teachers with positive weights, got {len(teachers)} teachers "
                 f"and weights {list(weights)}"
             )
-        self._teachers = [as_teacher(teacher) for teacher in teachers]
+        self.parts = [as_teacher(teacher) for teacher in teachers]
         self._weights = [weight / sum(weights) for weight in weights]
         self._table: tuple[list[Tensor], Tensor] | None = None
-
-    def separate_from(self, student: nn.Module) -> bool:
-        """Keep the teachers as they are while the student changes."""
-        parted = [separate_from(teacher, student) for teacher in self._teachers]
-        return any(parted)
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Advance all of them."""
-        for teacher in self._teachers:
-            teacher.advance(batch, step)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the mean logits.
@@ -67,11 +61,11 @@ class AveragedTeacher:
         SupervisionError
             The teachers have different numbers of classes.
         """
-        return self._mean([teacher_logits(each.logits(batch), batch) for each in self._teachers])
+        return self._mean([teacher_logits(each.logits(batch), batch) for each in self.parts])
 
     def table(self, rows: Rows) -> Tensor | None:
         """Return the mean logits of all examples, where all teachers have them."""
-        parts = [table_of(teacher, rows) for teacher in self._teachers]
+        parts = [table_of(teacher, rows) for teacher in self.parts]
         tables = [part for part in parts if part is not None]
         if len(tables) < len(parts):
             return None
@@ -84,11 +78,7 @@ class AveragedTeacher:
 
     def phase(self, step: int) -> Hashable:
         """Return what tells the teachers' steps apart."""
-        return tuple(phase_of(teacher, step) for teacher in self._teachers)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return what the teachers say about where their logits are held."""
-        return tuple(note for teacher in self._teachers for note in notes_of(teacher))
+        return tuple(phase_of(teacher, step) for teacher in self.parts)
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
         if len({part.shape for part in parts}) > 1:
@@ -101,20 +91,29 @@ class AveragedTeacher:
             total = total + weight * full_precision(part)
         return total
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of those that have one, by their place."""
-        states = {str(place): each.state_dict() for place, each in enumerate(self._teachers)}
-        return {place: state for place, state in states.items() if state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the states."""
-        for place, teacher in enumerate(self._teachers):
-            teacher.load_state_dict(state.get(str(place), {}))
+def averaged_places(last: int, average: AverageRecipe | None) -> range:
+    """Return the places of the checkpoints that an average up to a place consists of."""
+    if average is None:
+        return range(last, last + 1)
+    count = average.last or 1 + math.floor(math.log(NEGLIGIBLE) / math.log(average.decay or 0.5))
+    return range(max(0, last + 1 - count), last + 1)
 
 
-def decaying_weights(count: int, decay: float) -> list[float]:
-    """Return weights of an exponential average over ``count`` checkpoints, the last one's being 1.
+def averaged(
+    path: Sequence[TeacherCheckpoint], average: AverageRecipe | None
+) -> list[TeacherCheckpoint]:
+    """Return checkpoints each of which averages those up to itself."""
+    if average is None:
+        return list(path)
 
-    Weights below a thousandth are left out by the caller's choice of ``count``.
-    """
-    return [decay ** (count - 1 - place) for place in range(count)]
+    def mean(last: int) -> Teacher:
+        used = [path[place] for place in averaged_places(last, average)]
+        ages = range(len(used) - 1, -1, -1)
+        weights = [1.0 if average.decay is None else average.decay**age for age in ages]
+        return AveragedTeacher([point.load() for point in used], weights)
+
+    return [
+        TeacherCheckpoint(point.step, partial(mean, place), point.epoch)
+        for place, point in enumerate(path)
+    ]

@@ -1,4 +1,4 @@
-"""A teacher that learns beside its student: no checkpoint is ever written or read."""
+"""A teacher that is trained together with its student; no checkpoint is written or read."""
 
 from __future__ import annotations
 

@@ -16,8 +16,10 @@ from distillens.data.batches import Batch
 from distillens.data.examples import Examples
 from distillens.data.outputs import are_probabilities, candidates, tensor_or_parts
 from distillens.data.resident import Rows, too_large
-from distillens.errors import SupervisionError
+from distillens.errors import DataError, SupervisionError, listed
+from distillens.files.array_likes import as_array
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
+from distillens.supervision.kinds.taught import PeriodRecipe
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
 from distillens.supervision.protocol import (
@@ -291,26 +293,15 @@ def _refuse_probabilities(values: Tensor, what: str, remedy: str) -> None:
 
 
 def _checked_logits(logits: Any) -> np.ndarray | Tensor:
-    if isinstance(logits, Tensor):
-        values, kind = logits.detach(), str(logits.dtype).removeprefix("torch.")
+    try:
+        values = logits.detach() if isinstance(logits, Tensor) else as_array(logits)
+    except DataError as error:
+        raise SupervisionError(f"teacher logits cannot be read: {error}") from None
+    kind = str(values.dtype).removeprefix("torch.")
+    if isinstance(values, Tensor):
         numbers = not (values.is_complex() or values.dtype == torch.bool or values.is_sparse)
     else:
-        try:
-            values = np.asanyarray(logits)
-        except ValueError:
-            raise SupervisionError(
-                f"teacher logits must have shape (N, C), got a {type(logits).__name__} whose rows "
-                "have different lengths"
-            ) from None
-        kind = str(values.dtype)
-        # Kind V without fields: types such as bfloat16 of ml_dtypes, which convert to float32.
-        named = values.dtype.kind == "V" and np.can_cast(values.dtype, np.float32)
-        numbers = values.dtype.kind in "fiu" or (named and values.dtype.names is None)
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise SupervisionError(
-            f"{int(np.ma.getmaskarray(values).sum())} of the teacher logits are masked and have no "
-            "value; fill them, or leave their rows out and give the indices of the others"
-        )
+        numbers = values.dtype.kind in "fiu"
     if not numbers:
         raise SupervisionError(
             f"teacher logits must be real numbers, got an array of {kind}; convert them to float32"
@@ -339,6 +330,36 @@ class TeacherCheckpoint:
     load: Callable[[], Teacher | nn.Module]
     epoch: int | None = None
     """The epoch after which it was saved; None where the trajectory has one checkpoint an epoch."""
+
+
+def epochs_of(path: Sequence[TeacherCheckpoint]) -> list[int]:
+    """Return the epochs of checkpoints, counted from 1 where they do not say which they are of."""
+    return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
+
+
+def periodic(
+    path: Sequence[TeacherCheckpoint], period: PeriodRecipe | None
+) -> list[TeacherCheckpoint]:
+    """Keep the checkpoints at whole periods, and the last.
+
+    Raises
+    ------
+    SupervisionError
+        There is no checkpoint at a whole period.
+    """
+    if period is None:
+        return list(path)
+    epochs = epochs_of(path)
+    per_epoch = path[0].step // epochs[0]
+    steps = period.steps or (period.epochs or 1) * per_epoch
+    wanted = set(range(steps, path[-1].step, steps))
+    if steps % per_epoch or wanted - {point.step for point in path}:
+        raise SupervisionError(
+            f"a period of {period} does not fit the teacher's checkpoints, which are of the epochs "
+            f"{listed(epochs)} ({per_epoch} steps an epoch); use a multiple of {path[0].step} steps, "
+            "or a smaller training.checkpoint_every of the teacher"
+        )
+    return [point for point in path if point.step in wanted or point is path[-1]]
 
 
 class OnlineTeacher(Stateless):

@@ -7,50 +7,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import CLASSES, class_folders, picture, write_picture
 from PIL import Image
 
 from distillens.data import DataRecipe, Splits, load_splits
 from distillens.errors import DataError, RecipeError
 from distillens.study import parse_recipe
 
-CLASSES = ("cat", "dog", "emu")
-
-
-def picture(seed: int, side: int = 8, channels: int = 3) -> np.ndarray:
-    shape = (side, side, channels) if channels > 1 else (side, side)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def class_folders(folder: Path, test: str = "test", channels: int = 3) -> dict[str, np.ndarray]:
-    """Write two training pictures and a test picture a class; return them by relative path."""
-    written = {}
-    for label, name in enumerate(CLASSES):
-        for split, count in (("train", 2), (test, 1)):
-            for place in range(count):
-                key = f"{split}/{name}/{place}.png"
-                written[key] = picture(100 * label + 10 * place + len(split), channels=channels)
-                write(folder / key, written[key])
-    return written
-
 
 def tiny_imagenet(folder: Path) -> None:
     """Write two classes as Tiny ImageNet has them, listed in another order than the sorted one."""
     for wnid in ("n02", "n01"):
         for place in range(3):
-            write(folder / "train" / wnid / "images" / f"{wnid}_{place}.JPEG", picture(place))
+            write_picture(
+                folder / "train" / wnid / "images" / f"{wnid}_{place}.JPEG", picture(place)
+            )
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t7\t7\n")
     lines = []
     for place, wnid in enumerate(("n02", "n01", "n02")):
-        write(folder / "val" / "images" / f"val_{place}.JPEG", picture(50 + place))
+        write_picture(folder / "val" / "images" / f"val_{place}.JPEG", picture(50 + place))
         lines.append(f"val_{place}.JPEG\t{wnid}\t0\t0\t7\t7\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     (folder / "wnids.txt").write_text("n02\nn01\n")
-    write(folder / "test" / "images" / "test_0.JPEG", picture(99))
+    write_picture(folder / "test" / "images" / "test_0.JPEG", picture(99))
 
 
 def load(folder: Path, **more: Any) -> Splits:
@@ -90,7 +69,7 @@ def test_without_a_test_folder_one_is_taken_out(tmp_path: Path) -> None:
 def test_grey_pictures_have_one_channel_unless_one_is_coloured(tmp_path: Path) -> None:
     class_folders(tmp_path, channels=1)
     assert load(tmp_path).train.input_shape == (1, 8, 8)
-    write(tmp_path / "test" / "cat" / "0.png", picture(3))
+    write_picture(tmp_path / "test" / "cat" / "0.png", picture(3))
     splits = load(tmp_path)
     assert splits.train.input_shape == (3, 8, 8)
     assert bool((splits.train.inputs == splits.train.inputs[:, :1]).all())
@@ -100,7 +79,7 @@ def test_pictures_are_cropped_to_the_centre_and_resized(tmp_path: Path) -> None:
     class_folders(tmp_path)
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 6:34] = (10, 200, 30)
-    write(tmp_path / "train" / "cat" / "0.png", wide)
+    write_picture(tmp_path / "train" / "cat" / "0.png", wide)
     with pytest.raises(DataError, match=r"0\.png is 40x16, .*1\.png 8x8; set data\.image_size"):
         load(tmp_path)
     splits = load(tmp_path, image_size=4)
@@ -120,7 +99,7 @@ def empty_class(folder: Path) -> None:
 
 
 def unknown_class(folder: Path) -> None:
-    write(folder / "test" / "fox" / "0.png", picture(0))
+    write_picture(folder / "test" / "fox" / "0.png", picture(0))
 
 
 def damaged_image(folder: Path) -> None:

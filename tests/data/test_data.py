@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases import pictures, write_idx
 
 from distillens.data import (
     Augmentation,
@@ -19,23 +18,9 @@ from distillens.data import (
     examples_from_arrays,
     load_splits,
 )
-from distillens.data.augment import augment, random_integers
+from distillens.data.augment import augment, random_bits
 from distillens.data.prepare import add_label_noise, regroup, stratified
 from distillens.errors import DataError
-
-
-def pictures(count: int = 20, side: int = 6, channels: int = 1) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    return generator.integers(0, 256, (count, channels, side, side), dtype=np.uint8)
-
-
-def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    for prefix in ("train", "t10k"):
-        header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
-        with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(header + images.tobytes())
-        labelled = struct.pack(">4B1I", 0, 0, 8, 1, len(labels)) + labels.tobytes()
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(labelled)
 
 
 def test_idx_reads_gzipped_and_plain_files(tmp_path: Path) -> None:
@@ -152,11 +137,11 @@ def test_every_crop_is_a_window_of_the_padded_picture_and_all_occur() -> None:
 
 
 def test_random_integers_are_uniform_and_streams_differ() -> None:
-    draws = random_integers(0, 0, np.arange(90_000), 0, 9).numpy()
+    draws = (random_bits(0, 0, torch.arange(90_000), 1)[0] % 9).numpy()
     counts = np.bincount(draws, minlength=9)
     # Chi-squared with 8 degrees of freedom exceeds 26 once in a thousand.
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 26
-    other = random_integers(0, 0, np.arange(90_000), 1, 9).numpy()
+    other = (random_bits(0, 0, torch.arange(90_000), 2)[1] % 9).numpy()
     assert abs(float((draws == other).mean()) - 1 / 9) < 0.005
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import sentences, write_tsv
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,29 +35,6 @@ from distillens.runs.read import read_arrays
 from distillens.study import read_recipe, run
 
 pytest.importorskip("tokenizers")
-
-GOOD, BAD = ("warm", "witty", "lovely", "fresh"), ("dull", "stale", "clumsy", "loud")
-FILM = ("film", "plot", "cast", "score", "ending")
-
-
-def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
-    """Judgements of films, of which one word tells the label."""
-    draw = np.random.default_rng(seed)
-    found = []
-    for place in range(count):
-        label = place % 2
-        word = str(draw.choice(GOOD if label else BAD))
-        rest = [str(each) for each in draw.choice(FILM, draw.integers(1, 4))]
-        found.append((f"a {word} film with a {' and a '.join(rest)}", label))
-    return found
-
-
-def write_tsv(folder: Path, train: int = 60, test: int = 20) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name, count in (("train", train), ("validation", test)):
-        lines = ["sentence\tlabel", *(f"{s}\t{y}" for s, y in sentences(count, len(name)))]
-        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 def recipe_of(folder: Path, **more: Any) -> DataRecipe:
@@ -206,7 +184,7 @@ def test_parquet_with_named_labels_is_text_too(tmp_path: Path) -> None:
     splits = load_splits(recipe_of(tmp_path, text_column="text", label_column="verdict"))
     assert splits.train.classes == ("no", "yes")
     assert splits.test.labels.tolist() == [label for _, label in sentences(6, 1)]
-    with pytest.raises(DataError, match=r"0 columns would do .* set data.label_column"):
+    with pytest.raises(DataError, match=r"2 columns would do .* set data.label_column"):
         load_splits(recipe_of(tmp_path))
 
 
@@ -254,7 +232,7 @@ def test_tokenizers_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     for wrong, message in (
         ({"tokenizers": []}, "source 'text' needs data.tokenizers"),
         ({"tokenizers": [{}]}, "either a path or the size"),
-        ({"source": "npz"}, "others have none"),
+        ({"source": "npz"}, "holds no text"),
     ):
         with pytest.raises(ValidationError, match=message):
             recipe_of(folder, **wrong)
@@ -273,7 +251,7 @@ def test_models_of_other_inputs_are_refused() -> None:
         build("encoder", (9,), (20,), tokenizer=1)
     with pytest.raises(ModelError, match="3 heads"):
         build("encoder", (9,), (20,), heads=3)
-    with pytest.raises(RecipeError, match="no argument 'vocabularies'"):
+    with pytest.raises(RecipeError, match="vocabularies is set from the data"):
         build("encoder", (9,), (20,), vocabularies=(3,))
 
 

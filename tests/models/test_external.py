@@ -86,7 +86,12 @@ def test_timm_models_get_classes_and_channels_from_the_data(timm: SimpleNamespac
         ("timm:tiny", {"num_classes": 3}, RecipeError, "num_classes is set from the data"),
         ("timm:tiny", {"checkpoint_path": "a.pth"}, RecipeError, "takes no checkpoint_path"),
         ("timm:tiny", {"depth": 3}, RecipeError, "unexpected keyword argument 'depth'"),
-        ("timm:tiny", {"pretrained": True}, ModelError, "cannot be built: the hub is out of reach"),
+        (
+            "timm:tiny",
+            {"pretrained": True},
+            ModelError,
+            r"cannot be built: \w+: the hub",
+        ),
         ("timm:tiny", {"features_only": True}, ModelError, "in which no element can be the logits"),
     ],
 )

@@ -1,0 +1,115 @@
+"""Decode the images of a split into one array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distillens.data.resize import resize_images
+from distillens.data.sources.source import LoadOptions, to_examples
+from distillens.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from distillens.data.examples import Examples
+
+
+def decode_all(
+    count: int,
+    opened: Callable[[int], AbstractContextManager[Any]],
+    name: Callable[[int], str],
+    side: int | None,
+    *,
+    exif: bool,
+) -> tuple[np.ndarray, bool]:
+    """Decode images in threads.
+
+    Parameters
+    ----------
+    count
+        Number of images.
+    opened
+        Opens the Pillow image of a number.
+    name
+        What errors call the image of a number.
+    side
+        Height and width in pixels to which images are brought; None leaves them as they are.
+    exif
+        Whether an EXIF orientation is applied.
+
+    Returns
+    -------
+    (N, 3, height, width) bytes, and whether all images are stored as grey values.
+
+    Raises
+    ------
+    DataError
+        There is no image, one is damaged or has more than 8 bits a channel, two differ in size, or
+        the memory does not hold them.
+    """
+    if not count:
+        raise DataError(f"{name(0).partition(': ')[0]}: no examples; at least one is needed")
+
+    def decode(number: int) -> tuple[np.ndarray, bool]:
+        from PIL import ImageOps, UnidentifiedImageError
+
+        try:
+            with opened(number) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise DataError(
+                        f"{name(number)} has more than 8 bits a channel (mode {image.mode}); convert "
+                        "it to 8"
+                    )
+                turned = ImageOps.exif_transpose(image) if exif else image
+                pixels, is_grey = np.asarray(turned.convert("RGB")), image.mode in ("1", "L", "LA")
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            # Its text names a buffer in memory.
+            raise DataError(f"{name(number)} is no readable image; fetch it again") from None
+        # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
+        except Exception as error:
+            raise DataError(f"{name(number)} is no readable image: {one_line(error)}") from None
+        return (pixels if side is None else resize_images(pixels.T, side).T), is_grey
+
+    height, width, _ = decode(0)[0].shape
+    # One array, filled by the threads: a list of images and its stack would need twice the memory.
+    try:
+        images = np.empty((count, 3, height, width), dtype=np.uint8)
+    except MemoryError as error:
+        raise DataError(
+            f"no room for the images: {one_line(error)}; lower data.image_size"
+        ) from None
+
+    def fill(number: int) -> bool:
+        pixels, is_grey = decode(number)
+        if pixels.shape[:2] != (height, width):
+            raise DataError(
+                f"images differ in size: {name(0)} is {width}x{height}, {name(number)} "
+                f"{pixels.shape[1]}x{pixels.shape[0]}; set data.image_size to bring them to one"
+            )
+        images[number] = pixels.transpose(2, 0, 1)
+        return is_grey
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            return images, all(list(pool.map(fill, range(count))))
+        except DataError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def image_examples(
+    decoded: dict[str, tuple[np.ndarray, bool]],
+    labels: dict[str, np.ndarray],
+    where: dict[str, str],
+    classes: Any,
+    options: LoadOptions,
+) -> dict[str, Examples]:
+    """Return the examples of decoded images: of one channel if all splits are grey, else of three."""
+    channels = 1 if all(all_grey for _, all_grey in decoded.values()) else 3
+    inputs = {split: images[:, :channels] for split, (images, _) in decoded.items()}
+    return to_examples(inputs, labels, where, classes, options)
