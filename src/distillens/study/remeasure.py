@@ -20,7 +20,7 @@ from distillens.array_files import native
 from distillens.data import PADDING
 from distillens.errors import CheckpointError, DataError, MeasureError, RecipeError
 from distillens.kernel import EmpiricalNTK, Plan
-from distillens.kernel.directions import directions
+from distillens.kernel.tracing.directions import directions
 from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent
