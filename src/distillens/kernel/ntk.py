@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel.assembly.block_maker import BlockMaker
 from distillens.kernel.assembly.fallback import NotBatchableError, batchable_attention
 from distillens.kernel.assembly.ranks import Ranks
 from distillens.kernel.assembly.store import GramStore, made_of
@@ -182,8 +181,10 @@ class EmpiricalNTK:
                 rows, job, speed, lambda: self._counted_setup(rows, columns), sizes
             )
         plan = ranks.agreed(plan)
-        keep = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
-        values = self._compute(maker, plan, rows, columns, ranks, opened, keep)
+        keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
+        values = compute_gram(
+            maker, plan, self.outputs, rows, columns, self._progress, ranks, opened, keep
+        )
         with ranks.together():
             return self._checked(expected, values, plan)
 
@@ -207,7 +208,9 @@ class EmpiricalNTK:
         maker, plan = found
         try:
             with batchable_attention():
-                values = self._compute(maker, plan, rows, columns, Ranks())
+                values = compute_gram(
+                    maker, plan, self.outputs, rows, columns, self._progress, Ranks()
+                )
         except NotBatchableError:
             return None
         alone_1C = maker.take_alone()
@@ -215,21 +218,6 @@ class EmpiricalNTK:
         if not network.same_alone(rows, alone_1C, among_1O):
             return None
         return self._checked(expected, values, plan)
-
-    def _compute(
-        self,
-        maker: BlockMaker,
-        plan: Plan,
-        rows: Tensor,
-        columns: Tensor,
-        ranks: Ranks,
-        store: GramStore | None = None,
-        kept: dict[str, object] | None = None,
-    ) -> Tensor:
-        across = None if columns is rows else columns
-        return compute_gram(
-            maker, plan, self.outputs, rows, across, self._progress, ranks, store, kept
-        )
 
     def _checked(self, expected: Expected, values: Tensor, plan: Plan) -> NTKGram:
         check = check_gram(expected, self.outputs, values)
@@ -433,11 +421,11 @@ class EmpiricalNTK:
         """Return the memory of a trace and of the products that a Gram is checked against."""
         if not self._limits.reserve_setup:
             return 0
-        autograd, directions, *gram_of = self._gram_of(rows, columns)
+        autograd, directions, outputs, *_ = self._gram_of(rows, columns)
         # One product takes as much memory as all.
-        some = directions if self.outputs == "full" else directions.part(0, 1)
+        some = directions if outputs == "full" else directions.part(0, 1)
         with LiveBytes() as live:
-            expected_products(autograd, some, *gram_of)
+            expected_products(autograd, some, outputs, rows, columns)
         return max(self._network.counted_trace_bytes(rows), live.peak)
 
     def _jacobians_pay(self, rows: Tensor, columns: Tensor, ranks: Ranks) -> bool:
@@ -470,7 +458,8 @@ class EmpiricalNTK:
         numbers = 0 if stored else math.prod(self._shape(rows, columns))
         return Job(
             rows=len(rows),
-            columns=None if columns is rows else len(columns),
+            columns=len(columns),
+            symmetric=columns is rows,
             gram_bytes=numbers * self._prepared.dtype.itemsize,
             budget=budget,
             setup_bytes=self._network.setup_bytes(rows),

@@ -8,7 +8,7 @@ outputs, P parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import torch
@@ -157,18 +157,15 @@ def _jacobian(
 
     def by_backward(examples: Tensor) -> Tensor:
         leaves = {name: real(weight.detach()).requires_grad_() for name, weight in weights.items()}
-        return torch.stack(
-            [torch.stack(list(_gradients(output(leaves, e), leaves))) for e in examples]
-        )
+        parameters = list(leaves.values())
+        rows = [
+            torch.cat([each.flatten() for each in gradients_by(value, parameters, retain=True)])
+            for example in examples
+            for value in output(leaves, example)
+        ]
+        return torch.stack(rows).unflatten(0, (len(examples), -1))
 
     return by_vmap if vectorised else by_backward
-
-
-def _gradients(outputs_C: Tensor, leaves: dict[str, Tensor]) -> Iterator[Tensor]:
-    """Yield the gradient of each output of one example, (P,)."""
-    for value in outputs_C:
-        gradients = gradients_by(value, list(leaves.values()), retain=True)
-        yield torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def _plan(

@@ -99,7 +99,7 @@ class KernelProduct:
                 f"give ({self.side},) or ({self.side}, M)"
             )
         C = self._maker.outputs
-        columns_NCM = vectors.to(self._inputs.device, self._maker.dtype).reshape(
+        columns_NCM = vectors.to(self._inputs.device, self._maker.directions.dtype).reshape(
             len(self._inputs), C, -1
         )
         with self._ranks.together():
@@ -142,7 +142,7 @@ class KernelProduct:
 
     def _filled(self, shape: torch.Size, rows_of: Callable[[Block], Tensor]) -> Tensor:
         """Return rows of all examples, computed block by block and gathered from all processes."""
-        found = torch.zeros(shape, dtype=self._maker.dtype, device=self._inputs.device)
+        found = torch.zeros(shape, dtype=self._maker.directions.dtype, device=self._inputs.device)
         with self._ranks.together():
             for start, block in self._blocks():
                 found[start : start + len(block)] = rows_of(block)

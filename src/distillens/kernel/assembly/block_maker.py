@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -17,7 +16,6 @@ from distillens.errors import KernelError
 from distillens.kernel.assembly.block import Block
 from distillens.kernel.assembly.fallback import FallbackGradients
 from distillens.kernel.assembly.parallel_passes import ParallelPasses, parallel_pass_count
-from distillens.kernel.factors.factor import Pairing
 from distillens.kernel.factors.factored import Factored
 from distillens.kernel.factors.limits import Limits
 from distillens.kernel.factors.outer_products import OuterProducts
@@ -34,25 +32,6 @@ Found = TypeVar("Found")
 
 _SMALL_BYTES = 2**16
 """A bound on the memory of a pass that does not grow with its examples: indices, masks, sums."""
-
-
-@dataclass
-class _Shared:
-    """What the makers for some of one network's outputs have in common."""
-
-    trace: CachedTrace
-    tracer: Tracer
-    fallback: FallbackGradients
-    purpose: Purpose
-    sample: Tensor
-    saved_bytes: int
-    """What the forward pass of an example saves for its backward pass."""
-    limits: Limits
-    seconds: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Times of passes, by number of outputs and of examples."""
-    parallel: ParallelPasses | None = None
-    alone_1C: Tensor | None = None
-    """The outputs of the first example that plain Jacobians were made of, alone in its batch."""
 
 
 class BlockMaker:
@@ -86,85 +65,61 @@ class BlockMaker:
         saved_bytes: int,
         limits: Limits,
     ) -> None:
-        coverage = trace.coverage
         covered, uncovered = (
             {name: prepared.parameters[name] for name in names}
-            for names in (coverage.covered, coverage.uncovered)
+            for names in (trace.coverage.covered, trace.coverage.uncovered)
         )
-        tracer = Tracer(prepared.network, covered, coverage.repeated)
-        fallback = FallbackGradients(uncovered, chosen=purpose.jacobians)
-        self._shared = _Shared(trace, tracer, fallback, purpose, sample, saved_bytes, limits)
-        self._directions = directions
+        self.directions, self.purpose, self.limits = directions, purpose, limits
+        self._trace, self._sample, self._saved_bytes = trace, sample, saved_bytes
+        self._tracer = Tracer(prepared.network, covered, trace.coverage.repeated)
+        self._fallback = FallbackGradients(uncovered, chosen=purpose.jacobians)
+        self._parallel = ParallelPasses(self._tracer)
+        self._seconds: dict[tuple[int, int], float] = {}
+        """Times of passes, by number of outputs and of examples."""
 
     def some(self, start: int, stop: int) -> BlockMaker:
         """Return a maker for some of the outputs, which shares everything else with this one."""
         if (start, stop) == (0, self.outputs):
             return self
         made = copy.copy(self)
-        made._directions = self._directions.part(start, stop)
+        made.directions = self.directions.part(start, stop)
         return made
 
     @property
     def outputs(self) -> int:
         """C."""
-        return len(self._directions)
-
-    @property
-    def pairing(self) -> Pairing:
-        """Which pairs of outputs are contracted."""
-        return self._shared.purpose.pairing
-
-    @property
-    def limits(self) -> Limits:
-        """Limits of passes and contractions."""
-        return self._shared.limits
-
-    @property
-    def jacobians(self) -> bool:
-        """Whether plain Jacobians are made instead of what the rules would make."""
-        return self._shared.purpose.jacobians
+        return len(self.directions)
 
     @property
     def on_accelerator(self) -> bool:
         """Whether the device is an accelerator, where many examples take as long as few."""
-        return self.limits.on_accelerator(self._directions.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the gradients."""
-        return self._directions.dtype
+        return self.limits.on_accelerator(self.directions.device)
 
     @property
     def item_size(self) -> int:
         """Bytes of a number."""
-        return self.dtype.itemsize
+        return self.directions.dtype.itemsize
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user on how the gradients were computed."""
-        note = self._shared.fallback.note
+        note = self._fallback.note
         return () if note is None else (note,)
 
     @property
     def _uses(self) -> UsePlans:
         """How gradients are contracted, which depends on the number of outputs."""
-        shared, coverage = self._shared, self._shared.trace.coverage
+        coverage, plans = self._trace.coverage, self._trace.plans
         if not coverage.covered:
             return UsePlans()
-        if self._key not in shared.trace.plans:
-            shared.trace.plans[self._key] = plan_uses(
-                shared.tracer,
-                coverage.covered_sites(),
-                shared.sample,
-                self._directions,
-                shared.purpose,
-                shared.limits,
-            )
-        return shared.trace.plans[self._key]
+        if self._key not in plans:
+            sites, options = coverage.covered_sites(), (self.directions, self.purpose, self.limits)
+            plans[self._key] = plan_uses(self._tracer, sites, self._sample, *options)
+        return plans[self._key]
 
     @property
     def _key(self) -> tuple[Purpose, int, Limits]:
-        return self._shared.purpose, self.outputs, self._shared.limits
+        return self.purpose, self.outputs, self.limits
 
     @property
     def plans(self) -> tuple[UsePlan, ...]:
@@ -179,7 +134,7 @@ class BlockMaker:
     @property
     def materialised(self) -> int:
         """P."""
-        return self._uses.materialised + self._shared.fallback.numbers
+        return self._uses.materialised + self._fallback.numbers
 
     @property
     def held(self) -> int:
@@ -202,28 +157,28 @@ class BlockMaker:
     def parallel_passes(self) -> int:
         """How many passes are best run in parallel."""
         # torch.func replaces the parameters of the network's copy, by which rules recognise uses.
-        if self._shared.fallback.numbers and not self.jacobians:
+        if self._fallback.numbers and not self.purpose.jacobians:
             return 1
-        return parallel_pass_count(self._directions.device)
+        return parallel_pass_count(self.directions.device)
 
     def pass_memory(self, sample: Tensor, counted: bool) -> PassMemory:
         """Return the memory of making gradients: counted once, or a bound from shapes."""
         if not counted:
             return self._bounded_memory(sample)
-        counts = self._shared.trace.memory
+        counts = self._trace.memory
         if self._key not in counts:
             _ = self._uses  # planning the uses is not a part of a pass
             counts[self._key] = counted_memory(self.make, sample)
         return counts[self._key]
 
     def _bounded_memory(self, sample: Tensor) -> PassMemory:
-        shared, C, item = self._shared, self.outputs, self.item_size
-        saved, uncovered = shared.saved_bytes, shared.fallback.numbers
+        C, item = self.outputs, self.item_size
+        saved, uncovered = self._saved_bytes, self._fallback.numbers
         each = sample[0].numel() * sample.element_size() + item * self.held
         if uncovered:
             # Activations and their gradients, for as many outputs as torch.func takes at once; and the
             # gradients by parameters, as they are made and as they are written.
-            at_once = C if self.jacobians else 1
+            at_once = C if self.purpose.jacobians else 1
             each += (2 + at_once) * saved + 2 * item * C * uncovered
         if self.plans:
             uses = self._uses
@@ -234,14 +189,14 @@ class BlockMaker:
 
     def timed(self, sample: Tensor, count: int) -> float:
         """Return the seconds of a pass of so many examples, measured once."""
-        seconds = self._shared.seconds
+        seconds = self._seconds
         if (self.outputs, count) not in seconds:
             seconds[self.outputs, count] = timed_pass(self.make, sample, count)
         return seconds[self.outputs, count]
 
     def take_alone(self) -> Tensor | None:
         """Return the outputs of the first example that plain Jacobians were made of, and drop them."""
-        found, self._shared.alone_1C = self._shared.alone_1C, None
+        found, self._fallback.alone_1C = self._fallback.alone_1C, None
         return found
 
     def make(self, inputs_B: Tensor, forward: int, parallel: int = 1) -> Block:
@@ -249,10 +204,10 @@ class BlockMaker:
 
         Passes of ``forward`` examples each are made, ``parallel`` of them at the same time.
         """
-        if self.jacobians:
+        if self.purpose.jacobians:
             return self._make_jacobians(inputs_B, forward, parallel)
         shape = len(inputs_B), self.outputs, self.materialised
-        target = torch.empty(shape, dtype=self.dtype, device=self._directions.device)
+        target = torch.empty(shape, dtype=self.directions.dtype, device=self.directions.device)
 
         def work(tracer: Tracer, rows: slice) -> list[Factored]:
             return self._fill(tracer, inputs_B[rows], target[rows])
@@ -274,13 +229,12 @@ class BlockMaker:
         return Block(target, self.limits, tuple(factored), tuple(streamed))
 
     def _make_jacobians(self, inputs_B: Tensor, forward: int, parallel: int) -> Block:
-        shared = self._shared
+        fallback = self._fallback
 
         def work(tracer: Tracer, rows: slice) -> Sequence[Tensor]:
-            some_B = inputs_B[rows]
-            *made, outputs_BC = shared.fallback.jacobians(tracer.network, some_B, self._directions)
-            if shared.alone_1C is None and rows.start == 0:
-                shared.alone_1C = outputs_BC[:1].clone()
+            *made, outputs_BC = fallback.jacobians(tracer.network, inputs_B[rows], self.directions)
+            if fallback.alone_1C is None and rows.start == 0:
+                fallback.alone_1C = outputs_BC[:1].clone()
             return made
 
         made = self._run(work, len(inputs_B), forward, parallel)
@@ -291,20 +245,17 @@ class BlockMaker:
         self, work: Callable[[Tracer, slice], Found], count: int, forward: int, parallel: int
     ) -> list[Found]:
         """Return the result of each pass."""
-        shared = self._shared
         passes = [slice(start, start + forward) for start in range(0, count, forward)]
         if parallel == 1 or len(passes) == 1:
-            return [work(shared.tracer, rows) for rows in passes]
-        if shared.parallel is None:
-            shared.parallel = ParallelPasses(shared.tracer, parallel)
-        return shared.parallel.run(work, passes)
+            return [work(self._tracer, rows) for rows in passes]
+        return self._parallel.run(work, passes, parallel)
 
     def _fill(self, tracer: Tracer, inputs_B: Tensor, target_BCP: Tensor) -> list[Factored]:
         """Write the materialised gradients of a pass; return the factors that are kept."""
-        fallback, start = self._shared.fallback, self._uses.materialised
+        fallback, start = self._fallback, self._uses.materialised
         if fallback.numbers:
             rest_BCP = target_BCP[:, :, start:]
-            fallback.write(tracer.network, inputs_B, self._directions, rest_BCP)
+            fallback.write(tracer.network, inputs_B, self.directions, rest_BCP)
         if not self.plans:
             return []
         outputs_BO, uses = tracer.run(inputs_B)
@@ -313,7 +264,7 @@ class BlockMaker:
                 f"the model used its parameters {len(uses)} times where it used them "
                 f"{len(self.plans)} times before; its path must not depend on the inputs"
             )
-        outputs_BC = self._directions.of(outputs_BO)
+        outputs_BC = self.directions.of(outputs_BO)
         gradients = output_gradients(outputs_BC, uses, batched=self.on_accelerator)
         offsets, seen = self._uses.offsets, set[str]()
         kept: list[Factored] = []

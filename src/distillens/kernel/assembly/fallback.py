@@ -48,6 +48,8 @@ class FallbackGradients:
         self._weights = dict(parameters)
         self._chosen = chosen
         self._refused: str | None = None
+        self.alone_1C: Tensor | None = None
+        """The outputs of the first example that Jacobians were made of, alone in its batch."""
 
     @property
     def numbers(self) -> int:

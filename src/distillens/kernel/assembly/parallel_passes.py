@@ -50,14 +50,17 @@ class ParallelPasses:
     The network itself cannot be shared, since modules may keep state from a call.
     """
 
-    def __init__(self, tracer: Tracer, count: int) -> None:
-        self._count = count
+    def __init__(self, tracer: Tracer) -> None:
+        self._first, self._count = tracer, 0
         self._tracers: SimpleQueue[Tracer] = SimpleQueue()
-        for each in (tracer, *(tracer.twin() for _ in range(count - 1))):
-            self._tracers.put(each)
 
-    def run(self, work: Callable[[Tracer, slice], Found], passes: Sequence[slice]) -> list[Found]:
-        """Return the result of each pass; the passes share the threads that torch may use."""
+    def run(
+        self, work: Callable[[Tracer, slice], Found], passes: Sequence[slice], count: int
+    ) -> list[Found]:
+        """Return the result of each pass; ``count`` of them share the threads that torch may use."""
+        for number in range(self._count, count):
+            self._tracers.put(self._first if number == 0 else self._first.twin())
+        self._count = count
         if _here.working:
             # The network itself computes a Gram: all threads could wait for each other.
             tracer = self._tracers.get()
@@ -66,7 +69,7 @@ class ParallelPasses:
             finally:
                 self._tracers.put(tracer)
         threads = torch.get_num_threads()
-        each = max(1, threads // self._count)
+        each = max(1, threads // count)
 
         def one(rows: slice) -> Found:
             # The number of threads of an operation is a setting of the thread that calls it.
@@ -81,7 +84,7 @@ class ParallelPasses:
 
         torch.set_num_threads(each)
         # The key includes the process, since a fork does not copy threads.
-        pool = _pool(self._count, os.getpid())
+        pool = _pool(count, os.getpid())
         futures = [pool.submit(one, rows) for rows in passes]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -164,11 +164,9 @@ class GramStore:
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise KernelError(
-                f"cannot read {path}: {error}; delete the folder to compute the Gram anew"
-            ) from None
+            raise _damaged(f"cannot read {path}: {error}") from None
         if not isinstance(found, dict):
-            raise KernelError(f"{path} is damaged; delete the folder to compute the Gram anew")
+            raise _damaged(f"{path} is damaged")
         return found
 
     def _prepare(self, kept: dict[str, Any]) -> None:
@@ -178,10 +176,7 @@ class GramStore:
             write_atomically(self._folder / "gram.json", json.dumps(content, indent=1))
         if not values.exists():
             if self.done:
-                raise KernelError(
-                    f"{values} is missing although tiles of it were done; delete the folder to "
-                    "compute the Gram anew"
-                )
+                raise _damaged(f"{values} is missing although tiles of it were done")
             self._create(values)
 
     def _create(self, values: Path) -> None:
@@ -207,19 +202,21 @@ class GramStore:
         try:
             found = np.lib.format.open_memmap(path, mode)
         except (OSError, ValueError) as error:
-            raise KernelError(
-                f"cannot open {path}: {error}; delete the folder to compute the Gram anew"
-            ) from None
+            raise _damaged(f"cannot open {path}: {error}") from None
         if found.shape != self._shape or found.dtype != self._type:
-            raise KernelError(
-                f"{path} holds {found.shape} of {found.dtype} where {self._shape} of {self._type} "
-                "was written; delete the folder to compute the Gram anew"
+            written = f"{self._shape} of {self._type}"
+            raise _damaged(
+                f"{path} holds {found.shape} of {found.dtype} where {written} was written"
             )
         return found
 
     def _write_done(self) -> None:
         content = json.dumps({str(panel): tiles for panel, tiles in sorted(self.done.items())})
         write_atomically(self._folder / f"done-{self._ranks.rank}.json", content)
+
+
+def _damaged(line: str) -> KernelError:
+    return KernelError(f"{line}; delete the folder to compute the Gram anew")
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:

@@ -95,69 +95,59 @@ class _Work:
     """The first output of each group of outputs, and what makes its gradients."""
     plan: Plan
     rows: Tensor
-    columns: Tensor | None
-    """None if they are the rows."""
+    columns: Tensor
     values: GramValues
     store: GramStore | None
-    adding: bool
+    summing: bool
     """Whether groups of outputs are summed, so that a panel is done only when all groups are."""
     advance: Advance = lambda tiles: None
 
-    def starts(self, panel: int) -> range:
-        """Return the first columns of the tiles right of a panel."""
-        behind = min((panel + 1) * self.plan.sizes.panel, self.plan.rows)
-        return range(0 if self.columns is not None else behind, self.plan.columns, self._step)
+    def _starts(self, panel: int) -> tuple[range, range]:
+        """Return where the tiles of a panel's own rows begin, and the other tiles of its columns."""
+        plan, step = self.plan, self.plan.sizes.tile
+        start = panel * plan.sizes.panel
+        stop = min(start + plan.sizes.panel, plan.rows)
+        others = range(stop if plan.symmetric else 0, plan.columns, step)
+        return range(start, stop, step), others
 
-    def tiles(self, panel: int) -> int:
-        """Return how many steps a panel takes: for each group its own tiles, then those right of it."""
-        return len(self.makers) * self._each(panel)
+    def steps(self, panel: int) -> int:
+        """Return how many steps a panel takes: for each group its own tiles, then the others."""
+        return len(self.makers) * sum(map(len, self._starts(panel)))
 
-    def _own_starts(self, panel: int) -> range:
-        start = panel * self.plan.sizes.panel
-        return range(start, min(start + self.plan.sizes.panel, self.plan.rows), self._step)
-
-    def _each(self, panel: int) -> int:
-        return len(self._own_starts(panel)) + len(self.starts(panel))
-
-    def compute(self, panel: int) -> None:
-        """Compute the tiles of a panel that are not in the store."""
-        done = self.store.done.get(panel, 0) if self.store else 0
-        each = self._each(panel)
+    def compute(self, panel: int, done: int) -> None:
+        """Compute a panel, of which some steps are done."""
+        own, others = self._starts(panel)
+        each = len(own) + len(others)
         for number, (first, maker) in enumerate(self.makers):
-            if done < (number + 1) * each:
-                self._group(panel, first, maker, number * each, done)
-        if self.store and self.adding:
-            self.store.mark(panel, self.tiles(panel))
+            step = number * each
+            if done >= step + each:
+                continue
+            blocks: list[tuple[int, Block]] = []
+            for column in own:
+                # The gradients are needed for the tiles that follow, even if these tiles are done.
+                stop = min(column + own.step, own.stop)
+                blocks.append((column, self._make(maker, self.rows[column:stop])))
+                if self.plan.symmetric and step >= done:
+                    self._contract(blocks, column, blocks[-1][1], first, maker)
+                step += 1
+                self._mark(panel, step, done)
+            for column in others:
+                if step >= done:
+                    self._contract_columns(blocks, column, first, maker)
+                step += 1
+                self._mark(panel, step, done)
+        if self.store and self.summing:
+            self.store.mark(panel, self.steps(panel))
 
-    def _group(self, panel: int, first: int, maker: BlockMaker, step: int, done: int) -> None:
-        sizes = self.plan.sizes
-        own = self._own_starts(panel)
-        stop = min(own.start + sizes.panel, self.plan.rows)
-        blocks: list[tuple[int, Block]] = []
-        for column in own:
-            # The gradients are needed for the tiles that follow, even if these tiles are done.
-            inputs = self.rows[column : min(column + self._step, stop)]
-            blocks.append((column, maker.make(inputs, sizes.forward, sizes.parallel_passes)))
-            if self.columns is None and step >= done:
-                self._contract(blocks, column, blocks[-1][1], first, maker)
-            step += 1
-            self._mark(panel, step, done)
-        for column in self.starts(panel):
-            if step >= done:
-                self._pass(blocks, column, first, maker)
-            step += 1
-            self._mark(panel, step, done)
+    def _make(self, maker: BlockMaker, inputs: Tensor) -> Block:
+        return maker.make(inputs, self.plan.sizes.forward, self.plan.sizes.parallel_passes)
 
-    def _pass(
+    def _contract_columns(
         self, blocks: list[tuple[int, Block]], column: int, first: int, maker: BlockMaker
     ) -> None:
         # A function of its own, so that these gradients are freed before the next ones are made.
-        passing = self.rows if self.columns is None else self.columns
-        sizes = self.plan.sizes
-        block = maker.make(
-            passing[column : column + self._step], sizes.forward, sizes.parallel_passes
-        )
-        self._contract(blocks, column, block, first, maker)
+        inputs = self.columns[column : column + self.plan.sizes.tile]
+        self._contract(blocks, column, self._make(maker, inputs), first, maker)
 
     def _contract(
         self,
@@ -168,19 +158,15 @@ class _Work:
         maker: BlockMaker,
     ) -> None:
         for row, left in blocks:
-            tile = left.contract(block, maker.pairing, self.plan.sizes.pair_numbers)
-            self.values.put(row, column, tile, first, mirrored=self.columns is None)
+            tile = left.contract(block, maker.purpose.pairing, self.plan.sizes.pair_numbers)
+            self.values.put(row, column, tile, first, mirrored=self.plan.symmetric)
 
-    def _mark(self, panel: int, tiles: int, done: int) -> None:
-        if tiles <= done:
+    def _mark(self, panel: int, steps: int, done: int) -> None:
+        if steps <= done:
             return
-        if self.store and not self.adding:
-            self.store.mark(panel, tiles)
+        if self.store and not self.summing:
+            self.store.mark(panel, steps)
         self.advance(1)
-
-    @property
-    def _step(self) -> int:
-        return self.plan.sizes.tile
 
 
 def compute_gram(
@@ -188,7 +174,7 @@ def compute_gram(
     plan: Plan,
     outputs: Outputs,
     rows: Tensor,
-    columns: Tensor | None,
+    columns: Tensor,
     progress: Progress,
     ranks: Ranks,
     store: GramStore | None = None,
@@ -205,7 +191,7 @@ def compute_gram(
     outputs
         What the kernel is taken of.
     rows, columns
-        N and M examples; the columns are None if they are the rows.
+        N and M examples.
     progress
         Receives the progress of this process.
     ranks
@@ -222,7 +208,7 @@ def compute_gram(
     """
     shape = gram_shape(outputs, maker.outputs, plan.rows, plan.columns)
     if store is None:
-        values = torch.zeros(shape, dtype=maker.dtype, device=rows.device)
+        values = torch.zeros(shape, dtype=maker.directions.dtype, device=rows.device)
     else:
         values = store.begin(kept or {})
     step = plan.sizes.outputs
@@ -230,26 +216,26 @@ def compute_gram(
         (first, maker.some(first, min(first + step, maker.outputs)))
         for first in range(0, maker.outputs, step)
     ]
-    adding = outputs == "trace" and len(makers) > 1
+    summing = outputs == "trace" and len(makers) > 1
     filled = GramValues(values, outputs, maker.outputs, maker.on_accelerator)
-    work = _Work(makers, plan, rows, columns, filled, store, adding)
+    work = _Work(makers, plan, rows, columns, filled, store, summing)
     done = store.done if store else {}
     panels = [
         panel
         for panel in range(-(-plan.rows // plan.sizes.panel))
-        if done.get(panel, 0) < work.tiles(panel)
+        if done.get(panel, 0) < work.steps(panel)
     ]
     mine = ranks.share([plan.panel_cost(panel) for panel in panels])
-    total = sum(work.tiles(panels[number]) for number in mine)
+    total = sum(work.steps(panels[number]) for number in mine)
     begun = sum(done.get(panels[number], 0) for number in mine)
     with ranks.together(), progress("kernel", total, begun) as advance:
         work = replace(work, advance=advance)
         for number in mine:
-            work.compute(panels[number])
+            work.compute(panels[number], done.get(panels[number], 0))
         filled.finish()
         if store is not None and mine:
             last = panels[mine[-1]]
-            store.mark(last, work.tiles(last), now=True)
+            store.mark(last, work.steps(last), now=True)
     if store is None:
         ranks.add_up(values)
         return values

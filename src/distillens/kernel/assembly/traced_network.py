@@ -210,17 +210,18 @@ class TracedNetwork:
             The network's outputs of the first example among others; None to compute them among examples
             that are unlike those given, which may all be equal.
         """
-        if among_1O is None:
+        found_1O = among_1O
+        if found_1O is None:
             with torch.no_grad(), explained("on a few examples"):
-                among_1O = self._prepared.network(unlike_examples(rows))[:1]
-        found_1C = self.directions(rows).of(among_1O)
+                found_1O = self._prepared.network(unlike_examples(rows))[:1]
+        found_1C = self.directions(rows).of(found_1O)
         return near(found_1C, alone_1C, _ROUNDING[self._prepared.dtype])
 
     def plan_jacobians(
         self, rows: Tensor, job: Job, speed: Speed, timed: bool = False
     ) -> tuple[BlockMaker, Plan] | None:
         """Return what makes plain Jacobians for a Gram, and its plan; None if memory is tight."""
-        maker = self.maker(rows, speed, job.across / 2, jacobians=True)
+        maker = self.maker(rows, speed, job.columns / 2, jacobians=True)
         try:
             plan = make_plan(maker, rows[:_SAMPLE], job, speed, timed=timed)
         except KernelError:
@@ -261,7 +262,7 @@ class TracedNetwork:
     def _plan(
         self, rows: Tensor, job: Job, speed: Speed, kept: Sizes | None, timed: bool
     ) -> tuple[BlockMaker, Plan]:
-        sample, pairs_each = rows[:_SAMPLE], job.across / 2
+        sample, pairs_each = rows[:_SAMPLE], job.columns / 2
         if job.fits_single_tile(self._limits.single_tile_examples):
             maker = self.maker(rows, speed, pairs_each, at_once=True)
             if plan := plan_single_tile(maker, sample, job, speed, timed=timed):

@@ -61,30 +61,26 @@ class Sizes:
     """Passes that run in parallel."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A Gram to plan."""
 
     rows: int
-    columns: int | None
-    """None if the columns are the rows."""
+    columns: int
+    symmetric: bool
+    """Whether the columns are the rows."""
     gram_bytes: int
-    """Memory of the values; 0 if they are in a store."""
+    """Bytes of the Gram; 0 if it is kept on disk."""
     budget: int
     """Bytes that the computation may take."""
     setup_bytes: int
-    """Memory of tracing the network and of computing what the Gram is checked against."""
+    """Bytes of tracing the network and of computing what the Gram is checked against."""
     separable: bool
     """Whether the outputs can be computed in groups."""
     shares: int = 1
     """Processes that share the panels."""
     counted: bool = False
     """Whether the memory of passes is counted; otherwise it is bounded by shapes."""
-
-    @property
-    def across(self) -> int:
-        """M, or N if the columns are the rows."""
-        return self.rows if self.columns is None else self.columns
 
     @property
     def room(self) -> int:
@@ -95,33 +91,23 @@ class Job:
     def fits_single_tile(self, examples: int) -> bool:
         """Return whether a single tile of at most so many examples may hold the Gram."""
         alone = self.shares == 1 and self.gram_bytes > 0
-        return alone and self.columns is None and self.rows <= examples
+        return alone and self.symmetric and self.rows <= examples
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Job):
     """How a Gram will be computed."""
 
-    rows: int
-    columns: int
-    symmetric: bool
-    """Whether the columns are the rows."""
     outputs: int
     """C."""
     sizes: Sizes
-    shares: int
-    """Processes that share the panels."""
     memory: int
     """Bytes that the computation takes besides the inputs and the network, including the Gram; in
     each process, if several share the work."""
-    gram_bytes: int
-    """Bytes of the Gram; 0 if it is kept on disk."""
-    budget: int
-    """Bytes that the computation may take."""
-    seconds: float | None
+    layers: tuple[Layer, ...]
+    seconds: float | None = None
     """A rough time, from the current speed of this machine; None if it was neither asked for nor
     needed for a choice."""
-    layers: tuple[Layer, ...]
 
     def panel_cost(self, panel: int) -> float:
         """Return the relative time of a panel, by which several processes share the panels."""
@@ -159,7 +145,7 @@ class Plan:
 def forward_size(maker: BlockMaker, memory: PassMemory, budget: int) -> int:
     """Return how many examples go through the network in a pass."""
     numbers = maker.limits.pass_numbers
-    if maker.jacobians:
+    if maker.purpose.jacobians:
         numbers *= _FUNC_FACTOR
     if maker.on_accelerator:
         numbers = max(numbers, _ACCELERATOR_PASS_NUMBERS)
@@ -290,8 +276,8 @@ class _MemoryModel:
         self._item = maker.item_size
         self._held = max(1, maker.held * self._item)
         # Tiles of "full" are products of all pairs of outputs, others of one output at a time.
-        self._joint = maker.outputs**2 if maker.pairing == "full" else 1
-        pairs = maker.outputs ** (2 if maker.pairing == "full" else 1)
+        self._joint = maker.outputs**2 if maker.purpose.pairing == "full" else 1
+        pairs = maker.outputs ** (2 if maker.purpose.pairing == "full" else 1)
         # The float64 sum, the tile and its transpose.
         self._pair = pairs * (8 + 2 * self._item) + self._item
         self._smallest = Sizes(1, 1, 1, maker.outputs, maker.pair_numbers)
@@ -305,7 +291,7 @@ class _MemoryModel:
         """Return a bound on the bytes that sizes take."""
         job = self._job
         # A panel of all rows needs no further columns.
-        passing = 0 if job.columns is None and sizes.panel >= job.rows else sizes.tile
+        passing = 0 if job.symmetric and sizes.panel >= job.rows else sizes.tile
         computing = (sizes.panel + passing) * self._held + self._work(sizes)
         return max(job.setup_bytes, job.gram_bytes + computing)
 
@@ -314,7 +300,7 @@ class _MemoryModel:
         job = self._job
         free = job.room - job.gram_bytes
         limits, accelerator = self._maker.limits, self._maker.on_accelerator
-        tile = min(limits.accelerator_tile_rows if accelerator else limits.tile_rows, job.across)
+        tile = min(limits.accelerator_tile_rows if accelerator else limits.tile_rows, job.columns)
         while True:
             found = self._of(tile)
             work = self._work(found)
@@ -369,23 +355,12 @@ class _MemoryModel:
 
 
 def _plan(maker: BlockMaker, some: BlockMaker, job: Job, sizes: Sizes, memory: int) -> Plan:
-    return Plan(
-        rows=job.rows,
-        columns=job.across,
-        symmetric=job.columns is None,
-        outputs=maker.outputs,
-        sizes=sizes,
-        shares=job.shares,
-        memory=memory,
-        gram_bytes=job.gram_bytes,
-        budget=job.budget,
-        seconds=None,
-        layers=_layers(some),
-    )
+    layers = _layers(some)
+    return Plan(**vars(job), outputs=maker.outputs, sizes=sizes, memory=memory, layers=layers)
 
 
 def _layers(maker: BlockMaker) -> tuple[Layer, ...]:
-    if maker.jacobians:
+    if maker.purpose.jacobians:
         return (Layer(("all parameters",), "jacobian", maker.held),)
     return tuple(
         Layer(tuple(plan.site.names.values()), plan.choice.strategy, int(plan.choice.cost.held))
@@ -398,7 +373,7 @@ def _seconds(
 ) -> float:
     """Return the time of making gradients, by timing a pass, and of contracting them, by the speed."""
     starts = range(0, job.rows, sizes.panel)
-    if job.columns is None:
+    if job.symmetric:
         made = sum(job.rows - start for start in starts)
         # On the diagonal whole strips are computed.
         pairs = job.rows * (job.rows + min(maker.limits.strip, job.rows)) / 2
@@ -414,7 +389,7 @@ def _seconds(
     streamed = (each.cost for each in choices if each.strategy == "streamed")
     making += job.rows * sum(speed.forming_seconds(cost) for cost in streamed)
     contracting = sum(speed.pair_seconds(each.cost) for each in choices)
-    numbers = some.outputs ** (2 if some.pairing == "full" else 1)
+    numbers = some.outputs ** (2 if some.purpose.pairing == "full" else 1)
     # Each piece is added to the sum; each tile is halved, checked and written to two places.
     moved = numbers * (3 * -(-some.materialised // maker.limits.piece) + 8) / speed.moved
     groups = maker.outputs / some.outputs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -48,9 +49,17 @@ class _Normalisation(Rule):
             made[role] = self.summed(products, size)
         return Materialised(made)
 
-    @abstractmethod
     def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the map from inputs to x̂; None if it depends on other examples."""
+        """Return the map from inputs to x̂; None if it depends on other examples.
+
+        By default it is the function itself without weight and bias.
+        """
+        settings = {
+            name: each
+            for name, each in arguments.items()
+            if name not in ("input", "weight", "bias")
+        }
+        return partial(self.functions[0], **settings)
 
     @abstractmethod
     def summed(self, products_BC: Tensor, size: int) -> Tensor:
@@ -100,11 +109,6 @@ class GroupNorm(_ByChannel):
     functions = (functional.group_norm,)
     positional = tuple(signature(functional.group_norm).parameters)
 
-    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function without weight and bias."""
-        groups, eps = arguments["num_groups"], arguments.get("eps", 1e-5)
-        return lambda inputs_B: functional.group_norm(inputs_B, groups, eps=eps)
-
 
 class LayerNorm(_ByFeature):
     """LayerNorm: statistics of the last axes."""
@@ -112,19 +116,9 @@ class LayerNorm(_ByFeature):
     functions = (functional.layer_norm,)
     positional = tuple(signature(functional.layer_norm).parameters)
 
-    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function without weight and bias."""
-        shape, eps = arguments["normalized_shape"], arguments.get("eps", 1e-5)
-        return lambda inputs_B: functional.layer_norm(inputs_B, shape, eps=eps)
-
 
 class RMSNorm(_ByFeature):
     """RMSNorm: the root mean square of the last axes."""
 
     functions = (functional.rms_norm,)
     positional = tuple(signature(functional.rms_norm).parameters)
-
-    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function without weight."""
-        shape, eps = arguments["normalized_shape"], arguments.get("eps")
-        return lambda inputs_B: functional.rms_norm(inputs_B, shape, eps=eps)

@@ -275,7 +275,9 @@ def _agrees(
     """Return whether the rules' gradients by a parameter, summed over its uses, are autograd's."""
     total: Tensor | None = None
     for site, use, gradient in zip(sites, uses, gradients, strict=True):
-        for role in (role for role, used in use.names.items() if used == name):
+        for role, used in use.names.items():
+            if used != name:
+                continue
             if site is None:
                 return False
             try:

@@ -40,7 +40,7 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
                 return function(*args, **kwargs)
             except (RuntimeError, MemoryError) as error:
                 what = f"{function.__name__}{_sizes(args)} of the kernel"
-                bounded = "max_memory" in signature(function).parameters or "." in _place(function)
+                bounded = not {"max_memory", "self"}.isdisjoint(signature(function).parameters)
                 said = translate(error, what, _advice(error) if bounded else "give fewer examples")
                 if said is None:
                     raise
@@ -53,10 +53,6 @@ def _sizes(args: tuple[object, ...]) -> str:
     """Return the numbers of examples among a call's arguments, as a part of a message."""
     counts = [f"{len(each):,}" for each in args if isinstance(each, Tensor) and each.ndim > 1]
     return f" of {' and '.join(counts)} examples" if counts else ""
-
-
-def _place(function: Callable[..., object]) -> str:
-    return function.__qualname__.rpartition("<locals>.")[2]
 
 
 def _advice(error: BaseException) -> str:

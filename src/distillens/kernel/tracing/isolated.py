@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from distillens.errors import KernelError
 from distillens.kernel.tracing.precision import OnePrecision, stand_ins
@@ -62,7 +63,8 @@ class IsolatedNetwork(nn.Module):
         self.model._apply(converted)
         for module in self.model.modules():
             for name, held in _own_attributes(module).items():
-                vars(module)[name] = _mapped(held, converted)
+                if any(each.dtype in kinds for each in held_tensors(held)):
+                    vars(module)[name] = tree_map_only(Tensor, converted, held)
         self.dtype = dtype
         return self
 
@@ -215,34 +217,13 @@ def _examples(count: int) -> str:
     return "one example" if count == 1 else f"{count} examples"
 
 
-def held_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value and in lists, tuples and mappings inside of it."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from held_tensors(each)
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from held_tensors(each)
+def held_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value and in the containers inside of it."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: each for name, each in vars(module).items() if name not in _TORCH_NAMES}
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a value with its tensors changed, or the value itself if no tensor changes."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if type(value) in (list, tuple):
-        found = [_mapped(each, change) for each in value]
-        same = all(mine is its for mine, its in zip(found, value, strict=True))
-        return value if same else type(value)(found)
-    if type(value) is dict:
-        changed = {name: _mapped(each, change) for name, each in value.items()}
-        return value if all(changed[name] is value[name] for name in value) else changed
-    return value
 
 
 class _BorrowedState:

@@ -20,11 +20,11 @@ from distillens.kernel import EmpiricalNTK
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.way = nn.Sequential(
+        self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(),
@@ -34,8 +34,8 @@ class Residual(nn.Module):
         self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Add the two ways."""
-        return torch.relu(self.way(inputs) + self.short(inputs))
+        """Add the shortcut to the convolutions."""
+        return torch.relu(self.body(inputs) + self.short(inputs))
 
 
 def lenet() -> nn.Module:
@@ -78,7 +78,7 @@ class Mean(nn.Module):
 
 
 def positions() -> nn.Module:
-    """Return linear maps at each of the 28 rows of a picture, whose gradients are written late."""
+    """Return linear maps at each of the 28 rows of a picture, whose gradients are streamed."""
     return nn.Sequential(
         nn.Flatten(1, 2),
         nn.Linear(28, 256),
@@ -113,8 +113,8 @@ def main() -> None:
     """Compute the cases one after the other."""
     torch.set_num_threads(int(sys.argv[2]))
     torch.manual_seed(0)
-    # What libraries load and keep at their first use is none of the Gram's. Three examples are computed
-    # by plain Jacobians, 300 by rules; only then speeds are measured, and forward derivatives are taken.
+    # What libraries load at their first use is not memory of the Gram. Three examples are computed by
+    # plain Jacobians, 300 by rules, for which speeds are measured and forward derivatives are taken.
     for model in (lenet(), resnet(), positions()):
         EmpiricalNTK(model.eval(), outputs="full").gram(torch.randn(3, 1, 28, 28))
         few = EmpiricalNTK(model.eval(), outputs=0, max_memory=32 * 2**20)
@@ -146,7 +146,7 @@ def main() -> None:
                 "estimated": plan.seconds,
                 "seconds": again - planned,
                 "sizes": vars(plan.sizes),
-                "ways": [layer.way for layer in plan.layers],
+                "strategies": [layer.strategy for layer in plan.layers],
             }
         )
 

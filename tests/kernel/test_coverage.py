@@ -9,26 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from ntk_cases import rules_ntk
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, NTKGram, blocks, leftovers, ntk, oracle_gram, rows
-from distillens.kernel.factors import Outer
+from distillens.kernel import NTKGram, oracle_gram
+from distillens.kernel.assembly import block, fallback
+from distillens.kernel.factors import contraction
+from distillens.kernel.factors.outer_products import OuterProducts
 from distillens.kernel.rules.linear import Linear
-from distillens.kernel.ways import Speed
-
-pytestmark = pytest.mark.usefixtures("rules_only")
 
 EXAMPLES = 5
 
 
 @pytest.fixture(autouse=True)
-def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare each process the measuring."""
+def _seed() -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9, 1e8, 1e8, 1e9, 1e9))
 
 
 class Model(nn.Module):
@@ -47,7 +45,7 @@ class Model(nn.Module):
 
 def gram(model: nn.Module, inputs: Tensor, **options: Any) -> NTKGram:
     """Return the full Gram in float64, after a comparison with the oracle."""
-    made = EmpiricalNTK(model, outputs="full", dtype=torch.float64, **options).gram(inputs)
+    made = rules_ntk(model, outputs="full", dtype=torch.float64, **options).gram(inputs)
     plain = oracle_gram(model, inputs, outputs="full", vectorised=False, **options)
     assert float((made.values - plain).norm()) <= 1e-10 * float(plain.norm())
     return made
@@ -295,7 +293,7 @@ def test_an_embedding_with_scaled_gradients_is_refused() -> None:
     table = nn.Embedding(6, 3, scale_grad_by_freq=True)
     model = nn.Sequential(table, nn.Flatten(), head(6))
     with pytest.raises(KernelError, match="scale_grad_by_freq=True"):
-        EmpiricalNTK(model, outputs=0).gram(torch.randint(0, 6, (EXAMPLES, 2)))
+        rules_ntk(model, outputs=0).gram(torch.randint(0, 6, (EXAMPLES, 2)))
 
 
 def test_a_filter_takes_some_parameters() -> None:
@@ -304,18 +302,18 @@ def test_a_filter_takes_some_parameters() -> None:
 
 
 def test_parameters_without_any_effect_give_zero() -> None:
-    ntk_of_idle = EmpiricalNTK(unused(), outputs=0, parameters=["idle.weight"])
+    ntk_of_idle = rules_ntk(unused(), outputs=0, parameters=["idle.weight"])
     values = ntk_of_idle.gram(vectors(4)).values
     assert torch.equal(values, torch.zeros(EXAMPLES, EXAMPLES))
 
 
-def test_inputs_of_another_length_are_looked_at_anew() -> None:
+def test_inputs_of_another_length_are_traced_again() -> None:
     model = Model(
         lambda m, x: m.head(m.first(x.flatten(0, 1)).view(len(x), -1, 3).tanh().mean(dim=1)),
         first=nn.Linear(4, 3),
         head=head(3),
     )
-    made = EmpiricalNTK(model, outputs="full", dtype=torch.float64)
+    made = rules_ntk(model, outputs="full", dtype=torch.float64)
     for length in (3, 5):
         inputs = vectors(length, 4)
         plain_gram = oracle_gram(model, inputs, outputs="full")
@@ -345,11 +343,11 @@ def test_the_model_stays_as_it_is(fails: bool, monkeypatch: pytest.MonkeyPatch) 
     model[0].register_forward_hook(lambda *_: seen.append(1))
     before = snapshot(model)
     if fails:
-        monkeypatch.setattr(blocks.Block, "contract", lambda *_: 1 / 0)
+        monkeypatch.setattr(block.Block, "contract", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            EmpiricalNTK(model, outputs=0).gram(vectors(4))
+            rules_ntk(model, outputs=0).gram(vectors(4))
     else:
-        EmpiricalNTK(model, outputs=0).gram(vectors(4))
+        rules_ntk(model, outputs=0).gram(vectors(4))
     after = snapshot(model)
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
     assert after[1:] == before[1:]
@@ -359,13 +357,13 @@ def test_the_model_stays_as_it_is(fails: bool, monkeypatch: pytest.MonkeyPatch) 
 
 def test_batch_statistics_are_refused() -> None:
     with pytest.raises(KernelError, match="training mode"):
-        EmpiricalNTK(nn.Sequential(nn.BatchNorm1d(4), head(4)), outputs=0)
+        rules_ntk(nn.Sequential(nn.BatchNorm1d(4), head(4)), outputs=0)
 
 
 def test_outputs_that_depend_on_other_examples_are_refused() -> None:
     model = Model(lambda m, x: m.head(x - x.mean(dim=0)), head=head(4))
     with pytest.raises(KernelError, match="other examples"):
-        EmpiricalNTK(model, outputs=0).gram(vectors(4))
+        rules_ntk(model, outputs=0).gram(vectors(4))
 
 
 def test_a_wrong_rule_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,12 +371,12 @@ def test_a_wrong_rule_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(self: Linear, call: Any, inputs: Tensor, gradients: Tensor, roles: Any) -> Any:
         factor = right(self, call, inputs, gradients, roles)
-        assert isinstance(factor, Outer)
+        assert isinstance(factor, OuterProducts)
         if "bias" in roles:
             factor.gradient = lambda role: (  # the bias forgotten at all positions but one
                 factor.gradients_BCKTg[:, :, :, 0].flatten(2)
                 if role == "bias"
-                else Outer.gradient(factor, role)
+                else OuterProducts.gradient(factor, role)
             )
         return factor
 
@@ -390,12 +388,12 @@ def test_a_wrong_rule_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_contraction_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = rows._add_products
+    right = contraction._add_pieces
     monkeypatch.setattr(
-        rows, "_add_products", lambda total, left, others: right(total, 1.001 * left, others)
+        contraction, "_add_pieces", lambda total, left, *rest: right(total, 1.001 * left, *rest)
     )
     with pytest.raises(KernelError, match="failed its check"):
-        EmpiricalNTK(twice(), outputs=0).gram(vectors(4))
+        rules_ntk(twice(), outputs=0).gram(vectors(4))
 
 
 def product_with(weight: Tensor) -> Model:
@@ -424,7 +422,7 @@ def test_a_network_without_any_rule_has_a_kernel(
     model: Model, chosen: list[str] | None, wanted: set[str], outputs: Any
 ) -> None:
     inputs = vectors(4)
-    kernel = EmpiricalNTK(model, outputs=outputs, parameters=chosen, dtype=torch.float64)
+    kernel = rules_ntk(model, outputs=outputs, parameters=chosen, dtype=torch.float64)
     found = kernel.gram(inputs)
     assert left(found) == wanted
     plain = oracle_gram(model, inputs, outputs=outputs, parameters=chosen)
@@ -437,7 +435,7 @@ def test_torch_func_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("Batching rule not implemented for aten::odd\nmore")
 
-    monkeypatch.setattr(leftovers, "vmap", fails)
+    monkeypatch.setattr(fallback, "vmap", fails)
     (note,) = gram(prelu(), vectors(4)).notes
     assert note == (
         "no rule covers every use of 1.weight; their gradients came from single backward passes, "
@@ -460,9 +458,9 @@ def test_memory_that_ran_out_is_not_taken_for_a_missing_rule(
     def fails(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(leftovers, "vmap", fails)
+    monkeypatch.setattr(fallback, "vmap", fails)
     with pytest.raises(KernelError, match=r"memory ran out on the gradients of .* by 1\.weight"):
-        EmpiricalNTK(prelu(), outputs=0).gram(vectors(4))
+        rules_ntk(prelu(), outputs=0).gram(vectors(4))
 
 
 def test_a_tied_table_that_is_too_large_is_named() -> None:
@@ -473,7 +471,7 @@ def test_a_tied_table_that_is_too_large_is_named() -> None:
     )
     tokens = torch.randint(0, 300, (EXAMPLES, 3))
     assert left(gram(model, tokens)) == set()
-    limited = EmpiricalNTK(model, outputs="full", dtype=torch.float64, max_memory=20_000)
+    limited = rules_ntk(model, outputs="full", dtype=torch.float64, max_memory=20_000)
     with pytest.raises(KernelError, match=r"most of it by table\.weight"):
         limited.gram(tokens)
 
@@ -499,7 +497,7 @@ def test_weights_that_are_made_of_others(name: str) -> None:
     model(inputs)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     outputs = model(inputs).detach()
-    found = EmpiricalNTK(model, outputs=1).gram(inputs)
+    found = rules_ntk(model, outputs=1).gram(inputs)
     wanted = oracle_gram(model, inputs, outputs=1)
     torch.testing.assert_close(found.values.double(), wanted, rtol=1e-5, atol=1e-6)
     assert any("torch.func" in note for note in found.notes)
@@ -512,5 +510,5 @@ def test_a_model_that_cannot_be_copied_is_one_line() -> None:
     model = nn.Sequential(nn.Linear(5, 3))
     model.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(KernelError, match=r"cannot be copied: .*lock.*copy\.deepcopy") as caught:
-        EmpiricalNTK(model, outputs=0)
+        rules_ntk(model, outputs=0)
     assert "\n" not in str(caught.value)

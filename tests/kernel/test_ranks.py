@@ -6,27 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from ntk_cases import images, small_network
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK
-from distillens.kernel.directions import Outputs
-from distillens.kernel.ranks import Ranks
-from distillens.kernel.tiles import GramValues
+from distillens.kernel.assembly.ranks import Ranks
+from distillens.kernel.assembly.tiles import GramValues
+from distillens.kernel.tracing.directions import Outputs
 
 FORMS: tuple[Outputs, ...] = (0, "class-diagonal", "trace", "full")
 
 
 def network() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 6), nn.Tanh(), nn.Linear(6, 3)
-    )
+    return small_network(seed=3)
 
 
 def examples(count: int) -> torch.Tensor:
-    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+    return images(count, seed=count)
 
 
 def products() -> dict[str, torch.Tensor]:

@@ -1,23 +1,22 @@
-"""Passes made beside each other: the same gradients, whatever a module keeps; nothing left changed."""
+"""Parallel passes: the same gradients, whatever a module keeps, and no setting is left changed."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
+from ntk_cases import RULES, rules_ntk
 from torch import Tensor, nn
 
 from distillens.kernel import EmpiricalNTK, oracle_gram
-from distillens.kernel.beside import passes_beside
-from distillens.kernel.blocks import BlockMaker
-from distillens.kernel.plan import Sizes
-from distillens.kernel.ways import measured_speed
-
-pytestmark = pytest.mark.usefixtures("rules_only")
+from distillens.kernel.assembly.block_maker import BlockMaker
+from distillens.kernel.assembly.parallel_passes import parallel_pass_count
+from distillens.kernel.planning.cost_model import typical_speed
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +53,17 @@ def examples() -> Tensor:
 
 def maker_of(kernel: EmpiricalNTK, inputs: Tensor) -> BlockMaker:
     """Return what makes the gradients of inputs."""
-    kernel._makers.look_at(inputs)
-    return kernel._makers.maker(inputs, measured_speed(inputs.dtype, inputs.device), 10.0)
+    kernel._network.trace(inputs)
+    return kernel._network.maker(inputs, typical_speed(inputs.device), 10.0)
 
 
 @pytest.mark.parametrize("outputs", [1, "class-diagonal", "full"])
 def test_a_gram_by_two_threads_is_the_oracles(
     outputs: int | Literal["class-diagonal", "full"],
 ) -> None:
-    gram = EmpiricalNTK(network(), outputs=outputs, dtype=torch.float64).gram(examples())
-    assert gram.plan.sizes.beside == 2
-    assert "2 passes beside each other" in str(gram.plan)
+    gram = rules_ntk(network(), outputs=outputs, dtype=torch.float64).gram(examples())
+    assert gram.plan.sizes.parallel_passes == 2
+    assert "2 in parallel" in str(gram.plan)
     wanted = oracle_gram(network(), examples(), outputs=outputs)
     torch.testing.assert_close(gram.values, wanted, rtol=1e-10, atol=1e-12)
 
@@ -80,7 +79,7 @@ def test_both_threads_work_and_the_threads_of_operations_are_set_back(
         return fill(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BlockMaker, "_fill", noted)
-    maker = maker_of(EmpiricalNTK(network(), outputs=0), examples())
+    maker = maker_of(rules_ntk(network(), outputs=0), examples())
     maker.make(examples(), 3, 2)
     assert len(at_work) == 2
     assert set(at_work.values()) == {1}
@@ -95,7 +94,7 @@ def test_an_error_in_a_thread_is_raised_and_the_next_call_works() -> None:
             return x
 
     inputs = examples()
-    kernel = EmpiricalNTK(nn.Sequential(Wary(), network()), outputs=0, dtype=torch.float64)
+    kernel = rules_ntk(nn.Sequential(Wary(), network()), outputs=0, dtype=torch.float64)
     inputs = inputs.double()
     maker = maker_of(kernel, inputs)
     spoilt = inputs.clone()
@@ -107,13 +106,13 @@ def test_an_error_in_a_thread_is_raised_and_the_next_call_works() -> None:
     torch.testing.assert_close(whole[0], kernel.gram(inputs).values)
 
 
-def test_a_network_that_computes_a_gram_of_its_own_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distillens.kernel.plan._FORWARD_NUMBERS", 1)
+def test_a_network_that_computes_a_gram_of_its_own_ends() -> None:
+    limits = replace(RULES, pass_numbers=1)
     torch.set_num_threads(4)
 
-    # Made before any pass: passes beside each other share one source of random weights.
+    # Made before any pass: parallel passes share one source of random weights.
     another, inputs = network(), examples()[:4]
-    size = EmpiricalNTK(another, outputs=0).gram(inputs).values.sum()
+    size = rules_ntk(another, limits, outputs=0).gram(inputs).values.sum()
 
     class Curious(nn.Module):
         """Multiplies by a number that another network's kernel gives."""
@@ -124,16 +123,16 @@ def test_a_network_that_computes_a_gram_of_its_own_ends(monkeypatch: pytest.Monk
 
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
-                other = EmpiricalNTK(another, outputs=0).gram(inputs).values.sum()
+                other = rules_ntk(another, limits, outputs=0).gram(inputs).values.sum()
             return self.inner(x) * (other / size).to(x.dtype)
 
-    done = EmpiricalNTK(Curious(), outputs=0).gram(inputs)
-    assert done.plan.sizes.beside == 2
-    wanted = EmpiricalNTK(network(), outputs=0).gram(inputs).values
+    done = rules_ntk(Curious(), limits, outputs=0).gram(inputs)
+    assert done.plan.sizes.parallel_passes == 2
+    wanted = rules_ntk(network(), limits, outputs=0).gram(inputs).values
     torch.testing.assert_close(done.values, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_odd_number_of_threads_and_leftovers_make_one_pass_after_another() -> None:
+def test_an_odd_number_of_threads_and_the_fallback_make_one_pass_after_another() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,12 +141,7 @@ def test_an_odd_number_of_threads_and_leftovers_make_one_pass_after_another() ->
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) * self.scale
 
-    assert EmpiricalNTK(Scaled(), outputs=0).gram(examples()).plan.sizes.beside == 1
+    assert rules_ntk(Scaled(), outputs=0).gram(examples()).plan.sizes.parallel_passes == 1
     torch.set_num_threads(1)
-    assert EmpiricalNTK(network(), outputs=0).gram(examples()).plan.sizes.beside == 1
-    assert passes_beside(torch.device("cuda")) == 1
-
-
-def test_sizes_of_an_earlier_store_have_one_pass_at_a_time() -> None:
-    earlier = {"panel": 3, "tile": 2, "forward": 2, "outputs": 1, "pair_numbers": 0}
-    assert Sizes(**earlier).beside == 1
+    assert rules_ntk(network(), outputs=0).gram(examples()).plan.sizes.parallel_passes == 1
+    assert parallel_pass_count(torch.device("cuda")) == 1

@@ -6,6 +6,7 @@ None of it was run on a GPU by these tests.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import pytest
 import torch
 from kernel_cases import DEVICE_CASES, resnet18
 from kernel_device import METHODS, measure
+from ntk_cases import RULES, rules_ntk
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, blocks, oracle_gram, plan, rows, tiles, uses
-from distillens.kernel.oracle import OutputForm
+from distillens.kernel import EmpiricalNTK, oracle_gram
+from distillens.kernel.tracing.directions import Outputs
 
-FORMS: tuple[int | OutputForm, ...] = (0, "class-diagonal", "trace", "full")
+FORMS: tuple[Outputs, ...] = (0, "class-diagonal", "trace", "full")
+ACCELERATOR = replace(RULES, accelerator=True)
+"""The CPU is treated as an accelerator."""
 
 
 class Operations(TorchDispatchMode):
@@ -43,13 +47,6 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def as_accelerator(monkeypatch: pytest.MonkeyPatch, rules_only: None) -> None:
-    """Let the CPU be taken for an accelerator."""
-    for module in (blocks, rows, tiles):
-        monkeypatch.setattr(module, "is_parallel", lambda _: True)
-
-
 def network() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU()
@@ -60,9 +57,9 @@ def examples(count: int) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def counted(outputs: int | OutputForm, count: int) -> Operations:
+def counted(outputs: Outputs, count: int) -> Operations:
     """Return the operations of a second Gram of a network."""
-    kernel = EmpiricalNTK(network(), outputs=outputs, max_memory=2**33)
+    kernel = rules_ntk(network(), ACCELERATOR, outputs=outputs, max_memory=2**33)
     kernel.gram(examples(16))
     with Operations() as operations:
         kernel.gram(examples(count))
@@ -70,9 +67,7 @@ def counted(outputs: int | OutputForm, count: int) -> Operations:
 
 
 @pytest.mark.parametrize(("outputs", "first"), [(0, 512), ("full", 128)])
-def test_operations_do_not_grow_with_the_examples(
-    outputs: int | OutputForm, first: int, as_accelerator: None
-) -> None:
+def test_operations_do_not_grow_with_the_examples(outputs: Outputs, first: int) -> None:
     few, many = counted(outputs, first), counted(outputs, 4 * first)
     assert many.count <= 1.4 * few.count
     assert many.count <= 900
@@ -82,39 +77,56 @@ def test_operations_do_not_grow_with_the_examples(
 
 @pytest.mark.parametrize("outputs", FORMS)
 @pytest.mark.parametrize("cut", [False, True])
-def test_few_large_operations_give_the_same_gram(
-    outputs: int | OutputForm, cut: bool, as_accelerator: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_large_operations_give_the_same_gram(outputs: Outputs, cut: bool) -> None:
+    limits = ACCELERATOR
     if cut:
-        monkeypatch.setattr(rows, "PIECE", 100)
-        monkeypatch.setattr(rows, "_PARALLEL_NUMBERS", 300)
-        monkeypatch.setattr(rows, "_PARALLEL_STRIP", 3)
-        monkeypatch.setattr(plan, "_PARALLEL_ROWS", 4)
-        monkeypatch.setattr(plan, "_AT_ONCE", 1)
-    found = EmpiricalNTK(network(), outputs=outputs, dtype=torch.float64).gram(examples(9))
+        limits = replace(
+            ACCELERATOR,
+            piece=100,
+            accelerator_piece_numbers=300,
+            accelerator_strip=3,
+            accelerator_tile_rows=4,
+            single_tile_examples=1,
+        )
+    kernel = rules_ntk(network(), limits, outputs=outputs, dtype=torch.float64)
+    found = kernel.gram(examples(9))
     assert found.plan.sizes.tile == (4 if cut else 9)
     wanted = oracle_gram(network(), examples(9), outputs=outputs)
     torch.testing.assert_close(found.values, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_one_backward_pass_serves_all_outputs(as_accelerator: None) -> None:
+def test_one_backward_pass_serves_all_outputs() -> None:
     few, many = (counted(outputs, 64).count for outputs in (0, "full"))
     assert many < 1.5 * few
 
 
-def test_backward_passes_that_cannot_be_batched_go_one_by_one(
-    as_accelerator: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> Any:
-        raise RuntimeError("vmap: no rule for odd")
+class Cautious(torch.autograd.Function):
+    """The identity, whose backward pass reads a number, which torch.func.vmap does not support."""
 
-    monkeypatch.setattr(uses, "_gradients_at_once", fails)
-    found = EmpiricalNTK(network(), outputs="full", dtype=torch.float64).gram(examples(6))
-    wanted = oracle_gram(network(), examples(6), outputs="full")
-    torch.testing.assert_close(found.values, wanted)
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        """Return the inputs."""
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradients."""
+        assert float(gradients[0].sum()) < 1e30
+        return gradients[0]
 
 
-def test_a_gram_that_is_not_finite_is_refused_at_its_end(as_accelerator: None) -> None:
+def test_backward_passes_that_cannot_be_batched_go_one_by_one() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Cautious.apply(x)  # type: ignore[return-value]
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), Odd(), nn.Tanh(), nn.Linear(5, 3))
+    kernel = rules_ntk(model, ACCELERATOR, outputs="full", dtype=torch.float64)
+    wanted = oracle_gram(model, examples(6), outputs="full", vectorised=False)
+    torch.testing.assert_close(kernel.gram(examples(6)).values, wanted)
+
+
+def test_a_gram_that_is_not_finite_is_refused_at_its_end() -> None:
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.sqrt()
@@ -125,7 +137,7 @@ def test_a_gram_that_is_not_finite_is_refused_at_its_end(as_accelerator: None) -
     inputs = examples(13).abs()
     inputs[5] = 0
     with pytest.raises(KernelError, match="the Gram is not finite"):
-        EmpiricalNTK(model, outputs=0).gram(inputs)
+        rules_ntk(model, ACCELERATOR, outputs=0).gram(inputs)
 
 
 def test_products_are_not_rounded_to_tf32() -> None:

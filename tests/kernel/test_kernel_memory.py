@@ -50,8 +50,8 @@ def test_a_process_stays_inside_its_bound(threads: int) -> None:
         ]
     ]
     made = measured(cases, threads)
-    assert {found["sizes"]["beside"] for found in made} >= {threads}
-    assert [found for found in made if "late" in found["ways"]]
+    assert {found["sizes"]["parallel_passes"] for found in made} >= {threads}
+    assert [found for found in made if "streamed" in found["strategies"]]
     for found in made:
         assert "error" not in found, found
         assert found["planned"] <= found["budget"], found

@@ -8,84 +8,66 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import CASES, inputs_for, network_on
+from ntk_cases import FORMS, images, of_full, record_traces, rules_ntk, small_network
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, NTKGram, makers, ntk, oracle_gram
-from distillens.kernel.directions import Outputs
-from distillens.kernel.jacobians import jacobians_pay
-from distillens.kernel.memory import LiveBytes
-
-FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
+from distillens.kernel import EmpiricalNTK, NTKGram, oracle_gram
+from distillens.kernel.assembly.fallback import FallbackGradients
+from distillens.kernel.factors.limits import Limits
+from distillens.kernel.planning.cost_model import jacobians_pay
+from distillens.kernel.tracing.directions import Outputs
+from distillens.kernel.tracing.memory import LiveBytes
 
 
 def network() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 6), nn.Tanh(), nn.Linear(6, 3)
-    )
+    return small_network(seed=1)
 
 
 def examples(count: int = 7, seed: int = 0) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return images(count, seed=seed)
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each look at a network and each verification of one."""
-    noted: list[str] = []
-    for name in ("find_coverage", "still_covers"):
-        real = getattr(makers, name)
-
-        def seen(*given: Any, real: Any = real, name: str = name) -> Any:
-            noted.append(name)
-            return real(*given)
-
-        monkeypatch.setattr(makers, name, seen)
-    return noted
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record each trace of a network and each verification of one."""
+    return record_traces(monkeypatch)
 
 
 @pytest.mark.parametrize("outputs", FORMS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_gram_by_jacobians_is_the_oracles(
-    outputs: Outputs, threads: int, looks: list[str], monkeypatch: pytest.MonkeyPatch
+    outputs: Outputs, threads: int, traces: list[str]
 ) -> None:
-    monkeypatch.setattr(ntk, "jacobians_pay", lambda *_: True)
-    monkeypatch.setattr("distillens.kernel.plan._FORWARD_NUMBERS", 500)
+    limits = Limits(jacobians=True, pass_numbers=500)
     torch.set_num_threads(threads)
-    kernel = EmpiricalNTK(network(), outputs=outputs, dtype=torch.float64)
+    kernel = rules_ntk(network(), limits, outputs=outputs, dtype=torch.float64)
     found = kernel.gram(examples())
     crossed = kernel.gram(examples(), examples(3, seed=5))
     torch.set_num_threads(1)
-    assert looks == []
+    assert traces == []
     assert found.notes == ()
     assert "all parameters" in str(found.plan)
     assert found.plan.sizes.forward < 7
-    if isinstance(outputs, tuple) or outputs == "sum":
-        full = oracle_gram(network(), examples(), outputs="full").view(7, 3, 7, 3)
-        along = torch.ones(3).double() if outputs == "sum" else torch.tensor([1.0, 0, -1]).double()
-        wanted = torch.einsum("ncmd,c,d->nm", full, along, along)
-    else:
-        wanted = oracle_gram(network(), examples(), outputs=outputs)
-        other = oracle_gram(network(), examples(), examples(3, seed=5), outputs=outputs)
-        torch.testing.assert_close(crossed.values, other, rtol=1e-10, atol=1e-12)
+    wanted = of_full(oracle_gram(network(), examples(), outputs="full"), outputs)
+    other = oracle_gram(network(), examples(), examples(3, seed=5), outputs="full")
+    torch.testing.assert_close(crossed.values, of_full(other, outputs), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.values, wanted, rtol=1e-10, atol=1e-12)
     assert found.check.residual < 1e-12
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[4]], ids=lambda case: case.name)
 def test_networks_of_the_benchmark_have_the_same_gram_either_way(
-    case: Any, looks: list[str], monkeypatch: pytest.MonkeyPatch
+    case: Any, traces: list[str]
 ) -> None:
     small = case.scaled(4 / case.count)
     x = inputs_for(small, None)
     model = network_on(case.network, case.classes, x)
     outputs: Outputs = "full" if case.full else 0
     by_jacobians = EmpiricalNTK(model, outputs=outputs).gram(x).values
-    assert looks == []
-    monkeypatch.setattr(ntk, "jacobians_pay", lambda *_: False)
-    by_rules = EmpiricalNTK(model, outputs=outputs).gram(x).values
-    assert looks == ["find_coverage"]
+    assert traces == []
+    by_rules = rules_ntk(model, outputs=outputs).gram(x).values
+    assert traces == ["find_coverage"]
     size = by_rules.abs().max()
     torch.testing.assert_close(by_jacobians / size, by_rules / size, rtol=1e-4, atol=2e-6)
 
@@ -101,7 +83,7 @@ def test_networks_of_the_benchmark_have_the_same_gram_either_way(
         (32, 1, 3_876_801, 92_960, False),  # LeNet-5x8
     ],
 )
-def test_the_cost_model_takes_the_way_that_was_measured_faster(
+def test_the_cost_model_chooses_what_was_measured_faster(
     examples: int, outputs: int, parameters: int, activations: int, pays: bool
 ) -> None:
     assert jacobians_pay(examples, outputs, parameters, activations) == pays
@@ -117,25 +99,24 @@ def wide() -> nn.Module:
 @pytest.mark.parametrize("make", [network, wide])
 @pytest.mark.parametrize("outputs", [0, "full", "trace"])
 def test_jacobians_take_no_more_than_planned(
-    make: Callable[[], nn.Module], outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module], outputs: Outputs
 ) -> None:
-    monkeypatch.setattr(ntk, "jacobians_pay", lambda *_: True)
-    # Of so small a network the set-up takes most.
-    monkeypatch.setattr(makers.Makers, "bounded_setup", lambda *_: 0)
-    kernel = EmpiricalNTK(make(), outputs=outputs)
+    # For so small a network the setup takes most memory.
+    limits = Limits(jacobians=True, reserve_setup=False)
+    kernel = rules_ntk(make(), limits, outputs=outputs)
     with LiveBytes() as live:
         found = kernel.gram(examples(20))
     assert live.peak <= found.plan.memory
     assert kernel.plan(examples(20)).memory == found.plan.memory
 
 
-def test_jacobians_that_hardly_fit_are_not_made(looks: list[str]) -> None:
+def test_jacobians_that_hardly_fit_are_not_made(traces: list[str]) -> None:
     kernel = EmpiricalNTK(network(), outputs=0)
     roomy = kernel.gram(examples(20))
-    assert looks == []
-    kernel._max_memory = kernel._makers.bounded_setup(examples(20)) * 3 // 2
+    assert traces == []
+    kernel._max_memory = kernel._network.setup_bytes(examples(20)) * 3 // 2
     tight = kernel.gram(examples(20))
-    assert looks[0] == "find_coverage"
+    assert traces[0] == "find_coverage"
     assert tight.plan.memory <= kernel._max_memory
     torch.testing.assert_close(tight.values, roomy.values, rtol=1e-5, atol=1e-5)
 
@@ -169,7 +150,7 @@ def test_outputs_that_depend_on_chance_are_refused() -> None:
         EmpiricalNTK(Chancy(4, 2), outputs=0).gram(torch.randn(5, 4))
 
 
-def test_a_network_that_torch_func_cannot_batch_is_computed_by_rules(looks: list[str]) -> None:
+def test_a_network_that_torch_func_cannot_batch_is_computed_by_rules(traces: list[str]) -> None:
     class Asking(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) * (2.0 if float(input.sum()) > 1e9 else 1.0)
@@ -177,7 +158,7 @@ def test_a_network_that_torch_func_cannot_batch_is_computed_by_rules(looks: list
     torch.manual_seed(0)
     model, x = Asking(4, 2), torch.randn(5, 4)
     found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
-    assert looks == ["find_coverage"]
+    assert traces == ["find_coverage"]
     wanted = oracle_gram(model, x, outputs="full", vectorised=False)
     torch.testing.assert_close(found.values, wanted)
 
@@ -191,15 +172,13 @@ def test_embeddings_with_scaled_gradients_are_refused() -> None:
 
 
 def test_a_wrong_jacobian_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distillens.kernel.leftovers import Leftovers
-
-    right = Leftovers._by_func
+    right = FallbackGradients._by_func
 
     def wrong(*given: Any) -> list[Tensor]:
         *gradients, outputs_BC = right(*given)
         return [*(1.0005 * each for each in gradients), outputs_BC]
 
-    monkeypatch.setattr(Leftovers, "_by_func", wrong)
+    monkeypatch.setattr(FallbackGradients, "_by_func", wrong)
     for outputs in (0, "class-diagonal", "trace", "full"):
         with pytest.raises(KernelError, match="failed its check"):
             EmpiricalNTK(network(), outputs=outputs).gram(examples())

@@ -1,4 +1,4 @@
-"""Each layer rule gives the oracle's kernel, on random shapes, in every form and either way.
+"""Each layer rule gives the oracle's kernel, on random shapes, in every form and by every strategy.
 
 Shapes: N, M examples, C outputs.
 """
@@ -6,32 +6,41 @@ Shapes: N, M examples, C outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from ntk_cases import FORMS, KNOWN_SPEED, of_full, rules_ntk, speed
+from ntk_cases import RULES as RULES_ONLY
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from distillens.kernel import EmpiricalNTK, ntk, oracle_gram, parts
-from distillens.kernel.directions import Outputs
-from distillens.kernel.factors import Factor, Paired, Pairing, Role
-from distillens.kernel.rules import RULES
-from distillens.kernel.rules.convolution import Patched, Window
-from distillens.kernel.tokens import Tokens
-from distillens.kernel.ways import Choice, Purpose, Speed, Way, choose
-
-pytestmark = pytest.mark.usefixtures("rules_only")
+from distillens.errors import KernelError
+from distillens.kernel import oracle_gram
+from distillens.kernel.factors.factor import Factor, Pairing, Role
+from distillens.kernel.factors.factored import Factored
+from distillens.kernel.factors.tokens import TokenGradients
+from distillens.kernel.planning import use_plans
+from distillens.kernel.planning.cost_model import Choice, Purpose, Strategy, choose
+from distillens.kernel.rules import RULES, register
+from distillens.kernel.rules.convolution import ConvolutionGradients, Window
+from distillens.kernel.rules.linear import Linear
+from distillens.kernel.tracing.directions import Outputs
+from distillens.kernel.tracing.uses import Tracer
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Case = tuple[nn.Module, Tensor, Tensor]
 """A model, and two sets of inputs for it."""
 
 CLASSES = 3
-FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
+STRATEGIES: tuple[Strategy, ...] = ("materialised", "direct", "streamed", "factored")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 few = settings(
     max_examples=6,
@@ -41,52 +50,27 @@ few = settings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare each process the measuring."""
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9, 1e8, 1e8, 1e9, 1e9))
-
-
 @pytest.fixture
-def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Way], None]:
-    """Return what makes every use be contracted in one way, where it has it."""
+def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Strategy], None]:
+    """Return a function that forces a strategy on every use that supports it."""
 
-    def to(way: Way) -> None:
-        def chosen(factor: Factor, purpose: Purpose, tied: bool) -> Choice:
+    def to(strategy: Strategy) -> None:
+        def chosen(factor: Factor, purpose: Purpose, shared: bool) -> Choice:
             pairing, cost = purpose.pairing, None
-            if not tied and isinstance(factor, Paired):
-                if way == "convolved":
-                    cost = factor.convolved_cost(pairing)
-                elif way == "late" and purpose.at_once:
-                    cost = factor.late_cost(pairing)
-                elif way == "paired":
-                    cost = factor.paired_cost(pairing)
-            return Choice(way, cost) if cost else Choice("written", factor.written_cost(pairing))
+            if not shared and isinstance(factor, Factored):
+                if strategy == "direct":
+                    cost = factor.direct_cost(pairing)
+                elif strategy == "streamed" and purpose.at_once:
+                    cost = factor.streamed_cost(pairing)
+                elif strategy == "factored":
+                    cost = factor.factored_cost(pairing)
+            if cost:
+                return Choice(strategy, cost)
+            return Choice("materialised", factor.materialised_cost(pairing))
 
-        monkeypatch.setattr(parts, "choose", chosen)
+        monkeypatch.setattr(use_plans, "choose", chosen)
 
     return to
-
-
-def expected(model: nn.Module, rows: Tensor, columns: Tensor | None, outputs: Outputs) -> Tensor:
-    """Return the oracle's Gram in a form, from all pairs of outputs."""
-    full = oracle_gram(model, rows, columns, outputs="full")
-    if outputs == "full":
-        return full
-    blocks_NCMC = full.view(len(rows), CLASSES, -1, CLASSES)
-    apart = torch.einsum("ncmc->cnm", blocks_NCMC)
-    if outputs == "class-diagonal":
-        return apart
-    if outputs == "trace":
-        return apart.mean(dim=0)
-    direction = torch.zeros(CLASSES, dtype=torch.float64)
-    if outputs == "sum":
-        direction += 1
-    else:
-        first, *second = (outputs,) if isinstance(outputs, int) else outputs
-        direction[first] = 1
-        direction[second] = -1
-    return torch.einsum("ncmd,c,d->nm", blocks_NCMC, direction, direction)
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
@@ -125,8 +109,9 @@ def assert_all_covered(
         # Some drawn networks are so ill-conditioned that plain float32 gradients are not exact.
         assume(plain_error(model, rows) <= TOLERANCE[dtype] / 4)
     columns = other if crossed else None
-    made = EmpiricalNTK(model, outputs=outputs, dtype=dtype).gram(rows, columns)
-    wanted = expected(model, rows, columns, outputs)
+    limits = replace(RULES_ONLY, speed=KNOWN_SPEED)
+    made = rules_ntk(model, limits, outputs=outputs, dtype=dtype).gram(rows, columns)
+    wanted = of_full(oracle_gram(model, rows, columns, outputs="full"), outputs, CLASSES)
     assert distance(made.values, wanted) <= TOLERANCE[dtype]
     if not uncovered:
         assert made.notes == ()
@@ -337,19 +322,18 @@ KINDS = (
 @few
 @given(data=st.data())
 def test_a_rule_equals_the_oracle(
-    kind: Callable[[Draw], Case], force: Callable[[Way], None], data: st.DataObject
+    kind: Callable[[Draw], Case], force: Callable[[Strategy], None], data: st.DataObject
 ) -> None:
     case = kind(data.draw)
     form, crossed = data.draw(st.sampled_from(FORMS)), data.draw(truths)
-    ways: tuple[Way, ...] = ("written", "convolved", "late", "paired")
-    for way in ways:
-        force(way)
+    for strategy in STRATEGIES:
+        force(strategy)
         assert_all_covered(case, form, torch.float64, crossed)
     assert_all_covered(case, form, torch.float32, crossed)
 
 
 class Everything(nn.Module):
-    """Tokens, positions, a convolution along them, a norm and linear maps at each."""
+    """TokenGradients, positions, a convolution along them, a norm and linear maps at each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,11 +361,11 @@ def everything() -> Case:
 
 
 @pytest.mark.parametrize("outputs", FORMS, ids=str)
-@pytest.mark.parametrize("way", ["written", "convolved", "late", "paired"])
-def test_every_form_either_way(
-    everything: Case, outputs: Outputs, way: Way, force: Callable[[Way], None]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_form_by_every_strategy(
+    everything: Case, outputs: Outputs, strategy: Strategy, force: Callable[[Strategy], None]
 ) -> None:
-    force(way)
+    force(strategy)
     for crossed in (False, True):
         assert_all_covered(everything, outputs, torch.float64, crossed)
         assert_all_covered(everything, outputs, torch.float32, crossed)
@@ -391,10 +375,12 @@ def test_every_form_either_way(
 def test_tokens_gathered_equal_tokens_compared(form: Pairing) -> None:
     generator = torch.Generator().manual_seed(3)
 
-    def some(examples: int, positions: int) -> Tokens:
+    def some(examples: int, positions: int) -> TokenGradients:
         tokens = torch.randint(0, 12, (examples, positions), generator=generator)
         shape = (examples, 2, 1, positions, 3)
-        return Tokens(tokens, torch.randn(shape, generator=generator, dtype=torch.float64), 12)
+        return TokenGradients(
+            tokens, torch.randn(shape, generator=generator, dtype=torch.float64), 12
+        )
 
     far = some(2, 3)
     far.tokens_BT += 20  # nothing in common
@@ -404,18 +390,18 @@ def test_tokens_gathered_equal_tokens_compared(form: Pairing) -> None:
         (some(2, 1), some(1, 1)),
         (some(3, 1), some(2, 6)),
     ):
-        compared = Paired.pairs(left, right, form)
+        compared = Factored.pairs(left, right, form)
         torch.testing.assert_close(left.pairs(right, form), compared)
         written = [each.gradient("weight") for each in (left, right)]
         equation = "bcp,dep->bcde" if form == "full" else "bcp,dcp->cbd"
         torch.testing.assert_close(torch.einsum(equation, *written), compared)
 
 
-def test_products_with_tokens_equal_those_of_written_gradients() -> None:
+def test_products_with_tokens_equal_those_of_materialised_gradients() -> None:
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randint(0, 7, (3, 5), generator=generator)
     gradients = torch.randn(3, 2, 1, 5, 4, generator=generator, dtype=torch.float64)
-    factor = Tokens(tokens, gradients, 7)
+    factor = TokenGradients(tokens, gradients, 7)
     written = factor.gradient("weight")
     vectors = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64)
     pulled = factor.pull(vectors)
@@ -425,12 +411,12 @@ def test_products_with_tokens_equal_those_of_written_gradients() -> None:
     torch.testing.assert_close(factor.squares(), written.square().sum(dim=2))
 
 
-def test_a_large_table_is_never_written_out() -> None:
+def test_gradients_by_a_large_table_are_never_materialised() -> None:
     tokens = torch.randint(0, 50_000, (2, 300))
-    factor = Tokens(tokens, torch.zeros(2, 1, 1, 300, 64), 50_000)
-    speed = Speed(5e10, 1e10, 2e9, 1e10, 1e10, 1e9, 1e9)
+    factor = TokenGradients(tokens, torch.zeros(2, 1, 1, 300, 64), 50_000)
+    machine = speed(5e10, 1e10, 2e9, patched=1e10, convolved=1e9)
     for each in (None, 1.0, 256.0):
-        assert choose(factor, Purpose("diagonal", speed, each), False).way == "paired"
+        assert choose(factor, Purpose("diagonal", machine, each), False).strategy == "factored"
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
@@ -453,37 +439,37 @@ def test_a_convolution_forms_the_gradients_that_patches_form(data: st.DataObject
         groups=groups,
     )
     gradients = torch.randn(3, 1, groups, out // groups, outputs[0, 0].numel()).double().mT
-    factor = Patched(pictures, window, gradients, ("weight", "bias"))
+    factor = ConvolutionGradients(pictures, window, gradients, ("weight", "bias"))
     sizes: dict[Role, int] = {"weight": weight.numel(), "bias": out}
     for role, size in sizes.items():
         target = torch.empty(3, 1, size, dtype=torch.float64)
-        factor.convolve(role, target)
+        factor.write_directly(role, target)
         torch.testing.assert_close(target, factor.gradient(role))
 
 
-@pytest.mark.parametrize(("channels", "side", "way"), [(16, 32, "convolved"), (128, 8, "written")])
-def test_few_channels_are_convolved_and_many_are_written_from_patches(
-    channels: int, side: int, way: Way
+@pytest.mark.parametrize(
+    ("channels", "side", "strategy"), [(16, 32, "direct"), (128, 8, "materialised")]
+)
+def test_few_channels_are_convolved_and_many_use_patches(
+    channels: int, side: int, strategy: Strategy
 ) -> None:
     """At the speeds of a machine whose grouped convolutions are fast for few channels only."""
-    speed = Speed(
+    machine = speed(
         4e10, 2e10, 8e9, patched=2e10, thinly_patched=1e10, convolved=1e10, thinly_convolved=2.4e10
     )
     window = Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
     pictures = torch.zeros(2, channels, side, side)
     gradients = torch.zeros(2, 1, 1, side * side, channels)
-    factor = Patched(pictures, window, gradients, ("weight",))
-    assert choose(factor, Purpose("diagonal", speed, 256.0), False).way == way
-    assert choose(factor, Purpose("diagonal", speed, 256.0), True).way == "written"
-    several = Patched(pictures, window, gradients.expand(2, 3, 1, -1, -1), ("weight",))
-    assert several.convolved_cost("diagonal") is None
+    factor = ConvolutionGradients(pictures, window, gradients, ("weight",))
+    assert choose(factor, Purpose("diagonal", machine, 256.0), False).strategy == strategy
+    assert choose(factor, Purpose("diagonal", machine, 256.0), True).strategy == "materialised"
+    several = ConvolutionGradients(pictures, window, gradients.expand(2, 3, 1, -1, -1), ("weight",))
+    assert several.direct_cost("diagonal") is None
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("first", [True, False])
 def test_a_rewritten_attention_returns_the_same(mask: str, first: bool) -> None:
-    from distillens.kernel.uses import Tracer
-
     torch.manual_seed(5)
     layer = SelfAttention(first, mask).double().eval()
     inputs = torch.randn(3, 5, 4, dtype=torch.float64)
@@ -496,9 +482,81 @@ def test_a_rewritten_attention_returns_the_same(mask: str, first: bool) -> None:
     torch.testing.assert_close(rewritten, layer(inputs), rtol=0, atol=1e-14)
 
 
+class Pair(nn.Module):
+    """A bilinear map of what two linear maps give at each position."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 4)
+        self.both = nn.Bilinear(2, 4, 5, bias=bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the bilinear map of both."""
+        return self.both(self.left(inputs), self.right(inputs).tanh())
+
+
+@pytest.fixture
+def documented_rule() -> Iterator[None]:
+    """Register the rule of docs/extending.md for a while."""
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    section = page.split("## Adding a layer rule\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    exec(compile(block, "docs/extending.md", "exec"), {"__name__": "extending"})  # ours
+    yield
+    del RULES[functional.bilinear]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_the_documented_rule_equals_the_oracle(
+    documented_rule: None,
+    strategy: Strategy,
+    bias: bool,
+    shape: tuple[int, ...],
+    force: Callable[[Strategy], None],
+) -> None:
+    force(strategy)
+    inputs = torch.randn(7, *shape, generator=torch.Generator().manual_seed(0))
+    case = finished([Pair(bias)], inputs, seed=1), inputs[:4], inputs[4:]
+    assert_all_covered(case, "full", torch.float64, crossed=False)
+    assert_all_covered(case, "trace", torch.float64, crossed=True)
+
+
+def test_a_function_has_one_rule() -> None:
+    class Another(Linear):
+        pass
+
+    with pytest.raises(KernelError, match="linear already has the rule Linear; remove it"):
+        register(Another())
+
+
+def covered_by_the_suite() -> set[str]:
+    """Return the names of the rules that handle a call in a case of the suite."""
+    used: set[str] = set()
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func in RULES:
+                used.add(type(RULES[func]).__name__)
+            return func(*args, **(kwargs or {}))
+
+    def run(kind: Callable[[Draw], Case]) -> None:
+        @settings(few, max_examples=3)
+        @given(data=st.data())
+        def once(data: st.DataObject) -> None:
+            model, rows, _ = kind(data.draw)
+            with Watching():
+                model(rows)
+
+        once()
+
+    for kind in KINDS:
+        run(kind)
+    return used
+
+
 def test_every_rule_is_in_the_suite() -> None:
-    kinds = {type(rule).__name__ for rule in RULES.values()}
-    assert kinds == {
-        *("Linear", "Convolution", "Embedding"),
-        *("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm"),
-    }
+    assert covered_by_the_suite() >= {type(rule).__name__ for rule in RULES.values()}

@@ -8,28 +8,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ntk_cases import FORMS, RULES, SLOW_TO_MOVE, images, rules_ntk
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, ntk, plan, rows, store
-from distillens.kernel.check import Expected, expected_products
-from distillens.kernel.directions import Outputs
-from distillens.kernel.factors import Outer
-from distillens.kernel.memory import LiveBytes
-from distillens.kernel.tiles import GramValues
-from distillens.kernel.ways import Speed
+from distillens.kernel import EmpiricalNTK
+from distillens.kernel.assembly.tiles import GramValues
+from distillens.kernel.factors.outer_products import OuterProducts
+from distillens.kernel.tracing.directions import Outputs
+from distillens.kernel.tracing.memory import LiveBytes
 
-pytestmark = pytest.mark.usefixtures("rules_only")
-
-FORMS: tuple[Outputs, ...] = (1, (0, 2), "sum", "class-diagonal", "trace", "full")
-"""Float32 sums of the same products in another order, for kernels of about 1."""
+SMALL_TILES = replace(RULES, tile_rows=2, seconds_between_marks=0.0)
+"""Tiles of two examples, each of which is recorded when it is done."""
+UNRESERVED = replace(RULES, reserve_setup=False)
+"""Plans leave out the memory of tracing and checking, which takes most for so small networks."""
 
 
 def network() -> nn.Module:
@@ -45,7 +43,7 @@ def network() -> nn.Module:
 
 
 def examples(count: int = 13, seed: int = 0) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return images(count, seed=seed)
 
 
 def scaled(gram: Tensor) -> Tensor:
@@ -59,15 +57,6 @@ def least(kernel: EmpiricalNTK, *inputs: Tensor) -> int:
     with pytest.raises(KernelError, match="max_memory = 1 bytes is too small") as caught:
         kernel.plan(*inputs)
     return int(str(caught.value).split("give at least ")[1].split()[0])
-
-
-def forget_the_room_of_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let plans leave out what the products to check against take."""
-
-    def expected(*given: Any) -> Expected:
-        return replace(expected_products(*given), bytes=0)
-
-    monkeypatch.setattr("distillens.kernel.ntk.expected_products", expected)
 
 
 def cut(kernel: EmpiricalNTK, inputs: Tensor, extra: float) -> tuple[Tensor, Any]:
@@ -87,7 +76,7 @@ def as_blocks(values: Tensor, outputs: Outputs) -> Tensor:
 
 @pytest.mark.parametrize("outputs", FORMS)
 def test_a_gram_is_symmetric_and_positive_semidefinite(outputs: Outputs) -> None:
-    values = EmpiricalNTK(network(), outputs=outputs).gram(examples()).values
+    values = rules_ntk(network(), outputs=outputs).gram(examples()).values
     assert torch.equal(values, values.mT)
     eigenvalues = torch.linalg.eigvalsh(values.double())
     assert eigenvalues.min() >= -1e-6 * eigenvalues.max()
@@ -95,7 +84,7 @@ def test_a_gram_is_symmetric_and_positive_semidefinite(outputs: Outputs) -> None
 
 @pytest.mark.parametrize("outputs", FORMS)
 def test_the_order_of_examples_changes_rounding_only(outputs: Outputs) -> None:
-    kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
+    kernel, inputs = rules_ntk(network(), outputs=outputs), examples()
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(1))
     plain = as_blocks(kernel.gram(inputs).values, outputs)
     shuffled = as_blocks(kernel.gram(inputs[order]).values, outputs)
@@ -104,14 +93,9 @@ def test_the_order_of_examples_changes_rounding_only(outputs: Outputs) -> None:
 
 
 @pytest.mark.parametrize("outputs", FORMS)
-def test_sizes_of_tiles_change_rounding_only(
-    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The set-up of so small a network takes more than its tiles do.
-    forget_the_room_of_checks(monkeypatch)
-    kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
+def test_sizes_of_tiles_change_rounding_only(outputs: Outputs) -> None:
+    kernel, inputs = rules_ntk(network(), UNRESERVED, outputs=outputs), examples()
     roomy = kernel.gram(inputs)
-    kernel._makers.look_bytes = 0
     seen = set()
     for extra in (1.0, 1.3, 2.0):
         values, plan = cut(kernel, inputs, extra)
@@ -127,21 +111,19 @@ def test_sizes_of_tiles_change_rounding_only(
 @pytest.mark.parametrize("pieces", [1, 3, 16])
 @pytest.mark.parametrize("outputs", FORMS)
 def test_pieces_of_the_parameters_and_strips_change_rounding_only(
-    outputs: Outputs, pieces: int, monkeypatch: pytest.MonkeyPatch
+    outputs: Outputs, pieces: int
 ) -> None:
-    kernel, inputs = EmpiricalNTK(network(), outputs=outputs), examples()
-    whole = kernel.gram(inputs).values
-    # 299 parameters: several batches of pieces, one that is not full, and what is left over.
-    monkeypatch.setattr(rows, "PIECE", 7)
-    monkeypatch.setattr(rows, "_MOST_PIECES", pieces)
-    monkeypatch.setattr(rows, "STRIP", 5)
-    cut_up = kernel.gram(inputs).values
+    inputs = examples()
+    whole = rules_ntk(network(), outputs=outputs).gram(inputs).values
+    # 299 parameters: several batches of pieces, one that is not full, and a rest.
+    limits = replace(RULES, piece=7, pieces=pieces, strip=5)
+    cut_up = rules_ntk(network(), limits, outputs=outputs).gram(inputs).values
     torch.testing.assert_close(scaled(cut_up), scaled(whole), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("outputs", FORMS)
 def test_a_gram_of_two_sets_is_a_part_of_that_of_their_union(outputs: Outputs) -> None:
-    kernel = EmpiricalNTK(network(), outputs=outputs)
+    kernel = rules_ntk(network(), outputs=outputs)
     left, right = examples(7), examples(5, seed=9)
     whole = as_blocks(kernel.gram(torch.cat([left, right])).values, outputs)
     crossed = as_blocks(kernel.gram(left, right).values, outputs)
@@ -154,7 +136,7 @@ def test_a_gram_of_two_sets_is_a_part_of_that_of_their_union(outputs: Outputs) -
 
 
 def test_one_example_has_a_gram() -> None:
-    kernel = EmpiricalNTK(network(), outputs=0)
+    kernel = rules_ntk(network(), outputs=0)
     found = kernel.gram(examples(1)).values
     assert found.shape == (1, 1)
     torch.testing.assert_close(found[0], kernel.diagonal(examples(1)))
@@ -177,7 +159,7 @@ class Cut(nn.Module):
     [(0, False), (2, True), ((2, 0), False), ("class-diagonal", False), ("full", False)],
 )
 def test_a_kernel_that_is_zero_says_so(outputs: Outputs, zero: bool) -> None:
-    found = EmpiricalNTK(Cut(), outputs=outputs).gram(examples())
+    found = rules_ntk(Cut(), outputs=outputs).gram(examples())
     assert any("the kernel is zero" in note for note in found.notes) == zero
     assert bool(found.values.any()) != zero
 
@@ -187,7 +169,7 @@ def test_a_kernel_that_is_zero_says_so(outputs: Outputs, zero: bool) -> None:
 def test_a_kernel_that_is_constant_is_not_called_zero(outputs: Outputs, count: int) -> None:
     # That of a bias: half of the signs that the check sums up with may cancel the others.
     model = nn.Linear(5, 3)
-    found = EmpiricalNTK(model, outputs=outputs, parameters=["bias"]).gram(torch.randn(count, 5))
+    found = rules_ntk(model, outputs=outputs, parameters=["bias"]).gram(torch.randn(count, 5))
     assert found.values.any()
     assert found.notes == ()
 
@@ -198,14 +180,14 @@ def test_one_live_logit_of_many_is_enough() -> None:
             outputs = super().forward(input)
             return torch.cat([outputs.detach()[:, :9], outputs[:, 9:]], dim=1)
 
-    found = EmpiricalNTK(One(5, 10), outputs="class-diagonal").gram(torch.randn(6, 5))
+    found = rules_ntk(One(5, 10), outputs="class-diagonal").gram(torch.randn(6, 5))
     assert found.values[9].any()
     assert found.notes == ()
 
 
 def test_the_least_bound_that_is_named_does() -> None:
     for outputs in ("class-diagonal", "full"):
-        kernel = EmpiricalNTK(network(), outputs=outputs)
+        kernel = rules_ntk(network(), outputs=outputs)
         smallest = least(kernel, examples())
         kernel._max_memory = smallest
         assert kernel.gram(examples()).plan.memory <= smallest
@@ -221,7 +203,7 @@ def test_no_more_tensors_are_held_than_planned(outputs: Outputs, extra: float) -
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 40), nn.ReLU(), nn.Linear(40, 3)
     )
-    kernel, inputs = EmpiricalNTK(model, outputs=outputs), examples(40)
+    kernel, inputs = rules_ntk(model, outputs=outputs), examples(40)
     kernel._max_memory = int(extra * least(kernel, inputs))
     with LiveBytes() as live:
         plan = kernel.gram(inputs).plan
@@ -230,42 +212,36 @@ def test_no_more_tensors_are_held_than_planned(outputs: Outputs, extra: float) -
 
 
 @pytest.mark.parametrize("at_once", [0, 512])
-def test_what_is_kept_of_many_positions_is_planned(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Passes of one example take little, so that what is kept and written is all of the room.
-    monkeypatch.setattr(plan, "_FORWARD_NUMBERS", 1)
-    monkeypatch.setattr(plan, "_AT_ONCE", at_once)
-    forget_the_room_of_checks(monkeypatch)
-    slow = Speed(1e12, 1e12, 1e6, 1e12, 1e12, 1e12, 1e12)
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: slow)
+def test_what_is_kept_of_many_positions_is_planned(at_once: int) -> None:
+    # Passes of one example take little, so that kept and materialised gradients take all memory.
+    limits = replace(UNRESERVED, pass_numbers=1, single_tile_examples=at_once, speed=SLOW_TO_MOVE)
     torch.manual_seed(0)
     layers = nn.Flatten(1, 2), nn.Linear(8, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh()
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 1)).eval()
     inputs = examples(120)
-    kernel = EmpiricalNTK(model, outputs=0)
+    kernel = rules_ntk(model, limits, outputs=0)
     kernel._max_memory = 2**40 if at_once else 4 * 60 * 9216
     with LiveBytes() as live:
         found = kernel.gram(inputs).plan
     assert found.sizes.panel == 120 if at_once else found.sizes.panel < 120
-    assert ("late" in {layer.way for layer in found.layers}) == bool(at_once)
+    assert ("streamed" in {layer.strategy for layer in found.layers}) == bool(at_once)
     assert live.peak <= found.memory + 8192  # indices and a few numbers of each layer
 
 
 @pytest.mark.parametrize("outputs", [0, "class-diagonal"])
 @pytest.mark.parametrize("extra", [1.0, 2.0, 8.0])
-def test_the_diagonal_of_paired_positions_stays_inside_the_bound(
+def test_the_diagonal_of_factored_positions_stays_inside_the_bound(
     outputs: Outputs, extra: float
 ) -> None:
     torch.manual_seed(0)
-    # Four positions of many channels: written out they would take far more than in pairs.
+    # Four positions of many channels: materialised they would take far more than in pairs.
     model = nn.Sequential(nn.Conv2d(1, 32, 4, stride=2), nn.ReLU(), nn.Conv2d(32, 48, 2))
     model = nn.Sequential(*model, nn.Tanh(), nn.Flatten(), nn.Linear(192, 3)).eval()
     inputs = examples(40)
-    kernel = EmpiricalNTK(model, outputs=outputs)
+    kernel = rules_ntk(model, outputs=outputs)
     wanted = kernel.gram(inputs).values.diagonal(dim1=-2, dim2=-1)
-    uses = EmpiricalNTK(model, outputs=0).product(inputs)._made(0).paired
-    assert any(isinstance(use, Outer) and use.positions > 1 for use in uses)
+    uses = rules_ntk(model, outputs=0).product(inputs)._made(0).factored
+    assert any(isinstance(use, OuterProducts) and use.positions > 1 for use in uses)
     kernel._max_memory = 1
     with pytest.raises(KernelError, match="too small for the gradients of one example") as caught:
         kernel.diagonal(inputs)
@@ -294,7 +270,7 @@ def test_inputs_that_cannot_be_have_one_line(
     inputs: Tensor, other: Tensor | None, line: str
 ) -> None:
     with pytest.raises(KernelError, match=line) as caught:
-        EmpiricalNTK(network(), outputs=0).gram(inputs, other)
+        rules_ntk(network(), outputs=0).gram(inputs, other)
     assert "\n" not in str(caught.value)
 
 
@@ -303,10 +279,10 @@ def test_models_that_have_no_kernel_have_one_line() -> None:
     with torch.no_grad():
         next(broken.parameters())[0] = torch.nan
     with pytest.raises(KernelError, match=r"0\.weight holds NaN or infinity"):
-        EmpiricalNTK(broken, outputs=0)
+        rules_ntk(broken, outputs=0)
     pictures = nn.Sequential(nn.Conv2d(1, 2, 3))
     with pytest.raises(KernelError, match=r"the model returns \(1, 2, 6, 6\)"):
-        EmpiricalNTK(pictures, outputs=0).gram(examples())
+        rules_ntk(pictures, outputs=0).gram(examples())
 
     class Root(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
@@ -318,7 +294,7 @@ def test_models_that_have_no_kernel_have_one_line() -> None:
     # The root has no derivative at the last example, which is none of those looked at beforehand.
     inputs = torch.cat([examples(), torch.zeros(1, 1, 8, 8)]).abs()
     with pytest.raises(KernelError, match="the Gram is not finite"):
-        EmpiricalNTK(steep, outputs=0).gram(inputs)
+        rules_ntk(steep, outputs=0).gram(inputs)
 
 
 class KilledError(Exception):
@@ -342,12 +318,9 @@ def kill_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_gram_goes_on_with_the_same_bits(
     outputs: Outputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_the_room_of_checks(monkeypatch)
-    monkeypatch.setattr(store, "_SECONDS", 0.0)
     inputs = examples()
-    kernel = EmpiricalNTK(network(), outputs=outputs)
-    kernel.plan(inputs)
-    kernel._makers.look_bytes = 0
+    limits = replace(UNRESERVED, seconds_between_marks=0.0)
+    kernel = rules_ntk(network(), limits, outputs=outputs)
     kernel._max_memory = 1
     with pytest.raises(KernelError) as caught:
         kernel.gram(inputs, store=tmp_path / "none")
@@ -371,7 +344,7 @@ def test_a_killed_gram_goes_on_with_the_same_bits(
         with monkeypatch.context() as counted:
             kill_after(10**6, counted)
             assert torch.equal(kernel.gram(inputs, store=folder).values, whole.values)
-    in_memory = EmpiricalNTK(network(), outputs=outputs).gram(inputs).values
+    in_memory = rules_ntk(network(), outputs=outputs).gram(inputs).values
     torch.testing.assert_close(scaled(whole.values), scaled(in_memory), rtol=2e-5, atol=2e-6)
     assert whole.values.shape == in_memory.shape
     with monkeypatch.context() as killed:
@@ -384,9 +357,7 @@ def test_a_killed_gram_goes_on_with_the_same_bits(
 
 
 def test_a_killed_gram_does_not_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_SECONDS", 0.0)
-    monkeypatch.setattr("distillens.kernel.plan._MOST_ROWS", 2)
-    kernel, inputs = EmpiricalNTK(network(), outputs=0), examples()
+    kernel, inputs = rules_ntk(network(), SMALL_TILES, outputs=0), examples()
     with monkeypatch.context() as killed:
         kill_after(20, killed)
         with pytest.raises(KilledError):
@@ -399,13 +370,10 @@ def test_a_killed_gram_does_not_start_anew(tmp_path: Path, monkeypatch: pytest.M
 
 _SLOW = """
 import sys, time
-from distillens.kernel import EmpiricalNTK, plan, store
-from distillens.kernel.check import Expected, expected_products
-from distillens.kernel.tiles import GramValues
-from distillens.kernel.ways import Speed
-import test_kernel_gram as here
+from distillens.kernel.assembly.tiles import GramValues
+from ntk_cases import rules_ntk
+import test_gram as here
 
-here.small_tiles(setattr)
 put = GramValues.put
 
 def slow(self, *args, **kwargs):
@@ -413,14 +381,9 @@ def slow(self, *args, **kwargs):
     time.sleep(0.1)
 
 GramValues.put = slow
-EmpiricalNTK(here.network(), outputs="class-diagonal").gram(here.examples(), store=sys.argv[1])
+kernel = rules_ntk(here.network(), here.SMALL_TILES, outputs="class-diagonal")
+kernel.gram(here.examples(), store=sys.argv[1])
 """
-
-
-def small_tiles(change: Callable[[Any, str, Any], None]) -> None:
-    """Cut Grams into tiles of two examples, and mark each of them at once."""
-    change(plan, "_MOST_ROWS", 2)
-    change(store, "_SECONDS", 0.0)
 
 
 def test_a_process_that_was_killed_for_real_goes_on_with_the_same_bits(
@@ -441,11 +404,11 @@ def test_a_process_that_was_killed_for_real_goes_on_with_the_same_bits(
         child.wait()
     done = tiles_done(folder)
     assert 5 <= done < 28
-    small_tiles(monkeypatch.setattr)
     # The same plan from the start, without a tile.
     whole.mkdir()
     shutil.copy(folder / "gram.json", whole)
-    inputs, kernel = examples(), EmpiricalNTK(network(), outputs="class-diagonal")
+    inputs = examples()
+    kernel = rules_ntk(network(), SMALL_TILES, outputs="class-diagonal")
     wanted = kernel.gram(inputs, store=whole).values
     put = GramValues.put
     count = 0
@@ -470,10 +433,10 @@ def tiles_done(folder: Path) -> int:
 
 def test_a_store_of_another_gram_is_refused(tmp_path: Path) -> None:
     inputs, model = examples(4), network()
-    EmpiricalNTK(model, outputs=0).gram(inputs, store=tmp_path)
+    rules_ntk(model, outputs=0).gram(inputs, store=tmp_path)
 
     def refused(line: str, inputs: Tensor = inputs, **changed: Any) -> None:
-        kernel = EmpiricalNTK(changed.pop("model", model), **{"outputs": 0, **changed})
+        kernel = rules_ntk(changed.pop("model", model), **{"outputs": 0, **changed})
         with pytest.raises(KernelError, match=line) as caught:
             kernel.gram(inputs, store=tmp_path)
         assert "\n" not in str(caught.value)
@@ -501,7 +464,7 @@ def test_a_store_of_another_gram_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_can_be_read() -> None:
-    plan = EmpiricalNTK(network(), outputs="full", max_memory=2**24).plan(examples())
+    plan = rules_ntk(network(), outputs="full", max_memory=2**24).plan(examples())
     text = str(plan)
     for part in ("13 x 13 examples", "time ", "of 16 MiB", "panels of", "numbers an example"):
         assert part in text

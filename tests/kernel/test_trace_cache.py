@@ -1,4 +1,4 @@
-"""What is known of a network is used again only where it holds, and never trusted alone."""
+"""A cached trace is used only where it holds, and verified before it is used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from ntk_cases import images, record_traces, rules_ntk
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel import EmpiricalNTK, known, makers, oracle_gram
-from distillens.kernel.network import copied
-
-pytestmark = pytest.mark.usefixtures("rules_only")
+from distillens.kernel import oracle_gram
+from distillens.kernel.factors.limits import Limits
+from distillens.kernel.planning import trace_cache
+from distillens.kernel.tracing.network import copied
 
 
 class Network(nn.Module):
@@ -35,31 +36,22 @@ class Network(nn.Module):
 
 
 def examples(count: int = 6, side: int = 8) -> Tensor:
-    return torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(0))
+    return images(count, side)
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each look at a network and each verification of one."""
-    noted: list[str] = []
-    for name in ("find_coverage", "still_covers"):
-        real = getattr(makers, name)
-
-        def seen(*given: Any, real: Any = real, name: str = name) -> Any:
-            noted.append(name)
-            return real(*given)
-
-        monkeypatch.setattr(makers, name, seen)
-    return noted
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record each trace of a network and each verification of one."""
+    return record_traces(monkeypatch)
 
 
-def check(model: nn.Module, looks: list[str], **options: Any) -> list[str]:
-    """Compare a Gram with the oracle's; return the looks that it took."""
-    looks.clear()
-    found = EmpiricalNTK(model, outputs="full", dtype=torch.float64, **options).gram(examples())
+def check(model: nn.Module, traces: list[str], **options: Any) -> list[str]:
+    """Compare a Gram with the oracle's; return the traces that it took."""
+    traces.clear()
+    found = rules_ntk(model, outputs="full", dtype=torch.float64, **options).gram(examples())
     wanted = oracle_gram(model, examples(), outputs="full", **options)
     torch.testing.assert_close(found.values, wanted, rtol=1e-9, atol=1e-11)
-    return list(looks)
+    return list(traces)
 
 
 def step(model: Any) -> None:
@@ -113,43 +105,43 @@ CHANGES: list[tuple[Callable[[Any], None], list[str]]] = [
 
 
 @pytest.mark.parametrize(("change", "wanted"), CHANGES, ids=lambda x: getattr(x, "__name__", ""))
-def test_a_changed_network_is_looked_at_as_far_as_it_changed(
-    change: Callable[[Any], None], wanted: list[str], looks: list[str]
+def test_a_changed_network_is_traced_as_far_as_it_changed(
+    change: Callable[[Any], None], wanted: list[str], traces: list[str]
 ) -> None:
     model = Network().eval()
-    assert check(model, looks) == ["find_coverage"]
+    assert check(model, traces) == ["find_coverage"]
     change(model)
-    assert check(model, looks) == wanted
-    assert check(model, looks) == []
+    assert check(model, traces) == wanted
+    assert check(model, traces) == []
 
 
-def test_other_shapes_types_parameters_and_modes_are_looked_at(looks: list[str]) -> None:
+def test_other_shapes_types_parameters_and_modes_are_traced(traces: list[str]) -> None:
     model = Network().eval()
-    check(model, looks)
-    assert check(model, looks, parameters=["conv.weight"]) == ["find_coverage"]
-    looks.clear()
-    EmpiricalNTK(model, outputs="full").gram(examples())
+    check(model, traces)
+    assert check(model, traces, parameters=["conv.weight"]) == ["find_coverage"]
+    traces.clear()
+    rules_ntk(model, outputs="full").gram(examples())
     model.conv.train()
-    EmpiricalNTK(model, outputs="full").gram(examples())
-    EmpiricalNTK(copy.deepcopy(model), outputs="full").gram(examples())
-    assert looks == 3 * ["find_coverage"]
+    rules_ntk(model, outputs="full").gram(examples())
+    rules_ntk(copy.deepcopy(model), outputs="full").gram(examples())
+    assert traces == 3 * ["find_coverage"]
     pooled: Any = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    looks.clear()
+    traces.clear()
     for side in (8, 9, 8):
-        EmpiricalNTK(pooled, outputs=0).gram(examples(side=side))
-    assert looks == 2 * ["find_coverage"]
+        rules_ntk(pooled, outputs=0).gram(examples(side=side))
+    assert traces == 2 * ["find_coverage"]
 
 
-def test_another_hook_in_the_place_of_one_is_seen(looks: list[str]) -> None:
+def test_another_hook_in_the_place_of_one_is_seen(traces: list[str]) -> None:
     model = Network().eval()
     for factor in (2, 3):
         handle = model.conv.register_forward_hook(lambda *given, by=factor: by * given[2])
-        assert check(model, looks) == ["find_coverage"]
-        assert check(model, looks) == []
+        assert check(model, traces) == ["find_coverage"]
+        assert check(model, traces) == []
         model.conv._forward_hooks.pop(handle.id)
 
 
-def test_a_path_that_changes_unseen_is_found_out(looks: list[str]) -> None:
+def test_a_path_that_changes_unseen_is_found_out(traces: list[str]) -> None:
     """Nothing that the model holds tells that its forward does something else."""
     twice: list[bool] = []
 
@@ -159,16 +151,16 @@ def test_a_path_that_changes_unseen_is_found_out(looks: list[str]) -> None:
             return self.head(hidden.repeat(1, 48)) if twice else hidden
 
     model = Hidden().eval()
-    assert check(model, looks) == ["find_coverage"]
+    assert check(model, traces) == ["find_coverage"]
     twice.append(True)
-    assert check(model, looks) == ["find_coverage"]
+    assert check(model, traces) == ["find_coverage"]
     twice.clear()
     # The weights move too: the verification sees other calls.
     step(model)
-    assert check(model, looks) == ["still_covers", "find_coverage"]
+    assert check(model, traces) == ["still_covers", "find_coverage"]
 
 
-def test_rules_that_no_longer_hold_are_given_up(looks: list[str]) -> None:
+def test_rules_that_no_longer_hold_are_given_up(traces: list[str]) -> None:
     """A weight can decide what a parameter does, by code that makes the same calls."""
 
     class Gate(nn.Module):
@@ -186,11 +178,11 @@ def test_rules_that_no_longer_hold_are_given_up(looks: list[str]) -> None:
     for gate, notes in ((0.0, 0), (2.0, 1)):
         model.gate.data.fill_(gate)
         model.gate.add_(0.0)  # as an optimiser would write it
-        found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
+        found = rules_ntk(model, outputs="full", dtype=torch.float64).gram(x)
         wanted = oracle_gram(model, x, outputs="full")
         torch.testing.assert_close(found.values, wanted)
         assert len(found.notes) == notes
-    assert looks == ["find_coverage", "still_covers", "find_coverage"]
+    assert traces == ["find_coverage", "still_covers", "find_coverage"]
 
 
 def test_examples_that_begin_to_mix_are_refused() -> None:
@@ -200,38 +192,37 @@ def test_examples_that_begin_to_mix_are_refused() -> None:
 
     model = Mixing(4, 2)
     nn.init.zeros_(model.bias)
-    EmpiricalNTK(model, outputs=0, parameters=["weight"]).gram(torch.randn(5, 4))
+    rules_ntk(model, outputs=0, parameters=["weight"]).gram(torch.randn(5, 4))
     nn.init.ones_(model.bias)
     with pytest.raises(KernelError, match="other examples of its batch"):
-        EmpiricalNTK(model, outputs=0, parameters=["weight"]).gram(torch.randn(5, 4))
+        rules_ntk(model, outputs=0, parameters=["weight"]).gram(torch.randn(5, 4))
 
 
-def test_products_which_have_no_check_are_verified_each_time(looks: list[str]) -> None:
+def test_products_which_have_no_check_are_verified_each_time(traces: list[str]) -> None:
     model = Network().eval()
     for _ in range(2):
-        EmpiricalNTK(model, outputs=0).diagonal(examples())
-    assert looks == ["find_coverage", "still_covers"]
-    looks.clear()
-    kernel = EmpiricalNTK(model, outputs=0)
+        rules_ntk(model, outputs=0).diagonal(examples())
+    assert traces == ["find_coverage", "still_covers"]
+    traces.clear()
+    kernel = rules_ntk(model, outputs=0)
     kernel.gram(examples())
     kernel.diagonal(examples())
     kernel.product(examples())
-    assert looks == ["still_covers"]
+    assert traces == ["still_covers"]
 
 
 def test_nothing_is_kept_of_a_model_that_is_gone() -> None:
     model = Network().eval()
-    EmpiricalNTK(model, outputs=0).gram(examples())
-    assert known._known[model]
+    rules_ntk(model, outputs=0).gram(examples())
+    assert trace_cache._traces[model]
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
 
 
-def test_a_forward_that_calls_torch_func_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.func bears no hooks on saved tensors, by which activations are added up."""
-    monkeypatch.setattr("distillens.kernel.ntk.jacobians_pay", lambda *_: True)
+def test_a_forward_that_calls_torch_func_has_a_kernel() -> None:
+    """torch.func does not allow hooks on saved tensors, by which activations are counted."""
 
     class Force(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
@@ -242,7 +233,7 @@ def test_a_forward_that_calls_torch_func_has_a_kernel(monkeypatch: pytest.Monkey
 
     torch.manual_seed(0)
     model, x = Force(4, 3), torch.randn(5, 4)
-    found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
+    found = rules_ntk(model, Limits(jacobians=True), outputs="full", dtype=torch.float64).gram(x)
     wanted = oracle_gram(model, x, outputs="full")
     torch.testing.assert_close(found.values, wanted)
 
@@ -261,7 +252,7 @@ def test_a_network_with_a_sparse_buffer_has_a_kernel() -> None:
 
     torch.manual_seed(0)
     model, x = Graph(), torch.randn(6, 5, 4)
-    found = EmpiricalNTK(model, outputs="full", dtype=torch.float64).gram(x)
+    found = rules_ntk(model, outputs="full", dtype=torch.float64).gram(x)
     wanted = oracle_gram(model, x, outputs="full", vectorised=False)
     torch.testing.assert_close(found.values, wanted)
 
