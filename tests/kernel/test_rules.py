@@ -507,8 +507,7 @@ def documented_rule() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+@pytest.mark.parametrize(("bias", "shape"), [(False, (3,)), (True, (2, 3))])
 def test_the_documented_rule_equals_the_oracle(
     documented_rule: None,
     strategy: Strategy,

@@ -177,8 +177,8 @@ def zero_notes(expected: Expected, outputs: Outputs, values: Tensor) -> tuple[st
     if values[..., rows_R, rows_R].any():
         return ()
     return (
-        f"the kernel is zero at the {len(expected.rows_R)} examples that were looked at: no output "
-        "that it is taken of has a gradient there",
+        f"the kernel is zero at the {len(expected.rows_R)} examples that were checked: none of the "
+        "outputs that it is taken of has a gradient there",
     )
 
 

@@ -290,13 +290,8 @@ class EmpiricalNTK:
                 f"vectors of shape {tuple(vectors.shape)} do not fit a class-diagonal kernel of "
                 f"{count} logits; give ({count}, N) or ({count}, N, M)"
             )
-        found = [
-            self._product(rows, (logit, logit + 1))(
-                vectors[logit] if self.outputs == "class-diagonal" else vectors
-            )
-            for logit in range(count)
-        ]
-        stacked = torch.stack(found)
+        each = vectors if self.outputs == "class-diagonal" else [vectors] * count
+        stacked = torch.stack([self._product(rows, (c, c + 1))(v) for c, v in enumerate(each)])
         return stacked if self.outputs == "class-diagonal" else stacked.mean(dim=0)
 
     @differentiating

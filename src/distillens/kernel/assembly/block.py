@@ -5,7 +5,7 @@ Shapes: B, D examples of two blocks, C outputs, P materialised numbers, M column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,19 +69,22 @@ class Block:
         return tile.to(left.dtype)
 
     def _add_jacobians(self, tile: Tensor, other: Block, pairing: Pairing) -> None:
-        row = 0
-        for number, left in enumerate(self.jacobians):
-            rows = slice(row, row + len(left[0]))
-            column = 0
-            for k, right in enumerate(other.jacobians):
-                columns = slice(column, column + len(right[0]))
-                if other is not self or k >= number:
-                    part = empty_tile(left[0], right[0], pairing)
-                    for mine, its in zip(left, right, strict=True):
-                        add_products(part, mine, its, pairing, self.limits, upper=mine is its)
-                    _place(tile, rows, columns, pairing).add_(part)
-                column = columns.stop
-            row = rows.stop
+        for rows, left in self._passes():
+            for columns, right in other._passes():
+                if other is self and columns.start < rows.start:
+                    continue
+                part = empty_tile(left[0], right[0], pairing)
+                for mine, its in zip(left, right, strict=True):
+                    add_products(part, mine, its, pairing, self.limits, upper=mine is its)
+                _place(tile, rows, columns, pairing).add_(part)
+
+    def _passes(self) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+        """Yield the examples and the Jacobians of each pass."""
+        start = 0
+        for made in self.jacobians:
+            stop = start + len(made[0])
+            yield slice(start, stop), made
+            start = stop
 
     def squares(self) -> Tensor:
         """Return the kernel of each output of each example with itself, (B, C)."""

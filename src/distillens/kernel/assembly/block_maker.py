@@ -24,6 +24,7 @@ from distillens.kernel.planning.cost_model import Purpose
 from distillens.kernel.planning.pass_memory import PassMemory, counted_memory, timed_pass
 from distillens.kernel.planning.trace_cache import CachedTrace
 from distillens.kernel.planning.use_plans import KEEPS_FACTORS, UsePlan, UsePlans, plan_uses
+from distillens.kernel.tracing.coverage import repeated_uses
 from distillens.kernel.tracing.directions import Directions
 from distillens.kernel.tracing.network import Prepared
 from distillens.kernel.tracing.uses import Tracer, output_gradients
@@ -71,7 +72,8 @@ class BlockMaker:
         )
         self.directions, self.purpose, self.limits = directions, purpose, limits
         self._trace, self._sample, self._saved_bytes = trace, sample, saved_bytes
-        self._tracer = Tracer(prepared.network, covered, trace.coverage.repeated)
+        repeated = repeated_uses(trace.coverage.covered_sites())
+        self._tracer = Tracer(prepared.network, covered, repeated)
         self._fallback = FallbackGradients(uncovered, chosen=purpose.jacobians)
         self._parallel = ParallelPasses(self._tracer)
         self._seconds: dict[tuple[int, int], float] = {}

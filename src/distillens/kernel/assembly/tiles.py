@@ -78,13 +78,12 @@ class GramValues:
             self._values[row : row + len(tile), :, column : column + tile.shape[2]] = tile
             return
         outputs, height, width = tile.shape
-        place = slice(row, row + height), slice(column, column + width)
+        start = first if self._outputs == "class-diagonal" else 0
+        target = self._values[start : start + outputs, row : row + height, column : column + width]
         if self._outputs == "trace" and first > 0:
-            self._values[(slice(None), *place)] += tile.to(self._values.device)
-        elif self._outputs == "class-diagonal":
-            self._values[(slice(first, first + outputs), *place)] = tile
+            target += tile.to(target.device)
         else:
-            self._values[(slice(None), *place)] = tile
+            target.copy_(tile)
 
 
 @dataclass(frozen=True)

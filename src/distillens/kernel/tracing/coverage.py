@@ -11,7 +11,7 @@ Shapes: B examples, C outputs, O outputs of the network.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,16 +41,6 @@ class Coverage:
     """None for a use whose examples cannot be told apart."""
     covered: tuple[str, ...]
     uncovered: tuple[str, ...]
-
-    @property
-    def repeated(self) -> frozenset[int]:
-        """Numbers of the `covered_sites` with one output for all examples."""
-        return frozenset(k for k, site in enumerate(self.covered_sites()) if site.repeated)
-
-    @property
-    def all_repeated(self) -> frozenset[int]:
-        """Numbers of the `sites` with one output for all examples."""
-        return frozenset(k for k, site in enumerate(self.sites) if site and site.repeated)
 
     def covered_sites(self) -> list[UseSite]:
         """Return the sites that use covered parameters, with the names of these only."""
@@ -123,7 +113,7 @@ def still_covers(
     `find_coverage`.
     """
     trial = _Trial(network, parameters, inputs)
-    outputs_BO, uses = trial.run(coverage.all_repeated)
+    outputs_BO, uses = trial.run(repeated_uses(coverage.sites))
     known = [(site.rule, site.names) if site else None for site in coverage.sites]
     made = [(use.rule, use.names) for use in uses]
     if len(made) != len(known) or any(k not in (None, m) for k, m in zip(known, made, strict=True)):
@@ -137,6 +127,11 @@ def still_covers(
     return all(
         _agrees(name, coverage.sites, uses, gradients, reference) for name in coverage.covered
     )
+
+
+def repeated_uses(sites: Iterable[UseSite | None]) -> frozenset[int]:
+    """Return the numbers of the sites with one output for all examples."""
+    return frozenset(k for k, site in enumerate(sites) if site and site.repeated)
 
 
 class _Trial:

@@ -296,16 +296,12 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         if type(each) in (Tensor, nn.Parameter) and each.layout is torch.strided
     }
     places = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
-    made |= {
-        key: each.detach().clone().requires_grad_(each.requires_grad)
-        for key, each in tensors.items()
-        if type(each) is Tensor and each.is_leaf and _alone(each, places)
-    }
-    made |= {
-        key: nn.Parameter(each.detach().clone(), each.requires_grad)
-        for key, each in tensors.items()
-        if type(each) is nn.Parameter and not vars(each) and _alone(each, places)
-    }
+    for key, each in tensors.items():
+        if each.is_leaf and not vars(each) and _alone(each, places):
+            clone = each.detach().clone().requires_grad_(each.requires_grad)
+            made[key] = (
+                clone if type(each) is Tensor else nn.Parameter(clone.detach(), each.requires_grad)
+            )
     if share_parameters:
         made |= {id(parameter): parameter for parameter in model.parameters()}
     try:

@@ -148,19 +148,14 @@ class Tracer:
     def run(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
         """Return the outputs (B, C) and the uses in their order."""
         with torch.enable_grad():
-            recorder = self._recorder(len(inputs_B))
-            with recorder:
-                outputs = self.network(inputs_B)
-            if recorder.overwritten:
-                # An operation in place hides an output, so outputs are copied from now on.
-                self._copying = True
-                recorder = self._recorder(len(inputs_B))
+            while True:
+                recorder = Recorder(self._names, self._copying, self._repeated, len(inputs_B))
                 with recorder:
                     outputs = self.network(inputs_B)
-        return outputs, recorder.uses
-
-    def _recorder(self, examples: int) -> Recorder:
-        return Recorder(self._names, self._copying, self._repeated, examples)
+                if self._copying or not recorder.overwritten:
+                    return outputs, recorder.uses
+                # An operation in place hides an output, so outputs are copied from now on.
+                self._copying = True
 
 
 def output_gradients(
