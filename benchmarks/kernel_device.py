@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from distillens.files.atomic import write_atomically
 from distillens.kernel import EmpiricalNTK
-from distillens.kernel.precision import full_products
+from distillens.kernel.tracing.precision import full_products
 
 METHODS: tuple[tuple[str, int | None], ...] = (
     (ENGINE, None),

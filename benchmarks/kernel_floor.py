@@ -34,11 +34,11 @@ def multiply_adds(case: Case, data: Path | None) -> dict[str, float]:
     inputs = inputs_for(case, data)
     model = network_on(case.network, case.classes, inputs).eval()
     layers = EmpiricalNTK(model, outputs=0).plan(inputs).layers
-    # Contracting takes a multiply-add for each number that is written, early or late, or else held.
-    formed = {name for layer in layers if layer.way != "paired" for name in layer.parameters}
+    # Contracting takes a multiply-add for each number of gradients that are formed, or else held.
+    formed = {name for layer in layers if layer.strategy != "factored" for name in layer.parameters}
     weights = [weight for name, weight in model.named_parameters() if name in formed]
     contracted = sum(weight.numel() for weight in weights)
-    contracted += sum(layer.held for layer in layers if layer.way == "paired")
+    contracted += sum(layer.held for layer in layers if layer.strategy == "factored")
     with FlopCounterMode(display=False) as counter:
         outputs = model(inputs[:_COUNTED])
         torch.autograd.grad(outputs[:, 0].sum(), weights)

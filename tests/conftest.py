@@ -83,9 +83,3 @@ def tiny() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def rules_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no Gram be computed by plain Jacobians, however small it is."""
-    monkeypatch.setattr("distillens.kernel.ntk.jacobians_pay", lambda *_: False)

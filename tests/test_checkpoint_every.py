@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import blobs, refused
+from distillens.analyses.run_audit import audit_run
 from torch import nn
 
 import distillens
 from distillens.analyses.complexity import complexity_epochs
 from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.analyses.finished import finished_run
-from distillens.analyses.run_audit import audit_run
 from distillens.data import Batches
 from distillens.errors import CheckpointError, RecipeError, RunError, SupervisionError
 from distillens.models import load_state

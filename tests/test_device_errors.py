@@ -18,6 +18,7 @@ from distillens.data import Batches, LoaderBatches
 from distillens.errors import DeviceError, DistillensError, KernelError, ModelError
 from distillens.forward.device_errors import checked_device, limit_memory, ran_out_of_memory
 from distillens.kernel import EmpiricalNTK, oracle_gram
+from distillens.kernel.factors.limits import Limits
 from distillens.models import measure_cost
 from distillens.supervision import OneHot
 from distillens.training import TrainingRecipe, accelerator_for, fit, predict
@@ -222,13 +223,12 @@ def test_the_cost_of_a_batch_that_fits_is_measured() -> None:
         measure_cost(Limited(0, 0), (5,), device="cpu", runs=2)
 
 
-@pytest.mark.usefixtures("rules_only")
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_gram_that_is_too_large_is_told_with_what_fits(kind: str) -> None:
     model = Limited(2, 2, ERRORS[kind]).eval()
     inputs = blobs(20).inputs
     with pytest.raises(KernelError, match=r"memory ran out on gram of 20 examples.*max_memory=\d+"):
-        EmpiricalNTK(model, outputs=0).gram(inputs)
+        EmpiricalNTK(model, outputs=0, _limits=Limits(jacobians=False)).gram(inputs)
     model = Limited(0, 0, ERRORS[kind]).eval()
     with pytest.raises(KernelError, match=r"oracle_gram of 20 examples.*give fewer examples"):
         oracle_gram(model, inputs, outputs=0)

@@ -19,11 +19,18 @@ from own_process import Peak, run_child
 from torch import nn
 
 from distillens.kernel import EmpiricalNTK, ntk, oracle_gram
-from distillens.kernel.ways import Speed
-
-pytestmark = pytest.mark.usefixtures("rules_only")
+from distillens.kernel.factors.cost import Speed
 
 PLENTY = 2**33
+
+
+def set_speed(monkeypatch: pytest.MonkeyPatch, products: float, moved: float, other: float) -> None:
+    """Give the machine a speed, at which Grams are computed by layer rules."""
+    forming = dict.fromkeys(
+        ("small_products", "patched", "thinly_patched", "convolved", "thinly_convolved"), other
+    )
+    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(products, moved, forming))
+    monkeypatch.setattr(ntk, "jacobians_pay", lambda *_: False)
 
 
 def small_network(classes: int) -> nn.Module:
@@ -136,7 +143,7 @@ def test_the_peak_is_what_was_held_at_most() -> None:
 
 
 def test_the_floor_counts_what_a_gram_of_lenet_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(1e10, 1e9, 1e9, 1e8, 1e8, 1e9, 1e9))
+    set_speed(monkeypatch, products=1e10, moved=1e9, other=1e9)
     case = next(case for case in CASES if case.network == "lenet5x8" and not case.full)
     found = multiply_adds(replace(case, count=64), None)
     first, second = 48 * 75 * 28**2, 128 * 48 * 25 * 10**2
@@ -148,13 +155,14 @@ def test_the_floor_counts_what_a_gram_of_lenet_takes(monkeypatch: pytest.MonkeyP
     assert found["half_the_gram"] == 64 * 65 / 2 * held
 
 
-def test_the_floor_counts_gradients_that_are_written_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where moving numbers is what takes the time, factors of few positions are kept.
-    slow = Speed(1e12, 1e12, 1e6, 1e12, 1e12, 1e12, 1e12)
-    monkeypatch.setattr(ntk, "measured_speed", lambda *_: slow)
+def test_the_floor_counts_streamed_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    # If elementwise operations take the time, factors of few positions are kept.
+    set_speed(monkeypatch, products=1e12, moved=1e6, other=1e12)
     case = replace(next(case for case in CASES if case.network == "transformer"), count=12)
     model, inputs = network_on("transformer", 1, torch.zeros(0)), inputs_for(case, None)
-    assert "late" in {layer.way for layer in EmpiricalNTK(model, outputs=0).plan(inputs).layers}
+    assert "streamed" in {
+        layer.strategy for layer in EmpiricalNTK(model, outputs=0).plan(inputs).layers
+    }
     parameters = sum(weight.numel() for weight in model.parameters())
     assert multiply_adds(case, None)["half_the_gram"] == 12 * 13 / 2 * parameters
 

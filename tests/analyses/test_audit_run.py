@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import command, refused
-
-import distillens
 from distillens.analyses.run_audit import audit_run
 from distillens.analyses.settings import measure_settings
+
+import distillens
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.measures.confidence import CheckpointMeter

@@ -293,6 +293,7 @@ def test_where_a_training_is_written_does_not_matter(tiny: dict[str, Any], tmp_p
 
 def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Path) -> None:
     from distillens.analyses.run_audit import audit_run
+
     from distillens.export.export import export_run
 
     tiny["complexity"] = None

@@ -399,7 +399,7 @@ def test_kernels_of_many_classes_are_made_some_at_a_time(outputs: Any) -> None:
 def test_a_gram_of_many_classes_that_is_wrong_fails_its_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from distillens.kernel.tiles import GramValues
+    from distillens.kernel.assembly.tiles import GramValues
 
     put = GramValues.put
 

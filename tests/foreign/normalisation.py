@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distillens.analyses.run_audit import audit_run
 from torch import Tensor, nn
 
 import distillens as dl
 from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
 from distillens.analyses.gram_profile import compare_kernels
-from distillens.analyses.run_audit import audit_run
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays, load_splits
 from distillens.data.normalisation import normalisation_for
 from distillens.data.prepare import subset

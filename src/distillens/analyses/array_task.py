@@ -22,7 +22,7 @@ from distillens.errors import CheckpointError, DataError, MeasureError, RecipeEr
 from distillens.files.arrays import native
 from distillens.files.yaml_values import load_yaml
 from distillens.kernel import EmpiricalNTK, Plan
-from distillens.kernel.directions import directions
+from distillens.kernel.tracing.directions import directions
 from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent

@@ -1,8 +1,8 @@
-"""Empirical neural tangent kernels: Grams of a network's parameter gradients."""
+"""Empirical neural tangent kernels: Gram matrices of a network's parameter gradients."""
 
 from distillens.kernel.ntk import EmpiricalNTK, NTKGram
 from distillens.kernel.oracle import oracle_gram
-from distillens.kernel.plan import Plan
+from distillens.kernel.planning.plan import Plan
 from distillens.kernel.products import KernelProduct
 from distillens.kernel.similarity import (
     CentredNTKAlignment,

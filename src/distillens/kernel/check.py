@@ -1,40 +1,38 @@
-"""A Gram is checked against products that know nothing of rules, blocks or tiles.
+"""Checking a Gram against plain autograd, which is independent of rules, blocks and tiles.
 
 For some rows and columns of the Gram, Kv is computed by plain autograd: the gradient of a random
-combination of the columns' outputs, and how the rows' outputs move along it.
+combination of the columns' outputs, and the derivative of the rows' outputs along it.
 
 Shapes: R rows, S columns, C combinations of the network's O outputs.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.kernel.directions import Directions, Outputs
-from distillens.kernel.memory import LiveBytes
-from distillens.kernel.plain import PlainProducts
+from distillens.kernel.autograd_products import AutogradProducts
+from distillens.kernel.tracing.directions import Directions, Outputs
 
 _EXAMPLES = 8
 _CLASSES = 2
-"""Blocks of a class-diagonal Gram that are looked at."""
+"""Blocks of a class-diagonal Gram that are checked."""
 _MANY_CLASSES = 64
-"""Of a mean over more classes one number is looked at: each class takes passes of its own."""
+"""A mean over more classes is checked by a single number, since each class takes its own passes."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 @dataclass(frozen=True)
 class GramCheck:
-    """How far a Gram's products were from those of plain autograd."""
+    """How far products with a Gram are from those of plain autograd."""
 
     rows: int
-    """Examples along each side of the part that was looked at."""
+    """Examples along each side of the part that is checked."""
     residual: float
-    """‖Kv − K̂v‖/‖Kv‖, of the worst product."""
+    """‖Kv − K̂v‖/‖Kv‖ of the worst product."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,36 +43,30 @@ class Expected:
     columns_S: Tensor
     signs_SC: Tensor
     classes: tuple[int, ...]
-    """The outputs of a class-diagonal Gram that are looked at."""
+    """The outputs of a class-diagonal Gram that are checked."""
     products: tuple[Tensor, ...]
-    """Kv: (R, C) for "full", else (R, 1), one for each class that is looked at; uᵀKv for a mean
-    over many classes."""
-    bytes: int
-    """What computing them took, where it was counted."""
+    """Kv: (R, C) for "full", else (R, 1), one for each class that is checked; or numbers uᵀKv."""
     sizes: tuple[Tensor, ...] | None = None
-    """What each uᵀKv is compared with, where those were computed; u are the columns' signs."""
+    """What each number uᵀKv is compared with; None for products Kv."""
     among_1O: Tensor | None = None
-    """The outputs of the first row among the others that are looked at, for numbers uᵀKv."""
+    """The network's outputs for the first checked row among the other rows, if they were computed."""
 
 
 def expected_products(
-    plain: PlainProducts,
+    autograd: AutogradProducts,
     directions: Directions,
     outputs: Outputs,
     rows: Tensor,
     columns: Tensor,
-    counted: bool = False,
 ) -> Expected:
-    """Return what some products with a Gram of rows and columns have to be.
+    """Return products Kv that a Gram of rows and columns must have.
 
     Parameters
     ----------
-    plain
+    autograd
         The kernel by plain autograd.
     directions, outputs, rows, columns
         What the Gram is of.
-    counted
-        Count the bytes that it takes.
     """
     generator = torch.Generator().manual_seed(0)
     C = len(directions)
@@ -84,110 +76,99 @@ def expected_products(
         S = R
     signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
     signs_SC = signs_SC.to(rows.device, directions.dtype)
-    classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
+    left, right = rows[R], columns[S]
+    if many:
+        return _expected_mean(autograd, directions, left, right, R, S, signs_SC)
+    classes = tuple(torch.randperm(C, generator=generator)[:_CLASSES].tolist())
 
     def product(some: Directions) -> Tensor:
-        return plain.product(rows[R], columns[S], some, signs_SC[:, : len(some)])
+        return autograd.product(left, right, some, signs_SC[:, : len(some)])
 
-    def form(some: Directions) -> tuple[Tensor, Tensor]:
-        return plain.mean_form(rows[R], columns[S], some, _signs_of_form(signs_SC, len(R)))
-
-    sizes = None
-    live = LiveBytes() if counted else None
-    with live or nullcontext():
-        if outputs == "full":
-            found = [product(directions)]
-        elif many:
-            # One output after another takes what some take, and counting takes long.
-            if counted:
-                form(directions.part(0, _CLASSES))
-            found = []
-        elif outputs == "trace":
-            # Each logit's kernel on its own, since their mean is no single product.
-            each = [product(direction) for direction in directions.each()]
-            found = [torch.stack(each).mean(dim=0)]
-        else:
-            found = [product(directions.part(c, c + 1)) for c in classes]
-    if many:
-        value, scale = form(directions)
-        found, sizes = [value], (scale,)
-    peak = live.peak if live else 0
-    return Expected(R, S, signs_SC, tuple(classes), tuple(found), peak, sizes)
+    if outputs == "full":
+        found = [product(directions)]
+    elif outputs == "trace":
+        # The mean of the kernels is no single product.
+        found = [torch.stack([product(each) for each in directions.each()]).mean(dim=0)]
+    else:
+        found = [product(directions.part(c, c + 1)) for c in classes]
+    return Expected(R, S, signs_SC, classes, tuple(found))
 
 
 def expected_forms(
-    plain: PlainProducts,
+    autograd: AutogradProducts,
     directions: Directions,
     outputs: Outputs,
     rows: Tensor,
     columns: Tensor,
-    begun_RO: Tensor | None = None,
+    logits_RO: Tensor | None = None,
 ) -> Expected:
-    """Return what some numbers uᵀKv of a Gram of rows and columns have to be.
+    """Return numbers uᵀKv that a Gram of rows and columns must have.
 
-    They take backward passes alone, less than half of the time of products Kv, which is for Grams of few
-    examples. One number involves every pair of the examples that are looked at.
+    They take backward passes only, less than half of the time of products Kv, and are for Grams of few
+    examples. Each number involves all pairs of the examples that are checked.
 
     Parameters
     ----------
-    plain, directions, outputs, rows, columns
-        As of `expected_products`.
-    begun_RO
+    autograd, directions, outputs, rows, columns
+        See `expected_products`.
+    logits_RO
         The network's outputs for the rows of `examples_of_forms`, with their graph, if they are known.
     """
     generator = torch.Generator().manual_seed(0)
     C, R = len(directions), examples_of_forms(len(rows))
     S = R if rows is columns else examples_of_forms(len(columns))
-    # Weights of one sign for all examples: the kernels of similar examples are nearly equal, and with
-    # signs of their own the number would be a difference of large ones.
+    # The weights of all examples have one sign. The kernels of similar examples are nearly equal, and
+    # with random signs the number would be a difference of large ones.
     signs_SC = 0.5 + torch.rand(len(S), C, generator=generator)
     signs_SC = signs_SC * (2.0 * torch.randint(2, (C,), generator=generator) - 1)
     signs_SC = signs_SC.to(rows.device, directions.dtype)
-    classes = torch.randperm(C, generator=generator)[:_CLASSES].tolist()
     left, right = rows[R], columns[S]
     if outputs == "trace":
-        value, size = plain.mean_form(left, right, directions, _signs_of_form(signs_SC, len(R)))
-        return Expected(R, S, signs_SC, tuple(classes), (value,), 0, (size,))
-    u_RC = _signs_of_rows(signs_SC, len(R))
+        return _expected_mean(autograd, directions, left, right, R, S, signs_SC)
+    classes = tuple(torch.randperm(C, generator=generator)[:_CLASSES].tolist())
+    u_RC = _repeated_signs(signs_SC, len(R))
     parts = [directions] if outputs == "full" else [directions.part(c, c + 1) for c in classes]
-    made = []
+    forms = []
     for some in parts:
         v_SC = None if rows is columns else signs_SC[:, : len(some)]
-        made.append(plain.form(left, right, some, u_RC[:, : len(some)], v_SC, begun_RO))
-    return Expected(
-        R,
-        S,
-        signs_SC,
-        tuple(classes),
-        tuple(each.value for each in made),
-        0,
-        tuple(each.size for each in made),
-        made[0].outputs_RO[:1],
-    )
+        forms.append(autograd.form(left, right, some, u_RC[:, : len(some)], v_SC, logits_RO))
+    values = tuple(each.value for each in forms)
+    sizes = tuple(each.size for each in forms)
+    return Expected(R, S, signs_SC, classes, values, sizes, forms[0].outputs_RO[:1])
+
+
+def _expected_mean(
+    autograd: AutogradProducts,
+    directions: Directions,
+    left: Tensor,
+    right: Tensor,
+    rows_R: Tensor,
+    columns_S: Tensor,
+    signs_SC: Tensor,
+) -> Expected:
+    """Return the number uᵀKv for the mean of the kernels of all outputs."""
+    v_SC = signs_SC[:, :1]
+    u_R = _repeated_signs(v_SC, len(rows_R))[:, 0]
+    form = autograd.mean_form(left, right, directions, u_R, v_SC[:, 0])
+    return Expected(rows_R, columns_S, signs_SC, (), (form.value,), (form.size,))
 
 
 def examples_of_forms(count: int) -> Tensor:
-    """Return which of so many rows the numbers uᵀKv are of: the first and, for each sixteen, another."""
+    """Return the rows that numbers uᵀKv are of: the first one, and another one for every sixteen."""
     others = 1 + torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))
     first = torch.zeros(1, dtype=others.dtype)
     return torch.cat([first, others[: max(1, count // 16 - 1)]])[:_EXAMPLES]
 
 
-def _signs_of_rows(signs_SC: Tensor, rows: int) -> Tensor:
-    """Return the columns' signs for so many rows; there can be more rows than columns."""
+def _repeated_signs(signs_SC: Tensor, rows: int) -> Tensor:
+    """Return the columns' signs for so many rows, of which there may be more than columns."""
     return signs_SC.repeat(-(-rows // len(signs_SC)), 1)[:rows]
 
 
-def _signs_of_form(signs_SC: Tensor, rows: int) -> Tensor:
-    """Return u and v, one behind the other; both are the first column's signs."""
-    v_SC = signs_SC[:, :1]
-    return torch.cat([_signs_of_rows(v_SC, rows), v_SC])[:, 0]
-
-
 def zero_notes(expected: Expected, outputs: Outputs, values: Tensor) -> tuple[str, ...]:
-    """Return what has to be known of a Gram of examples with themselves that is zero.
+    """Return a note if a symmetric Gram is zero on the diagonal at the rows that are checked.
 
-    Its diagonal tells, at the rows that are checked: there it holds the squares of gradients.
+    The diagonal holds the squared norms of gradients.
     """
     rows_R = expected.rows_R.to(values.device)
     if outputs == "full":
@@ -196,13 +177,13 @@ def zero_notes(expected: Expected, outputs: Outputs, values: Tensor) -> tuple[st
     if values[..., rows_R, rows_R].any():
         return ()
     return (
-        f"the kernel is zero at the {len(expected.rows_R)} examples that were looked at: no output "
-        "that it is taken of has a gradient there",
+        f"the kernel is zero at the {len(expected.rows_R)} examples that were checked: none of the "
+        "outputs that it is taken of has a gradient there",
     )
 
 
 def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramCheck:
-    """Compare a Gram with the products that it has to have.
+    """Compare a Gram with the products that it must have.
 
     Raises
     ------
@@ -210,9 +191,9 @@ def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramChec
         They differ by more than rounding.
     """
     signs_SC = expected.signs_SC.to(values)
-    # Only these numbers are read: the Gram may be larger than memory.
+    # Only these numbers are read, since the Gram may be larger than memory.
     at = expected.rows_R.to(values.device)[:, None], expected.columns_S.to(values.device)
-    u_RC = _signs_of_rows(signs_SC, len(expected.rows_R))
+    u_RC = _repeated_signs(signs_SC, len(expected.rows_R))
     if outputs == "full":
         C = signs_SC.shape[1]
         blocks = values.view(values.shape[0] // C, C, values.shape[1] // C, C)[at[0], :, at[1]]
@@ -221,19 +202,19 @@ def check_gram(expected: Expected, outputs: Outputs, values: Tensor) -> GramChec
         found = [values[c][at] @ signs_SC[:, :1] for c in expected.classes]
     else:
         found = [values[at] @ signs_SC[:, :1]]
-    if expected.sizes is None:
-        sizes = [wanted.norm() for wanted in expected.products]
+    sizes = expected.sizes
+    if sizes is None:
+        sizes = tuple(wanted.norm() for wanted in expected.products)
     else:
-        sizes = list(expected.sizes)
         u_RC = u_RC if outputs == "full" else u_RC[:, :1]
         found = [(u_RC.double() * each).sum() for each in found]
-    off_size = torch.stack(
+    errors_and_sizes = torch.stack(
         [
             torch.stack([(seen - wanted.to(seen)).norm().double(), size.to(seen.device).double()])
             for seen, wanted, size in zip(found, expected.products, sizes, strict=True)
         ]
-    ).tolist()  # all at once: a device would be waited for each time
-    worst = max(off / size if size else off for off, size in off_size)
+    ).tolist()  # read together, since the host waits for a device at each read
+    worst = max(error / size if size else error for error, size in errors_and_sizes)
     tolerance = _TOLERANCE[values.dtype]
     if not worst <= tolerance:
         raise KernelError(

@@ -1,7 +1,7 @@
-"""The empirical neural tangent kernel of any network, exact, from rules for its layers.
+"""The exact empirical neural tangent kernel of any network, from rules for its layers.
 
-k(x, x′) = ∇f(x)·∇f(x′), the gradients taken over the parameters (Harutyunyan et al., ICLR 2023,
-arXiv 2301.12245). Shapes: N examples, M other examples, C outputs.
+k(x, x′) = ∇f(x)·∇f(x′), where the gradients are taken over the parameters (Harutyunyan et al., ICLR
+2023, arXiv 2301.12245). Shapes: N examples, M other examples, C outputs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
+from distillens.kernel.assembly.fallback import NotBatchableError, batchable_attention
+from distillens.kernel.assembly.ranks import Ranks
+from distillens.kernel.assembly.store import GramStore, made_of
+from distillens.kernel.assembly.tiles import compute_gram
+from distillens.kernel.assembly.traced_network import TracedNetwork
+from distillens.kernel.autograd_products import AutogradProducts
 from distillens.kernel.check import (
     Expected,
     GramCheck,
@@ -25,21 +31,15 @@ from distillens.kernel.check import (
     expected_products,
     zero_notes,
 )
-from distillens.kernel.directions import Directions, Outputs, checked_outputs
-from distillens.kernel.grad_mode import differentiating
-from distillens.kernel.gradients import real_numbers
-from distillens.kernel.jacobians import batchable_attention, jacobians_pay
-from distillens.kernel.leftovers import NotBatchableError
-from distillens.kernel.makers import Makers
-from distillens.kernel.memory import free_memory
-from distillens.kernel.network import Prepared, explained, prepare
-from distillens.kernel.plain import PlainProducts
-from distillens.kernel.plan import Job, Plan, Sizes, forward_size
+from distillens.kernel.factors.cost import Speed
+from distillens.kernel.factors.limits import DEFAULT_LIMITS, Limits
+from distillens.kernel.planning.cost_model import FEW, jacobians_pay, measured_speed, typical_speed
+from distillens.kernel.planning.plan import Job, Plan, Sizes, forward_size
 from distillens.kernel.products import KernelProduct
-from distillens.kernel.ranks import Ranks
-from distillens.kernel.store import GramStore, made_of
-from distillens.kernel.tiles import compute_gram, gram_shape
-from distillens.kernel.ways import FEW, Speed, measured_speed, typical_speed
+from distillens.kernel.tracing.directions import Directions, Outputs, checked_outputs, gram_shape
+from distillens.kernel.tracing.grad_mode import differentiating
+from distillens.kernel.tracing.memory import LiveBytes, free_memory
+from distillens.kernel.tracing.network import Prepared, explained, prepare
 from distillens.progress import Progress, silent
 
 _BATCH = 256
@@ -48,7 +48,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class NTKGram:
-    """A Gram with what is known of its error."""
+    """A Gram with its plan and an estimate of its error."""
 
     values: Tensor
     """(N, M); (C, N, M) for "class-diagonal"; (NC, MC) for "full", row n·C + c."""
@@ -60,37 +60,37 @@ class NTKGram:
 
 
 class EmpiricalNTK:
-    """The kernel of a network at its weights.
+    """The empirical neural tangent kernel of a network at its weights.
 
     Parameters
     ----------
     model
         Takes (B, …) and returns logits (B, O), each row computed from its own example alone. The
         logits may also have the shape (B, O, 1, 1) or (B,), or be the entry or attribute ``logits``
-        of what is returned, or the only tensor of such a shape in a tuple. The model is copied and
-        the copy is put in evaluation mode; the model itself is not changed. A text model of
+        of the returned object, or the only tensor of such a shape in a tuple. The model is copied and
+        the copy is set to evaluation mode; the model itself is not changed. A text model of
         transformers takes tokens (B, T) in which -1 marks padding, as in
         `distillens.models.SequenceModel`.
     outputs
-        What the kernel is taken of: a logit c; a pair (a, b) for logit a minus logit b; "sum" of
-        all; "class-diagonal", each apart; "trace", the mean over logits of their kernels; "full",
-        all pairs of logits.
+        What the kernel is taken of: a logit c; a pair (a, b) for logit a minus logit b; "sum" for the
+        sum of all logits; "class-diagonal" for a kernel of each logit; "trace" for the mean of these;
+        "full" for all pairs of logits.
     parameters
         Names of the parameters to differentiate by; by default all that require gradients. Frozen
-        parameters count if they are named. A complex parameter counts as two real ones.
+        parameters are included if they are named. A complex parameter counts as two real ones.
     dtype
-        float32, or float64 where solves are ill-conditioned. The whole network is computed in this
-        type, also where its forward enters `torch.autocast` or casts to a less precise type; the
-        notes of a Gram say so.
+        float32, or float64 if solves are ill-conditioned. The whole network is computed in this type,
+        even if its forward enters `torch.autocast` or casts to a less precise type; the notes of a
+        Gram report it.
     max_memory
-        Bytes of tensors that a computation may hold beside the network and its inputs, in each
-        process; by default three quarters of what is free when it starts. The allocator and
-        libraries take up to some 32 MiB more.
+        Bytes of tensors that a computation may hold in each process, in addition to the network and
+        its inputs; by default three quarters of the memory that is free when it starts. The allocator
+        and libraries take up to about 32 MiB more.
     progress
-        Where to show how far it is.
+        Receives the progress.
     alone
-        Compute in this process only. Otherwise, where torch.distributed is initialised, its
-        processes share the work: all must make the same calls with the same inputs.
+        Compute in this process only. Otherwise, if torch.distributed is initialised, its processes
+        share the work; all must make the same calls with the same inputs.
 
     Raises
     ------
@@ -110,12 +110,14 @@ class EmpiricalNTK:
         max_memory: int | None = None,
         progress: Progress = silent,
         alone: bool = False,
+        _limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._prepared: Prepared = prepare(model, parameters, dtype)
+        self._limits = _limits
         self.outputs: Outputs = checked_outputs(outputs)
         self._max_memory = max_memory
         self._progress = progress
-        self._makers = Makers(self._prepared, self.outputs)
+        self._network = TracedNetwork(self._prepared, self.outputs, _limits)
         self._alone = alone
 
     @differentiating
@@ -129,95 +131,116 @@ class EmpiricalNTK:
         inputs, other
             The examples, (N, ...) and (M, ...).
         store
-            A folder to keep the Gram in, for one that memory cannot hold. A computation that was
-            killed goes on there, and one that was finished is read. The values are then a
-            memory map; writing to them does not change the folder.
+            A folder to keep the Gram in if memory cannot hold it. A computation that was killed is
+            resumed from the folder, and a finished one is read. The values are then a memory map;
+            writing to them does not change the folder.
 
         Raises
         ------
         KernelError
-            Inputs that do not fit or are not finite; a bound on memory that is too small; a store
-            of another Gram; a Gram that fails its check.
+            The inputs do not fit or are not finite; the memory bound is too small; the store holds
+            another Gram; the Gram fails its check.
         """
         began = time.perf_counter()
-        rows, columns = self._examples(inputs, other)
-        across = None if other is None else columns
+        rows, columns = self._prepared.pair(inputs, other)
         ranks = Ranks.here(self._alone)
-        begun_RO = self._makers.begun(rows, examples_of_forms(len(rows)).to(rows.device))
-        if store is None and ranks.count == 1 and self._jacobians_pay(rows, across):
-            found = self._gram_by_jacobians(rows, columns, across, begun_RO)
-            if found is not None:
-                return replace(found, seconds=time.perf_counter() - began)
-        try:
-            found = self._gram_by_rules(rows, columns, across, store, ranks)
-        except KernelError:
-            if not self._makers.unverified or ranks.count > 1:
-                raise
-            # The network may do something else than when it was looked at.
-            self._makers.look_again(rows)
-            found = self._gram_by_rules(rows, columns, across, store, ranks)
+        network, found = self._network, None
+        logits_RO = network.begin(rows, examples_of_forms(len(rows)).to(rows.device))
+        if store is None and self._jacobians_pay(rows, columns, ranks):
+            found = self._gram_by_jacobians(rows, columns, logits_RO)
+        if found is None:
+            try:
+                found = self._gram_by_rules(rows, columns, store, ranks)
+            except KernelError:
+                if not network.unverified or ranks.count > 1:
+                    raise
+                # The network may behave differently than when it was traced.
+                network.retrace(rows)
+                found = self._gram_by_rules(rows, columns, store, ranks)
         return replace(found, seconds=time.perf_counter() - began)
 
     def _gram_by_rules(
-        self,
-        rows: Tensor,
-        columns: Tensor,
-        across: Tensor | None,
-        store: str | Path | None,
-        ranks: Ranks,
+        self, rows: Tensor, columns: Tensor, store: str | Path | None, ranks: Ranks
     ) -> NTKGram:
-        opened = self._opened(store, rows, across, ranks)
+        opened = self._open(store, rows, columns, ranks)
         kept = opened.kept if opened else None
         speed = ranks.agreed(self._speed(rows))
         if kept:
-            # The same speed makes the same choices, and with the same sizes the same bits.
-            speed = Speed(**kept["speed"])
+            # The same speed gives the same choices, and together with the same sizes the same bits.
+            forming = {**speed.forming, **kept["speed"]["forming"]}
+            speed = Speed(**{**kept["speed"], "forming": forming})
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._makers.look_at(rows)
-            # The first product by forward derivatives takes torch half a second to prepare.
+            self._network.trace(rows)
+            # torch takes half a second to prepare its first forward-mode product.
             few = len(rows) < FEW and len(columns) < FEW
-            directions = self._makers.directions(rows)
-            expected = (self._forms if few else self._expected)(directions, rows, columns)
+            expected = (expected_forms if few else expected_products)(*self._gram_of(rows, columns))
             sizes = Sizes(**kept["sizes"]) if kept else None
-            job = self._job(rows, across, opened is not None, budget, ranks.count)
-            maker, plan = self._makers.planned(
+            job = self._job(rows, columns, opened is not None, budget, ranks.count)
+            maker, plan = self._network.plan(
                 rows, job, speed, lambda: self._counted_setup(rows, columns), sizes
             )
         plan = ranks.agreed(plan)
         keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
         values = compute_gram(
-            maker, plan, self.outputs, rows, across, self._progress, ranks, opened, keep
+            maker, plan, self.outputs, rows, columns, self._progress, ranks, opened, keep
         )
         with ranks.together():
-            check = check_gram(expected, self.outputs, values)
-            zero = zero_notes(expected, self.outputs, values) if across is None else ()
-        return NTKGram(
-            values=values,
-            outputs=self.outputs,
-            check=check,
-            plan=plan,
-            seconds=0.0,
-            notes=(*self._makers.notes, *zero),
-        )
+            return self._checked(expected, values, plan)
+
+    def _gram_by_jacobians(
+        self, rows: Tensor, columns: Tensor, logits_RO: Tensor | None
+    ) -> NTKGram | None:
+        """Return the Gram by plain Jacobians; None if rules or a trace have to decide.
+
+        That is if the Jacobians do not easily fit, if torch.func cannot batch the network, or if the
+        outputs of an example alone and among others differ.
+        """
+        network = self._network
+        job = self._job(rows, columns, False, self._budget(Ranks()), 1)
+        found = network.plan_jacobians(rows, job, typical_speed(self._prepared.device))
+        if found is None or self._prepared.network.altered_embeddings:
+            return None
+        with explained("in a backward pass"):
+            expected = expected_forms(*self._gram_of(rows, columns), logits_RO)
+        seen = rows[expected.rows_R.to(rows.device)]
+        among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
+        maker, plan = found
+        try:
+            with batchable_attention():
+                values = compute_gram(
+                    maker, plan, self.outputs, rows, columns, self._progress, Ranks()
+                )
+        except NotBatchableError:
+            return None
+        alone_1C = maker.take_alone()
+        assert alone_1C is not None
+        if not network.same_alone(rows, alone_1C, among_1O):
+            return None
+        return self._checked(expected, values, plan)
+
+    def _checked(self, expected: Expected, values: Tensor, plan: Plan) -> NTKGram:
+        check = check_gram(expected, self.outputs, values)
+        zero = zero_notes(expected, self.outputs, values) if plan.symmetric else ()
+        notes = (*self._network.notes, *zero)
+        return NTKGram(values, self.outputs, check, plan, seconds=0.0, notes=notes)
 
     @differentiating
     def plan(self, inputs: Tensor, other: Tensor | None = None, *, on_disk: bool = False) -> Plan:
-        """Return what `gram` would take, without computing it.
+        """Return the plan of a Gram, without computing the Gram.
 
-        ``on_disk`` says that the Gram will be kept in a store.
+        ``on_disk`` tells that the Gram will be kept in a store.
         """
-        rows, columns = self._examples(inputs, other)
-        across = None if other is None else columns
+        rows, columns = self._prepared.pair(inputs, other)
         speed = self._speed(rows)
         ranks = Ranks.here(self._alone)
-        job = self._job(rows, across, on_disk, self._budget(ranks), ranks.count)
-        if not on_disk and ranks.count == 1 and self._jacobians_pay(rows, across):
-            found = self._makers.jacobians_planned(rows, job, speed, timed=True)
+        job = self._job(rows, columns, on_disk, self._budget(ranks), ranks.count)
+        if not on_disk and self._jacobians_pay(rows, columns, ranks):
+            found = self._network.plan_jacobians(rows, job, speed, timed=True)
             if found is not None:
                 return found[1]
-        self._makers.look_at(rows)
-        return self._makers.planned(
+        self._network.trace(rows)
+        return self._network.plan(
             rows, job, speed, lambda: self._counted_setup(rows, columns), timed=True
         )[1]
 
@@ -225,20 +248,20 @@ class EmpiricalNTK:
     def product(self, inputs: Tensor) -> KernelProduct:
         """Return the kernel of N examples as a linear map, without its Gram.
 
-        For one output (a logit, a difference, the sum) or "full". Gradients are kept where they
-        fit ``max_memory``, and made again for each product where not.
+        For one output (a logit, a difference, the sum) or "full". Gradients are kept if they fit
+        ``max_memory``; otherwise they are made again for each product.
 
         Raises
         ------
         KernelError
-            For "class-diagonal" and "trace", which are several maps: take each logit in turn.
+            The outputs are "class-diagonal" or "trace", which are several maps.
         """
         if self.outputs in ("class-diagonal", "trace"):
             raise KernelError(
                 f"a {self.outputs} kernel is a map for each logit; take the product of each "
                 "(outputs=0, 1, ...) or use matvec"
             )
-        rows, _ = self._examples(inputs, None)
+        rows, _ = self._prepared.pair(inputs, None)
         return self._product(rows)
 
     @differentiating
@@ -258,44 +281,37 @@ class EmpiricalNTK:
         Tensor
             In the shape of the vectors.
         """
-        rows, _ = self._examples(inputs, None)
+        rows, _ = self._prepared.pair(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self.product(inputs)(vectors)
-        count = self._makers.count(rows)
+        count = self._network.size(rows).outputs
         if self.outputs == "class-diagonal" and (vectors.ndim < 2 or len(vectors) != count):
             raise KernelError(
                 f"vectors of shape {tuple(vectors.shape)} do not fit a class-diagonal kernel of "
                 f"{count} logits; give ({count}, N) or ({count}, N, M)"
             )
-        found = [
-            self._product(rows, (logit, logit + 1))(
-                vectors[logit] if self.outputs == "class-diagonal" else vectors
-            )
-            for logit in range(count)
-        ]
-        stacked = torch.stack(found)
+        each = vectors if self.outputs == "class-diagonal" else [vectors] * count
+        stacked = torch.stack([self._product(rows, (c, c + 1))(v) for c, v in enumerate(each)])
         return stacked if self.outputs == "class-diagonal" else stacked.mean(dim=0)
 
     @differentiating
     def diagonal(self, inputs: Tensor) -> Tensor:
         """Return the kernel of each example with itself: (N,), (C, N) or, for "full", (NC,)."""
-        rows, _ = self._examples(inputs, None)
+        rows, _ = self._prepared.pair(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self._product(rows, keep=False).diagonal()
-        step, count = self._outputs_at_once(rows), self._makers.count(rows)
-        found: list[Tensor] = []
-        for start in range(0, count, step):
-            some = self._product(rows, (start, min(start + step, count)), keep=False)
-            squares_CN = some.diagonal().view(len(rows), -1).T
-            if self.outputs == "class-diagonal":
-                found.append(squares_CN)
-            else:
-                # The sum over all logits so far.
-                total_N = squares_CN.double().sum(dim=0)
-                found = [found[0] + total_N if found else total_N]
+        step, count = self._outputs_at_once(rows), self._network.size(rows).outputs
+        groups = (
+            self._product(rows, (start, min(start + step, count)), keep=False).diagonal()
+            for start in range(0, count, step)
+        )
+        groups_CN = (squares.view(len(rows), -1).T for squares in groups)
         if self.outputs == "class-diagonal":
-            return torch.cat(found)
-        return (found[0] / count).to(self._prepared.dtype)
+            return torch.cat(list(groups_CN))
+        total_N = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for squares_CN in groups_CN:
+            total_N += squares_CN.double().sum(dim=0)
+        return (total_N / count).to(self._prepared.dtype)
 
     def trace(self, inputs: Tensor) -> Tensor:
         """Return Tr K in float64: a scalar, or (C,) for "class-diagonal"."""
@@ -304,11 +320,11 @@ class EmpiricalNTK:
     @differentiating
     def outputs_of(self, inputs: Tensor) -> Tensor:
         """Return the outputs that the kernel is taken of, (N, C), in the kernel's type."""
-        rows, _ = self._examples(inputs, None)
+        rows, _ = self._prepared.pair(inputs, None)
         prepared = self._prepared
-        directions = self._makers.directions(rows)
-        # One place for all: many small results, each above a pass's large scratch on the heap, would
-        # keep the allocator from using that again.
+        directions = self._network.directions(rows)
+        # One tensor for all: many small results, each allocated after the large scratch of a pass, would
+        # keep the allocator from reusing that memory.
         found = torch.empty(
             len(rows), len(directions), dtype=prepared.dtype, device=prepared.device
         )
@@ -320,27 +336,27 @@ class EmpiricalNTK:
     @differentiating
     def product_error(self, product: KernelProduct, inputs: Tensor) -> float:
         """Return ‖K̂v − Kv‖/‖Kv‖ for a random v, Kv by plain autograd over all examples."""
-        rows, _ = self._examples(inputs, None)
+        rows, _ = self._prepared.pair(inputs, None)
         prepared = self._prepared
-        directions = self._makers.directions(rows)
+        directions = self._network.directions(rows)
         generator = torch.Generator().manual_seed(0)
         vector = torch.randn(len(rows), len(directions), generator=generator, dtype=torch.float64)
         vector = vector.to(prepared.device, prepared.dtype)
-        plain = PlainProducts(prepared.network, prepared.parameters, _BATCH)
-        wanted = plain.product(rows, rows, directions, vector)
+        autograd = AutogradProducts(prepared, _BATCH)
+        wanted = autograd.product(rows, rows, directions, vector)
         found = product(vector.flatten()).view_as(wanted)
         size = float(wanted.norm())
         return float((found - wanted).norm()) / size if size else 0.0
 
     @property
     def budget(self) -> int:
-        """Bytes that a computation may take now."""
+        """Bytes that a computation may currently take."""
         return self._budget(Ranks.here(self._alone))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be known of how the gradients of the last computation were made."""
-        return self._makers.notes
+        """Notes on how the gradients of the last computation were made."""
+        return self._network.notes
 
     def _product(
         self, rows: Tensor, some: tuple[int, int] | None = None, *, keep: bool = True
@@ -352,149 +368,96 @@ class EmpiricalNTK:
         speed = ranks.agreed(self._speed(rows))
         budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._makers.look_at(rows, checked=False)
-            maker = self._makers.maker(rows, speed, None)
+            self._network.trace(rows, checked=False)
+            maker = self._network.maker(rows, speed, None)
             maker = maker if some is None else maker.some(*some)
-            passes = self._makers.passes(maker, rows, budget)
-            least = passes.fixed + passes.each
-            if 2 * self._makers.bounded_setup(rows) > budget:
-                least = max(least, self._makers.count_look(rows))
+            memory = self._network.pass_memory(maker, rows, budget)
+            least = memory.fixed + memory.each
+            if 2 * self._network.setup_bytes(rows) > budget:
+                least = max(least, self._network.counted_trace_bytes(rows))
             if budget < least:
                 raise KernelError(
                     f"max_memory = {budget} bytes is too small for the gradients of one example; "
                     f"give at least {least} bytes"
                 )
-        forward = forward_size(maker, passes, budget // 4)
-        room = min(ranks.gathered(budget - passes.fixed - forward * passes.each))
+        forward = forward_size(maker, memory, budget // 4)
+        room = min(ranks.gathered(budget - memory.fixed - forward * memory.each))
         return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
 
-    def _speed(self, rows: Tensor) -> Speed:
-        """Return how fast this machine is: typical numbers for few examples."""
-        return measured_speed(self._prepared.dtype, self._prepared.device, len(rows))
-
     def _outputs_at_once(self, rows: Tensor) -> int:
-        """Return how many logits' gradients are made together, of kernels taken one by one."""
+        """Return how many logits' gradients are made together for kernels of single logits."""
         ranks = Ranks.here(self._alone)
         speed = ranks.agreed(self._speed(rows))
-        self._makers.look_at(rows, checked=False)
-        one = self._makers.maker(rows, speed, None).some(0, 1)
+        self._network.trace(rows, checked=False)
+        one = self._network.maker(rows, speed, None).some(0, 1)
         budget = min(ranks.gathered(self._budget(ranks)))
-        passes = self._makers.passes(one, rows, budget)
-        each = passes.fixed + passes.each + 2 * one.held * one.item_size
-        most = budget // (4 * each)
-        return max(1, min(most, self._makers.count(rows)))
+        memory = self._network.pass_memory(one, rows, budget)
+        each = memory.fixed + memory.each + 2 * one.held * one.item_size
+        return max(1, min(budget // (4 * each), self._network.size(rows).outputs))
+
+    def _speed(self, rows: Tensor) -> Speed:
+        """Return how fast this machine is: a typical speed for few examples."""
+        prepared = self._prepared
+        return self._limits.speed or measured_speed(prepared.dtype, prepared.device, len(rows))
 
     def _budget(self, ranks: Ranks) -> int:
         if self._max_memory is not None:
             return self._max_memory
         return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
 
-    def _examples(self, inputs: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
-        rows = self._prepared.examples(inputs, "inputs")
-        columns = rows if other is None else self._prepared.examples(other, "other inputs")
-        if rows.shape[1:] != columns.shape[1:]:
-            raise KernelError(
-                f"inputs of shape {tuple(rows.shape)} and others of shape {tuple(columns.shape)} "
-                "do not fit; examples must have one shape"
-            )
-        return rows, columns
+    def _gram_of(
+        self, rows: Tensor, columns: Tensor
+    ) -> tuple[AutogradProducts, Directions, Outputs, Tensor, Tensor]:
+        """Return the arguments of `expected_products` and `expected_forms`."""
+        autograd = AutogradProducts(self._prepared)
+        return autograd, self._network.directions(rows), self.outputs, rows, columns
 
-    def _opened(
-        self, store: str | Path | None, rows: Tensor, columns: Tensor | None, ranks: Ranks
+    def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
+        """Return the memory of a trace and of the products that a Gram is checked against."""
+        if not self._limits.reserve_setup:
+            return 0
+        autograd, directions, outputs, *_ = self._gram_of(rows, columns)
+        # One product takes as much memory as all.
+        some = directions if outputs == "full" else directions.part(0, 1)
+        with LiveBytes() as live:
+            expected_products(autograd, some, outputs, rows, columns)
+        return max(self._network.counted_trace_bytes(rows), live.peak)
+
+    def _jacobians_pay(self, rows: Tensor, columns: Tensor, ranks: Ranks) -> bool:
+        """Return whether plain Jacobians are chosen, by `jacobians_pay` unless limits decide."""
+        if ranks.count > 1 or self._limits.jacobians is not None:
+            return ranks.count == 1 and bool(self._limits.jacobians)
+        examples = len(rows) + (0 if columns is rows else len(columns))
+        saved = self._network.size(rows).saved_bytes // self._prepared.dtype.itemsize
+        count = len(self._network.directions(rows))
+        return jacobians_pay(examples, count, self._prepared.numbers, saved)
+
+    def _open(
+        self, store: str | Path | None, rows: Tensor, columns: Tensor, ranks: Ranks
     ) -> GramStore | None:
-        """Open the store; see that all processes compute the same."""
+        """Open the store, after checking that all processes compute the same."""
         if store is None and ranks.count == 1:
             return None
-        same = made_of(self._prepared, self.outputs, rows, columns)
+        same = made_of(self._prepared, self.outputs, rows, None if columns is rows else columns)
         ranks.require_same({**same, "store": None if store is None else str(store)})
         if store is None:
             return None
-        across = len(rows) if columns is None else len(columns)
-        count = len(self._makers.directions(rows))
-        shape = gram_shape(self.outputs, count, len(rows), across)
-        return GramStore(Path(store), same, shape, self._prepared.dtype, ranks)
+        seconds, dtype = self._limits.seconds_between_marks, self._prepared.dtype
+        return GramStore(Path(store), same, self._shape(rows, columns), dtype, ranks, seconds)
 
-    def _expected(
-        self, directions: Directions, rows: Tensor, columns: Tensor, counted: bool = False
-    ) -> Expected:
-        plain = PlainProducts(self._prepared.network, self._prepared.parameters)
-        return expected_products(plain, directions, self.outputs, rows, columns, counted)
+    def _shape(self, rows: Tensor, columns: Tensor) -> tuple[int, ...]:
+        count = len(self._network.directions(rows))
+        return gram_shape(self.outputs, count, len(rows), len(columns))
 
-    def _forms(
-        self,
-        directions: Directions,
-        rows: Tensor,
-        columns: Tensor,
-        begun_RO: Tensor | None = None,
-    ) -> Expected:
-        plain = PlainProducts(self._prepared.network, self._prepared.parameters)
-        return expected_forms(plain, directions, self.outputs, rows, columns, begun_RO)
-
-    def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
-        """Return the bytes that the look at the network and the products to check against take."""
-        directions = self._makers.directions(rows)
-        # One product takes as much room as all.
-        some = directions if self.outputs == "full" else directions.part(0, 1)
-        expected = self._expected(some, rows, columns, counted=True)
-        return max(self._makers.count_look(rows), expected.bytes)
-
-    def _jacobians_pay(self, rows: Tensor, columns: Tensor | None) -> bool:
-        """Whether plain Jacobians are the faster way, by `jacobians_pay`."""
-        examples = len(rows) + (0 if columns is None else len(columns))
-        prepared, count = self._prepared, len(self._makers.directions(rows))
-        numbers = sum(real_numbers(each) for each in prepared.parameters.values())
-        kept = self._makers.first(rows).kept_bytes // prepared.dtype.itemsize
-        return jacobians_pay(examples, count, numbers, kept)
-
-    def _gram_by_jacobians(
-        self, rows: Tensor, columns: Tensor, across: Tensor | None, begun_RO: Tensor | None
-    ) -> NTKGram | None:
-        """Return the Gram by plain Jacobians; None where rules or a closer look have to decide.
-
-        That is where the Jacobians do not fit easily, where torch.func cannot batch the network, and
-        where the outputs of an example alone and among others are not alike.
-        """
-        prepared, makers = self._prepared, self._makers
-        budget = self._budget(Ranks())
-        speed = typical_speed(prepared.device)
-        job = self._job(rows, across, False, budget, 1)
-        found = makers.jacobians_planned(rows, job, speed)
-        if found is None or prepared.network.unlike:
-            return None
-        with explained("in a backward pass"):
-            expected = self._forms(makers.directions(rows), rows, columns, begun_RO)
-        seen = rows[expected.rows_R.to(rows.device)]
-        among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
-        maker, plan = found
-        try:
-            with batchable_attention():
-                values = compute_gram(
-                    maker, plan, self.outputs, rows, across, self._progress, Ranks()
-                )
-        except NotBatchableError:
-            return None
-        if not makers.alike(rows, maker.take_alone(), among_1O):
-            return None
-        check = check_gram(expected, self.outputs, values)
-        zero = zero_notes(expected, self.outputs, values) if across is None else ()
-        return NTKGram(values, self.outputs, check, plan, 0.0, (*makers.notes, *zero))
-
-    def _job(
-        self,
-        rows: Tensor,
-        columns: Tensor | None,
-        stored: bool,
-        budget: int,
-        shares: int,
-    ) -> Job:
-        across = len(rows if columns is None else columns)
-        shape = gram_shape(self.outputs, len(self._makers.directions(rows)), len(rows), across)
+    def _job(self, rows: Tensor, columns: Tensor, stored: bool, budget: int, shares: int) -> Job:
+        numbers = 0 if stored else math.prod(self._shape(rows, columns))
         return Job(
             rows=len(rows),
-            columns=None if columns is None else across,
-            gram_bytes=0 if stored else math.prod(shape) * self._prepared.dtype.itemsize,
+            columns=len(columns),
+            symmetric=columns is rows,
+            gram_bytes=numbers * self._prepared.dtype.itemsize,
             budget=budget,
-            setup_bytes=self._makers.bounded_setup(rows),
+            setup_bytes=self._network.setup_bytes(rows),
             separable=self.outputs in ("class-diagonal", "trace"),
             shares=shares,
         )

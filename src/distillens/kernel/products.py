@@ -1,8 +1,8 @@
-"""Products with a kernel whose Gram need not exist: K v = J(Jᵀv).
+"""Products with a kernel without its Gram matrix: K v = J(Jᵀv).
 
-The gradients are kept in the form that takes the least room; where even that does not fit, they are
-made again for each product. Several processes each have some of the examples. For one position, a
-linear layer takes part through its inputs and gradients alone:
+The gradients are kept in the form that takes the least memory. If even that does not fit, they are made
+again for each product. Several processes share the examples. For a single position, a linear layer
+takes part through its inputs and gradients alone:
 [(AAᵀ∘GGᵀ)v]ᵢ = aᵢᵀ(Aᵀdiag(v)G)gᵢ.
 
 Shapes: N examples, C outputs, M columns.
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.kernel.blocks import Block, BlockMaker
-from distillens.kernel.grad_mode import differentiating
-from distillens.kernel.ranks import Ranks
+from distillens.kernel.assembly.block import Block
+from distillens.kernel.assembly.block_maker import BlockMaker
+from distillens.kernel.assembly.ranks import Ranks
+from distillens.kernel.tracing.grad_mode import differentiating
 from distillens.progress import Progress, silent
 
 _MOST_ROWS = 2048
-"""Of a block: matrix products this long run at full speed."""
+"""Rows of a block at most; matrix products of this length run at full speed."""
 
 
 class KernelProduct:
@@ -31,20 +32,20 @@ class KernelProduct:
     Parameters
     ----------
     maker
-        Of the gradients; its outputs count as rows.
+        Makes the gradients; each of its outputs is a row of the kernel.
     inputs
         The examples, (N, …).
     forward
-        Examples of a forward and backward pass.
+        Examples in a forward and backward pass.
     budget
-        Bytes for gradients, the same in all processes.
+        Bytes for gradients; the same in all processes.
     ranks
-        The processes that share the examples: all must make the same calls with the same vectors,
-        and each has the whole result.
+        The processes that share the examples. All must make the same calls with the same vectors, and
+        each gets the whole result.
     keep
-        Whether gradients are kept between products, where they fit.
+        Whether gradients are kept between products if they fit.
     progress
-        Where to show how far the first pass is.
+        Receives the progress of the first pass.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class KernelProduct:
                 f"give ({self.side},) or ({self.side}, M)"
             )
         C = self._maker.outputs
-        columns_NCM = vectors.to(self._inputs.device, self._maker.dtype).reshape(
+        columns_NCM = vectors.to(self._inputs.device, self._maker.directions.dtype).reshape(
             len(self._inputs), C, -1
         )
         with self._ranks.together():
@@ -111,7 +112,7 @@ class KernelProduct:
 
     @differentiating
     def columns(self, numbers: Tensor) -> Tensor:
-        """Return K's columns of some examples, (N·C, len(numbers)·C)."""
+        """Return the kernel's columns of some examples, (N·C, len(numbers)·C)."""
         chosen = self._maker.make(self._inputs[numbers], self._forward)
         C = self._maker.outputs
         shape = torch.Size([len(self._inputs), C, len(chosen) * C])
@@ -120,12 +121,12 @@ class KernelProduct:
 
     @differentiating
     def diagonal(self) -> Tensor:
-        """Return K's diagonal, (N·C,)."""
+        """Return the kernel's diagonal, (N·C,)."""
         shape = torch.Size([len(self._inputs), self._maker.outputs])
         return self._filled(shape, lambda block: block.squares()).flatten()
 
     def _pulled(self, columns_NCM: Tensor) -> list[Tensor]:
-        """Return Jᵀv of this process's examples."""
+        """Return Jᵀv for the examples of this process."""
         total: list[Tensor] | None = None
         for start, block in self._blocks():
             pulled = block.pull(columns_NCM[start : start + len(block)])
@@ -135,13 +136,13 @@ class KernelProduct:
                 for sum_, part in zip(total, pulled, strict=True):
                     sum_ += part
         if total is None:
-            # More processes than examples: nothing of one has the right shapes.
+            # This process has no examples; zero times one example has the right shapes.
             total = [part.contiguous() for part in self._made(0).pull(0 * columns_NCM[:1])]
         return total
 
     def _filled(self, shape: torch.Size, rows_of: Callable[[Block], Tensor]) -> Tensor:
-        """Return rows of all examples, made block by block and brought together."""
-        found = torch.zeros(shape, dtype=self._maker.dtype, device=self._inputs.device)
+        """Return rows of all examples, computed block by block and gathered from all processes."""
+        found = torch.zeros(shape, dtype=self._maker.directions.dtype, device=self._inputs.device)
         with self._ranks.together():
             for start, block in self._blocks():
                 found[start : start + len(block)] = rows_of(block)

@@ -1,7 +1,7 @@
-"""How alike the kernels of two networks are, without a Gram of either.
+"""The similarity of the kernels of two networks, without a Gram matrix of either.
 
-E_v ⟨K_f v, K_g v⟩ / (‖K_f v‖ ‖K_g v‖) over v ∼ N(0, I): one gradient and one directional derivative
-of each network a probe (Harutyunyan et al., ICLR 2023, arXiv 2301.12245, eq. 12). K is the full
+E_v ⟨K_f v, K_g v⟩ / (‖K_f v‖ ‖K_g v‖) over v ∼ N(0, I). A probe v takes one gradient and one directional
+derivative of each network (Harutyunyan et al., ICLR 2023, arXiv 2301.12245, eq. 12). K is the full
 kernel, (NO, NO) for O outputs.
 
 Their centred alignment (Cortes, Mohri, Rostamizadeh, JMLR 2012, Def. 4) comes from the same products,
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from distillens.errors import KernelError
-from distillens.kernel.directions import directions
-from distillens.kernel.grad_mode import differentiating
-from distillens.kernel.network import explained, prepare
-from distillens.kernel.plain import PlainProducts
+from distillens.kernel.autograd_products import AutogradProducts
+from distillens.kernel.tracing.grad_mode import differentiating
+from distillens.kernel.tracing.network import explained, prepare
 from distillens.progress import Progress, silent
 
 
@@ -35,9 +34,9 @@ class NTKSimilarity:
 
     value: float
     standard_error: float | None
-    """Of the mean; None for one probe."""
+    """Standard error of the mean; None for one probe."""
     cosines: tuple[float, ...]
-    """One a probe."""
+    """One for each probe."""
     examples: int
 
 
@@ -50,7 +49,7 @@ class CentredNTKAlignment:
 
     value: float
     standard_error: float | None
-    """By the jackknife over probes; None for one probe."""
+    """Standard error by the jackknife over probes; None for one probe."""
     probes: int
     examples: int
 
@@ -72,19 +71,19 @@ def ntk_similarity(
     Parameters
     ----------
     model, other
-        Networks with the same outputs, say a student and its teacher; both stay as they are.
+        Networks with the same outputs, such as a student and its teacher; neither is changed.
     inputs
         N examples that both take, (N, ...).
     probes
-        Random vectors; each costs about five forward passes of each network.
+        Number of random vectors; each costs about five forward passes of each network.
     seed
-        Of the probes.
+        Seed of the probes.
     dtype
         float32 or float64.
     batch
-        Examples of a pass.
+        Examples in a pass.
     progress
-        Where to show how far it is.
+        Receives the progress.
 
     Raises
     ------
@@ -155,18 +154,21 @@ def _moved(
     centred: bool,
     progress: Progress,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each probe times both kernels, (N, O), on both sides centred where asked."""
+    """Yield the products of both kernels with each probe, (N, O), centred on both sides if asked for."""
     if probes < 1:
         raise KernelError(f"{probes} probes; give at least 1")
     prepared = [prepare(each, None, dtype) for each in (model, other)]
     examples = [each.examples(inputs, "inputs") for each in prepared]
-    counts = [each.count_outputs(x[:1]) for each, x in zip(prepared, examples, strict=True)]
+    all_outputs = [
+        each.directions("full", x[:1]) for each, x in zip(prepared, examples, strict=True)
+    ]
+    counts = [len(each) for each in all_outputs]
     if counts[0] != counts[1]:
         raise KernelError(
             f"the networks have {counts[0]} and {counts[1]} outputs; their kernels can be compared "
             "for the same outputs only"
         )
-    products = [PlainProducts(each.network, each.parameters, batch) for each in prepared]
+    products = [AutogradProducts(each, batch) for each in prepared]
     generator = torch.Generator().manual_seed(seed)
     with progress(title, probes) as advance:
         for _ in range(probes):
@@ -174,8 +176,7 @@ def _moved(
             if centred:
                 probe = probe - probe.mean(dim=0)
             moved = []
-            for product, x in zip(products, examples, strict=True):
-                every = directions("full", counts[0], dtype, x.device)
+            for product, x, every in zip(products, examples, all_outputs, strict=True):
                 with explained("while its kernel is computed"):
                     found = product.product(x, x, every, probe.to(x.device, dtype)).double().cpu()
                 if centred:

@@ -1,8 +1,8 @@
-"""Attention of torch.nn: one function that projects, attends and projects again.
+"""Attention of torch.nn, a single function that projects, attends and projects again.
 
-It is made anew from linear maps, which have a rule, and an attention without parameters.
+It is rewritten as linear maps, which have a rule, and an attention without parameters.
 
-Shapes: N examples, L positions that ask, S positions that are asked, E features, H heads.
+Shapes: N examples, L query positions, S key positions, E features, H heads.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from distillens.kernel.rules.rule import Rewriting
 
 
 class Attention(Rewriting):
-    """torch.nn.MultiheadAttention and what is made of it, without learned or added keys."""
+    """torch.nn.MultiheadAttention and the layers that contain it, without learned or added keys."""
 
     functions = (functional.multi_head_attention_forward,)
     positional = tuple(signature(functional.multi_head_attention_forward).parameters)
 
     def rewrite(self, arguments: dict[str, Any]) -> tuple[Any] | None:
-        """Return outputs (L, N, E) and, if asked for, the attention's weights.
+        """Return outputs (L, N, E) and, if asked for, the attention weights.
 
-        None for learned or added keys, for dropout that is on, for a batch without an axis of its
-        own, and for shapes of masks that the function itself has to judge.
+        None for learned or added keys, for active dropout, for unbatched inputs, and for masks whose
+        shapes the function itself has to validate.
         """
         given = {
             name: each.default for name, each in signature(self.functions[0]).parameters.items()
@@ -47,7 +47,7 @@ class Attention(Rewriting):
         causal = bool(given["is_causal"]) and given["attn_mask"] is not None
         if given["is_causal"] and not causal:
             return None
-        # The function takes the hint at its word only where no other mask counts.
+        # The function relies on the hint only if no other mask is given.
         causal = causal and given["key_padding_mask"] is None and not given["need_weights"]
         padding = given["key_padding_mask"]
         mask = None
@@ -76,12 +76,12 @@ class Attention(Rewriting):
 def _projected(
     query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, by calls that see whole parameters."""
+    """Return queries, keys and values, by calls that receive whole parameters."""
     weight, bias = given["in_proj_weight"], given["in_proj_bias"]
     each = (query, key, value)
     if not given["use_separate_proj_weight"]:
-        # Each distinct input goes through the whole weight: parts of a weight would be other
-        # tensors, which nothing would count as uses of it.
+        # Each distinct input goes through the whole weight: a slice of a weight is another tensor,
+        # whose use would not be recorded as a use of the weight.
         thirds = {
             id(input): functional.linear(input, weight, bias).chunk(3, dim=2)
             for input in _distinct(each)
@@ -96,7 +96,7 @@ def _projected(
     )
     if bias is None:
         return q, k, v
-    # A linear map of no features gives the three biases as they are, at each position.
+    # A linear map of no features returns the three biases at each position.
     nothing = bias.new_empty(len(bias), 0)
     of_query = functional.linear(query[..., :0], nothing, bias)
     of_key = functional.linear(key[..., :0], nothing, bias)
@@ -111,7 +111,7 @@ def _distinct(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 def _mask(
     attention: Tensor | None, padding: Tensor | None, shape: tuple[int, int, int, int], like: Tensor
 ) -> Tensor | None:
-    """Return what is added to the scores, broadcast to (N, H, L, S); None for other shapes."""
+    """Return the mask to add to the scores, broadcast to (N, H, L, S); None for other shapes."""
     N, H, L, S = shape
     total = like.new_zeros(())
     if attention is not None:
@@ -128,7 +128,7 @@ def _mask(
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """Return a mask of true where nothing is seen, or of numbers to add, as numbers to add."""
+    """Return a boolean mask, true at masked positions, or an additive mask as an additive mask."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
     return mask.to(like.dtype)

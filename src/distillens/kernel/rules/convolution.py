@@ -1,27 +1,36 @@
 """Convolutions in one and two dimensions: strides, dilation, padding, groups.
 
-Padding modes other than zeros come as a padding of their own before the call.
+torch applies padding modes other than zeros in an operation of their own before the convolution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from distillens.kernel.factors import Cost, Factor, Outer, Pairing, Role, own
+from distillens.kernel.factors.cost import Cost, Operation, Work
+from distillens.kernel.factors.factor import Factor, Pairing, Role
+from distillens.kernel.factors.factored import compact
+from distillens.kernel.factors.outer_products import OuterProducts
 from distillens.kernel.rules.rule import Call, Rule
+
+_NARROW, _WIDE = 16, 128
+"""Output channels of a group at which the speeds of forming gradients are measured; for other numbers
+of channels they are interpolated."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """How a kernel moves over its inputs; one number an axis (two axes; the first of 1-d is 1)."""
+    """How a kernel moves over its inputs: one number per axis, of which 1-d convolutions have two, the
+    first of size 1."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -31,14 +40,58 @@ class Window:
     groups: int
 
 
+def _work(multiply_adds: float, operation: str, channels: float) -> Work:
+    """Return work at a speed between those for few and for many output channels."""
+    wide = min(max((channels - _NARROW) / (_WIDE - _NARROW), 0.0), 1.0)
+    return Work(multiply_adds, ((f"thinly_{operation}", 1.0 - wide), (operation, wide)))
+
+
+def _benchmark(
+    channels: int, direct: bool, dtype: torch.dtype, device: str
+) -> tuple[float, Callable[[], object]]:
+    """Return the multiply-adds of forming the gradients by a convolution, and what does it."""
+    into, side, size = (48, 14, 5) if channels == _WIDE else (16, 34, 3)
+    window = Window((size, size), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    # With few examples all would stay in the caches.
+    images = torch.ones(32, into, side, side, dtype=dtype, device=device)
+    positions = (side - size + 1) ** 2
+    gradients = torch.ones(32, 1, 1, channels, positions, dtype=dtype, device=device).mT
+    target = torch.empty(32, 1, channels * into * size**2, dtype=dtype, device=device)
+
+    def work() -> None:
+        # A new factor each time, since it keeps its patches.
+        factor = ConvolutionGradients(images, window, gradients, ("weight",))
+        (factor.write_directly if direct else factor.write)("weight", target)
+
+    return float(target.numel() * positions), work
+
+
+_TYPICAL = {
+    "patched": {"cpu": 1e10, "cuda": 4e12},
+    "thinly_patched": {"cpu": 6e9, "cuda": 2e12},
+    "convolved": {"cpu": 8e9, "cuda": 5e11},
+    "thinly_convolved": {"cpu": 1e10, "cuda": 5e11},
+}
+"""Measured on a CPU; the numbers for GPUs are estimates from data sheets."""
+OPERATIONS = tuple(
+    Operation(
+        name,
+        typical,
+        partial(_benchmark, _NARROW if "thinly" in name else _WIDE, "convolved" in name),
+    )
+    for name, typical in _TYPICAL.items()
+)
+
+
 class Convolution(Rule):
-    """conv1d and conv2d; the positions are the pixels of the output."""
+    """conv1d and conv2d; the pixels of the output are the positions."""
 
     functions = (functional.conv1d, functional.conv2d)
     positional = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    operations = OPERATIONS
 
     def read(self, arguments: dict[str, Any]) -> Call | None:
-        """Return the call; None for one picture without an axis of examples."""
+        """Return the call; None for a single image without a batch axis."""
         weight: Tensor = arguments["weight"]
         if arguments["input"].ndim != weight.ndim:
             return None
@@ -49,7 +102,7 @@ class Convolution(Rule):
         if isinstance(padding, str):
             reach = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
             total = reach if padding == "same" else [0, 0]
-            # As torch does: the odd pixel goes to the end.
+            # Like torch, put the odd pixel at the end.
             (top, bottom), (left, right) = ((size // 2, size - size // 2) for size in total)
         else:
             top, left = _axes(padding, axes, 0)
@@ -73,9 +126,9 @@ class Convolution(Rule):
         window: Window = call.settings
         groups = window.groups
         several = inputs_B.ndim > call.inputs.ndim
-        pictures = inputs_B.shape[1] if several else 1
+        images = inputs_B.shape[1] if several else 1
         if several:
-            # An example has several pictures: their pixels are positions alike.
+            # An example has several images: the pixels of all of them are positions.
             inputs_B, gradients_BC = inputs_B.flatten(0, 1), gradients_BC.transpose(2, 3)
         if inputs_B.ndim == 3:
             inputs_B = inputs_B[:, :, None]
@@ -83,28 +136,32 @@ class Convolution(Rule):
         gradients_BCKgT = gradients_BC.reshape(B, C, groups, channels // groups, -1)
         if several:
             patches_BKTa = _patches(inputs_B, window)
-            patches_BKTa = patches_BKTa.unflatten(0, (-1, pictures)).transpose(1, 2).flatten(2, 3)
-            return Outer(patches_BKTa, gradients_BCKgT.mT, roles)
-        return Patched(inputs_B, window, gradients_BCKgT.mT, roles)
+            patches_BKTa = patches_BKTa.unflatten(0, (-1, images)).transpose(1, 2).flatten(2, 3)
+            return OuterProducts(patches_BKTa, gradients_BCKgT.mT, roles)
+        return ConvolutionGradients(inputs_B, window, gradients_BCKgT.mT, roles)
 
 
-class Patched(Outer):
-    """A convolution of one picture an example; its patches are made when they are asked for."""
+class ConvolutionGradients(OuterProducts):
+    """A convolution of one image per example, whose patches are made when they are needed.
+
+    The gradients by the weight are formed by products of patches, or directly by one convolution that
+    has a group for each example, makes no patches and is faster for few channels.
+    """
 
     def __init__(
         self,
-        pictures_BcHW: Tensor,
+        images_BcHW: Tensor,
         window: Window,
         gradients_BCKTg: Tensor,
         roles: tuple[Role, ...],
     ) -> None:
-        self._pictures, self._window = pictures_BcHW, window
+        self._images, self._window = images_BcHW, window
         self.gradients_BCKTg, self.roles = gradients_BCKTg, roles
 
     @cached_property
     def inputs_BKTa(self) -> Tensor:  # type: ignore[override]  # noqa: N802
-        """What the kernel sees at each position."""
-        return _patches(self._pictures, self._window)
+        """The patch at each position."""
+        return _patches(self._images, self._window)
 
     def numbers(self, role: Role) -> int:
         """Return how many numbers the parameter has."""
@@ -115,75 +172,78 @@ class Patched(Outer):
         """Return the fan-in, and the numbers of an example's patches."""
         return float(self._fan_in), float(self._window.groups * self.positions * self._fan_in)
 
-    def written_cost(self, pairing: Pairing) -> Cost:
-        """Return the cost of writing the gradients out, from patches."""
-        cost = super().written_cost(pairing)
-        patched, rows = cost.example_products, self.outputs * self.gradients_BCKTg.shape[4]
-        return replace(cost, example_products=0.0, example_patched=patched, channels=float(rows))
+    def materialised_cost(self, pairing: Pairing) -> Cost:
+        """Return the cost of materialising the gradients by products of patches."""
+        cost = super().materialised_cost(pairing)
+        # All outputs share the patches, which serve one product of many rows.
+        rows = self.outputs * self.gradients_BCKTg.shape[4]
+        return replace(cost, forming=_work(cost.forming.multiply_adds, "patched", rows))
 
-    def convolved_cost(self, pairing: Pairing) -> Cost | None:
-        """Return the cost of writing the gradients out by a convolution; no patches are made."""
-        # Several outputs share the patches, which then serve one product of many rows.
+    def direct_cost(self, pairing: Pairing) -> Cost | None:
+        """Return the cost of materialising the gradients by a convolution; None for several outputs."""
         if self.outputs > 1 or "weight" not in self.roles:
             return None
-        cost = self.written_cost(pairing)
-        return replace(cost, example_patched=0.0, example_convolved=cost.example_patched)
+        cost = super().materialised_cost(pairing)
+        rows = self.gradients_BCKTg.shape[4]
+        return replace(cost, forming=_work(cost.forming.multiply_adds, "convolved", rows))
 
-    def late_cost(self, pairing: Pairing) -> Cost | None:
-        """Return the cost of keeping pictures and gradients; None for groups."""
+    def streamed_cost(self, pairing: Pairing) -> Cost | None:
+        """Return the cost of keeping images and gradients; None for several groups."""
         if "weight" not in self.roles or self._window.groups > 1:
             return None
-        held = self._pictures[0].numel() + self.outputs * self.gradients_BCKTg[0, 0].numel()
-        # A product for each output: their rows are not joined, as they are where all is written.
-        channels = float(self.gradients_BCKTg.shape[4])
-        return replace(self.written_cost(pairing), held=float(held), channels=channels)
+        cost = super().materialised_cost(pairing)
+        held = self._images[0].numel() + self.outputs * self.gradients_BCKTg[0, 0].numel()
+        # There is one product for each output; their rows are not joined.
+        work = _work(cost.forming.multiply_adds, "patched", self.gradients_BCKTg.shape[4])
+        return replace(cost, forming=work, held=float(held))
 
     @property
-    def unit(self) -> int:
-        """The columns of one channel, which are patches of one picture."""
+    def column_unit(self) -> int:
+        """The columns of one channel."""
         return math.prod(self._window.kernel)
 
     @property
-    def made(self) -> int:
-        """The patches of a channel and the channel with its padding, in columns' worth."""
+    def column_scratch(self) -> int:
+        """Numbers of a channel's patches and of the padded channel, divided by its columns."""
         left, right, top, bottom = self._window.padding
-        high, wide = self._pictures.shape[2:]
+        high, wide = self._images.shape[2:]
         padded = (high + top + bottom) * (wide + left + right)
-        # Channels that lie last are put first in a copy of their own.
-        copies = 1 if self._pictures.is_contiguous() else 2
-        return self.positions + -(-copies * padded // self.unit)
+        # Images in the channels-last format are copied.
+        copies = 1 if self._images.is_contiguous() else 2
+        return self.positions + -(-copies * padded // self.column_unit)
 
-    def unwritten(self, copying: bool) -> Patched:
-        """Return the factor with its pictures in place of patches; copied if asked for."""
-        pictures = self._pictures.clone() if copying else own(self._pictures)
-        return Patched(pictures, self._window, own(self.gradients_BCKTg), self.roles)
+    def for_streaming(self, copy_inputs: bool) -> ConvolutionGradients:
+        """Return the factor with its images in place of patches."""
+        images = self._images.clone() if copy_inputs else compact(self._images)
+        gradients = compact(self.gradients_BCKTg)
+        return ConvolutionGradients(images, self._window, gradients, self.roles)
 
-    def columns(self, examples: slice, columns: slice) -> Tensor:
-        """Return the patches of some channels of some pictures, (B, T, w)."""
-        channels = slice(columns.start // self.unit, columns.stop // self.unit)
-        return _patches(self._pictures[examples, channels], self._window)[:, 0]
+    def input_columns(self, examples: slice, columns: slice) -> Tensor:
+        """Return the patches of some channels of some images, (B, T, w)."""
+        channels = slice(columns.start // self.column_unit, columns.stop // self.column_unit)
+        return _patches(self._images[examples, channels], self._window)[:, 0]
 
-    def convolve(self, role: Role, target_BCp: Tensor) -> None:
-        """Write the gradients to a place: a convolution with a group for each example and group."""
+    def write_directly(self, role: Role, target_BCp: Tensor) -> None:
+        """Write the gradients by a convolution with a group for each example and group."""
         if role == "bias":
             self.write(role, target_BCp)
             return
         window = self._window
         left, right, top, bottom = window.padding
-        pictures, padding = self._pictures, (top, left)
+        images, padding = self._images, (top, left)
         if (left, top) != (right, bottom):
-            pictures, padding = functional.pad(pictures, window.padding), (0, 0)
-        B, channels = pictures.shape[:2]
+            images, padding = functional.pad(images, window.padding), (0, 0)
+        B, channels = images.shape[:2]
         K, g = self.gradients_BCKTg.shape[2], self.gradients_BCKTg.shape[4]
-        places = _places(window, self._pictures.shape[2:])
-        # Its stubs know of one number for both axes only.
+        places = _places(window, self._images.shape[2:])
+        # The type stubs of conv2d_weight accept one number for both axes only.
         each_axis: Any = {
             "stride": window.stride,
             "padding": padding,
             "dilation": window.dilation,
         }
         weights = conv2d_weight(
-            pictures.reshape(1, B * channels, *pictures.shape[2:]),
+            images.reshape(1, B * channels, *images.shape[2:]),
             (B * K * g, channels // K, *window.kernel),
             self.gradients_BCKTg.mT.reshape(1, B * K * g, *places),
             groups=B * K,
@@ -193,19 +253,19 @@ class Patched(Outer):
 
     @property
     def _fan_in(self) -> int:
-        return self._pictures.shape[1] // self._window.groups * math.prod(self._window.kernel)
+        return self._images.shape[1] // self._window.groups * math.prod(self._window.kernel)
 
 
-def _patches(pictures_BcHW: Tensor, window: Window) -> Tensor:
-    """Return what the kernel sees at each position, (B, K, T, a), as a transposed view.
+def _patches(images_BcHW: Tensor, window: Window) -> Tensor:
+    """Return the patch at each position, (B, K, T, a), as a transposed view.
 
-    One strided view holds all patches, so that they are copied once, row by row of the picture.
+    A strided view holds all patches, so that they are copied once, row by row of the image.
     """
-    places = _places(window, pictures_BcHW.shape[2:])
-    pictures_BcHW = functional.pad(pictures_BcHW, window.padding).contiguous()
-    B, channels = pictures_BcHW.shape[:2]
-    example, channel, down, across = pictures_BcHW.stride()
-    view = pictures_BcHW.as_strided(
+    places = _places(window, images_BcHW.shape[2:])
+    images_BcHW = functional.pad(images_BcHW, window.padding).contiguous()
+    B, channels = images_BcHW.shape[:2]
+    example, channel, down, across = images_BcHW.stride()
+    view = images_BcHW.as_strided(
         (B, channels, *window.kernel, *places),
         (
             example,
@@ -220,7 +280,7 @@ def _patches(pictures_BcHW: Tensor, window: Window) -> Tensor:
 
 
 def _places(window: Window, sides: Sequence[int]) -> list[int]:
-    """Return how many positions the kernel takes along each axis of a picture."""
+    """Return how many positions the kernel has along each axis of an image."""
     left, right, top, bottom = window.padding
     return [
         (side + around - step * (size - 1) - 1) // stride + 1
@@ -236,7 +296,7 @@ def _places(window: Window, sides: Sequence[int]) -> list[int]:
 
 
 def _axes(value: int | tuple[int, ...], axes: int, front: int) -> tuple[int, int]:
-    """Return one number for each of two axes; for one axis a neutral one stands in front."""
+    """Return one number for each of two axes; a single axis is preceded by a neutral number."""
     each = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(each) == 1:
         each = each * axes

@@ -1,4 +1,4 @@
-"""Embeddings: rows of a table, looked up by whole numbers."""
+"""Embeddings: rows of a table that integers select."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillens.errors import KernelError
-from distillens.kernel.factors import Factor, Role
+from distillens.kernel.factors.factor import Factor, Role
+from distillens.kernel.factors.tokens import TokenGradients
 from distillens.kernel.rules.rule import Call, Rule
-from distillens.kernel.tokens import Tokens
 
 
 class Embedding(Rule):
-    """y = W[token]; all axes of the tokens behind the examples are positions."""
+    """y = W[token]; the axes of the tokens after the examples are positions."""
 
     functions = (functional.embedding,)
     positional = tuple(signature(functional.embedding).parameters)
 
     def read(self, arguments: dict[str, Any]) -> Call | None:
-        """Return the call; None where it also changes its weight, as ``max_norm`` does.
+        """Return the call; None if it also changes its weight, as ``max_norm`` does.
 
         Raises
         ------
         KernelError
-            The gradients that autograd gives are not those of the function.
+            Autograd does not return the gradients of the function.
         """
         weight: Tensor = arguments["weight"]
         if arguments.get("scale_grad_by_freq") and weight.requires_grad:
@@ -44,12 +44,12 @@ class Embedding(Rule):
     def factor(
         self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]
     ) -> Factor:
-        """Return tokens and the gradients at their places."""
+        """Return the tokens and the gradients by the rows that they look up."""
         tokens_BT = inputs_B.reshape(len(inputs_B), -1)
         shape = (*gradients_BC.shape[:2], 1, -1, gradients_BC.shape[-1])
         gradients_BC1Tg = gradients_BC.reshape(shape)
         if call.settings is not None:
-            # torch gives the padding's row no gradient, although the outputs depend on it.
+            # torch sets the gradient by the padding row to zero, although the outputs depend on it.
             counts_BT = (tokens_BT != call.settings).to(gradients_BC)
             gradients_BC1Tg = gradients_BC1Tg * counts_BT[:, None, None, :, None]
-        return Tokens(tokens_BT, gradients_BC1Tg, len(call.parameters["weight"]))
+        return TokenGradients(tokens_BT, gradients_BC1Tg, len(call.parameters["weight"]))

@@ -1,65 +1,65 @@
 """Normalisations: BatchNorm with running statistics, LayerNorm, GroupNorm, RMSNorm.
 
 Their weight multiplies the normalised input x̂ and their bias is added to it, so the gradients are
-Σ g x̂ and Σ g over whatever each number of the weight is applied to.
+Σ g x̂ and Σ g over the positions that each number of the parameter is applied to.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
-from distillens.kernel.factors import Factor, Role, Written
+from distillens.kernel.factors.factor import Factor, Materialised, Role
 from distillens.kernel.rules.rule import Call, Rule
-
-
-@dataclass(frozen=True)
-class Normalised:
-    """How the input becomes x̂, for a block of examples."""
-
-    of: Callable[[Tensor], Tensor]
 
 
 class _Normalisation(Rule):
     def read(self, arguments: dict[str, Any]) -> Call | None:
-        """Return the call, None where there is neither weight nor bias."""
-        parameters: dict[Role, Tensor] = {}
+        """Return the call; None if it has neither weight nor bias."""
         roles: tuple[Role, ...] = ("weight", "bias")
-        for role in roles:
-            if isinstance(arguments.get(role), Tensor):
-                parameters[role] = arguments[role]
+        parameters: dict[Role, Tensor] = {
+            role: arguments[role] for role in roles if arguments.get(role) is not None
+        }
         normalised = self.normalised(arguments)
         if normalised is None or not parameters:
             return None
-        return Call(parameters, arguments["input"], Normalised(normalised))
+        return Call(parameters, arguments["input"], normalised)
 
     def factor(
         self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]
     ) -> Factor:
-        """Return the sums over what each number of the parameter is applied to."""
+        """Return the gradients, summed over the positions that each number is applied to."""
         made: dict[Role, Tensor] = {}
         several = inputs_B.ndim > call.inputs.ndim
         size = next(iter(call.parameters.values())).numel()
         for role in roles:
             products = gradients_BC
             if role == "weight":
-                normalised_B = call.settings.of(inputs_B.flatten(0, 1) if several else inputs_B)
+                normalised_B = call.settings(inputs_B.flatten(0, 1) if several else inputs_B)
                 products = gradients_BC * normalised_B.reshape(inputs_B.shape)[:, None]
             if several:
-                # An example has several samples of what is normalised.
+                # Each example holds several samples that are normalised.
                 products = products.sum(dim=2)
             made[role] = self.summed(products, size)
-        return Written(made)
+        return Materialised(made)
 
-    @abstractmethod
     def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return how inputs become x̂; None if that depends on other examples."""
+        """Return the map from inputs to x̂; None if it depends on other examples.
+
+        By default it is the function itself without weight and bias.
+        """
+        settings = {
+            name: each
+            for name, each in arguments.items()
+            if name not in ("input", "weight", "bias")
+        }
+        return partial(self.functions[0], **settings)
 
     @abstractmethod
     def summed(self, products_BC: Tensor, size: int) -> Tensor:
@@ -67,10 +67,10 @@ class _Normalisation(Rule):
 
 
 class _ByChannel(_Normalisation):
-    """The weight has one number a channel, the first axis after the examples."""
+    """The weight has one number for each channel, the first axis after the examples."""
 
     def summed(self, products_BC: Tensor, size: int) -> Tensor:
-        """Sum over all axes behind the channels."""
+        """Sum over all axes after the channels."""
         return products_BC.flatten(3).sum(dim=3) if products_BC.ndim > 3 else products_BC
 
 
@@ -84,7 +84,7 @@ class _ByFeature(_Normalisation):
 
 
 class BatchNorm(_ByChannel):
-    """BatchNorm with running statistics; with those of the batch there is no kernel."""
+    """BatchNorm with running statistics; with batch statistics no kernel is defined."""
 
     functions = (functional.batch_norm,)
     positional = tuple(signature(functional.batch_norm).parameters)
@@ -109,11 +109,6 @@ class GroupNorm(_ByChannel):
     functions = (functional.group_norm,)
     positional = tuple(signature(functional.group_norm).parameters)
 
-    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function without weight and bias."""
-        groups, eps = arguments["num_groups"], arguments.get("eps", 1e-5)
-        return lambda inputs_B: functional.group_norm(inputs_B, groups, eps=eps)
-
 
 class LayerNorm(_ByFeature):
     """LayerNorm: statistics of the last axes."""
@@ -121,19 +116,9 @@ class LayerNorm(_ByFeature):
     functions = (functional.layer_norm,)
     positional = tuple(signature(functional.layer_norm).parameters)
 
-    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function without weight and bias."""
-        shape, eps = arguments["normalized_shape"], arguments.get("eps", 1e-5)
-        return lambda inputs_B: functional.layer_norm(inputs_B, shape, eps=eps)
-
 
 class RMSNorm(_ByFeature):
     """RMSNorm: the root mean square of the last axes."""
 
     functions = (functional.rms_norm,)
     positional = tuple(signature(functional.rms_norm).parameters)
-
-    def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function without weight."""
-        shape, eps = arguments["normalized_shape"], arguments.get("eps")
-        return lambda inputs_B: functional.rms_norm(inputs_B, shape, eps=eps)

@@ -1,0 +1,1 @@
+"""Assembly: making blocks of gradients and contracting them to a Gram."""

@@ -1,0 +1,170 @@
+"""The fallback for parameters that no rule covers: torch.func, or one backward pass at a time.
+
+Shapes: B examples, O outputs of the network, C combinations of them, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distillens.errors import KernelError
+from distillens.forward.device_errors import ran_out_of_memory
+from distillens.kernel.tracing.directions import Directions
+from distillens.kernel.tracing.gradients import as_parameters, gradients_by, real, real_numbers
+from distillens.kernel.tracing.isolated import call_with_weights
+
+
+class NotBatchableError(Exception):
+    """torch.func cannot batch the network."""
+
+
+@contextmanager
+def batchable_attention() -> Iterator[None]:
+    """Compute attention by operations that `torch.func.vmap` can batch."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class FallbackGradients:
+    """Per-example gradients by some parameters of a network.
+
+    Parameters
+    ----------
+    parameters
+        The parameters by name.
+    chosen
+        Whether torch.func was chosen because it is faster, and not because no rule covers the
+        parameters. All outputs are then taken at once, and a network that torch.func cannot batch
+        is an error.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, chosen: bool = False) -> None:
+        self._weights = dict(parameters)
+        self._chosen = chosen
+        self._refused: str | None = None
+        self.alone_1C: Tensor | None = None
+        """The outputs of the first example that Jacobians were made of, alone in its batch."""
+
+    @property
+    def numbers(self) -> int:
+        """P."""
+        return sum(real_numbers(weight) for weight in self._weights.values())
+
+    @property
+    def note(self) -> str | None:
+        """A note on the parameters without a rule and on how their gradients were computed."""
+        if not self._weights or self._chosen:
+            return None
+        uncovered = f"no rule covers every use of {', '.join(self._weights)}"
+        if self._refused is None:
+            return f"{uncovered}; their gradients came from torch.func"
+        return (
+            f"{uncovered}; their gradients came from single backward passes, "
+            f"since torch.func failed: {self._refused}"
+        )
+
+    def write(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+    ) -> None:
+        """Write the gradients to a tensor, (B, C, P).
+
+        Parameters
+        ----------
+        network
+            The network, or a copy that shares its parameters.
+        inputs_B
+            The examples.
+        directions
+            The outputs.
+        target_BCP
+            Receives the gradients.
+
+        Raises
+        ------
+        KernelError
+            Memory ran out.
+        """
+        try:
+            if self._refused is None:
+                try:
+                    column = 0
+                    *made, _ = self._by_func(network, inputs_B, directions)
+                    for gradients_BCp in made:
+                        size = gradients_BCp.shape[2]
+                        target_BCP[:, :, column : column + size] = gradients_BCp
+                        column += size
+                    return
+                except (RuntimeError, NotImplementedError) as error:
+                    if ran_out_of_memory(error):
+                        raise
+                    # vmap does not support some operations. Single backward passes support all, and
+                    # fail again if the error is the model's own.
+                    self._refused = str(error).partition("\n")[0]
+            self._by_backward(network, inputs_B, directions, target_BCP)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise KernelError(
+                f"memory ran out on the gradients of {len(inputs_B)} examples by "
+                f"{', '.join(self._weights)}, which no rule covers; lower max_memory so that fewer "
+                "go through at a time, or leave these out with parameters="
+            ) from error
+
+    def jacobians(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions
+    ) -> tuple[Tensor, ...]:
+        """Return the gradients by each parameter, (B, C, p), and last the outputs, (B, C).
+
+        Each example is alone in its batch.
+
+        Raises
+        ------
+        NotBatchableError
+            torch.func cannot batch the network.
+        """
+        try:
+            return tuple(self._by_func(network, inputs_B, directions))
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out_of_memory(error):
+                raise
+            raise NotBatchableError from error
+
+    def _by_func(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions
+    ) -> Iterator[Tensor]:
+        reals = {name: real(weight.detach()) for name, weight in self._weights.items()}
+
+        def outputs(given: dict[str, Tensor], example: Tensor) -> tuple[Tensor, Tensor]:
+            weights = as_parameters(given, self._weights)
+            found_C = directions.of(call_with_weights(network, weights, example[None]))[0]
+            return (found_C[0] if len(directions) == 1 else found_C), found_C
+
+        def each(example: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            if len(directions) == 1:
+                return grad(lambda given: outputs(given, example), has_aux=True)(reals)
+            # Uncovered parameters are few: one output at a time holds the activations of one.
+            at_once = None if self._chosen else 1
+            return jacrev(lambda g: outputs(g, example), has_aux=True, chunk_size=at_once)(reals)
+
+        made, outputs_BC = vmap(each)(inputs_B)
+        B, C = len(inputs_B), len(directions)
+        for name in reals:
+            yield made.pop(name).detach().reshape(B, C, -1)
+        yield outputs_BC.detach()
+
+    def _by_backward(
+        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+    ) -> None:
+        weights = list(self._weights.values())
+        for example, target_CP in zip(inputs_B, target_BCP, strict=True):
+            with torch.enable_grad():
+                outputs_C = directions.of(network(example[None]))[0]
+            for value, target_P in zip(outputs_C, target_CP, strict=True):
+                gradients = gradients_by(value, weights, retain=True)
+                torch.cat([gradient.flatten() for gradient in gradients], out=target_P)

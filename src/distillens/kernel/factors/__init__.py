@@ -1,0 +1,1 @@
+"""Factors: how one use of parameters contributes its gradients to a kernel."""

@@ -1,0 +1,1 @@
+"""Tracing: preparing a network, and recording what it does with its parameters."""

@@ -1,0 +1,122 @@
+"""The bytes of tensors that a computation holds, and those that are free.
+
+The memory of a pass is bounded by the shapes of the tensors that a forward pass saves for its backward
+pass (`SavedBytes`). Only if a budget is too small for that bound are the bytes counted operation by
+operation (`LiveBytes`), which slows down every operation. Scratch space inside of an operation is not
+counted.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class SavedBytes(saved_tensors_hooks):
+    """Sums the bytes that forward passes save for their backward passes while it is entered.
+
+    Parameters
+    ----------
+    apart
+        Tensors that are not counted, such as parameters.
+    """
+
+    def __init__(self, apart: Iterable[Tensor]) -> None:
+        self._places = {
+            each.untyped_storage().data_ptr() for each in apart if each.layout is torch.strided
+        }
+        self.bytes = 0
+        super().__init__(self._keep, lambda kept: kept)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            self.bytes += tensor.numel() * tensor.element_size()  # an upper bound
+            return tensor.detach()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._places:
+            self._places.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        # A function that saved its own output would keep itself alive.
+        return tensor.detach()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the live tensors that were created while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+        self._views: dict[Any, bool] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Skipping would import the compiler, which takes seconds and is not needed here.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count the storages that it created."""
+        result = func(*args, **(kwargs or {}))
+        # An operation that returns its arguments or views of them creates no storage.
+        if self._returns_views(func):
+            return result
+        if isinstance(result, Tensor):
+            self._note(result)
+        elif isinstance(result, (list, tuple)):
+            for each in result:
+                if isinstance(each, Tensor):
+                    self._note(each)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place = storage._cdata
+        if place in self._known:
+            return
+        size = storage.nbytes()
+        self._known[place] = weakref.ref(storage, partial(self._forget, place, size))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _returns_views(self, func: Any) -> bool:
+        """Whether an operation returns its arguments or views of them, by its schema."""
+        if func not in self._views:
+            self._views[func] = any(each.alias_info for each in func._schema.returns)
+        return self._views[func]
+
+    def _forget(self, place: int, size: int, _: object) -> None:
+        self._known.pop(place, None)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the peak bytes of tensors of a computation, its result included."""
+    with LiveBytes() as live:
+        result = work()
+        del result
+    return live.peak
+
+
+def some_examples(inputs: Tensor, count: int) -> Tensor:
+    """Return so many examples, repeating them if there are fewer."""
+    return inputs[torch.arange(count, device=inputs.device) % len(inputs)]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device now."""
+    if device.type == "cuda":
+        # Memory that torch's allocator reserves but does not use is free, too.
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
