@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
+from distillens.report.figures.confidence import confidence_picture
+from distillens.report.figures.over_training import compared_picture, over_training_picture
 from distillens.report.sections.confidence import audit_page
 from distillens.results.base import SCHEMA, to_json
 from distillens.results.confidence import Audit, Confidence, RunAudit, StudentAudit
@@ -54,8 +56,6 @@ def write_run_audit(
     RunError
         The folder cannot be written.
     """
-    from distillens.report.figures.confidence_static import compared_picture, over_training_picture
-
     written = _Written(folder)
     written.add("audit.json", to_json(audit))
     found, over = audit.confidence, audit.over_training
@@ -97,8 +97,6 @@ class _Written:
             self.add(f"{stem}-{name}.npz", memory.getvalue())
 
     def student(self, name: str, student: StudentAudit, points: Mapping[str, Arrays]) -> None:
-        from distillens.report.figures.confidence_static import confidence_picture
-
         self.points(f"points{name}", points)
         self.picture(f"confidence{name}", confidence_picture(student, points))
 
