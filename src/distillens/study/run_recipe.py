@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from distillens.analyses import confidence
 from distillens.analyses.complexity import curves_path, measure_complexity
-from distillens.analyses.confidence import measure, write_confidence
 from distillens.analyses.finished import FinishedRun
 from distillens.data import Splits
 from distillens.errors import RunError
@@ -116,7 +116,8 @@ def _carry_out(scene: Scene, given: GivenTeacher | None, spread: Spread) -> Stud
     if scene.main:
         if recipe.deviation:
             finished = FinishedRun.of(scene, outcome.result(students), teacher)
-            write_confidence(run, *measure(finished, progress=scene.progress))
+            measured = confidence.measure(finished, progress=scene.progress)
+            confidence.write_confidence(run, *measured)
         outcome.write(students, _complexity(scene, teacher))
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from distillens.report.palette import GREY, colour_of
+from distillens.report.tables.text import printable
 from distillens.results.figure import Curve, Panel
 
 _DASHES = {"solid": "solid", "thick": "solid", "dashed": "dash", "dotted": "dot"}
@@ -48,7 +50,9 @@ def interactive(panel: Panel) -> str:
 def _traces(curve: Curve) -> list[dict[str, Any]]:
     colour = colour_of(curve.colour)
     trace: dict[str, Any] = {
-        "x": curve.x_M, "y": curve.y_M, "name": curve.label, "showlegend": bool(curve.label),
+        "x": curve.x_M, "y": curve.y_M, "showlegend": bool(curve.label),
+        # plotly reads tags in labels, so a label is escaped.
+        "name": html.escape(printable(curve.label)),
     }  # fmt: skip
     if curve.key:
         trace["legendgroup"] = curve.key
