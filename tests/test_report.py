@@ -18,7 +18,7 @@ from distillens.errors import RunError
 from distillens.measures.confidence import audit_with_points
 from distillens.report import accuracy_table, markdown_table, render
 from distillens.report.backends.html import data_block
-from distillens.report.figures.confidence import BY_WHO, Panel, confidence_figure
+from distillens.report.figures.confidence import BY_WHO, Cloud, confidence_panel
 from distillens.report.figures.points import PANEL_LIMIT, Points, sample
 from distillens.report.sections.accuracy_summary import accuracy_summary
 from distillens.report.sections.complexity_summary import complexity_summary
@@ -641,12 +641,11 @@ class TestPoints:
         ]
         shown = replace(shown, threshold=3.0, slope_low=fits[0], slope_high=fits[1])
         drawn = sample({"x": x, "y": y, "who": np.zeros(501, int)}, "p.npz", 3.0)
-        panel = Panel("test", replace(split, exaggeration=shown), drawn, BY_WHO)
-        figure = confidence_figure(panel, "#000000", (-3.0, 9.0)).to_dict()
-        low, high = figure["data"][-2:]
-        assert (list(low["x"]), list(high["x"])) == ([-2.0, 3.0], [3.0, 8.0])
-        assert list(low["y"]) == pytest.approx([-2.0, 5.5])
-        assert list(high["y"]) == pytest.approx([5.5, 8.0])
+        cloud = Cloud("test", replace(split, exaggeration=shown), drawn, BY_WHO)
+        low, high = confidence_panel(cloud, "#000000", (-3.0, 9.0)).curves[-2:]
+        assert (list(low.x_M), list(high.x_M)) == ([-2.0, 3.0], [3.0, 8.0])
+        assert list(low.y_M) == pytest.approx([-2.0, 5.5])
+        assert list(high.y_M) == pytest.approx([5.5, 8.0])
 
     def test_infinite_points_are_counted(self):
         arrays = self.arrays(100)

@@ -231,10 +231,10 @@ def test_a_finished_run_stays_whole_while_it_is_looked_at_again(
 ) -> None:
     distillens.run(tiny, tmp_path / "run")
 
-    def stop(*_: Any) -> Any:
+    def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distillens.study.run_recipe.measure", stop)
+    monkeypatch.setattr("distillens.analyses.confidence.measure", stop)
     with pytest.raises(KeyboardInterrupt):
         distillens.run(tiny, tmp_path / "run")
     result = read_result(Run(tmp_path / "run"))

@@ -12,6 +12,8 @@ from distillens.report.contents import Contents
 from distillens.report.sections.ranking import ONE_HOT, TEACHER, ordered
 
 GREY = "#8a8f98"
+NUMBERED = ("#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7b6bd6", GREY)
+"""Colours of numbered curves; yellow is left out, because it is hard to see on white."""
 
 _BY_KIND = {
     TEACHER: GREY,
@@ -49,6 +51,11 @@ def by_name(contents: Contents) -> dict[str, str]:
         colours[name] = _shade(hues[kind], used.get(kind, 0))
         used[kind] = used.get(kind, 0) + 1
     return colours
+
+
+def colour_of(colour: int | str) -> str:
+    """Return the colour of a curve, which may be a number of the palette."""
+    return colour if isinstance(colour, str) else NUMBERED[colour % len(NUMBERED)]
 
 
 def of_targets(targets: str) -> str:

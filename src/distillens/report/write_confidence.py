@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
+from distillens.report.figures.confidence import confidence_picture
 from distillens.report.sections.confidence import audit_page
 from distillens.results.base import SCHEMA, to_json
 from distillens.results.confidence import Audit, Confidence, StudentAudit
@@ -61,8 +62,6 @@ class _Written:
             self.add(f"{stem}-{name}.npz", memory.getvalue())
 
     def student(self, name: str, student: StudentAudit, points: Mapping[str, Arrays]) -> None:
-        from distillens.report.figures.confidence_static import confidence_picture
-
         self.points(f"points{name}", points)
         self.picture(f"confidence{name}", confidence_picture(student, points))
 

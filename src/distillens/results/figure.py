@@ -1,4 +1,4 @@
-"""What a picture shows, as arrays: instruments describe one, `report.draw` draws it.
+"""What a picture shows, as arrays: instruments describe one, `report.backends` draws it.
 
 Shapes: M points of a curve, (R, Q) cells of a map.
 """
@@ -14,21 +14,28 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Scale = Literal["linear", "log"]
-Style = Literal["solid", "dashed", "dotted", "points", "dots"]
+Style = Literal["solid", "thick", "dashed", "dotted", "points", "dots"]
 """Points are small and faint, for many; dots are for the few among them that matter."""
+Symbol = Literal["circle", "triangle-up", "triangle-down", "x"]
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Points (x, y), joined by a line or not. Curves of one ``colour`` number belong together."""
+    """Points (x, y), joined by a line or not.
+
+    ``colour`` is a number of the palette or a colour as "#rrggbb".
+    """
 
     x_M: Array
     y_M: Array
     label: str = ""
-    colour: int = 0
+    colour: int | str = 0
     style: Style = "solid"
     band: tuple[Array, Array] | None = None
     """Lower and upper ends of an interval at each x."""
+    key: str = ""
+    """The check box of the page that switches the curve; none if it is empty."""
+    symbol: Symbol = "circle"
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Panel:
     x_ticks: tuple[float, ...] = ()
     """The values marked on the axis; by default chosen when it is drawn."""
     marks: tuple[Mark, ...] = ()
+    limits: tuple[float, float] | None = None
+    """Ends of both axes; None to choose them from the values."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from distillens.report.palette import colour_of
 from distillens.results.figure import Curve, Mark, Panel, Picture, Surface
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-# Okabe-Ito, as in the report; yellow is left out, which white paper swallows.
-_COLOURS = ("#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7b6bd6", "#8a8f98")
-_STYLES = {"solid": "-", "dashed": "--", "dotted": ":"}
+_STYLES = {"solid": "-", "thick": "-", "dashed": "--", "dotted": ":"}
+_MARKERS = {"circle": ".", "triangle-up": "^", "triangle-down": "v", "x": "x"}
 _WIDTH, _HEIGHT = 4.6, 4.4
 
 # The same numbers give the same file: no random ids, no date. Text stays text, to be found and edited.
@@ -69,6 +69,8 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
     axes.set_xscale(panel.x_scale)
     axes.set_yscale(panel.y_scale)
+    if panel.limits is not None:
+        axes.set(xlim=panel.limits, ylim=panel.limits)
     if panel.x_ticks:
         axes.set_xticks(panel.x_ticks, [f"{tick:g}" for tick in panel.x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -90,7 +92,7 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
-    colour = _COLOURS[curve.colour % len(_COLOURS)]
+    colour = colour_of(curve.colour)
     if curve.band is not None:
         axes.fill_between(curve.x_M, *curve.band, color=colour, alpha=0.18, lw=0)
     if curve.style in ("points", "dots"):
@@ -99,7 +101,8 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         axes.plot(
             curve.x_M,
             curve.y_M,
-            ".",
+            _MARKERS[curve.symbol],
+            ls="none",
             ms=size,
             alpha=opacity,
             color=colour,
@@ -108,7 +111,12 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         )
     else:
         axes.plot(
-            curve.x_M, curve.y_M, _STYLES[curve.style], color=colour, lw=1.4, label=curve.label
+            curve.x_M,
+            curve.y_M,
+            _STYLES[curve.style],
+            color=colour,
+            lw=3 if curve.style == "thick" else 1.4,
+            label=curve.label,
         )
 
 

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
+from numpy.typing import NDArray
 
-from distillens.report import palette as colours
 from distillens.report.figures.points import PANEL_LIMIT, Points, Sample, sample
-from distillens.results.confidence import Exaggeration, SplitAudit, StudentAudit
+from distillens.report.palette import GREY, NUMBERED, WHO
+from distillens.report.tables.confidence import name_of
+from distillens.report.tables.text import printable, slope
+from distillens.results.confidence import SplitAudit, StudentAudit
+from distillens.results.figure import Curve, Panel, Picture, Symbol
 
-WHO = ("both right", "only the student", "only the teacher", "neither")
-SYMBOLS = ("circle", "triangle-up", "triangle-down", "x")
-
-MISLABELLED = ("not mislabelled", "mislabelled")
+Array = NDArray[np.float64]
+BLUE = NUMBERED[0]
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,11 @@ class Group:
     key: str
     name: str
     colour: str
-    symbol: str
-    size: int
-    opacity: float
+    symbol: Symbol
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class Cloud:
     """The points of one split, by who is right or by mislabelled or not."""
 
     title: str
@@ -41,23 +40,23 @@ class Panel:
     groups: tuple[Group, ...]
 
 
-# Many points are right in both; they lie below and faint so that the few others are seen.
-BY_WHO = tuple(
-    Group(f"w{place}", *parts)
-    for place, parts in enumerate(
-        zip(WHO, colours.WHO, SYMBOLS, (4, 7, 7, 5), (0.42, 0.85, 0.85, 0.75), strict=True)
-    )
+# Most points are right in both; they are drawn first and faint, so that the few others are visible.
+BY_WHO = (
+    Group("w0", "both right", WHO[0], "circle"),
+    Group("w1", "only the student", WHO[1], "triangle-up"),
+    Group("w2", "only the teacher", WHO[2], "triangle-down"),
+    Group("w3", "neither", WHO[3], "x"),
 )
 BY_MISLABELLED = (
-    Group("m0", MISLABELLED[0], colours.GREY, "circle", 4, 0.42),
-    Group("m1", MISLABELLED[1], "#c2344d", "x", 6, 0.85),
+    Group("m0", "not mislabelled", GREY, "circle"),
+    Group("m1", "mislabelled", "#c2344d", "x"),
 )
 
 
-def panels_of(
+def clouds_of(
     student: StudentAudit, points: Mapping[str, Points], limit: int = PANEL_LIMIT
-) -> list[Panel]:
-    """Return the panels of a student: one per split, and one for the mislabelled if there are any.
+) -> list[Cloud]:
+    """Return the points of a student: per split by who is right, and by mislabelled if there are any.
 
     Splits without points are left out.
 
@@ -73,22 +72,22 @@ def panels_of(
             continue
         where = f"points of {split.split}"
         thinned = sample(arrays, where, threshold, limit)
-        found.append(Panel(f"{split.split}, by who is right", split, thinned, BY_WHO))
+        found.append(Cloud(f"{split.split}, by who is right", split, thinned, BY_WHO))
         if "mislabelled" in arrays and np.any(arrays["mislabelled"]):
             marked = {**arrays, "who": np.asarray(arrays["mislabelled"], dtype=np.uint8)}
             thinned = sample(marked, where, threshold, limit)
             title = f"{split.split}, by mislabelled or not"
-            found.append(Panel(title, split, thinned, BY_MISLABELLED))
+            found.append(Cloud(title, split, thinned, BY_MISLABELLED))
     return found
 
 
-def shared_range(panels: Sequence[Panel]) -> tuple[float, float]:
+def shared_range(clouds: Sequence[Cloud]) -> tuple[float, float]:
     """Return one range for both axes of all panels, which includes 99.6 % of the drawn values.
 
     With one range the diagonal is the same line in all panels, and a few extreme points do not
     compress all others.
     """
-    samples = [panel.sample for panel in panels]
+    samples = [cloud.sample for cloud in clouds]
     values = [array for sample in samples for array in (sample.x, sample.y) if len(array)]
     if not values:
         return -1.0, 1.0
@@ -104,71 +103,62 @@ def outside(sample: Sample, limits: tuple[float, float]) -> int:
     return int((~inside).sum())
 
 
-def confidence_figure(panel: Panel, colour: str, limits: tuple[float, float]) -> go.Figure:
-    """Return one panel: points by group, the diagonal, and the two fitted lines.
+def confidence_panel(cloud: Cloud, colour: str, limits: tuple[float, float]) -> Panel:
+    """Return the points by group, the diagonal, and the two fitted lines in a colour.
 
-    A fitted line has the slope of the result and passes through the mean of its part's points, as a
-    least-squares line does. Groups are switched by the page's check boxes.
+    A fitted line has the slope of the result and passes through the mean of the points of its part,
+    as a least-squares line does.
     """
-    sample, figure = panel.sample, go.Figure()
-    low, high = limits
-    figure.add_scatter(
-        x=[low, high],
-        y=[low, high],
-        mode="lines",
-        line={"color": colours.GREY, "dash": "dot", "width": 1.5},
-        hoverinfo="skip",
+    shown, ends = cloud.sample, np.array(limits)
+    curves = [Curve(ends, ends, "", GREY, "dotted")]
+    for place, group in enumerate(cloud.groups):
+        chosen = shown.who == place
+        x, y = (values[chosen].astype(np.float32) for values in (shown.x, shown.y))
+        style = "dots" if place else "points"
+        curves.append(Curve(x, y, group.name, group.colour, style, None, group.key, group.symbol))
+    curves += [Curve(x, y, "", colour, "thick") for x, y in _lines(cloud)]
+    fit = cloud.split.exaggeration
+    slopes = f"slope {slope(fit.slope_low.ordinary)} low, {slope(fit.slope_all.ordinary)} all"
+    return Panel(
+        f"{cloud.title}\n{slopes}",
+        "teacher's log-odds of its top class (nats)",
+        "student's log-odds of that class (nats)",
+        tuple(curves),
+        limits=limits,
     )
-    for index, group in enumerate(panel.groups):
-        chosen = sample.who == index
-        figure.add_scatter(
-            x=sample.x[chosen].astype(np.float32),
-            y=sample.y[chosen].astype(np.float32),
-            name=group.name,
-            legendgroup=group.key,
-            mode="markers",
-            marker={
-                "color": group.colour,
-                "symbol": group.symbol,
-                "size": group.size,
-                "opacity": group.opacity,
-            },
-            hovertemplate="teacher %{x:.2f}, student %{y:.2f}<extra>%{fullData.name}</extra>",
-        )
-    for part in _lines(panel.split.exaggeration, sample):
-        figure.add_scatter(
-            x=part[0],
-            y=part[1],
-            mode="lines",
-            line={"color": colour, "width": 3.5},
-            hoverinfo="skip",
-        )
-    # The same ticks on both axes, at most nine of them.
-    step = next((step for step in (0.5, 1, 2, 5, 10, 20) if high - low <= 9 * step), 50)
-    axis = {"range": [low, high], "tick0": 0, "dtick": step, "zeroline": False}
-    figure.update_layout(
-        template="none",
-        showlegend=False,
-        margin={"l": 54, "r": 12, "t": 26, "b": 46},
-        hovermode="closest",
-        xaxis={**axis, "title": {"text": "teacher's log-odds of its top class (nats)"}},
-        yaxis={**axis, "title": {"text": "student's log-odds of that class (nats)"}},
-    )
-    return figure
 
 
-def _lines(fit: Exaggeration, sample: Sample) -> list[tuple[list[float], list[float]]]:
-    """Return the ends of the low and the high line, left out where no slope is defined."""
-    if not len(sample.x) or not math.isfinite(fit.threshold):
+def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> Picture:
+    """Return the confidence plot of each split, by who is right and by mislabelled or not.
+
+    Raises
+    ------
+    RunError
+        The points do not fit each other.
+    """
+    clouds = clouds_of(student, points)
+    limits = shared_range(clouds)
+    thinned = any(len(one.sample.x) < one.split.examples for one in clouds)
+    return Picture(
+        f"{printable(name_of(student))}: confidence",
+        tuple(confidence_panel(cloud, BLUE, limits) for cloud in clouds),
+        "Below the dotted diagonal the student is less confident than the teacher"
+        + ("; points thinned at random" if thinned else ""),
+    )
+
+
+def _lines(cloud: Cloud) -> list[tuple[Array, Array]]:
+    """Return the ends of the low and the high line, left out if a slope is not defined."""
+    fit, shown = cloud.split.exaggeration, cloud.sample
+    if not len(shown.x) or not math.isfinite(fit.threshold):
         return []
     parts = (
-        (fit.slope_low.ordinary.value, sample.low, float(sample.x.min()), fit.threshold),
-        (fit.slope_high.ordinary.value, sample.high, fit.threshold, float(sample.x.max())),
+        (fit.slope_low.ordinary.value, shown.low, float(shown.x.min()), fit.threshold),
+        (fit.slope_high.ordinary.value, shown.high, fit.threshold, float(shown.x.max())),
     )
     lines = []
-    for slope, centre, start, end in parts:
-        if centre is None or not math.isfinite(slope):
-            continue
-        heights = [centre[1] + slope * (place - centre[0]) for place in (start, end)]
-        lines.append(([start, end], heights))
+    for value, centre, start, end in parts:
+        if centre is not None and math.isfinite(value):
+            x = np.array([start, end])
+            lines.append((x, centre[1] + value * (x - centre[0])))
     return lines

@@ -1,21 +1,21 @@
-"""The quantities that are drawn over training, their curves and the moment of a switch."""
+"""Quantities of students at their checkpoints: the panels that the page and the pictures show."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from distillens.report import palette
-from distillens.report.tables.text import fixed
-from distillens.results.base import Estimate
-from distillens.results.confidence import StudentOverTraining, Switch, TrajectoryPoint
+from distillens.report.palette import GREY
+from distillens.report.tables.text import fixed, printable
+from distillens.results.confidence import OverTraining, StudentOverTraining, Switch
+from distillens.results.figure import Curve, Mark, Panel, Picture
 
 Array = NDArray[np.float64]
-COLOURS = ("#1f83c4", "#d55e00")
-"""Of the splits, in the order of the audit."""
+_COMPARED = ("slope-low", "underfit", "net-gain")
+_COLOURS = 6
 
 
 @dataclass(frozen=True)
@@ -55,85 +55,57 @@ QUANTITIES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Track:
-    """A quantity over the epochs of one split; ends of intervals are NaN where there is none."""
-
-    split: str
-    label: str
-    colour: int
-    dashed: bool
-    epochs_M: Array
-    values_M: Array
-    low_M: Array
-    high_M: Array
-
-
-def tracks(over: StudentOverTraining, quantity: Quantity) -> list[Track]:
-    """Return the curves of a quantity: one a split and field, without those that are not known."""
-    found = []
-    for colour, split in enumerate(over.examples):
-        points = [point for point in over.points if point.split == split]
-        for place, (name, suffix) in enumerate(quantity.fields):
-            pairs = _known(points, name)
-            if pairs:
-                found.append(
-                    _track(split, f"{split}{suffix}", colour, place > 0, pairs, quantity.scale)
-                )
+def over_training_panels(over: StudentOverTraining) -> dict[str, Panel]:
+    """Return one panel per quantity, by its key; quantities that are not known are left out."""
+    marks: tuple[Mark, ...] = ()
+    if over.switch is not None:
+        marks = (Mark(over.switch.begins, over.switch.ends, moment(over.switch)),)
+    found = {}
+    for quantity in QUANTITIES:
+        curves = [curve for split in over.examples for curve in _curves(over, quantity, split)]
+        if curves:
+            found[quantity.key] = _panel(quantity, curves, marks)
+            # The switch is named once, which keeps the legends small.
+            marks = tuple(replace(mark, label="") for mark in marks)
     return found
 
 
-def drawn_quantities(over: StudentOverTraining) -> list[Quantity]:
-    """Return the quantities that have a curve."""
-    return [quantity for quantity in QUANTITIES if tracks(over, quantity)]
-
-
-def over_training_figure(over: StudentOverTraining, quantity: Quantity) -> go.Figure:
-    """Return a quantity over epochs with its intervals, its level and the moment of a switch."""
-    figure = go.Figure()
-    for track in tracks(over, quantity):
-        colour = COLOURS[track.colour % 2]
-        known = np.isfinite(track.low_M) & np.isfinite(track.high_M)
-        epochs = track.epochs_M[known]
-        figure.add_scatter(
-            x=np.concatenate([epochs, epochs[::-1]]),
-            y=np.concatenate([track.low_M[known], track.high_M[known][::-1]]),
-            fill="toself",
-            mode="lines",
-            line={"width": 0},
-            fillcolor=_faint(colour),
-            hoverinfo="skip",
-            showlegend=False,
-        )
-        figure.add_scatter(
-            x=track.epochs_M,
-            y=track.values_M,
-            mode="lines",
-            name=track.label,
-            line={"color": colour, "width": 2, "dash": "dash" if track.dashed else "solid"},
-            hovertemplate="epoch %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
-        )
-    if quantity.level is not None:
-        figure.add_hline(y=quantity.level, line={"color": palette.GREY, "dash": "dot", "width": 1})
-    if over.switch is not None:
-        begins, ends = over.switch.begins, over.switch.ends
-        if ends > begins:
-            figure.add_vrect(x0=begins, x1=ends, fillcolor=palette.GREY, opacity=0.25, line_width=0)
-        else:
-            figure.add_vline(x=begins, line={"color": palette.GREY, "dash": "dash", "width": 1.5})
-    figure.update_layout(
-        template="none",
-        margin={"l": 54, "r": 12, "t": 12, "b": 40},
-        xaxis={"title": {"text": "epoch"}, "zeroline": False},
-        yaxis={"zeroline": False},
-        legend={"orientation": "h", "y": 1.12},
+def over_training_picture(over: StudentOverTraining) -> Picture:
+    """Return all panels of a student."""
+    panels = tuple(over_training_panels(over).values())
+    counts = ", ".join(f"{count:,} {split}" for split, count in over.examples.items())
+    return Picture(
+        f"{printable(over.student)}, seed {over.seed}: against the final teacher, epoch by epoch",
+        panels,
+        f"{counts} examples; shaded: 95 % intervals over examples",
+        columns=4 if len(panels) > 6 else 3,
     )
-    return figure
 
 
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
+def compared_picture(run: str, overs: OverTraining, split: str) -> Picture | None:
+    """Return all students of a run in one picture, by split; None for fewer than two."""
+    students = overs.students
+    if len(students) < 2:
+        return None
+    switches = [over.switch for over in students if over.switch is not None]
+    moments = sorted({(switch.begins, switch.ends) for switch in switches})
+    panels = []
+    for quantity in (one for one in QUANTITIES if one.key in _COMPARED):
+        curves = [
+            replace(
+                curve,
+                label=printable(over.student) if not panels else "",
+                colour=place % _COLOURS,
+                style="solid" if place < _COLOURS else "dashed",
+                band=None,
+            )
+            for place, over in enumerate(students)
+            for curve in _curves(over, quantity, split)
+        ]
+        if curves:
+            panels.append(_panel(quantity, curves, tuple(Mark(*pair) for pair in moments)))
+    caption = f"{split} examples; dashed upright lines: moments of a switch" if moments else split
+    return Picture(f"{printable(run)}: students over training", tuple(panels), caption)
 
 
 def moment(switch: Switch) -> str:
@@ -144,32 +116,35 @@ def moment(switch: Switch) -> str:
     return f"{switch.before} → {switch.after}, {when}"
 
 
-def _known(points: list[TrajectoryPoint], name: str) -> list[tuple[int, Estimate]]:
-    pairs = [(point.epoch, getattr(point, name)) for point in points]
-    return sorted((epoch, value) for epoch, value in pairs if value is not None)
-
-
-def _track(
-    split: str,
-    label: str,
-    colour: int,
-    dashed: bool,
-    pairs: list[tuple[int, Estimate]],
-    scale: float,
-) -> Track:
-    nothing = float("nan")
-    ends = [
-        (one.interval.low, one.interval.high) if one.interval else (nothing, nothing)
-        for _, one in pairs
-    ]
-    low_M, high_M = np.array(ends, dtype=np.float64).T * scale
-    return Track(
-        split,
-        label,
-        colour,
-        dashed,
-        np.array([epoch for epoch, _ in pairs], dtype=np.float64),
-        np.array([one.value for _, one in pairs], dtype=np.float64) * scale,
-        low_M,
-        high_M,
+def _curves(over: StudentOverTraining, quantity: Quantity, split: str) -> list[Curve]:
+    """Return a curve per field of a quantity; ends of intervals are NaN where there is none."""
+    points = sorted(
+        (point for point in over.points if point.split == split), key=lambda point: point.epoch
     )
+    found = []
+    for name, suffix in quantity.fields:
+        known = [point for point in points if getattr(point, name) is not None]
+        values = [getattr(point, name) for point in known]
+        intervals = [one.interval for one in values]
+        ends = [(i.low, i.high) if i is not None else (np.nan, np.nan) for i in intervals]
+        low_M, high_M = quantity.scale * np.array(ends, dtype=np.float64).reshape(-1, 2).T
+        if known:
+            found.append(
+                Curve(
+                    np.array([point.epoch for point in known], dtype=np.float64),
+                    quantity.scale * np.array([one.value for one in values], dtype=np.float64),
+                    f"{split}{suffix}",
+                    list(over.examples).index(split),
+                    "dashed" if found else "solid",
+                    (low_M, high_M),
+                )
+            )
+    return found
+
+
+def _panel(quantity: Quantity, curves: Sequence[Curve], marks: tuple[Mark, ...]) -> Panel:
+    level: list[Curve] = []
+    if quantity.level is not None:
+        ends = np.array([curves[0].x_M.min(), curves[0].x_M.max()])
+        level = [Curve(ends, np.full(2, quantity.level), "", GREY, "dotted")]
+    return Panel(quantity.title, "epoch", quantity.unit, (*level, *curves), marks=marks)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from plotly.io import to_json
-
 from distillens.report.backends.frame import framed
 from distillens.report.backends.html import Safe, data_block, element, join, table
+from distillens.report.backends.interactive import interactive
 from distillens.report.contents import Contents
 from distillens.report.figures.confidence import (
-    Panel,
-    confidence_figure,
+    BLUE,
+    Cloud,
+    clouds_of,
+    confidence_panel,
     outside,
-    panels_of,
     shared_range,
 )
-from distillens.report.figures.over_training import (
-    COLOURS,
-    drawn_quantities,
-    over_training_figure,
-)
+from distillens.report.figures.over_training import over_training_panels
 from distillens.report.figures.points import Points, panel_limit
 from distillens.report.sections.complexity import chooser, legend_item, plot
 from distillens.report.tables.confidence import (
@@ -193,21 +189,21 @@ def _students(
     students = confidence.students
     names = [name_of(student) for student in students]
     limit = panel_limit(2 * sum(len(student.audit.splits) for student in students))
-    panels = [
-        panels_of(student, by_split, limit) for student, by_split in _paired(students, points)
+    clouds = [
+        clouds_of(student, by_split, limit) for student, by_split in _paired(students, points)
     ]
-    without = [name for name, drawn in zip(names, panels, strict=True) if not drawn]
-    limits = shared_range([panel for drawn in panels for panel in drawn])
+    without = [name for name, drawn in zip(names, clouds, strict=True) if not drawn]
+    limits = shared_range([cloud for drawn in clouds for cloud in drawn])
     place = next((k for k, one in enumerate(students) if one.student == first), 0)
     words = []
     if without:
         text = f"The points of {listed(without)} are missing, so they are not drawn."
         words.append(element("p", text, class_="missing"))
     blocks = []
-    for index, (student, drawn) in enumerate(zip(students, panels, strict=True)):
+    for index, (student, drawn) in enumerate(zip(students, clouds, strict=True)):
         splits = student.audit.splits
         parts = [
-            _plots(index, drawn, colours.get(student.student, COLOURS[0]), limits),
+            _plots(index, drawn, colours.get(student.student, BLUE), limits),
             *(
                 element("p", f"{split.split}: {sentence}")
                 for split in splits
@@ -237,10 +233,10 @@ def _paired(
     return [(one, points[k] if k < len(points) else {}) for k, one in enumerate(students)]
 
 
-def _plots(index: int, panels: list[Panel], colour: str, limits: tuple[float, float]) -> Safe:
+def _plots(index: int, clouds: list[Cloud], colour: str, limits: tuple[float, float]) -> Safe:
     figures, groups = [], {}
-    for number_, panel in enumerate(panels):
-        sample = panel.sample
+    for place, cloud in enumerate(clouds):
+        sample = cloud.sample
         shown = f"{len(sample.x):,} of {sample.total:,} points, thinned at random"
         if len(sample.x) == sample.total:
             shown = f"all {plural(sample.total, 'point')}"
@@ -249,19 +245,16 @@ def _plots(index: int, panels: list[Panel], colour: str, limits: tuple[float, fl
             shown += f", {beyond:,} beyond the axes (double-click to see them)"
         if sample.dropped:
             shown += f", {sample.dropped:,} not finite and left out"
-        identity = f"confidence-{index}-{number_}"
+        identity = f"confidence-{index}-{place}"
         figures.append(
             element(
                 "figure",
-                element("figcaption", element("b", panel.title), f" – {shown}"),
-                plot(identity, f"Confidence plot: {panel.title}", "square"),
-                data_block(
-                    identity,
-                    to_json(confidence_figure(panel, colour, limits), validate=False) or "{}",
-                ),
+                element("figcaption", element("b", cloud.title), f" – {shown}"),
+                plot(identity, f"Confidence plot: {cloud.title}", "square"),
+                data_block(identity, interactive(confidence_panel(cloud, colour, limits))),
             )
         )
-        groups.update({group.key: group for group in panel.groups})
+        groups.update({group.key: group for group in cloud.groups})
     items = [
         legend_item(
             group.key,
@@ -275,15 +268,14 @@ def _plots(index: int, panels: list[Panel], colour: str, limits: tuple[float, fl
 
 def _over_training(over: StudentOverTraining, index: int) -> list[Safe]:
     figures = []
-    for quantity in drawn_quantities(over):
-        identity = f"over-training-{index}-{quantity.key}"
-        figure = to_json(over_training_figure(over, quantity), validate=False) or "{}"
+    for key, panel in over_training_panels(over).items():
+        identity = f"over-training-{index}-{key}"
         figures.append(
             element(
                 "figure",
-                element("figcaption", element("b", quantity.title), f", {quantity.unit}"),
-                plot(identity, f"{quantity.title} over epochs", "flat"),
-                data_block(identity, figure),
+                element("figcaption", element("b", panel.title), f", {panel.y_label}"),
+                plot(identity, f"{panel.title} over epochs", "flat"),
+                data_block(identity, interactive(panel)),
             )
         )
     return [
