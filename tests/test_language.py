@@ -237,7 +237,7 @@ def test_an_interrupted_study_ends_with_the_same_weights(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"supervisions": [{"kind": "self-distillation"}]}, "is supervised by one-hot, offline"),
+        ({"supervisions": [{"kind": "self-distillation"}]}, "which needs a previous student"),
         ({"supervisions": [{"kind": "offline", "loss": {"name": "dkd"}}]}, "leave loss out"),
         ({"supervisions": [{"kind": "offline", "early_stop": "validation"}]}, "names an epoch"),
         ({"data": {"source": "digits"}}, "one tokenizer"),
