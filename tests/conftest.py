@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
+from distillens.analyses.measure import measure_run
 from distillens.cli.main import main
 from distillens.data import Examples, examples_from_arrays
+from distillens.results.complexity import ComplexityCurves
+from distillens.results.confidence import Confidence, Kernels, OverTraining
+from distillens.runs.open import OpenRun
+
+T = TypeVar("T")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -54,6 +61,45 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert len(lines) == 1
     assert lines[0].startswith("distillens: ")
     return lines[0]
+
+
+def curves_of_run(folder: Path) -> ComplexityCurves:
+    """Return the complexity curves that a run measured last."""
+    return OpenRun.open(folder).records("complexity")[-1].result(ComplexityCurves)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The analyses of the confidence of a run's students; those that were left out are None."""
+
+    confidence: Confidence
+    over_training: OverTraining | None
+    kernels: Kernels | None
+
+
+def measure_all(
+    folder: Path,
+    *,
+    student: str | None = None,
+    seed: int | None = None,
+    other_teacher_run: Path | None = None,
+    over_training: int = 0,
+    kernel_examples: int = 0,
+    resamples: int = 1000,
+) -> Measurements:
+    """Measure a finished run; 0 examples leave an analysis out."""
+
+    def of(analysis: str, kind: type[T], settings: dict[str, Any]) -> T:
+        record = measure_run(folder, analysis, settings, supervision=student, seed=seed)
+        return record.result(kind)
+
+    confidence = {"resamples": resamples, "other_teacher_run": other_teacher_run}
+    checkpoints = {"examples": over_training, "resamples": resamples}
+    return Measurements(
+        of("confidence", Confidence, confidence),
+        of("over-training", OverTraining, checkpoints) if over_training else None,
+        of("kernels", Kernels, {"examples": kernel_examples}) if kernel_examples else None,
+    )
 
 
 @pytest.fixture

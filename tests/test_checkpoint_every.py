@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import blobs, refused
-from distillens.analyses.run_audit import audit_run
+from conftest import blobs, measure_all, refused
 from torch import nn
 
 import distillens
@@ -23,6 +22,7 @@ from distillens.data import Batches
 from distillens.errors import CheckpointError, RecipeError, RunError, SupervisionError
 from distillens.models import load_state
 from distillens.runs.layout import NetworkFiles, Run
+from distillens.runs.records import read_records
 from distillens.study import parse_recipe
 from distillens.supervision import OneHot, Setting, TeacherCheckpoint, build_supervision
 from distillens.supervision.kinds.taught import OfflineRecipe, OnlineRecipe, PeriodRecipe
@@ -229,13 +229,13 @@ def test_every_analysis_reads_the_epochs_that_were_kept(run: Run, tmp_path: Path
     assert run.student(1, "online", 0).epochs() == [0, 1, 2, 3]
     assert run.student(2, "offline τ=1 last 2", 0).epochs() == [0, 3]
     assert len(json.loads(run.teacher.validation.read_text())) == 3
-    results = json.loads(run.results.read_text())
-    points = results["complexity"][0]["points"]
+    (record,) = read_records(run, "complexity")
+    points = record.content.result["points"]
     assert sorted({point["epoch"] for point in points}) == [0, 2, 3]
     online = {p["epoch"]: p["teacher_epoch"] for p in points if p["targets"] == "online teacher"}
     # The student's epoch e of 3 is the teacher's step 5e/3: the next kept epoch follows it.
     assert online == {0: 2, 2: 4, 3: 5}
-    audit, _ = audit_run(run.folder, student="no KD", over_training=40, kernel_examples=0)
+    audit = measure_all(run.folder, student="no KD", over_training=40, kernel_examples=0)
     assert audit.over_training is not None
     (student,) = audit.over_training.students
     assert sorted({point.epoch for point in student.points}) == [0, 2, 3]

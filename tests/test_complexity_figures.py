@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 from conftest import command, refused
 from rich.console import Console
-from test_report import curves_of, figures, own_text, study, value_of
+from test_report import contents, curves_of, figures, own_text, study, value_of
 
 from distillens.report import render, temperature_table, write_figures
+from distillens.report.contents import Contents
 from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
 from distillens.results.base import to_json
 from distillens.results.complexity import ComplexityCurves, TemperaturePoint
-from distillens.results.training import StudyResult
+from distillens.results.records import AnalysisRecord
+from distillens.runs.layout import Run
+from distillens.runs.records import delete_record, write_record
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 
@@ -26,14 +30,20 @@ def warmed() -> ComplexityCurves:
     return replace(curves_of(), temperatures=tuple(points))
 
 
-def with_curves(curves: ComplexityCurves) -> StudyResult:
-    return replace(study(), complexity=(curves,))
+def with_curves(curves: ComplexityCurves) -> Contents:
+    return contents(complexity=(curves,))
 
 
 def run_of(curves: ComplexityCurves, folder: Path) -> Path:
+    """Write a run that holds nothing but results and a record of curves."""
     folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text("name: x\n")
-    (folder / "results.json").write_text(to_json(with_curves(curves)))
+    (folder / "recipe.yaml").write_text("name: x\nseeds: [0]\nsupervisions: []\n")
+    data = {"fingerprint": "x", "classes": ["a", "b"], "input_shape": [1]}
+    (folder / "data.json").write_text(json.dumps(data))
+    result = study()
+    (folder / "results.json").write_text(to_json(result))
+    record = AnalysisRecord(1, "complexity", {}, (), result.provenance, json.loads(to_json(curves)))
+    write_record(folder / "analyses" / "complexity-x", record, {})
     return folder
 
 
@@ -123,6 +133,6 @@ def test_the_command_writes_both_figures_as_svg_and_png(
 
 def test_no_curves_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(warmed(), tmp_path / "run")
-    (run / "results.json").write_text(to_json(replace(study(), complexity=())))
+    delete_record(Run(run), "complexity-x")
     error = refused(capsys, "report", run, "--figures")
-    assert "no finite complexity to draw" in error
+    assert "no finite values to draw" in error

@@ -119,7 +119,8 @@ def test_the_command_writes_numbers_arrays_and_pictures(
 ) -> None:
     out = tmp_path / "out"
     assert (
-        command("eigenspace", *runs, *LOW, "--student", "offline τ=4", "--json", "--out", out) == 0
+        command("eigenspace", *runs, *LOW, "--supervision", "offline τ=4", "--json", "--out", out)
+        == 0
     )
     said = json.loads(capsys.readouterr().out)
     assert said == json.loads((out / "eigenspace.json").read_text())
@@ -225,7 +226,7 @@ def test_inputs_that_do_not_fit_into_memory_name_what_would(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--student", "offline τ=3"), "did you mean 'offline τ=4'"),
+        (("--supervision", "offline τ=3"), "did you mean 'offline τ=4'"),
         (("--layer", "layers.2"), "layer 'layers.2' of the student is a ReLU"),
         (("--layer", "layer.1"), "did you mean 'layers.1'"),
         (("--layer", "layers.3"), "inputs of shape (120, 32) have at most 32"),

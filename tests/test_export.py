@@ -19,14 +19,14 @@ from distillens.cli.main import main
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, ModelError, RecipeError, RunError
 from distillens.export import export as export_module
-from distillens.export.choosing import choose
+from distillens.export.choosing import Choice
+from distillens.export.choosing import choose as choose_student
 from distillens.export.export import export_run, load_export
 from distillens.export.programs import read_torch
 from distillens.results.base import from_json
 from distillens.results.export import Export
 from distillens.results.training import StudyResult
-from distillens.runs.layout import Run
-from distillens.runs.read import read_result
+from distillens.runs.open import OpenRun
 from distillens.study import parse_recipe
 
 TRAINING = {"epochs": 2, "batch_size": 32, "learning_rate": 0.05}
@@ -154,7 +154,11 @@ def with_cells(result: StudyResult, accuracies: dict[tuple[str, int], tuple]) ->
 
 
 def test_validation_chooses_and_test_accuracy_does_not(finished: Path) -> None:
-    parsed, result = parse_recipe(recipe(seeds=[0, 1])), read_result(Run(finished))
+    run = OpenRun.open(finished)
+
+    def choose(of: dict[tuple[str, int], tuple], student: str | None, seed: int | None) -> Choice:
+        return choose_student(replace(run, result=with_cells(run.result, of)), student, seed)
+
     # By test the best is no KD; by validation the other has the best mean, though not the best seed.
     accuracies = {
         ("no KD", 0): (0.90, 1.0),
@@ -162,35 +166,38 @@ def test_validation_chooses_and_test_accuracy_does_not(finished: Path) -> None:
         ("offline τ=4", 0): (0.75, 0.2),
         ("offline τ=4", 1): (0.80, 0.1),
     }
-    chosen = choose(parsed, with_cells(result, accuracies), None, None)
-    assert (chosen.place, chosen.cell.supervision, chosen.cell.seed) == (1, "offline τ=4", 1)
+    chosen = choose(accuracies, None, None)
+    assert (chosen.cell.position, chosen.cell.supervision, chosen.cell.seed) == (
+        1,
+        "offline τ=4",
+        1,
+    )
     assert "highest mean validation accuracy of 2 students (0.7750)" in chosen.why
-    assert choose(parsed, with_cells(result, accuracies), "no KD", None).cell.seed == 0
-    assert choose(parsed, with_cells(result, accuracies), None, 0).cell.seed == 0
+    assert choose(accuracies, "no KD", None).cell.seed == 0
+    assert choose(accuracies, None, 0).cell.seed == 0
     # Whatever the test says, the choice is the same.
     for worst in (0.0, 1.0):
         other = {key: (validation, worst) for key, (validation, _) in accuracies.items()}
-        assert choose(parsed, with_cells(result, other), None, None).why == chosen.why
+        assert choose(other, None, None).why == chosen.why
     without = {key: (None, test) for key, (_, test) in accuracies.items()}
     with pytest.raises(
         RunError, match=r"no validation examples .*--student: 'no KD', 'offline τ=4'"
     ):
-        choose(parsed, with_cells(result, without), None, None)
-    assert choose(parsed, with_cells(result, without), "offline τ=4", None).cell.seed == 0
+        choose(without, None, None)
+    assert choose(without, "offline τ=4", None).cell.seed == 0
 
 
 def test_who_is_not_there_is_not_exported(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no trained student 'offlin τ=4'; did you mean 'offline"):
         export_run(finished, student="offlin τ=4", out=tmp_path)
-    with pytest.raises(
-        RunError, match=r"'no KD' has no trained network of seed 7; it has \[0, 1\]"
-    ):
+    with pytest.raises(RecipeError, match="'no KD' has no network of seed 7; trained seeds: 0, 1"):
         export_run(finished, student="no KD", seed=7, out=tmp_path)
     with pytest.raises(RunError, match="no run folder"):
         export_run(tmp_path)
-    result = replace(read_result(Run(finished)), open_cells=("online τ=4, seed 1",))
+    run = OpenRun.open(finished)
+    result = replace(run.result, open_cells=("online τ=4, seed 1",))
     with pytest.raises(RunError, match="1 networks of the run are not trained yet"):
-        choose(parse_recipe(recipe(seeds=[0, 1])), result, None, None)
+        choose_student(replace(run, result=result), None, None)
     assert not list(tmp_path.iterdir())
 
 
@@ -318,7 +325,7 @@ def test_the_command_writes_and_says_what_it_did(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main(["export", str(finished), "--student", "no KD", "--seed", "0"])
+        main(["export", str(finished), "--supervision", "no KD", "--seed", "0"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "no KD, seed 0, epoch 2: named" in shown

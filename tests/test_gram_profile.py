@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import command, refused
+from conftest import command, curves_of_run, refused
 from rich.console import Console
 from safetensors.torch import save_file
-from test_report import curves_of, own_text, study
+from test_report import contents, curves_of, own_text
 
 import distillens
 from distillens.analyses.gram_profile import Truth, compare_kernels, decompose, profile
@@ -33,11 +33,13 @@ from distillens.measures import (
 from distillens.measures.complexity.kernel_fit import kernel_fit
 from distillens.models import ModelRecipe, build_model
 from distillens.report import profile_table, render
-from distillens.results.base import from_json
-from distillens.results.complexity import GramProfile, KernelComplexity, KernelForm
-from distillens.results.training import StudyResult
-from distillens.runs.layout import Run
-from distillens.runs.read import read_result
+from distillens.results.base import from_json, to_json
+from distillens.results.complexity import (
+    ComplexityCurves,
+    GramProfile,
+    KernelComplexity,
+    KernelForm,
+)
 
 N, C = 24, 3
 RNG = np.random.default_rng(4)
@@ -211,8 +213,8 @@ def test_runs_have_it_at_the_last_epoch_and_earlier_results_are_read(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = {"examples": 20, "epochs": [0, 3], "random_draws": 2, "ridge": 1e-3}
-    result = distillens.run({**tiny, "complexity": measured, "deviation": False}, tmp_path)
-    (curves,) = result.complexity
+    distillens.run({**tiny, "complexity": measured, "deviation": False}, tmp_path)
+    curves = curves_of_run(tmp_path)
     assert curves.profile is not None
     assert curves.profile.epoch == 3
     assert [row.name for row in curves.profile.targets] == ["labels", "final teacher"]
@@ -222,16 +224,15 @@ def test_runs_have_it_at_the_last_epoch_and_earlier_results_are_read(
     assert curves.teacher_kernel is not None
     assert 0 < curves.teacher_kernel.alignment <= 1
     # As a version before wrote them.
-    content = json.loads(Run(tmp_path).results.read_text())
-    for each in content["complexity"]:
-        del each["profile"], each["teacher_kernel"]
-        for spectrum in each["spectra"]:
-            del spectrum["effective_rank"]
-    earlier = from_json(StudyResult, json.dumps(content), "results")
-    assert earlier.complexity[0].points == result.complexity[0].points
-    assert "Where the targets stand" not in own_text(render(earlier))
-    assert "Where the targets stand" in own_text(render(read_result(Run(tmp_path))))
-    assert command("complexity", tmp_path, "temperatures=[1,4]") == 0
+    content = json.loads(to_json(curves))
+    del content["profile"], content["teacher_kernel"]
+    for spectrum in content["spectra"]:
+        del spectrum["effective_rank"]
+    earlier = from_json(ComplexityCurves, json.dumps(content), "record")
+    assert earlier.points == curves.points
+    assert "Where the targets stand" not in own_text(render(contents(complexity=(earlier,))))
+    assert "Where the targets stand" in own_text(render(contents(complexity=(curves,))))
+    assert command("measure", tmp_path, "complexity", "temperatures=[1,4]") == 0
     printed = capsys.readouterr().out
     for words in ("the Gram at epoch 3", "Thm. 4", "NTK similarity", "τ = 4"):
         assert words in printed
@@ -239,8 +240,8 @@ def test_runs_have_it_at_the_last_epoch_and_earlier_results_are_read(
 
 def test_bounds_on_training_examples_are_doubted(tiny: dict[str, Any], tmp_path: Path) -> None:
     measured = {"examples": 20, "epochs": [3], "random_draws": 1, "ridge": 1e-3, "split": "train"}
-    result = distillens.run({**tiny, "complexity": measured, "deviation": False}, tmp_path)
-    found = result.complexity[0].profile
+    distillens.run({**tiny, "complexity": measured, "deviation": False}, tmp_path)
+    found = curves_of_run(tmp_path).profile
     assert found is not None
     assert any("not proved" in note for note in found.notes)
 
@@ -252,6 +253,6 @@ def test_the_table_fits_a_terminal_and_a_vacuous_bound_is_called_so() -> None:
         console.print(profile_table(found))
     assert "vacuous (Thm. 3" in capture.get()
     curves = replace(curves_of(), profile=replace(found, epoch=20))
-    page = own_text(render(replace(study(), complexity=(curves,))))
+    page = own_text(render(contents(complexity=(curves,))))
     assert "vacuous (Prop. 5" in page
     assert "Gram of epoch 20" in page

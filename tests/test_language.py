@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,7 +170,7 @@ def test_a_study_of_language_models(
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     out = tmp_path / "run"
-    assert command("language", file, "--out", out, "--json") == 0
+    assert command("run", file, "--out", out, "--json") == 0
     printed = capsys.readouterr().out
     result = from_json(LanguageStudy, printed, "the output")
     assert [row.name for row in result.models] == [
@@ -195,7 +194,7 @@ def test_a_study_of_language_models(
         row.weights_digest for row in result.models
     ]
     write_tsv(tmp_path / "data", train=82, test=40)
-    assert "other data" in refused(capsys, "language", file, "--out", out)
+    assert "other data" in refused(capsys, "run", file, "--out", out)
 
 
 class CutError(Exception):
@@ -253,16 +252,12 @@ def test_what_a_language_recipe_cannot_say(
 ) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({**copy.deepcopy(recipe), **change}))
-    assert message in refused(capsys, "language", file)
+    assert message in refused(capsys, "run", file)
 
 
-def test_each_kind_of_recipe_has_its_command(
-    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "recipe.json"
-    file.write_text(json.dumps(recipe))
-    assert "use `distillens language`" in refused(capsys, "run", file)
-    assert "use `distillens run`" in refused(capsys, "language", "digits")
+def test_what_is_no_recipe_of_language_models_is_refused() -> None:
+    with pytest.raises(RecipeError, match="digits is no recipe of language models"):
+        read_language_recipe("digits")
     with pytest.raises(DataError, match="one tokenizer"):
         NextTokens(Batches(Examples(torch.zeros(3, 4), torch.zeros(3), torch.arange(3), ("a",)), 2))
     with pytest.raises(RecipeError, match="no recipe"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -18,6 +18,7 @@ from distillens.errors import RunError
 from distillens.measures.confidence import audit_with_points
 from distillens.report import accuracy_table, markdown_table, render
 from distillens.report.backends.html import data_block
+from distillens.report.contents import Contents
 from distillens.report.figures.confidence import BY_WHO, Cloud, confidence_panel
 from distillens.report.figures.points import PANEL_LIMIT, Points, sample
 from distillens.report.sections.accuracy_summary import accuracy_summary
@@ -68,6 +69,7 @@ def row_of(name: str, kind: str, accuracies: tuple[float, ...], train: float) ->
     half = 2.48 * float(differences.std(ddof=1)) if many else 0.0
     gain = None if kind in {"teacher", "one-hot"} else around(float(differences.mean()), half)
     return Row(
+        position=[studied[0] for studied in STUDIED].index(name) - 1,
         name=name,
         kind=kind,
         seeds=tuple(range(len(values))),
@@ -162,12 +164,24 @@ def confidence() -> tuple[Confidence, list[dict[str, Points]]]:
 def study() -> StudyResult:
     rows = tuple(row_of(*studied) for studied in STUDIED)
     cells = tuple(
-        Cell(name, seed, 61_706, 20, 7.25, train, accuracy, 4000, accuracy + 0.003, "9f" * 32)
-        for name, _, accuracies, train in STUDIED
+        Cell(
+            name,
+            seed,
+            61_706,
+            20,
+            7.25,
+            train,
+            accuracy,
+            4000,
+            accuracy + 0.003,
+            "9f" * 32,
+            place - 1,
+        )
+        for place, (name, _, accuracies, train) in enumerate(STUDIED)
         for seed, accuracy in enumerate(accuracies)
     )
     return StudyResult(
-        schema_version=1,
+        schema_version=StudyResult.SCHEMA_VERSION,
         name="digits: ResNet-20 to LeNet",
         description="Which supervision can a LeNet of 61,706 parameters learn from a ResNet-20?",
         loss="cross-entropy",
@@ -178,7 +192,6 @@ def study() -> StudyResult:
         changed_labels=0,
         rows=rows,
         cells=cells,
-        complexity=(curves_of(),),
         provenance=Provenance(
             command="distillens run digits --out runs/demo",
             started="2026-11-22T03:25:10+00:00",
@@ -190,6 +203,21 @@ def study() -> StudyResult:
             teacher_digest="sha256:77ab" + "1" * 60,
         ),
         notes=("the validation split is small: checkpoints were not chosen on it",),
+    )
+
+
+def contents(
+    result: StudyResult | None = None,
+    found: Confidence | None = None,
+    points: Sequence[Mapping[str, Points]] = (),
+    complexity: tuple[ComplexityCurves, ...] | None = None,
+) -> Contents:
+    """Return what a report of the study shows, with curves unless others are given."""
+    return Contents(
+        study() if result is None else result,
+        (curves_of(),) if complexity is None else complexity,
+        found,
+        points,
     )
 
 
@@ -245,7 +273,7 @@ def figures(page: str) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return render(study(), *confidence())
+    return render(contents(study(), *confidence()))
 
 
 class TestTable:
@@ -282,7 +310,7 @@ class TestTable:
         assert "Bold: highest mean validation accuracy among students (81.00 %)." in " ".join(
             terminal(result).split()
         )
-        text = own_text(render(result))
+        text = own_text(render(contents(result)))
         assert re.findall(r'<tr class="best"><th scope="row">.*?</span>(.*?)</th>', text) == [best]
 
     def test_of_equals_the_first_of_the_recipe_is_bold(self):
@@ -301,7 +329,7 @@ class TestTable:
                 f"Nothing is bold{':' * (said[0] == 'w')} {'while ' * (said[0] == 'n')}{said}"
                 in text
             )
-            assert 'class="best"' not in own_text(render(result))
+            assert 'class="best"' not in own_text(render(contents(result)))
 
     @pytest.mark.parametrize(
         ("rates", "own", "said"),
@@ -346,7 +374,7 @@ class TestTable:
             "Learning rate chosen on validation with seed 3 out of 0.01, 0.02, 0.04: "
             "no KD 0.04 (edge of the grid), offline τ=4 0.02."
         ) in " ".join(terminal(result).split())
-        text = own_text(render(result))
+        text = own_text(render(contents(result)))
         assert '<tr class="best"><th scope="row">no KD</th><td>0.04</td><td>81.50</td>' in text
         assert "<td>0.02</td><td>diverged</td>" in text
 
@@ -467,7 +495,7 @@ class TestPage:
         assert "script-src 'unsafe" not in policy[1].replace("&#x27;", "'")
 
     def test_same_result_gives_the_same_page(self, page):
-        assert render(study(), *confidence()) == page
+        assert render(contents(study(), *confidence())) == page
 
     def test_the_supervision_has_its_colour_in_table_and_figure(self, page):
         swatch = re.search(r'style="background:(#\w+)"></span>online τ=4', page)
@@ -481,7 +509,6 @@ class TestPage:
         assert set(lines) == {swatch[1]}
 
     def test_infinite_and_missing_values_are_words(self):
-        result = study()
         singular = replace(
             value_of(1.0, 1.0),
             plain=float("inf"),
@@ -494,17 +521,16 @@ class TestPage:
         points = tuple(replace(point, value=singular, gradient=None) for point in curves.points)
         spectra = (Spectrum(0, 1.0, 0.0, 1.0, float("inf")),)
         broken = replace(curves, points=points, spectra=spectra)
-        text = own_text(render(replace(result, complexity=(broken,))))
+        text = own_text(render(contents(complexity=(broken,))))
         assert "No measure has a finite value" in text
         assert "<td>∞</td>" in text
         assert not any(name.startswith("complexity") for name in figures(text))
 
     def test_a_curve_breaks_where_it_is_infinite(self):
-        result = study()
         curves = curves_of()
         first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=np.inf))
         broken = replace(curves, points=(first, *curves.points[1:]))
-        text = own_text(render(replace(result, complexity=(broken,))))
+        text = own_text(render(contents(complexity=(broken,))))
         assert "∞ at epoch 0, not drawn" in text
         assert figures(text)["complexity-0-adjusted"]["data"][0]["y"][0] is None
 
@@ -512,15 +538,15 @@ class TestPage:
         curves = curves_of()
         first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=900.0))
         far = replace(curves, points=(first, *curves.points[1:]))
-        text = own_text(render(replace(study(), complexity=(far,))))
+        text = own_text(render(contents(complexity=(far,))))
         axis = figures(text)["complexity-0-adjusted"]["layout"]["yaxis"]
         assert axis["type"] == "log"
         assert axis["title"]["text"].endswith("log)")
         assert {0.1, 20.0, 500.0} <= set(axis["tickvals"])
 
     def test_missing_parts_are_said_not_drawn(self):
-        bare = replace(study(), rows=(), cells=(), complexity=(), notes=())
-        text = own_text(render(bare))
+        bare = replace(study(), rows=(), cells=(), notes=())
+        text = own_text(render(contents(bare, complexity=())))
         assert "holds no accuracies" in text
         assert "Complexity was not measured" in text
         assert "The confidence of the students was not measured" in text
@@ -529,7 +555,7 @@ class TestPage:
 
     def test_missing_points_leave_the_numbers(self):
         found, _ = confidence()
-        text = own_text(render(study(), found))
+        text = own_text(render(contents(study(), found)))
         names = "no KD, seed 0, offline τ=1, seed 0, offline τ=4, seed 0 and online τ=4, seed 0"
         assert f"The points of {names} are missing" in text
         assert slope(found.students[3].audit.splits[1].exaggeration.slope_low.ordinary) in text
@@ -540,13 +566,13 @@ class TestPage:
         found = measured(
             *((replace(student, student=f"student {index}"), {}) for index in range(20))
         )
-        text = render(study(), found, [{"train": many, "test": many}] * 20)
+        text = render(contents(study(), found, [{"train": many, "test": many}] * 20))
         assert len(text.encode()) < 7_000_000
         assert "937 of 24,000 points, thinned at random" in text
 
 
 class TestHostileRun:
-    def hostile(self) -> StudyResult:
+    def hostile(self, *measured: Any) -> Contents:
         result = study()
         curves = curves_of(ATTACK)
         points = tuple(
@@ -562,17 +588,17 @@ class TestHostileRun:
             replace(cell, supervision=ATTACK, weights_digest=ATTACK) for cell in result.cells
         )
         made = Provenance(ATTACK, ATTACK, ATTACK, 1.0, {ATTACK: ATTACK}, ATTACK, ATTACK, ATTACK)
-        return replace(
+        attacked = replace(
             result,
             name=ATTACK,
             description=ATTACK,
             loss=ATTACK,
             rows=rows,
             cells=cells,
-            complexity=(curves, curves),
             provenance=made,
             notes=(ATTACK,),
         )
+        return contents(attacked, *measured, complexity=(curves, curves))
 
     def page(self) -> str:
         found, points = confidence()
@@ -588,10 +614,10 @@ class TestHostileRun:
             )
             for student in found.students
         )
-        return render(self.hostile(), replace(found, students=students, notes=(ATTACK,)), points)
+        return render(self.hostile(replace(found, students=students, notes=(ATTACK,)), points))
 
     def test_no_string_of_a_run_becomes_markup(self):
-        clean = own_text(render(study(), *confidence()))
+        clean = own_text(render(contents(study(), *confidence())))
         text = own_text(self.page())
         assert "alert(1)" in text, "the string itself is shown"
         assert "<script>alert" not in text
@@ -747,7 +773,7 @@ class TestSummary:
         assert confidence_summary(None) == []
 
     def test_targets_are_ordered_early_and_late(self):
-        ((_, text),) = complexity_summary(study())
+        ((_, text),) = complexity_summary((curves_of(),))
         assert text.startswith("By adjusted complexity at epoch 2:"), "epoch 0 is untrained"
         adjusted, gradient = text.split("By the gradient residual at epoch 2:")
         assert "online teacher" in gradient
@@ -762,9 +788,7 @@ class TestSummary:
             replace(point, value=value_of(1.0 + 0.001 * index, 1.0), gradient=None)
             for index, point in enumerate(curves.points[:4])
         )
-        ((_, text),) = complexity_summary(
-            replace(study(), complexity=(replace(curves, points=points),))
-        )
+        ((_, text),) = complexity_summary((replace(curves, points=points),))
         assert text.count("≈") == 3
         assert ">" not in text
 
@@ -775,13 +799,12 @@ class TestJson:
         assert from_json(StudyResult, to_json(result), "results.json") == result
 
     def test_round_trip_keeps_infinities(self):
-        result = study()
         curves = curves_of()
         point = replace(curves.points[0], value=replace(curves.points[0].value, plain=float("inf")))
-        infinite = replace(result, complexity=(replace(curves, points=(point,)),))
-        read = from_json(StudyResult, to_json(infinite), "results.json")
+        infinite = replace(curves, points=(point,))
+        read = from_json(ComplexityCurves, to_json(infinite), "record.json")
         assert read == infinite
-        assert render(read)
+        assert render(contents(complexity=(read,)))
 
     @pytest.mark.parametrize(
         "damage", [lambda text: text[:-40], lambda text: "[]", lambda text: ""]

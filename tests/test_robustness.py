@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import blobs
+from conftest import blobs, curves_of_run
 
 import distillens
 from distillens.cli.main import main
 from distillens.data import Batch, Batches, examples_from_arrays
 from distillens.errors import DataError, DistillensError, RecipeError, RunError, TrainingError
 from distillens.models import ModelRecipe, build_model, load_state
-from distillens.runs.layout import NetworkFiles, Run
-from distillens.runs.read import read_result
+from distillens.runs.layout import NetworkFiles
+from distillens.runs.open import OpenRun
 from distillens.study import parse_recipe, read_recipe
 from distillens.supervision import OneHot, cross_entropy
 from distillens.training import TrainingRecipe, fit
@@ -83,12 +83,14 @@ def test_measures_may_change_in_a_run_and_networks_may_not(
     tiny["deviation"], tiny["cache_gigabytes"] = True, 3
     again = distillens.run(tiny, tmp_path / "run")
     assert [c.weights_digest for c in again.cells] == [c.weights_digest for c in first.cells]
-    assert len(again.complexity[0].points) == 4
-    assert (tmp_path / "run" / "confidence.json").is_file()
-    assert again.provenance.started == first.provenance.started
-    assert again.provenance.seconds > first.provenance.seconds
+    assert len(curves_of_run(tmp_path / "run").points) == 4
+    assert len(OpenRun.open(tmp_path / "run").records("confidence")) == 1
+    # What was trained and when is not written again.
+    assert again == first
     tiny["complexity"]["examples"] = 10
-    assert distillens.run(tiny, tmp_path / "run").complexity[0].examples == 10
+    distillens.run(tiny, tmp_path / "run")
+    assert curves_of_run(tmp_path / "run").examples == 10
+    assert len(OpenRun.open(tmp_path / "run").records("complexity")) == 2
     tiny["student"]["training"]["epochs"] = 2
     with pytest.raises(RunError, match=r"student\.training\.epochs is 3 there and 2 here"):
         distillens.run(tiny, tmp_path / "run")
@@ -229,16 +231,16 @@ def test_paths_that_cannot_be_written_are_one_line(
 def test_a_finished_run_stays_whole_while_it_is_looked_at_again(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distillens.run(tiny, tmp_path / "run")
+    distillens.run({**tiny, "deviation": False}, tmp_path / "run")
 
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distillens.analyses.confidence.measure", stop)
+    monkeypatch.setattr("distillens.study.run_recipe.measure", stop)
     with pytest.raises(KeyboardInterrupt):
         distillens.run(tiny, tmp_path / "run")
-    result = read_result(Run(tmp_path / "run"))
-    assert result.complexity
+    result = OpenRun.open(tmp_path / "run", unfinished=True).result
+    assert OpenRun.open(tmp_path / "run").records("complexity")
     assert not result.open_cells
 
 

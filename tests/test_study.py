@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import refused
+from conftest import curves_of_run, refused
 
 import distillens
 from distillens.errors import CheckpointError, DataError, DistillensError, ModelError, RunError
 from distillens.models import ModelRecipe, build_model, save_weights
-from distillens.runs.layout import Run
-from distillens.runs.read import read_result
+from distillens.runs.open import OpenRun
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -67,7 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_results_hold_every_cell_and_curve(finished: tuple[Path, dict]) -> None:
     folder, _ = finished
-    result = read_result(Run(folder))
+    result = OpenRun.open(folder, unfinished=True).result
     assert [row.name for row in result.rows] == [
         "teacher",
         "no KD",
@@ -76,7 +75,7 @@ def test_results_hold_every_cell_and_curve(finished: tuple[Path, dict]) -> None:
     ]
     assert len(result.cells) == 7
     assert result.changed_labels == 15
-    points = result.complexity[0].points
+    points = curves_of_run(folder).points
     assert [point.targets for point in points[:4]] == [
         "labels",
         "random labels",
@@ -170,7 +169,7 @@ def test_a_given_teacher_checkpoint_teaches(tiny: dict[str, Any], tmp_path: Path
     tiny["teacher"] = {"model": {"name": "mlp"}, "checkpoint": str(path), "allow_weak": True}
     del tiny["supervisions"][2]
     result = distillens.run(tiny, tmp_path / "run")
-    assert {point.targets for point in result.complexity[0].points} == {
+    assert {point.targets for point in curves_of_run(tmp_path / "run").points} == {
         "labels",
         "random labels",
         "final teacher",
@@ -220,7 +219,7 @@ def test_two_classes_train_one_output(tiny: dict[str, Any], tmp_path: Path, loss
     tiny["data"]["groups"] = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     tiny["loss"] = loss
     result = distillens.run(tiny, tmp_path / "run")
-    curves = result.complexity[0]
+    curves = curves_of_run(tmp_path / "run")
     assert curves.form == "binary"
     assert curves.coding == "one output in [−1, 1]"
     assert all((point.gradient is None) == (loss == "squared-error") for point in curves.points)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import command, refused
-from distillens.analyses.run_audit import audit_run
-from distillens.analyses.settings import measure_settings
+from conftest import Measurements, command, measure_all, refused
 
 import distillens
+from distillens.analyses.compare import compare
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, RecipeError, RunError
 from distillens.measures.confidence import CheckpointMeter
@@ -21,14 +20,16 @@ from distillens.results.base import from_json
 from distillens.results.comparison import Settings
 from distillens.results.confidence import (
     Confidence,
-    RunAudit,
     StudentAudit,
     StudentOverTraining,
     Switch,
 )
+from distillens.results.records import AnalysisRecord
 from distillens.results.training import Cell
 from distillens.runs.layout import Run
-from distillens.runs.read import read_data, read_result
+from distillens.runs.open import OpenRun
+from distillens.runs.read import read_data
+from distillens.runs.records import StoredRecord
 
 EPOCHS = 4
 TRAINING = {"epochs": EPOCHS, "batch_size": 32, "learning_rate": 0.05}
@@ -61,17 +62,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def both(finished: Path) -> RunAudit:
-    return audit_run(finished, over_training=250, kernel_examples=0, resamples=100)[0]
+def both(finished: Path) -> Measurements:
+    return measure_all(finished, seed=0, over_training=250, resamples=100)
 
 
 @pytest.fixture(scope="module")
-def audited(both: RunAudit) -> dict[str, StudentAudit]:
+def audited(both: Measurements) -> dict[str, StudentAudit]:
     return {student.student: student for student in both.confidence.students}
 
 
 @pytest.fixture(scope="module")
-def ways(both: RunAudit) -> dict[str, StudentOverTraining]:
+def ways(both: Measurements) -> dict[str, StudentOverTraining]:
     return checkpoints(both)
 
 
@@ -81,9 +82,15 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-def checkpoints(audit: RunAudit) -> dict[str, StudentOverTraining]:
+def checkpoints(audit: Measurements) -> dict[str, StudentOverTraining]:
     assert audit.over_training is not None
     return {student.student: student for student in audit.over_training.students}
+
+
+def measured(run: Path) -> tuple[StoredRecord, Confidence]:
+    """Return what the run measured at its end: the first record of the analysis."""
+    record = OpenRun.open(run).records("confidence")[0]
+    return record, record.result(Confidence)
 
 
 def student_folder(run: Path, place: str = "01-offline-t4", seed: int = 0) -> Path:
@@ -94,14 +101,13 @@ def test_a_run_measures_every_student_and_seed_as_the_audit_does(
     finished: Path, audited: dict[str, StudentAudit]
 ) -> None:
     assert list(audited) == ["no KD", "offline τ=4", "switched"]
-    kept = from_json(Confidence, (finished / "confidence.json").read_text(), "confidence.json")
+    record, kept = measured(finished)
     assert [(one.student, one.seed) for one in kept.students] == [
         (name, seed) for name in audited for seed in (0, 1)
     ]
     for student in kept.students:
         assert set(student.points) == {"train", "test"}
-        with np.load(finished / student.points["train"]) as points:
-            assert points["mislabelled"].sum() == 50
+        assert record.arrays(student.points["train"])["mislabelled"].sum() == 50
         if student.seed == 0:
             for split, wanted in zip(
                 student.audit.splits, audited[student.student].audit.splits, strict=True
@@ -227,11 +233,14 @@ def test_a_student_that_is_its_teacher_obeys(copied: Path) -> None:
     for path in teacher.glob("epoch-*.safetensors"):
         shutil.copy(path, student)
     shutil.copy(teacher / "logits.npz", student)
-    cell = json.loads((student / "cell.json").read_text())
-    cell["weights_digest"] = json.loads((teacher / "cell.json").read_text())["weights_digest"]
-    (student / "cell.json").write_text(json.dumps(cell))
-    audit, _ = audit_run(
-        copied, student="offline-t4", over_training=100, kernel_examples=8, resamples=100
+    results = json.loads((copied / "results.json").read_text())
+    digest = results["cells"][0]["weights_digest"]
+    for cell in results["cells"]:
+        if (cell["supervision"], cell["seed"]) == ("offline τ=4", 0):
+            cell["weights_digest"] = digest
+    (copied / "results.json").write_text(json.dumps(results))
+    audit = measure_all(
+        copied, student="offline-t4", seed=0, over_training=100, kernel_examples=8, resamples=100
     )
     (found,) = audit.confidence.students
     for split in found.audit.splits:
@@ -254,7 +263,7 @@ def test_another_teacher_is_a_reference(finished: Path, tmp_path: Path) -> None:
     teacher = {**recipe()["teacher"], "seed": 7}
     other = tmp_path / "other"
     distillens.run(recipe(name="other", teacher=teacher, supervisions=only), other)
-    audit, _ = audit_run(
+    audit = measure_all(
         finished, student="offline τ=4", seed=1, other_teacher_run=other, over_training=0,
         kernel_examples=0, resamples=100,
     )  # fmt: skip
@@ -264,20 +273,20 @@ def test_another_teacher_is_a_reference(finished: Path, tmp_path: Path) -> None:
     assert [one.name for one in references] == ["one-hot student", "other teacher"]
     assert audit.confidence.other_teacher == "other"
     with pytest.raises(RunError, match="this run's own teacher"):
-        audit_run(finished, other_teacher_run=finished, over_training=0, kernel_examples=0)
+        measure_all(finished, other_teacher_run=finished, over_training=0, kernel_examples=0)
     smaller = {**recipe()["data"], "train_size": 200}
     distillens.run(recipe(data=smaller, supervisions=only), tmp_path / "smaller")
-    with pytest.raises(RunError, match="saw other data"):
-        audit_run(finished, other_teacher_run=tmp_path / "smaller")
+    with pytest.raises(RunError, match="the data of this run are not those"):
+        measure_all(finished, other_teacher_run=tmp_path / "smaller")
     with pytest.raises(RunError, match="one-hot students only"):
-        measure_settings([other])
+        compare([other])
 
 
 def test_squared_error_and_two_classes(tmp_path: Path) -> None:
     groups = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     data = {"source": "digits", "train_size": 150, "test_size": 100, "groups": groups}
     distillens.run(recipe(data=data, loss="squared-error"), tmp_path / "run")
-    audit, _ = audit_run(
+    audit = measure_all(
         tmp_path / "run", student="switched", over_training=50, kernel_examples=4, resamples=100
     )
     (student,) = audit.confidence.students
@@ -328,21 +337,21 @@ def test_a_run_that_was_spoilt_is_refused(
 ) -> None:
     spoil(copied)
     with pytest.raises(error, match=words):
-        audit_run(copied, student="offline τ=4", over_training=50, kernel_examples=0)
+        measure_all(copied, student="offline τ=4", over_training=50, kernel_examples=0)
 
 
 def test_open_networks_are_refused(copied: Path) -> None:
     result = json.loads((copied / "results.json").read_text())
     result["open_cells"] = ["offline τ=4, seed 0"]
     (copied / "results.json").write_text(json.dumps(result))
-    for measure in (lambda: audit_run(copied), lambda: measure_settings([copied])):
+    for measure in (lambda: measure_all(copied), lambda: compare([copied])):
         with pytest.raises(RunError, match=r"1 network.* open, first offline"):
             measure()
 
 
 def test_a_missing_checkpoint_is_noted(copied: Path) -> None:
     (student_folder(copied) / "epoch-0002.safetensors").unlink()
-    audit, _ = audit_run(
+    audit = measure_all(
         copied, student="offline τ=4", over_training=50, kernel_examples=0, resamples=100
     )
     over = checkpoints(audit)["offline τ=4"]
@@ -351,58 +360,57 @@ def test_a_missing_checkpoint_is_noted(copied: Path) -> None:
 
 
 def test_unknown_students_and_seeds_are_refused(finished: Path) -> None:
-    with pytest.raises(RecipeError, match="no student 'switch'; did you mean 'switched'"):
-        audit_run(finished, student="switch")
-    with pytest.raises(RecipeError, match="of seed 5; there are 0, 1"):
-        audit_run(finished, seed=5)
-    with pytest.raises(RecipeError, match="over_training is -1"):
-        audit_run(finished, over_training=-1)
+    with pytest.raises(RecipeError, match="no trained student 'switch'; did you mean 'switched'"):
+        measure_all(finished, student="switch")
+    with pytest.raises(RecipeError, match="of seed 5; trained seeds: 0, 1"):
+        measure_all(finished, seed=5)
+    with pytest.raises(RecipeError, match="setting examples of over-training is -1"):
+        measure_all(finished, over_training=-1)
 
 
-def test_the_command_prints_and_writes(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["audit", finished, "--student", "switched", "--over-training", 60, "--resamples", 100]
-    assert command(*words, "--kernel-examples", 4, "--json", "--out", tmp_path) == 0
-    found = from_json(RunAudit, capsys.readouterr().out, "standard output")
-    assert from_json(RunAudit, (tmp_path / "audit.json").read_text(), "file") == found
-    assert checkpoints(found)["switched"].examples == {"train": 60, "test": 60}
-    page = (tmp_path / "audit.html").read_text(encoding="utf-8")
+def test_the_commands_print_and_draw(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--supervision", "switched", "--seed", 0]
+    assert command("measure", copied, "over-training", "examples=60", *words, "--json") == 0
+    record = from_json(AnalysisRecord, capsys.readouterr().out, "standard output")
+    assert record.result["students"][0]["examples"] == {"train": 60, "test": 60}
+    assert command("measure", copied, "kernels", "examples=4", *words) == 0
+    assert "switched, seed 0" in capsys.readouterr().out
+    page = (copied / "report.html").read_text(encoding="utf-8")
     assert "Switch: no KD → offline τ=4, epoch 2.00." in page
-    assert 'id="over-training-0-mislabelled"' in page
     assert "train, by mislabelled or not" in page
-    svg = (tmp_path / "over-training-switched-seed-0.svg").read_text(encoding="utf-8")
-    assert "no KD → offline τ=4, epoch 2.00" in svg
-    assert (tmp_path / "confidence-switched-seed-0.png").stat().st_size > 10_000
-    with np.load(tmp_path / "points-switched-seed-0-train.npz") as points:
-        assert points["mislabelled"].sum() == 50
-        assert len(points["x"]) == 250
-    assert command(*words, "--kernel-examples", 0) == 0
+    assert "NTK similarity" in page
+    assert command("measure", copied, "over-training", "examples=60", *words) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Switch: no KD → offline τ=4, epoch 2.00." in text
+    assert command("report", copied, "--figures") == 0
+    figures = copied / "figures"
+    svg = (figures / "over-training-switched-seed-0.svg").read_text(encoding="utf-8")
+    assert "no KD → offline τ=4, epoch 2.00" in svg
+    assert (figures / "confidence-switched-seed-0.png").stat().st_size > 10_000
 
 
-def test_arrays_and_runs_do_not_mix(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--teacher is for the audit of arrays" in refused(
-        capsys, "audit", finished, "--teacher", "t.npy"
+def test_the_audit_of_arrays_refuses_a_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "measure RUN confidence" in refused(capsys, "audit", finished, "--teacher", "t.npy")
+    assert "give --teacher, --student and --labels" in refused(
+        capsys, "audit", "--teacher", "t.npy"
     )
-    assert "--seed is for the audit of a run" in refused(capsys, "audit", "--seed", 1)
-    assert "give a run, or --teacher" in refused(capsys, "audit", "--teacher", "t.npy")
-    assert "no run folder" in refused(capsys, "audit", finished.parent)
 
 
-def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("settings", finished, "--json", "--resamples", 100) == 0
+def test_a_comparison_has_means_over_seeds(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("compare", finished, "--json", "--resamples", 100) == 0
     found = from_json(Settings, capsys.readouterr().out, "standard output")
     assert [one.supervision for one in found.settings] == ["offline τ=4", "switched"]
     one = found.settings[0]
     assert one.data == "digits, 250 train, 20 % labels wrong"
     assert (one.teacher, one.seeds, one.temperature) == ("mlp (hidden [16])", (0, 1), 4.0)
     audits = [
-        audit_run(
-            finished, student="offline τ=4", seed=seed, over_training=0, kernel_examples=0,
-            resamples=100,
-        )[0].confidence.students[0].audit.splits
+        measure_all(
+            finished, student="offline τ=4", seed=seed, resamples=100
+        ).confidence.students[0].audit.splits
         for seed in (0, 1)
     ]  # fmt: skip
     for place, split in enumerate(one.splits):
@@ -413,25 +421,25 @@ def test_settings_are_means_over_seeds(finished: Path, capsys: pytest.CaptureFix
         assert split.p_value == max(gain.p_value for gain in gains)
         assert split.underfit.interval is not None
         assert split.underfit.interval.high <= 1
-    rows = {row.name: row for row in read_result(Run(finished)).rows}
+    rows = {row.name: row for row in OpenRun.open(finished, unfinished=True).result.rows}
     assert one.accuracy == rows["offline τ=4"].accuracy
     assert one.one_hot_accuracy == rows["no KD"].accuracy
-    assert command("settings", finished, "--markdown", "--resamples", 100) == 0
+    assert command("compare", finished, "--markdown", "--resamples", 100) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("| digits") for line in lines) == 4
     # In 80 columns no table of so many numbers has room: a line a number, none of them cut.
-    assert command("settings", finished, "--resamples", 100) == 0
+    assert command("compare", finished, "--resamples", 100) == 0
     narrow = capsys.readouterr().out
     assert "…" not in narrow
     assert narrow.count("net gain, points") == 4
-    assert "was given twice" in refused(capsys, "settings", finished, finished)
+    assert "was given twice" in refused(capsys, "compare", finished, finished)
     assert "give --markdown or --json" in refused(
-        capsys, "settings", finished, "--markdown", "--json"
+        capsys, "compare", finished, "--markdown", "--json"
     )
 
 
 def test_a_run_has_the_numbers_of_an_audit_of_its_logits(finished: Path) -> None:
-    kept = from_json(Confidence, (finished / "confidence.json").read_text(), "confidence.json")
+    _, kept = measured(finished)
     data = load_splits(distillens.study.read_recipe(finished / "recipe.yaml").data)
     before = {change.index: change.before for change in data.changed}
     labels = [

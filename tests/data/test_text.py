@@ -15,11 +15,13 @@ import pytest
 import torch
 import yaml
 from cases import sentences, write_tsv
+from conftest import curves_of_run
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distillens.analyses.array_task import measure_run, read_task
+from distillens.analyses.array_task import read_task
+from distillens.analyses.measure import measure_run
 from distillens.cli.main import main
 from distillens.data import Batches, DataRecipe, load_splits
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError
@@ -28,9 +30,10 @@ from distillens.export.programs import read_onnx
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.models import Encoder, ModelRecipe, build_model, load_weights
 from distillens.results.base import from_json
-from distillens.results.complexity import KernelComplexity
+from distillens.results.complexity import ComplexityCurves, KernelComplexity
 from distillens.results.confidence import Confidence
 from distillens.runs.layout import Run
+from distillens.runs.open import OpenRun
 from distillens.runs.read import read_arrays
 from distillens.study import read_recipe, run
 
@@ -439,9 +442,10 @@ def test_a_study_of_text_is_a_study(study: dict[str, Any], tmp_path: Path) -> No
     accuracies = {cell.supervision: cell.test_accuracy for cell in result.cells}
     # A word gives the label away.
     assert accuracies["no KD"] > 0.9
-    confidence = from_json(Confidence, Run(out).confidence.read_bytes(), "confidence.json")
+    (record,) = OpenRun.open(out).records("confidence")
+    confidence = record.result(Confidence)
     assert len(confidence.students) == 5
-    assert {point.epoch for curve in result.complexity for point in curve.points} == {0, 4}
+    assert {point.epoch for point in curves_of_run(out).points} == {0, 4}
     # The teacher's cached logits are those of the network on its own tokens.
     opened = Run(out)
     splits = load_splits(read_recipe(opened.recipe).data)
@@ -464,9 +468,8 @@ def test_a_study_of_text_is_a_study(study: dict[str, Any], tmp_path: Path) -> No
         if json.loads(path.with_suffix(".json").read_text())["checkpoint"] == digest
     }
     torch.testing.assert_close(torch.from_numpy(np.load(block)), logits)
-    # The complexity command goes over the run again.
-    again = measure_run(out, ["examples=10", "epochs=[4]"])
-    assert again.complexity[0].examples == 10
+    again = measure_run(out, "complexity", {"examples": 10, "epochs": [4]})
+    assert again.result(ComplexityCurves).examples == 10
 
 
 class Both(nn.Module):

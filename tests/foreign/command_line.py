@@ -379,5 +379,8 @@ def test_json_of_a_run_stands_alone_on_the_output(
     tiny["supervisions"] = tiny["supervisions"][:1]
     distillens.run({**tiny, "complexity": None}, tmp_path / "run")
     capsys.readouterr()
-    assert command("complexity", tmp_path / "run", "examples=16", "epochs=[0]", "--json") == 0
+    assert (
+        command("measure", tmp_path / "run", "complexity", "examples=16", "epochs=[0]", "--json")
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["examples"] == 16

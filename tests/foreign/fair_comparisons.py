@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import refused
+from conftest import curves_of_run, measure_all, refused
 
 import distillens
 from distillens.errors import RecipeError, TrainingError
@@ -282,17 +282,16 @@ def test_where_a_training_is_written_does_not_matter(tiny: dict[str, Any], tmp_p
     assert {cell.supervision: cell.epochs for cell in above.cells} == {
         "teacher": 3, "no KD": 3, **{row.name: 4 for row in above.rows[2:]}
     }  # fmt: skip
-    assert [point.teacher_epoch for point in above.complexity[0].points] == [
-        point.teacher_epoch for point in below.complexity[0].points
-    ]
+    curves = [curves_of_run(tmp_path / name) for name in ("above", "below")]
+    first, second = ([point.teacher_epoch for point in each.points] for each in curves)
+    assert first == second
     assert "online τ=4 (epochs 4, batch size 16, learning rate 0.02" in markdown_table(above)
     assert [row.learning_rate for row in below.rows] == [None, 0.05, *[0.02] * 5]
-    last = above.complexity[0].points[-1]
+    last = curves[0].points[-1]
     assert (last.epoch, last.targets, last.teacher_epoch) == (3, "online teacher", 3)
 
 
 def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Path) -> None:
-    from distillens.analyses.run_audit import audit_run
 
     from distillens.export.export import export_run
 
@@ -309,7 +308,7 @@ def test_what_reads_a_run_knows_its_trainings(tiny: dict[str, Any], tmp_path: Pa
     switched = result.rows[2].name
     done = export_run(tmp_path / "run", student=switched, out=tmp_path / "export")
     assert done.epoch == 5
-    audit, _ = audit_run(
+    audit = measure_all(
         tmp_path / "run", student=switched, over_training=40, kernel_examples=0, resamples=100
     )
     assert audit.over_training is not None

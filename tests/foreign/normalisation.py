@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distillens.analyses.run_audit import audit_run
+from conftest import curves_of_run, measure_all
 from torch import Tensor, nn
 
 import distillens as dl
@@ -248,8 +248,8 @@ def test_kernels_are_compared_on_the_teachers_own_pixels(
     study: tuple[Path, StudyResult, nn.Module],
 ) -> None:
     """They are those of networks that have their normalisation inside."""
-    folder, result, teacher = study
-    found = result.complexity[0].teacher_kernel
+    folder, _, teacher = study
+    found = curves_of_run(folder).teacher_kernel
     assert found is not None
     recipe = read_recipe(folder / "recipe.yaml")
     scene = Scene.of(recipe, Run(folder), accelerator_for("float32"), False)
@@ -270,8 +270,8 @@ def test_an_audit_gives_each_network_its_own_pixels(
 ) -> None:
     """Checkpoints must give the logits that the run stored; kernels are as in the report."""
     folder, _, teacher = study
-    audit, _ = audit_run(
-        folder, student="taught", over_training=4, kernel_examples=6, resamples=100
+    audit = measure_all(
+        folder, student="taught", seed=0, over_training=4, kernel_examples=6, resamples=100
     )
     recipe, run = read_recipe(folder / "recipe.yaml"), Run(folder)
     scene = Scene.of(recipe, run, accelerator_for("float32"), False)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from rich.console import Console
-from test_report import study
+from test_report import contents, study
 
 import distillens
 from distillens.report import audit_text, render
@@ -142,7 +142,7 @@ def test_page_terminal_json_and_audit_have_equal_numbers(audit: Audit):
     confidence = from_json(
         Confidence, to_json(Confidence(1, None, (student,), 1.0)), "confidence.json"
     )
-    report = Tables(render(replace(study(), changed_labels=60), confidence)).cells
+    report = Tables(render(contents(replace(study(), changed_labels=60), confidence))).cells
     page = Tables(audit_page("arrays", confidence, [])).cells
     terminal = printed(audit)
     for split in audit.splits:

@@ -282,7 +282,7 @@ def test_gains_are_paired_by_seed_whatever_the_order(tiny: dict[str, Any]) -> No
     recipe = parse_recipe({**composed(tiny, {"kind": "offline"}), "seeds": [0, 1, 2]})
 
     def cell(name: str, seed: int, accuracy: float) -> Cell:
-        return Cell(name, seed, 1, 1, 1.0, 0.5, accuracy, 100, None, "")
+        return Cell(name, seed, 1, 1, 1.0, 0.5, accuracy, 100, None, "", -1)
 
     labels = [cell("no KD", seed, 0.5 + 0.1 * seed) for seed in (0, 1, 2)]
     taught = [cell("offline τ=1", seed, 0.52 + 0.1 * seed) for seed in (2, 0)]
@@ -310,7 +310,7 @@ def test_another_runs_teacher_is_shared(tiny: dict[str, Any], tmp_path: Path) ->
     assert [c.weights_digest for c in made.cells] == [c.weights_digest for c in again.cells]
     assert not list((tmp_path / "second").rglob("cache/*"))
     other = {**second, "data": {**first["data"], "seed": 5}}
-    with pytest.raises(distillens.DistillensError, match="trained on other data"):
+    with pytest.raises(distillens.DistillensError, match="the data of this recipe are not those"):
         distillens.run(other, tmp_path / "third")
 
 
@@ -318,7 +318,7 @@ def test_a_run_that_was_cut_short_names_its_open_cells(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distillens.report import markdown_table
-    from distillens.runs.read import read_result
+    from distillens.runs.open import OpenRun
     from distillens.study.networks import train_network
 
     composed(tiny, {"kind": "offline", "temperature": 4})
@@ -333,7 +333,7 @@ def test_a_run_that_was_cut_short_names_its_open_cells(
     monkeypatch.setattr("distillens.study.students.train_network", stop)
     with pytest.raises(KeyboardInterrupt):
         distillens.run(tiny, tmp_path / "run")
-    result = read_result(Run(tmp_path / "run"))
+    result = OpenRun.open(tmp_path / "run", unfinished=True).result
     assert result.open_cells == ("offline τ=4, seed 0",)
     assert "Open, not trained yet: offline τ=4, seed 0" in markdown_table(result)
 

@@ -98,7 +98,7 @@ def read_language_recipe(where: str | Path, overrides: Sequence[str] = ()) -> La
     """
     content = load_recipe(where)
     if content.get("kind") != "language":
-        raise RecipeError(f"{where} is no recipe of kind language; use `distillens run`")
+        raise RecipeError(f"{where} is no recipe of language models, which have kind: language")
     for each in overrides:
         override_key(content, each)
     try:
