@@ -24,10 +24,11 @@ from distillens.analyses.finished import FinishedRun, finished_run
 from distillens.data import load_splits
 from distillens.measures import paired_gain
 from distillens.measures.confidence import audit_with_points
-from distillens.results.base import Estimate, from_json
+from distillens.results.base import Estimate
 from distillens.results.complexity import ComplexityCurves
 from distillens.runs.folder import find_run
 from distillens.runs.layout import Run
+from distillens.runs.open import OpenRun
 from distillens.study.networks import network_logits, read_cell
 from distillens.study.reading import read_recipe
 from distillens.training import is_right
@@ -323,10 +324,10 @@ def judge_switching(
     return Judged("6", "S7", verdict, f"{numbers}; underfit share lower: {repaired}")
 
 
-def complexity_files(run: Run) -> list[ComplexityCurves]:
-    """Return all complexity curves of a run."""
-    paths = sorted(run.folder.glob("complexity-*.json"))
-    return [from_json(ComplexityCurves, path.read_bytes(), str(path)) for path in paths]
+def complexity_curves(folder: Path) -> list[ComplexityCurves]:
+    """Return the complexity curves of all records of a run."""
+    records = OpenRun.open(folder, unfinished=True).records("complexity")
+    return [record.result(ComplexityCurves) for record in records]
 
 
 def is_finished(folder: Path) -> bool:
@@ -341,7 +342,7 @@ def _open(students: Students) -> bool:
 def judge_complexity_runs(runs: Path) -> list[Judged]:
     """Judge claim 2 from the runs of S3, one for each seed."""
     folders = sorted(runs.glob("cifar100-long-binary-*"))
-    curves = [one for folder in folders for one in complexity_files(find_run(folder))]
+    curves = [one for folder in folders for one in complexity_curves(folder)]
     training = [one for one in curves if len(values_of(one, "labels")) > 2]
     cooled = [
         one

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from cases import installed
+from conftest import command
 
+from distillens.analyses.measure import measure_run
 from distillens.errors import RecipeError
+from distillens.models import load_state
 from distillens.registry import Registry
 from distillens.runs.layout import Run
 from distillens.runs.read import read_arrays
@@ -84,8 +87,10 @@ def test_a_plugin_that_fails_is_named(tmp_path: Path, text: str, said: str) -> N
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
-def test_the_page_on_extending_runs_as_written(tmp_path: Path) -> None:
-    """A package registers a supervision, a data source and a model; a recipe uses all three."""
+def test_the_page_on_extending_runs_as_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A package registers a supervision, a data source, a model and an analysis, and all are used."""
     blocks = re.findall(
         r"```(?:python|yaml)\n# (my_lab/\S+|recipe\.yaml)\n(.*?)```", PAGE, re.DOTALL
     )
@@ -94,6 +99,16 @@ def test_the_page_on_extending_runs_as_written(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     with installed(tmp_path, files, "my_lab"):
         result = run(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+        record = measure_run(tmp_path / "run", "norms", {"order": 1}, supervision="no KD")
+        with pytest.raises(RecipeError, match="norms has no setting 'oder'; did you mean 'order'"):
+            measure_run(tmp_path / "run", "norms", {"oder": 1})
+        assert command("measure", tmp_path / "run", "norms") == 0
+    assert "where right τ=2, seed 0: " in capsys.readouterr().out
+    assert record.content.settings == {"order": 1.0}
+    files = Run(tmp_path / "run").student(0, "no KD", 0)
+    first, last = (load_state(files.weights(epoch)) for epoch in (0, 2))
+    moved = sum(float((last[name] - first[name]).abs().sum()) for name in first)
+    assert record.content.result["distances"]["no KD, seed 0"] == pytest.approx(moved)
     titles = [row.name for row in result.rows]
     assert titles == ["teacher", "no KD", "where right τ=2", "where right τ=1 → no KD at 0.5"]
     stored = read_arrays(Run(tmp_path / "run").student(1, "where right τ=2", 0).logits)
