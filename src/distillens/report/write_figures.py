@@ -6,7 +6,8 @@ from pathlib import Path
 
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
-from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
+from distillens.report.figures.complexity import complexity_picture
+from distillens.report.figures.temperature import temperature_picture
 from distillens.runs.folder import find_run
 from distillens.runs.read import read_result
 
