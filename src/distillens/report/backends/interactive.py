@@ -76,6 +76,8 @@ def _traces(curve: Curve) -> list[dict[str, Any]]:
             "size": size,
             "opacity": opacity,
         }
+        # Half of the digits are enough for many points, and keep the page small.
+        trace["x"], trace["y"] = curve.x_M.astype(np.float32), curve.y_M.astype(np.float32)
         return [{**trace, "mode": "markers", "marker": marker}]
     width = 3.5 if curve.style == "thick" else 2
     line = {"color": colour, "width": width, "dash": _DASHES[curve.style]}
