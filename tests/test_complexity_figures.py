@@ -14,7 +14,8 @@ from test_report import contents, curves_of, figures, own_text, study, value_of
 
 from distillens.report import render, temperature_table, write_figures
 from distillens.report.contents import Contents
-from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
+from distillens.report.figures.complexity import complexity_picture
+from distillens.report.figures.temperature import temperature_picture
 from distillens.results.base import to_json
 from distillens.results.complexity import ComplexityCurves, TemperaturePoint
 from distillens.results.records import AnalysisRecord

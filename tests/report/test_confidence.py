@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def logits() -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def audit() -> Audit:
-    return distillens.audit(**logits(), resamples=100)
+    arrays: dict[str, Any] = logits()
+    return distillens.audit(**arrays, resamples=100)
 
 
 class Tables(HTMLParser):

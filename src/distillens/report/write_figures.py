@@ -8,9 +8,10 @@ from pathlib import Path
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
 from distillens.report.contents import Contents
-from distillens.report.figures.complexity_static import complexity_picture, temperature_picture
+from distillens.report.figures.complexity import complexity_picture
 from distillens.report.figures.confidence import confidence_picture
 from distillens.report.figures.over_training import compared_picture, over_training_picture
+from distillens.report.figures.temperature import temperature_picture
 from distillens.results.figure import Picture
 from distillens.runs.layout import slug
 from distillens.runs.open import OpenRun

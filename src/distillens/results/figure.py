@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 Scale = Literal["linear", "log"]
 Style = Literal["solid", "thick", "dashed", "dotted", "points", "dots"]
 """Points are small and faint, for many; dots are for the few among them that matter."""
-Symbol = Literal["circle", "triangle-up", "triangle-down", "x"]
+Symbol = Literal["circle", "triangle-up", "triangle-down", "x", "square", "diamond", "cross"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,8 @@ class Curve:
     """Lower and upper ends of an interval at each x."""
     key: str = ""
     """The check box of the page that switches the curve; none if it is empty."""
-    symbol: Symbol = "circle"
+    symbol: Symbol | None = None
+    """The marker of each point; None for circles, and for lines without markers."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Panel:
     marks: tuple[Mark, ...] = ()
     limits: tuple[float, float] | None = None
     """Ends of both axes; None to choose them from the values."""
+    y_from_zero: bool = False
+    """Whether a linear y axis begins at 0."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,8 +47,8 @@ def one(*arrays, **more) -> SplitAudit:
     return split
 
 
-def plotted(*arrays, **more) -> tuple[SplitAudit, Points]:
-    given = dict(zip(("teacher", "student", "labels"), arrays, strict=True))
+def plotted(*arrays: Any, **more: Any) -> tuple[SplitAudit, Points]:
+    given: dict[str, Any] = dict(zip(("teacher", "student", "labels"), arrays, strict=True))
     more.setdefault("resamples", 100)
     audit, points = audit_with_points(given, **more)
     return audit.splits[0], points["all"]

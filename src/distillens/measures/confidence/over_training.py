@@ -120,7 +120,8 @@ class CheckpointMeter:
             agreement=observed_share(agrees_N),
             accuracy=observed_share(student_right),
             net_gain=net_gain(int(counts[1]), int(counts[2]), examples),
-            **of_mislabelled,
+            mislabelled_right=of_mislabelled["mislabelled_right"],
+            mislabelled_given=of_mislabelled["mislabelled_given"],
         )
 
     def changes(self, switch: Switch) -> tuple[SwitchChange, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"solid": "-", "thick": "-", "dashed": "--", "dotted": ":"}
 _MARKERS = {"circle": ".", "triangle-up": "^", "triangle-down": "v", "x": "x"}
+_MARKERS |= {"square": "s", "diamond": "D", "cross": "P"}
 _WIDTH, _HEIGHT = 4.6, 4.4
 
 # The same numbers give the same file: no random ids, no date. Text stays text, to be found and edited.
@@ -80,6 +81,8 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel) -> None:
         _draw_mark(axes, mark)
     for curve in panel.curves:
         _draw_curve(axes, curve)
+    if panel.y_from_zero:
+        axes.set_ylim(bottom=0)
     if any(part.label for part in (*panel.curves, *panel.marks)):
         axes.legend(fontsize=6.5, frameon=False)
 
@@ -101,7 +104,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         axes.plot(
             curve.x_M,
             curve.y_M,
-            _MARKERS[curve.symbol],
+            _MARKERS[curve.symbol or "circle"],
             ls="none",
             ms=size,
             alpha=opacity,
@@ -115,6 +118,8 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
             curve.y_M,
             _STYLES[curve.style],
             color=colour,
+            marker=None if curve.symbol is None else _MARKERS[curve.symbol],
+            ms=4,
             lw=3 if curve.style == "thick" else 1.4,
             label=curve.label,
         )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import plotly.graph_objects as go
+import numpy as np
 
 from distillens.report import palette as colours
 from distillens.report.tables.text import printable
 from distillens.results.complexity import ComplexityCurves, ComplexityPoint
+from distillens.results.figure import Curve, Panel, Picture, Style, Symbol
 
-# Above this ratio a linear axis would press the lower curves onto the zero line.
+# Above this ratio the lower curves could not be told from zero on a linear axis.
 _LOG_RATIO = 50
 
 
@@ -64,16 +63,16 @@ MEASURES = (
     GRADIENT,
 )
 
-# dash, marker symbol: a curve is told apart without its colour too.
-_STROKES = {
+# Curves differ in style or symbol too, not only in their colour.
+_LOOKS: dict[str, tuple[Style, Symbol]] = {
     "labels": ("solid", "circle"),
-    "random labels": ("dot", "x"),
-    "final teacher": ("dash", "square"),
+    "random labels": ("dotted", "x"),
+    "final teacher": ("dashed", "square"),
     "online teacher": ("solid", "diamond"),
 }
-_OTHER = ("dashdot", "cross")
+_OTHER: tuple[Style, Symbol] = ("dashed", "cross")
 
-_ORDER = tuple(_STROKES)
+_ORDER = tuple(_LOOKS)
 
 
 def target_sets(curves: ComplexityCurves) -> list[str]:
@@ -88,9 +87,9 @@ def target_title(targets: str) -> str:
     return "dataset labels" if targets == "labels" else targets
 
 
-def stroke(targets: str) -> tuple[str, str]:
-    """Return the dash and the marker symbol of a target set's curve."""
-    return _STROKES.get(targets, _OTHER)
+def style_of(targets: str) -> Style:
+    """Return the line style of a target set's curve."""
+    return _LOOKS.get(targets, _OTHER)[0]
 
 
 def series(curves: ComplexityCurves, targets: str, measure: Measure) -> list[tuple[int, float]]:
@@ -115,67 +114,79 @@ def undrawn(curves: ComplexityCurves, measure: Measure) -> list[int]:
     )
 
 
-def complexity_figure(curves: ComplexityCurves, measure: Measure) -> go.Figure:
-    """Return one panel: a measure over the student's epochs, one curve for each target set.
+def complexity_panel(curves: ComplexityCurves, measure: Measure) -> Panel:
+    """Return a measure over the student's epochs, one curve for each target set.
 
-    Curves break where a value is not finite. Each trace's ``legendgroup`` is ``t0``, ``t1`` … in
-    the order of `target_sets`, which the page's check boxes switch.
+    The check boxes ``t0``, ``t1`` … of the page switch them, in the order of `target_sets`.
     """
-    figure = go.Figure()
-    drawn: list[float] = []
-    for index, targets in enumerate(target_sets(curves)):
-        points = series(curves, targets, measure)
-        values = [value if math.isfinite(value) else None for _, value in points]
-        drawn += [value for value in values if value is not None]
-        figure.add_scatter(
-            x=[epoch for epoch, _ in points],
-            y=values,
-            # plotly reads tags in labels, so a name is escaped here as well.
-            name=html.escape(printable(target_title(targets))),
-            legendgroup=f"t{index}",
-            mode="lines+markers",
-            hovertemplate="epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
-            **marker_line(targets, colours.of_targets(targets)),
-        )
-    figure.update_layout(layout(measure, drawn, "student's epoch"))
-    return figure
+    drawn = [
+        target_curve(name, *zip(*points, strict=True), key=f"t{index}")
+        for index, name in enumerate(target_sets(curves))
+        if (points := series(curves, name, measure))
+    ]
+    return measure_panel(measure, "student's epoch", drawn)
 
 
-def marker_line(targets: str, colour: str) -> dict[str, Any]:
-    """Return plotly's line and marker of a target set."""
-    dash, symbol = stroke(targets)
-    return {
-        "line": {"color": colour, "dash": dash, "width": 2},
-        "marker": {"color": colour, "symbol": symbol, "size": 6},
-    }
+def complexity_picture(curves: ComplexityCurves) -> Picture | None:
+    """Return two measures over the student's epochs; None if no value of them is finite."""
+    panels = [
+        complexity_panel(curves, measure)
+        for measure in pictured_measures(curves)
+        if measured(curves, measure)
+    ]
+    return picture("Supervision complexity", curves, panels, f"τ = {curves.temperature:g}")
 
 
-def layout(measure: Measure, drawn: Sequence[float], x_title: str) -> dict[str, Any]:
-    """Return the layout of a panel of a measure; ``drawn`` are the values that it must show."""
-    logarithmic = is_logarithmic(drawn)
-    scale = ", log" if logarithmic else ""
-    return {
-        "template": "none",
-        "showlegend": False,
-        "margin": {"l": 62, "r": 14, "t": 26, "b": 46},
-        "hovermode": "closest",
-        "xaxis": {"title": {"text": x_title}, "zeroline": False},
-        "yaxis": {
-            "title": {"text": f"{measure.short} ({measure.unit}{scale})"},
-            "type": "log" if logarithmic else "linear",
-            "rangemode": "normal" if logarithmic else "tozero",
-            "zeroline": False,
-            **({"tickvals": _log_ticks(min(drawn), max(drawn))} if logarithmic else {}),
-        },
-    }
+def target_curve(
+    targets: str, x: Sequence[float], y: Sequence[float], key: str = "", marked: bool = True
+) -> Curve:
+    """Return the curve of a target set, which breaks where a value is not finite."""
+    style, symbol = _LOOKS.get(targets, _OTHER)
+    values = np.array(y, dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return Curve(
+        np.array(x, dtype=np.float64), values, target_title(targets), colours.of_targets(targets),
+        style, None, key, symbol if marked else None,
+    )  # fmt: skip
 
 
-def is_logarithmic(drawn: Sequence[float]) -> bool:
-    """Return whether the values are too far apart for a linear axis."""
-    return bool(drawn) and min(drawn) > 0 and max(drawn) > _LOG_RATIO * min(drawn)
+def measure_panel(
+    measure: Measure, x_label: str, curves: Sequence[Curve], x_ticks: Sequence[float] = ()
+) -> Panel:
+    """Return the panel of a measure; its y axis is logarithmic if the values are far apart."""
+    drawn = [float(value) for curve in curves for value in curve.y_M if np.isfinite(value)]
+    far = bool(drawn) and min(drawn) > 0 and max(drawn) > _LOG_RATIO * min(drawn)
+    return Panel(
+        measure.title,
+        x_label,
+        f"{measure.short} ({measure.unit}{', log' if far else ''})",
+        tuple(curves),
+        x_scale="log" if x_ticks else "linear",
+        y_scale="log" if far else "linear",
+        x_ticks=tuple(x_ticks),
+        y_from_zero=not far,
+    )
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten around the values; plotly would write 20 as "2"."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+def pictured_measures(curves: ComplexityCurves) -> list[Measure]:
+    """Return the adjusted and the normalised measure of a picture.
+
+    They are the starred ones, without predictions, for a student trained with cross-entropy, whose
+    logits are no fit of the targets.
+    """
+    star = "_star" if measured(curves, GRADIENT) else ""
+    wanted = (f"adjusted{star}", f"normalised{star}")
+    return [measure for measure in MEASURES if measure.field in wanted]
+
+
+def picture(
+    title: str, curves: ComplexityCurves, panels: Sequence[Panel], more: str
+) -> Picture | None:
+    """Return panels with a caption that says what was measured; None without panels."""
+    if not panels:
+        return None
+    caption = (
+        f"{curves.student}, seed {curves.seed}; {curves.examples:,} {curves.split} examples; "
+        f"{curves.form} kernel; {curves.coding}; {more}"
+    )
+    return Picture(title, tuple(panels), printable(caption))

@@ -113,8 +113,8 @@ def confidence_panel(cloud: Cloud, colour: str, limits: tuple[float, float]) -> 
     curves = [Curve(ends, ends, "", GREY, "dotted")]
     for place, group in enumerate(cloud.groups):
         chosen = shown.who == place
-        x, y = (values[chosen].astype(np.float32) for values in (shown.x, shown.y))
         style = "dots" if place else "points"
+        x, y = shown.x[chosen], shown.y[chosen]
         curves.append(Curve(x, y, group.name, group.colour, style, None, group.key, group.symbol))
     curves += [Curve(x, y, "", colour, "thick") for x, y in _lines(cloud)]
     fit = cloud.split.exaggeration

@@ -1,22 +1,21 @@
-"""The final teacher's complexity over its temperature, beside labels and random labels."""
+"""The final teacher's complexity over its temperature, compared with labels and random labels."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
-from distillens.report import palette as colours
 from distillens.report.figures.complexity import (
     MEASURES,
     Measure,
-    layout,
-    marker_line,
+    measure_panel,
+    picture,
+    pictured_measures,
     series,
-    target_title,
+    target_curve,
 )
 from distillens.results.complexity import ComplexityCurves
+from distillens.results.figure import Panel, Picture
 
 REFERENCES = ("labels", "random labels")
 """Target sets that do not change with the temperature."""
@@ -32,13 +31,6 @@ class OverTemperatures:
     temperatures: tuple[float, ...]
     values: tuple[float, ...]
     references: dict[str, float]
-
-    @property
-    def finite(self) -> list[float]:
-        """All values that can be drawn."""
-        return [
-            value for value in (*self.values, *self.references.values()) if math.isfinite(value)
-        ]
 
 
 def over_temperatures(curves: ComplexityCurves, measure: Measure) -> OverTemperatures | None:
@@ -71,27 +63,22 @@ def temperature_measures(curves: ComplexityCurves) -> list[Measure]:
     ]
 
 
-def temperature_figure(found: OverTemperatures, measure: Measure) -> go.Figure:
-    """Return one panel: a measure of the final teacher over τ, references as level lines."""
-    figure = go.Figure()
-    ends = [found.temperatures[0], found.temperatures[-1]]
-    drawn = [
-        (TAUGHT, list(found.temperatures), list(found.values)),
-        *((name, ends, [value, value]) for name, value in found.references.items()),
+def temperature_panel(found: OverTemperatures, measure: Measure) -> Panel:
+    """Return a measure of the final teacher over τ, references as level lines."""
+    ends = (found.temperatures[0], found.temperatures[-1])
+    curves = [target_curve(TAUGHT, found.temperatures, found.values)]
+    curves += [
+        target_curve(name, ends, (value, value), marked=False)
+        for name, value in found.references.items()
     ]
-    for name, x, y in drawn:
-        figure.add_scatter(
-            x=x,
-            y=[value if math.isfinite(value) else None for value in y],
-            name=target_title(name),
-            mode="lines+markers" if name == TAUGHT else "lines",
-            hovertemplate="τ = %{x:g}: %{y:.4g}<extra>%{fullData.name}</extra>",
-            **marker_line(name, colours.of_targets(name)),
-        )
-    figure.update_layout(layout(measure, found.finite, "temperature τ (log)"))
-    figure.update_xaxes(
-        type="log",
-        tickvals=list(found.temperatures),
-        ticktext=[f"{temperature:g}" for temperature in found.temperatures],
-    )
-    return figure
+    return measure_panel(measure, "temperature τ (log)", curves, found.temperatures)
+
+
+def temperature_picture(curves: ComplexityCurves) -> Picture | None:
+    """Return the final teacher's complexity over temperatures; None if there is none to draw."""
+    shown = [one for one in pictured_measures(curves) if one in temperature_measures(curves)]
+    found = [(over_temperatures(curves, measure), measure) for measure in shown]
+    panels = [temperature_panel(one, measure) for one, measure in found if one is not None]
+    epoch = next((one.epoch for one, _ in found if one is not None), 0)
+    title = "The final teacher over temperatures"
+    return picture(title, curves, panels, f"kernel at epoch {epoch}")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plotly.io import to_json
-
 from distillens.report import palette as colours
 from distillens.report.backends.html import Safe, data_block, element, join, table
+from distillens.report.backends.interactive import interactive
 from distillens.report.figures.complexity import (
     MEASURES,
-    complexity_figure,
+    complexity_panel,
     measured,
-    stroke,
+    style_of,
     target_sets,
     target_title,
     undrawn,
@@ -20,8 +19,8 @@ from distillens.report.figures.complexity import (
 from distillens.report.figures.temperature import (
     TAUGHT,
     over_temperatures,
-    temperature_figure,
     temperature_measures,
+    temperature_panel,
 )
 from distillens.report.tables.profile import (
     profile_headings,
@@ -46,7 +45,7 @@ _STANDING = (
     "is on the error of the kernel's own fit, not of the network; one that is vacuous says nothing."
 )
 
-_DASHES = {"solid": None, "dot": "2 4", "dash": "7 4", "dashdot": "7 3 2 3"}
+_DASHES = {"solid": None, "dotted": "2 4", "dashed": "7 4"}
 
 
 def complexity_part(measured_curves: Sequence[ComplexityCurves]) -> Safe:
@@ -105,7 +104,7 @@ def _curves(curves: ComplexityCurves, index: int) -> Safe:
     panels = []
     for measure in shown:
         identity = f"complexity-{index}-{measure.field}"
-        figure = to_json(complexity_figure(curves, measure), validate=False) or "{}"
+        figure = interactive(complexity_panel(curves, measure), legend=False)
         gaps = undrawn(curves, measure)
         gap = f" ∞ at epoch {_some(gaps)}, not drawn." if gaps else ""
         panels.append(
@@ -147,7 +146,7 @@ def _temperatures(curves: ComplexityCurves, index: int) -> Safe:
         found = over_temperatures(curves, measure)
         assert found is not None  # what is shown was measured
         identity = f"temperature-{index}-{measure.field}"
-        figure = to_json(temperature_figure(found, measure), validate=False) or "{}"
+        figure = interactive(temperature_panel(found, measure), legend=False)
         names, epoch = [TAUGHT, *found.references], found.epoch
         panels.append(
             element(
@@ -183,7 +182,6 @@ def _legend(curves: ComplexityCurves) -> Safe:
 
 
 def _stroke_of(targets: str) -> Safe:
-    dash, _ = stroke(targets)
     line = element(
         "line",
         x1="1",
@@ -192,7 +190,7 @@ def _stroke_of(targets: str) -> Safe:
         y2="6",
         stroke=colours.of_targets(targets),
         stroke_width="3",
-        stroke_dasharray=_DASHES[dash],
+        stroke_dasharray=_DASHES[style_of(targets)],
     )
     return element("svg", line, width="34", height="12")
 

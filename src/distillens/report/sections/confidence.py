@@ -251,7 +251,9 @@ def _plots(index: int, clouds: list[Cloud], colour: str, limits: tuple[float, fl
                 "figure",
                 element("figcaption", element("b", cloud.title), f" – {shown}"),
                 plot(identity, f"Confidence plot: {cloud.title}", "square"),
-                data_block(identity, interactive(confidence_panel(cloud, colour, limits))),
+                data_block(
+                    identity, interactive(confidence_panel(cloud, colour, limits), legend=False)
+                ),
             )
         )
         groups.update({group.key: group for group in cloud.groups})
