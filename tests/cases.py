@@ -50,7 +50,8 @@ def installed(folder: Path, files: Mapping[str, str], plugin: str) -> Iterator[N
             if module.partition(".")[0] == plugin:
                 del sys.modules[module]
         for registry, names in registered:
-            registry._items = {name: registry._items[name] for name in names}
+            for name in set(registry._items).difference(names):
+                del registry._items[name]
         load_plugins.cache_clear()
 
 

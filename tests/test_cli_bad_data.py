@@ -204,13 +204,9 @@ DATA: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "parquet label negative": ("huggingface", table([0, 1, -1]), "label -1 of example 2"),
     "parquet fractions as labels": ("huggingface", table([0.5, 1, 0]), "columns would do"),
     "parquet picture cut": (
-        "huggingface",
-        table([0, 1], [{"bytes": b"\x89PNG", "path": None}] * 2),
-        "image 0 is no readable image",
+        "huggingface", table([0, 1], [{"bytes": b"\x89PNG", "path": None}] * 2), "image 0 is no",
     ),
-    "parquet picture missing": (
-        "huggingface", table([0, 1], [None] * 2), "image 0 is no readable image",
-    ),
+    "parquet picture missing": ("huggingface", table([0, 1], [None] * 2), "image 0 is no readable"),
     "picture cut": ("folder", images(lambda f: halve(f / "train/dog/1.png")), r"dog/1\.png"),
     "picture empty": (
         "folder", images(lambda f: (f / "test/emu/0.png").write_bytes(b"")), r"emu/0\.png",

@@ -144,7 +144,8 @@ def test_a_configuration_is_chosen_by_name(tmp_path: Path) -> None:
         write_table(tmp_path / config / "train-00000-of-00001.parquet", [0, 1] * (count // 2))
         write_table(tmp_path / config / "test-00000-of-00001.parquet", [0, 1])
     for config, count in (("cropped", 6), ("full", 4)):
-        recipe = DataRecipe(source="huggingface", path=str(tmp_path), config=config)
+        values = {"source": "huggingface", "path": str(tmp_path), "config": config}
+        recipe = DataRecipe.model_validate(values)
         assert len(load_splits(recipe).train) == count
     with pytest.raises(DataError, match="no configuration 'crop'; did you mean 'cropped'"):
         read_huggingface(tmp_path, config="crop")

@@ -210,7 +210,8 @@ def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError
             except DistillensError as error:
                 yield error
     for part in (part for entry in recipe.supervisions for part in parts_of(entry)):
-        if getattr(part, "loss", None) is not None and ":" in part.loss.name:
+        loss = getattr(part, "loss", None)
+        if loss is not None and loss.is_custom:
             # Imports torch, which a recipe without code of its author is checked without.
             from distillens.supervision.build import check_losses
 
@@ -396,12 +397,8 @@ def _all_keys(kind: Any) -> set[str]:
 
 
 def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
-    return [
-        model
-        for model in models
-        if "kind" in model.model_fields
-        and tag in typing.get_args(model.model_fields["kind"].annotation)
-    ]
+    """Return the kind of supervision that a part of a location names, if it is one of the models."""
+    return [SUPERVISIONS.get(name) for name in SUPERVISIONS.names() if name == tag and models]
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

@@ -72,8 +72,8 @@ class Schedules:
 class SupervisionEntry(Part):
     """Base of all kinds of supervision: an entry of a recipe's ``supervisions``.
 
-    A kind declares its keys as fields, among them ``kind``, and implements `build`. It is found by
-    recipes once it is registered; see `register_supervision`.
+    A kind declares its further keys as fields and implements `build`. It is found by recipes once it
+    is registered; see `register_supervision`.
     """
 
     is_baseline: ClassVar[bool] = False
@@ -149,10 +149,8 @@ def register_supervision(kind: str) -> Callable[[Kind], Kind]:
 
     Examples
     --------
-    >>> from typing import Literal
     >>> @register_supervision("labels-twice")
     ... class LabelsTwice(SupervisionEntry):
-    ...     kind: Literal["labels-twice"]
     ...     def build(self, setting, teachers):
     ...         from distillens.supervision import Mixed, OneHot
     ...         return Mixed(OneHot(setting.loss), OneHot(setting.loss), 0.5)

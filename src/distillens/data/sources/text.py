@@ -139,12 +139,11 @@ def _rows(text: str, *, tabs: bool, where: str) -> Iterator[list[str]]:
 
 def _with_numbers(table: Any) -> Any:
     """Return a table whose columns of integers that are written as words hold integers."""
-    import datasets
-
     for name, kind in table.features.items():
         cells = table.data.column(name).to_pylist() if _holds_words(kind) else []
         if cells and all(cell is not None and _INTEGER.fullmatch(cell) for cell in cells):
-            table = table.cast_column(name, datasets.Value("int64"))
+            # Not cast_column, which shows a bar.
+            table = table.remove_columns(name).add_column(name, np.array(cells, dtype=np.int64))
     return table
 
 

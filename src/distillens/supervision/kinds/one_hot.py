@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -19,7 +19,6 @@ class OneHotRecipe(SupervisionEntry):
 
     is_baseline: ClassVar[bool] = True
 
-    kind: Literal["one-hot"]
     smoothing: float = Field(default=0.0, ge=0, le=1)
 
     def described(self) -> str:

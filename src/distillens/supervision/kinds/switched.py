@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 class SwitchedRecipe(SupervisionEntry):
     """One supervision, then another. ``at`` is a share of the training, ``window`` is in steps."""
 
-    kind: Literal["switched"]
     first: AnySupervision
     then: AnySupervision
     at: float = Field(gt=0, lt=1)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 class OfflineRecipe(TaughtEntry):
     """The finished teacher, an average of its last checkpoints, or an earlier checkpoint."""
 
-    kind: Literal["offline"]
     average: AverageRecipe | None = None
     early_stop: Annotated[int, Field(ge=1)] | Literal["validation"] | None = None
     """The teacher's epoch, or the one with the lowest validation loss."""
@@ -87,7 +86,6 @@ class PeriodRecipe(Part):
 class OnlineRecipe(TaughtEntry):
     """The teacher's checkpoints in the order in which it learned (Algorithm 1)."""
 
-    kind: Literal["online"]
     pace: float | tuple[tuple[float, float], ...] = 1.0
     period: PeriodRecipe | None = None
     """None: every checkpoint that the teacher has."""
@@ -143,8 +141,6 @@ class CotrainedRecipe(TaughtEntry):
     It is built and trained by the recipe's ``teacher.model`` and ``teacher.training``.
     """
 
-    kind: Literal["co-trained"]
-
     def needs(self) -> frozenset[Need]:
         return frozenset({"co-trained teacher"})
 
@@ -156,7 +152,6 @@ class CotrainedRecipe(TaughtEntry):
 class SelfRecipe(TaughtEntry):
     """Self-distillation: the finished one-hot student teaches the next one, and so on."""
 
-    kind: Literal["self-distillation"]
     generations: int = Field(default=1, ge=1, le=20)
 
     def described(self) -> str:
