@@ -26,9 +26,8 @@ PLENTY = 2**33
 
 def set_speed(monkeypatch: pytest.MonkeyPatch, products: float, moved: float, other: float) -> None:
     """Give the machine a speed, at which Grams are computed by layer rules."""
-    forming = dict.fromkeys(
-        ("small_products", "patched", "thinly_patched", "convolved", "thinly_convolved"), other
-    )
+    names = ["small_products", "patched", "thinly_patched", "convolved", "thinly_convolved"]
+    forming: dict[str, float] = dict.fromkeys(names, other)
     monkeypatch.setattr(ntk, "measured_speed", lambda *_: Speed(products, moved, forming))
     monkeypatch.setattr(ntk, "jacobians_pay", lambda *_: False)
 

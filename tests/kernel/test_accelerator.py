@@ -16,27 +16,23 @@ from kernel_cases import DEVICE_CASES, resnet18
 from kernel_device import METHODS, measure
 from ntk_cases import RULES, rules_ntk
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillens.errors import KernelError
 from distillens.kernel import EmpiricalNTK, oracle_gram
 from distillens.kernel.tracing.directions import Outputs
+from distillens.kernel.tracing.memory import LiveBytes
 
 FORMS: tuple[Outputs, ...] = (0, "class-diagonal", "trace", "full")
 ACCELERATOR = replace(RULES, accelerator=True)
 """The CPU is treated as an accelerator."""
 
 
-class Operations(TorchDispatchMode):
+class Operations(LiveBytes):
     """Counts the operations of torch, and how often a number is asked for on the host."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = self.waits = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -44,7 +40,7 @@ class Operations(TorchDispatchMode):
         self.count += 1
         asking = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default
         self.waits += func in asking
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def network() -> nn.Module:

@@ -145,7 +145,7 @@ class EmpiricalNTK:
         rows, columns = self._prepared.pair(inputs, other)
         ranks = Ranks.here(self._alone)
         network, found = self._network, None
-        logits_RO = network.begin(rows, examples_of_forms(len(rows)).to(rows.device))
+        logits_RO = self._prepared.begin(rows, examples_of_forms(len(rows)).to(rows.device))
         if store is None and self._jacobians_pay(rows, columns, ranks):
             found = self._gram_by_jacobians(rows, columns, logits_RO)
         if found is None:
@@ -284,7 +284,7 @@ class EmpiricalNTK:
         rows, _ = self._prepared.pair(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self.product(inputs)(vectors)
-        count = self._network.size(rows).outputs
+        count = self._prepared.size(rows).outputs
         if self.outputs == "class-diagonal" and (vectors.ndim < 2 or len(vectors) != count):
             raise KernelError(
                 f"vectors of shape {tuple(vectors.shape)} do not fit a class-diagonal kernel of "
@@ -300,7 +300,7 @@ class EmpiricalNTK:
         rows, _ = self._prepared.pair(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self._product(rows, keep=False).diagonal()
-        step, count = self._outputs_at_once(rows), self._network.size(rows).outputs
+        step, count = self._outputs_at_once(rows), self._prepared.size(rows).outputs
         groups = (
             self._product(rows, (start, min(start + step, count)), keep=False).diagonal()
             for start in range(0, count, step)
@@ -393,7 +393,7 @@ class EmpiricalNTK:
         budget = min(ranks.gathered(self._budget(ranks)))
         memory = self._network.pass_memory(one, rows, budget)
         each = memory.fixed + memory.each + 2 * one.held * one.item_size
-        return max(1, min(budget // (4 * each), self._network.size(rows).outputs))
+        return max(1, min(budget // (4 * each), self._prepared.size(rows).outputs))
 
     def _speed(self, rows: Tensor) -> Speed:
         """Return how fast this machine is: a typical speed for few examples."""
@@ -428,7 +428,7 @@ class EmpiricalNTK:
         if ranks.count > 1 or self._limits.jacobians is not None:
             return ranks.count == 1 and bool(self._limits.jacobians)
         examples = len(rows) + (0 if columns is rows else len(columns))
-        saved = self._network.size(rows).saved_bytes // self._prepared.dtype.itemsize
+        saved = self._prepared.size(rows).saved_bytes // self._prepared.dtype.itemsize
         count = len(self._network.directions(rows))
         return jacobians_pay(examples, count, self._prepared.numbers, saved)
 

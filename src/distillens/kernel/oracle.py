@@ -86,7 +86,7 @@ def oracle_gram(
     outputs = checked_outputs(outputs)
     prepared = prepare(model, parameters, torch.float64)
     rows, columns = prepared.pair(inputs, other)
-    directions = prepared.directions(outputs, rows[:1])
+    directions = prepared.directions(outputs, rows)
     weights = {name: weight.detach() for name, weight in prepared.parameters.items()}
     jacobian = _jacobian(prepared.network, weights, directions, vectorised)
 

@@ -159,9 +159,7 @@ def _moved(
         raise KernelError(f"{probes} probes; give at least 1")
     prepared = [prepare(each, None, dtype) for each in (model, other)]
     examples = [each.examples(inputs, "inputs") for each in prepared]
-    all_outputs = [
-        each.directions("full", x[:1]) for each, x in zip(prepared, examples, strict=True)
-    ]
+    all_outputs = [each.directions("full", x) for each, x in zip(prepared, examples, strict=True)]
     counts = [len(each) for each in all_outputs]
     if counts[0] != counts[1]:
         raise KernelError(

@@ -60,7 +60,7 @@ class ParallelPasses:
         """Return the result of each pass; ``count`` of them share the threads that torch may use."""
         for number in range(self._count, count):
             self._tracers.put(self._first if number == 0 else self._first.twin())
-        self._count = count
+        self._count = max(self._count, count)
         if _here.working:
             # The network itself computes a Gram: all threads could wait for each other.
             tracer = self._tracers.get()

@@ -31,9 +31,9 @@ from distillens.kernel.tracing.coverage import (
     still_covers,
     unlike_examples,
 )
-from distillens.kernel.tracing.directions import Directions, Outputs, directions, pairing_of
+from distillens.kernel.tracing.directions import Directions, Outputs, pairing_of
 from distillens.kernel.tracing.memory import LiveBytes
-from distillens.kernel.tracing.network import ForwardSize, Prepared, explained
+from distillens.kernel.tracing.network import Prepared, explained
 
 _SAMPLE = 2
 """Examples that shapes are read from."""
@@ -49,7 +49,6 @@ class TracedNetwork:
     def __init__(self, prepared: Prepared, outputs: Outputs, limits: Limits) -> None:
         self._prepared, self._limits = prepared, limits
         self._outputs: Outputs = outputs
-        self._sizes: dict[torch.Size, ForwardSize] = {}
         self._trace: CachedTrace | None = None
         self._trace_of: Hashable = None
         self.unverified = False
@@ -64,31 +63,9 @@ class TracedNetwork:
         made = self._last.notes if self._last is not None else ()
         return (*self._prepared.notes, *made)
 
-    def size(self, rows: Tensor) -> ForwardSize:
-        """Return the size of the forward pass of such examples."""
-        shape = rows.shape[1:]
-        if shape not in self._sizes:
-            self._sizes[shape] = self._prepared.measure(rows[:1])[0]
-        return self._sizes[shape]
-
-    def begin(self, rows: Tensor, numbers_R: Tensor) -> Tensor | None:
-        """Return the logits of some examples with their graph if `size` has to be measured.
-
-        None if it is known already, or if the network fails on these examples: `size` then raises.
-        """
-        shape = rows.shape[1:]
-        if shape in self._sizes:
-            return None
-        try:
-            self._sizes[shape], logits_RO = self._prepared.measure(rows[numbers_R])
-        except KernelError:
-            return None
-        return logits_RO
-
     def directions(self, rows: Tensor) -> Directions:
         """Return the outputs that gradients are made of."""
-        prepared, count = self._prepared, self.size(rows).outputs
-        return directions(self._outputs, count, prepared.dtype, prepared.device)
+        return self._prepared.directions(self._outputs, rows)
 
     def trace(self, rows: Tensor, checked: bool = True) -> None:
         """Find out where the parameters are used, unless that is known for such examples.
@@ -139,7 +116,7 @@ class TracedNetwork:
         """
         if not self._limits.reserve_setup:
             return 0
-        saved, item = self.size(rows).saved_bytes, self._prepared.dtype.itemsize
+        saved, item = self._prepared.size(rows).saved_bytes, self._prepared.dtype.itemsize
         return 80 * self._prepared.numbers + max(15 * 8 // item, 48) * saved
 
     def counted_trace_bytes(self, rows: Tensor) -> int:
@@ -180,7 +157,7 @@ class TracedNetwork:
                 self.directions(rows),
                 purpose,
                 rows[:_SAMPLE],
-                self.size(rows).saved_bytes,
+                self._prepared.size(rows).saved_bytes,
                 self._limits,
             )
         self._last = self._makers[key]

@@ -83,7 +83,7 @@ class Job:
     """Whether the memory of passes is counted; otherwise it is bounded by shapes."""
 
     @property
-    def room(self) -> int:
+    def usable(self) -> int:
         """The budget that sizes are chosen for, without the memory that allocators may keep."""
         free = max(0, self.budget - self.gram_bytes)
         return self.budget - min(_ALLOCATOR_BYTES, free // 8)
@@ -120,7 +120,7 @@ class Plan(Job):
 
     def __str__(self) -> str:
         sizes = self.sizes
-        where = f"{_room(self.gram_bytes)} of it the Gram" if self.gram_bytes else "Gram on disk"
+        where = f"{_size(self.gram_bytes)} of it the Gram" if self.gram_bytes else "Gram on disk"
         each = f" for each of {self.shares} processes" if self.shares > 1 else ""
         several = (
             f", {sizes.outputs} of {self.outputs} outputs at a time" if self.outputs > 1 else ""
@@ -129,7 +129,7 @@ class Plan(Job):
         lines = [
             f"Gram    {self.rows} x {self.columns} examples{several}",
             *([] if self.seconds is None else [f"time    about {_duration(self.seconds)}"]),
-            f"memory  {_room(self.memory)} of {_room(self.budget)}{each}, {where}",
+            f"memory  {_size(self.memory)} of {_size(self.budget)}{each}, {where}",
             f"tiles   panels of {sizes.panel} rows, tiles of {sizes.tile} columns, "
             f"{sizes.forward} examples a pass{parallel}",
         ]
@@ -213,10 +213,10 @@ def make_plan(
         names = " and ".join(largest[0].site.names.values()) if largest else ""
         what = "the tiles of the computation to resume" if kept else "panels and tiles of one"
         raise KernelError(
-            f"max_memory = {job.budget} bytes is too small for a Gram of {_room(job.gram_bytes)}, "
-            f"gradients of {_room(some.held * maker.item_size)} an example"
+            f"max_memory = {job.budget} bytes is too small for a Gram of {_size(job.gram_bytes)}, "
+            f"gradients of {_size(some.held * maker.item_size)} an example"
             f"{f' (most of it by {names})' if names else ''} and {what}; "
-            f"give at least {least} bytes ({_room(least)})"
+            f"give at least {least} bytes ({_size(least)})"
         )
     if len(plans) == 1 and not timed:
         return plans[0][1]
@@ -256,7 +256,7 @@ def _outputs_at_once(maker: BlockMaker, sample: Tensor, job: Job) -> int:
     free = job.budget - job.gram_bytes
     if free <= 0:
         raise KernelError(
-            f"max_memory = {job.budget} bytes is too small for a Gram of {_room(job.gram_bytes)}; "
+            f"max_memory = {job.budget} bytes is too small for a Gram of {_size(job.gram_bytes)}; "
             "give more, fewer examples or other outputs, or keep it in a store"
         )
     if not job.separable:
@@ -298,7 +298,7 @@ class _MemoryModel:
     def sizes(self) -> Sizes:
         """Return the largest sizes that fit, provided that the smallest do."""
         job = self._job
-        free = job.room - job.gram_bytes
+        free = job.usable - job.gram_bytes
         limits, accelerator = self._maker.limits, self._maker.on_accelerator
         tile = min(limits.accelerator_tile_rows if accelerator else limits.tile_rows, job.columns)
         while True:
@@ -325,7 +325,7 @@ class _MemoryModel:
 
     def _of(self, tile: int) -> Sizes:
         """Return the sizes for tiles of a size and a panel of one row."""
-        free = self._job.room - self._job.gram_bytes
+        free = self._job.usable - self._job.gram_bytes
         maker = self._maker
         forward, parallel = _pass_sizes(maker, self._pass, free // 4)
         # Each thread gets the same number of passes of the same size.
@@ -396,7 +396,7 @@ def _seconds(
     return groups * (making + pairs * (contracting + moved)) / job.shares
 
 
-def _room(size: int) -> str:
+def _size(size: int) -> str:
     if size < 2**20:
         return f"{size / 2**10:.3g} KiB"
     return f"{size / 2**20:.4g} MiB" if size < 2**30 else f"{size / 2**30:.3g} GiB"

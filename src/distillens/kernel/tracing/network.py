@@ -9,7 +9,7 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakValueDictionary, ref
 
@@ -56,6 +56,7 @@ class Prepared:
     """Changes with the structure of the model, the type, the device and the chosen parameters."""
     version: Hashable
     """Changes when a weight of the model is written to."""
+    _sizes: dict[torch.Size, ForwardSize] = field(default_factory=dict)
 
     def examples(self, inputs: Tensor, what: str) -> Tensor:
         """Return inputs on the device, converted to the type of the network unless they are integers.
@@ -126,7 +127,28 @@ class Prepared:
             )
         return rows, columns
 
-    def directions(self, outputs: Outputs, example: Tensor) -> Directions:
+    def size(self, rows: Tensor) -> ForwardSize:
+        """Return the size of the forward pass of such examples, measured once; see `measure`."""
+        shape = rows.shape[1:]
+        if shape not in self._sizes:
+            self._sizes[shape] = self.measure(rows[:1])[0]
+        return self._sizes[shape]
+
+    def begin(self, rows: Tensor, numbers_R: Tensor) -> Tensor | None:
+        """Return the logits of some examples with their graph if `size` has to be measured.
+
+        None if it is known already, or if the network fails on these examples: `size` then raises.
+        """
+        shape = rows.shape[1:]
+        if shape in self._sizes:
+            return None
+        try:
+            self._sizes[shape], logits_RO = self.measure(rows[numbers_R])
+        except KernelError:
+            return None
+        return logits_RO
+
+    def directions(self, outputs: Outputs, rows: Tensor) -> Directions:
         """Return the combinations of the network's outputs that a kernel is taken of.
 
         Raises
@@ -134,8 +156,7 @@ class Prepared:
         KernelError
             As of `measure`, or the network has no such output.
         """
-        count = self.measure(example)[0].outputs
-        return directions(outputs, count, self.dtype, self.device)
+        return directions(outputs, self.size(rows).outputs, self.dtype, self.device)
 
     @property
     def numbers(self) -> int:
