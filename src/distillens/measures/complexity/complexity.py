@@ -42,7 +42,8 @@ class ComplexityMeter:
         Parameters
         ----------
         targets
-            Y, (N,) for the binary form, else (N, C); coded as in `distillens.measures.complexity.targets`.
+            Y, (N,) for the binary form, else (N, C); coded as in
+            `distillens.measures.complexity.targets`.
         predictions
             f(X) of the student whose kernel this is, coded and shaped as the targets (see
             `prediction_targets`). Without them eq. 49 is left out.
