@@ -222,7 +222,7 @@ def test_a_planted_switch_has_the_planted_change() -> None:
     assert changes["slope_low"].soon.value == pytest.approx(2)
     assert changes["slope_low"].last.value == pytest.approx(1)
     assert changes["slope_low"].direction == "rose"
-    assert changes["accuracy"].direction == "no sure change"
+    assert changes["accuracy"].direction == "no clear change"
     # A window counts as passed at its end; without a checkpoint on each side there is no change.
     assert meter.changes(Switch("a", "b", 1.5, 2.5))[1].soon.value == pytest.approx(1)
     assert meter.changes(Switch("a", "b", 2.5, 3.5)) == ()

@@ -354,7 +354,7 @@ class SwitchChange(Result):
     """Its change up to the first checkpoint after the switch."""
     last: Estimate
     """Its change up to the last checkpoint."""
-    direction: Literal["rose", "fell", "no sure change"]
+    direction: Literal["rose", "fell", "no clear change"]
     """Of ``last``."""
 
 

@@ -1,4 +1,4 @@
-"""Rows of several arrays that belong to the same examples, by their index. Shapes: N examples."""
+"""Match the rows of several arrays by the index of their examples. Shapes: N examples."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def align(roles: Mapping[str, Rows]) -> Aligned:
     Where all indices are the same, rows stay as they are. Otherwise the rows that all roles have
     are audited, in the order of the first role. Row numbers (0, 1, 2, … or 1, 2, 3, …) do not
     identify examples: they are matched only with an index of exactly the same numbers, and only if
-    the index has a name or was given. The default index of pandas may be of before or after a
-    shuffling.
+    the index has a name or was given. The default index of pandas may have been made before or
+    after a shuffling.
 
     Raises
     ------
     MeasureError
-        Numbers of rows differ without an index, an index repeats or is missing, or no row is common.
+        Numbers of rows differ without an index, an index repeats or is missing, or no row is in
+        all arrays.
     """
     indices = {
         role: _checked_index(role, rows) for role, rows in roles.items() if rows.index is not None
@@ -107,7 +108,7 @@ def _same_kind(indices: Mapping[str, NDArray]) -> dict[str, NDArray]:
 
 
 def _counts(index_N: NDArray) -> bool:
-    """Say whether an index only counts the rows, from 0 or 1."""
+    """Return whether an index only counts the rows, from 0 or 1."""
     if not len(index_N):
         return True
     start = str(index_N[0])

@@ -1,4 +1,4 @@
-"""True classes as integers, from what files and libraries hold. Shapes: N examples, C classes."""
+"""Read classes as integers from arrays of several kinds. Shapes: N examples, C classes."""
 
 from __future__ import annotations
 

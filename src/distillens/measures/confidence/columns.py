@@ -183,14 +183,14 @@ def _order_of_numbers(
 
 
 def are_shuffled_numbers(names: Sequence[str]) -> bool:
-    """Say whether names are 0 … C−1 in another order, perhaps after a common beginning."""
+    """Return whether names are 0 … C−1 in another order, with or without a common prefix."""
     counted = [str(i) for i in range(len(names))]
     plain = without_beginning(names)
     return plain != counted and sorted(plain) == sorted(counted)
 
 
 def only_counts(names: Sequence[str]) -> bool:
-    """Say whether names are 0, 1, 2, …, as pandas gives them."""
+    """Return whether names are 0, 1, 2, …, as pandas gives them."""
     return list(names) == [str(i) for i in range(len(names))]
 
 

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 OutputKind = Literal["logits", "probabilities"]
 
 SUM_TOLERANCE = 1e-3
-"""How far a row of probabilities may be from a sum of one: float16 and rounded decimals need it."""
+"""Accepted difference of the sum of a row of probabilities from one, because of rounding."""
 
 _RANGE_TOLERANCE = 1e-6
 _EXACT = 1e-6
@@ -65,11 +65,11 @@ class Outputs:
         The array; memory maps are read in chunks. Further axes of length 1 are dropped, and (N,)
         decimals are one output.
     kind
-        "logits" or "probabilities" as stated, or None to detect: rows within [0, 1] that sum to one
+        "logits" or "probabilities", or None to detect it: rows within [0, 1] that sum to one
         are probabilities, rows that sum to 100 are percentages, other numbers outside [0, 1] are
         logits, and anything else has to be stated.
     tolerance
-        How far the sum of a row of probabilities may be from one.
+        Accepted difference of the sum of a row of probabilities from one.
     rows_N
         The rows to read, in this order; None for all.
     order_C
@@ -78,7 +78,7 @@ class Outputs:
     Raises
     ------
     MeasureError
-        The shape or type is wrong, or the kind cannot be told.
+        The shape or type is wrong, or the kind cannot be detected.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Outputs:
         self._scratch: tuple[Array, Array] | None = None
         self._off = 0.0
         self._total = 1.0
-        self._told: list[str] = []
+        self._notes: list[str] = []
         self.how = "stated"
         looks, why = self._look(kind)
         if kind is None:
@@ -111,7 +111,7 @@ class Outputs:
                 )
             self.how = f"detected: {why}"
         elif kind == "logits" and looks == "probabilities":
-            self._told.append(
+            self._notes.append(
                 f"the {role}'s outputs were stated to be logits, but {why}, as probabilities do"
             )
         self.kind: OutputKind = kind or looks or "logits"
@@ -128,17 +128,17 @@ class Outputs:
     def notes(self) -> tuple[str, ...]:
         """What was done to the outputs read so far."""
         if self._total != 1:
-            return (*self._told, f"the {self.role}'s percentages were divided by 100")
+            return (*self._notes, f"the {self.role}'s percentages were divided by 100")
         if self._off <= _EXACT:
-            return tuple(self._told)
+            return tuple(self._notes)
         return (
-            *self._told,
+            *self._notes,
             f"the {self.role}'s probabilities sum to one only within {self._off:.2g}; "
             "each row was divided by its sum",
         )
 
     def _look(self, kind: OutputKind | None) -> tuple[OutputKind | None, str]:
-        """Say what the first rows look like, and why."""
+        """Return the kind that the first rows have, None if it is not clear, and the reason."""
         head_BC = self._block(slice(0, min(_LOOKED_AT, len(self))))
         self._check_finite(head_BC, 0)
         low, high = float(head_BC.min()), float(head_BC.max())
@@ -187,7 +187,7 @@ class Outputs:
         return Distribution(p_BC, log_p_BC, "probabilities")
 
     def release(self) -> None:
-        """Hand the pages read so far back, so that a mapped file does not count as our memory."""
+        """Release the pages read so far, so that a mapped file does not count as used memory."""
         base = self.values
         while isinstance(base, np.ndarray):
             base = base.base
@@ -210,7 +210,7 @@ class Outputs:
 
     @staticmethod
     def _fill(out_BC: Array, raw_BC: NDArray, first: float | None) -> None:
-        """Copy outputs; a single one becomes two classes: logits (0, z), probabilities (1 − p, p)."""
+        """Copy outputs; write one output as two classes: logits (0, z), probabilities (1 − p, p)."""
         if raw_BC.shape[1] == out_BC.shape[1]:
             out_BC[:] = raw_BC
             return
@@ -221,7 +221,7 @@ class Outputs:
         return place if self._rows_N is None else int(self._rows_N[place])
 
     def _check_finite(self, raw_BC: NDArray, start: int) -> None:
-        # One NaN or infinity makes the sum of a row so; the rows are looked at only then.
+        # A NaN or infinity makes the sum NaN or infinite; the rows are searched only then.
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(raw_BC.sum(dtype=np.float64 if raw_BC.dtype.kind == "f" else None)):
                 return

@@ -147,7 +147,7 @@ class CheckpointMeter:
         last: Mapping[str, Resampled],
     ) -> SwitchChange:
         change = last[name].minus(at[name], self._resampler)
-        direction: Literal["rose", "fell", "no sure change"] = "no sure change"
+        direction: Literal["rose", "fell", "no clear change"] = "no clear change"
         interval = change.interval
         if interval is not None and not math.isnan(change.value):
             if interval.low > 0:

@@ -95,10 +95,10 @@ def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, s
         "too few examples": "Too few examples for a verdict (fewer than "
         f"{FEWEST_FOR_A_VERDICT} in each part, or the teacher is equally confident on all of them).",
     }
-    said = words[found]
+    sentence = words[found]
     if found == "yes" and not references:
-        said += " No reference was given, and regression to the mean alone biases slopes."
-    return found, said
+        sentence += " No reference was given, and regression to the mean alone biases slopes."
+    return found, sentence
 
 
 def chance_warnings(split: SplitAudit) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def _caption(settings: Settings) -> str:
     parts = [
         "Accuracy on test at the last epoch. Means over seeds; intervals are 95 % over examples and, "
         "from two seeds on, Student's t over seeds, in quadrature. p: the largest of the seeds'. "
-        "Exaggeration: the audit's verdict, beside the one-hot student where the run has one.",
+        "Exaggeration: the audit's verdict, compared with the one-hot student if the run has one.",
     ]
     without = [one for one in settings.settings if not one.references]
     if without:
