@@ -114,7 +114,7 @@ def test_a_singular_kernel_is_infinite_with_ridged_values_beside(
     twice = torch.cat([inputs[:10], inputs[:10]])
     found = kernel_complexity(network, twice, {"y": np.arange(20.0)}, outputs=0)
     assert found.targets[0].plain == np.inf
-    assert found.beside_ridge is not None
+    assert found.with_ridge is not None
     assert np.isfinite(found.beside[0].plain)
     assert any("singular" in note for note in found.notes)
 

@@ -13,7 +13,7 @@ from distillens.linalg import (
     factorise,
     perturbed_quadratic_form,
     quadratic_form,
-    quadratic_form_beside_ridge,
+    quadratic_form_with_ridge,
 )
 
 
@@ -140,7 +140,7 @@ def test_targets_of_another_length():
 def test_a_singular_gram_is_infinite_with_the_ridged_value_beside():
     gram = gram_with(np.array([4.0, 2.0, 1.0, 0.0, 0.0]))
     y = np.random.default_rng(0).normal(size=(5, 2))
-    found = quadratic_form_beside_ridge(gram, y, 0.5)
+    found = quadratic_form_with_ridge(gram, y, 0.5)
     assert np.isinf(found.value).all()
     assert found.singular
     assert (found.rank, found.size, found.ridge) == (3, 5, 0.5)
@@ -151,7 +151,7 @@ def test_a_singular_gram_is_infinite_with_the_ridged_value_beside():
 
 
 def test_a_regular_gram_has_both_values():
-    found = quadratic_form_beside_ridge(np.diag([1.0, 2.0]), np.ones(2), 1.0)
+    found = quadratic_form_with_ridge(np.diag([1.0, 2.0]), np.ones(2), 1.0)
     assert not found.singular
     assert found.rank == 2
     np.testing.assert_allclose([found.value[0], found.ridged[0]], [1.5, 1 / 2 + 1 / 3])
@@ -159,6 +159,6 @@ def test_a_regular_gram_has_both_values():
 
 def test_a_ridge_that_is_none_or_too_small_is_refused():
     with pytest.raises(KernelError, match="ridge is 0"):
-        quadratic_form_beside_ridge(np.ones((3, 3)), np.ones(3), 0.0)
+        quadratic_form_with_ridge(np.ones((3, 3)), np.ones(3), 0.0)
     with pytest.raises(SingularGramError, match="singular to rounding"):
-        quadratic_form_beside_ridge(np.ones((3, 3)), np.ones(3), 1e-20)
+        quadratic_form_with_ridge(np.ones((3, 3)), np.ones(3), 1e-20)

@@ -32,7 +32,7 @@ from distillens.integrations.ray import (
 )
 from distillens.progress import Advance
 from distillens.study.students import Spread, Student
-from distillens.study.worker import train_elsewhere
+from distillens.study.worker import train_in_worker
 
 
 @pytest.fixture(scope="module")
@@ -201,15 +201,15 @@ def test_each_task_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return os.environ.get("CUDA_VISIBLE_DEVICES"), rest[-1]
 
     monkeypatch.setattr(workers, "_train", seen)
-    scene: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         accelerator=SimpleNamespace(device=torch.device("cuda")),
         run=SimpleNamespace(folder=tmp_path),
         trust_code=False,
     )
-    submit: Any = workers._task(2, scene)
+    submit: Any = workers._task(2, context)
     assert sorted(ray.get([submit(0), submit(1)])) == [("0", 1), ("1", 1)]
-    scene.accelerator.device = torch.device("cpu")
-    submit = workers._task(2, scene)
+    context.accelerator.device = torch.device("cpu")
+    submit = workers._task(2, context)
     assert ray.get(submit(2))[1] == 0
 
 
@@ -218,7 +218,7 @@ def test_a_task_without_a_gpu_trains_on_cpus(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     monkeypatch.setattr(
-        workers, "train_elsewhere", lambda *_, **__: os.environ["ACCELERATE_USE_CPU"]
+        workers, "train_in_worker", lambda *_, **__: os.environ["ACCELERATE_USE_CPU"]
     )
     # Newer versions of Ray show all GPUs to a task that asked for none.
     assert workers._train(Path.cwd(), tmp_path, Student(0, 0), False, 1, 0) == "true"
@@ -318,18 +318,18 @@ def test_workers_are_refused_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -
         refused(ray_workers(2))
 
 
-def refused(context: AbstractContextManager[Any]) -> None:
-    with context:
+def refused(manager: AbstractContextManager[Any]) -> None:
+    with manager:
         pass
 
 
 def test_a_worker_that_sees_another_world_is_refused(grid: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a file system that all workers share"):
-        train_elsewhere(tmp_path / "nothing", Student(0, 0))
+        train_in_worker(tmp_path / "nothing", Student(0, 0))
     grid["supervisions"] = [{"kind": "one-hot"}]
     distillens.run(grid, tmp_path / "run")
     data = tmp_path / "run" / "data.json"
     data.write_text(json.dumps(json.loads(data.read_text()) | {"fingerprint": "0" * 64}))
     with pytest.raises(RunError, match="give all workers the same data"):
-        train_elsewhere(tmp_path / "run", Student(0, 0))
+        train_in_worker(tmp_path / "run", Student(0, 0))
     data.unlink()

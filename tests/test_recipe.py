@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from distillens.errors import RecipeError
-from distillens.study import parse_recipe, read_recipe, shipped_recipes
+from distillens.study import packaged_recipes, parse_recipe, read_recipe
 from distillens.study.language_recipe import LanguageRecipe, read_language_recipe
 
 
@@ -146,7 +146,7 @@ def test_shipped_recipes_of_language_models_are_valid(name: str) -> None:
     assert LanguageRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
-@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - LANGUAGE))
+@pytest.mark.parametrize("name", sorted(set(packaged_recipes()) - LANGUAGE))
 def test_shipped_recipes_are_valid_and_resolve_to_themselves(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.description

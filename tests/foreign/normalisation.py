@@ -29,7 +29,7 @@ from distillens.models import MLP, ModelRecipe, build_model, load_weights, save_
 from distillens.models.external import pretrained_normalisation
 from distillens.results.training import StudyResult
 from distillens.runs.layout import Run
-from distillens.study.networks import Scene, network_logits
+from distillens.study.networks import StudyContext, network_logits
 from distillens.study.normalisations import between, choose_scales
 from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.students import StudentTeachers
@@ -252,13 +252,13 @@ def test_kernels_are_compared_on_the_teachers_own_pixels(
     found = curves_of_run(folder).teacher_kernel
     assert found is not None
     recipe = read_recipe(folder / "recipe.yaml")
-    scene = Scene.of(recipe, Run(folder), accelerator_for("float32"), False)
+    context = StudyContext.of(recipe, Run(folder), accelerator_for("float32"), False)
     asked = recipe.complexity
     assert asked is not None
-    measured = subset(scene.splits.test, asked.examples, asked.seed, "complexity.examples")
-    assert scene.normalisation_of("student") is None
+    measured = subset(context.splits.test, asked.examples, asked.seed, "complexity.examples")
+    assert context.normalisation_of("student") is None
     inputs = measured.inputs.float() / 255
-    student = scene.load(recipe.student.model, Run(folder).student(0, "labels", 0), 1)
+    student = context.load(recipe.student.model, Run(folder).student(0, "labels", 0), 1)
     inside = Internal(teacher, torch.tensor(MEAN), torch.tensor(STD))
     expected = compare_kernels(student, inside, inputs, None)
     assert found.similarity == pytest.approx(expected.similarity, rel=1e-3)
@@ -274,10 +274,10 @@ def test_an_audit_gives_each_network_its_own_pixels(
         folder, student="taught", seed=0, over_training=4, kernel_examples=6, resamples=100
     )
     recipe, run = read_recipe(folder / "recipe.yaml"), Run(folder)
-    scene = Scene.of(recipe, run, accelerator_for("float32"), False)
+    context = StudyContext.of(recipe, run, accelerator_for("float32"), False)
     drawn = np.sort(np.random.default_rng(0).permutation(40)[:6])
-    pixels = scene.splits.test.inputs[drawn].float() / 255
-    student = scene.load(recipe.student.model, run.student(1, "taught", 0), 1)
+    pixels = context.splits.test.inputs[drawn].float() / 255
+    student = context.load(recipe.student.model, run.student(1, "taught", 0), 1)
     inside = Internal(teacher, torch.tensor(MEAN), torch.tensor(STD))
     expected = ntk_similarity(student, inside, pixels, probes=16, seed=0)
     assert audit.kernels is not None
@@ -293,14 +293,14 @@ def test_a_cotrained_teacher_and_the_eigenspace_have_the_teachers_pixels(
     tiny["teacher"]["normalisation"] = "none"
     dl.run(tiny, tmp_path / "run")
     recipe, run = parse_recipe(tiny), Run(tmp_path / "run")
-    scene = Scene.of(recipe, run, accelerator_for("float32"), False)
+    context = StudyContext.of(recipe, run, accelerator_for("float32"), False)
     batches = {
-        role: scene.batches(recipe.student.training, 0, role) for role in ("teacher", "student")
+        role: context.batches(recipe.student.training, 0, role) for role in ("teacher", "student")
     }
-    teacher = prepare_teacher(scene)
+    teacher = prepare_teacher(context)
     caches = [LogitCache(run.cache, batches[role], "float32") for role in ("teacher", "student")]
-    beside = StudentTeachers(scene, teacher, caches[0], caches[1], 3, None).cotrained()
-    alone = scene.build(teacher.model, 1000, "teacher").eval()  # type: ignore[arg-type]
+    beside = StudentTeachers(context, teacher, caches[0], caches[1], 3, None).cotrained()
+    alone = context.build(teacher.model, 1000, "teacher").eval()  # type: ignore[arg-type]
     with torch.no_grad():
         expected = alone(next(batches["teacher"].epoch(0)).inputs)
     found = beside.logits(next(batches["student"].epoch(0)))
@@ -373,13 +373,13 @@ def test_builders_that_name_it_get_the_normalisation(
         tiny[part]["model"] = {"name": "foreign_builders:build"}
     tiny["teacher"]["normalisation"] = {"mean": [0.25], "std": [0.5]}
     recipe = parse_recipe(tiny, trust_code=True)
-    scene = Scene.of(recipe, Run(tmp_path / "run"), accelerator_for("float32"), True)
-    teacher: Any = scene.build(recipe.student.model, 0, "teacher")
+    context = StudyContext.of(recipe, Run(tmp_path / "run"), accelerator_for("float32"), True)
+    teacher: Any = context.build(recipe.student.model, 0, "teacher")
     assert teacher.seen == ((0.25,), (0.5,))
-    student: Any = scene.build(recipe.student.model, 0)
-    measured = Normalisation.of(scene.splits.train)
+    student: Any = context.build(recipe.student.model, 0)
+    measured = Normalisation.of(context.splits.train)
     assert student.seen == ((float(measured.mean),), (float(measured.deviation),))
-    scene.build(ModelRecipe(name="foreign_builders:plain"), 0)
+    context.build(ModelRecipe(name="foreign_builders:plain"), 0)
 
 
 @pytest.mark.parametrize(

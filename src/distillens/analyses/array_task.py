@@ -27,7 +27,7 @@ from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent
 from distillens.results.complexity import KernelComplexity
-from distillens.runs.layout import epochs_beside
+from distillens.runs.layout import other_epochs
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def read_task(
             trust_code=trust_code,
         )
         if not stored.is_file():
-            raise CheckpointError(f"no checkpoint {stored}{epochs_beside(stored)}")
+            raise CheckpointError(f"no checkpoint {stored}{other_epochs(stored)}")
         load_weights(stored, network)
         return network.eval()
 

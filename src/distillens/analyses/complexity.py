@@ -41,7 +41,7 @@ from distillens.results.complexity import (
     TemperaturePoint,
 )
 from distillens.runs.layout import NetworkFiles
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.recipe import ComplexityRecipe
 from distillens.study.teacher import StudyTeacher
 from distillens.training import predict
@@ -73,12 +73,17 @@ class _Setting:
 
     @classmethod
     def of(
-        cls, scene: Scene, recipe: ComplexityRecipe, entry: Any, seed: int, files: NetworkFiles
+        cls,
+        context: StudyContext,
+        recipe: ComplexityRecipe,
+        entry: Any,
+        seed: int,
+        files: NetworkFiles,
     ) -> _Setting:
-        whole: Examples = getattr(scene.splits, recipe.split)
+        whole: Examples = getattr(context.splits, recipe.split)
         size = min(recipe.examples, len(whole))
         examples = subset(whole, size, recipe.seed, "complexity.examples")
-        normalisation = scene.normalisation_of("student")
+        normalisation = context.normalisation_of("student")
         batches = Batches(examples, size, normalisation=normalisation, seed=None)
         return cls(
             entry=entry,
@@ -86,13 +91,13 @@ class _Setting:
             files=files,
             examples=examples,
             inputs=next(batches.epoch(0)).inputs,
-            epochs=complexity_epochs(recipe.epochs, scene.recipe.training_of(entry).kept_epochs),
-            form="binary" if coding_of(scene.outputs) == "binary" else recipe.form,
+            epochs=complexity_epochs(recipe.epochs, context.recipe.training_of(entry).kept_epochs),
+            form="binary" if coding_of(context.outputs) == "binary" else recipe.form,
         )
 
-    def network(self, scene: Scene, epoch: int) -> nn.Module:
-        network = scene.load(scene.recipe.student.model, self.files, epoch)
-        return network.to(scene.accelerator.device)
+    def network(self, context: StudyContext, epoch: int) -> nn.Module:
+        network = context.load(context.recipe.student.model, self.files, epoch)
+        return network.to(context.accelerator.device)
 
     def kernel(self, network: nn.Module) -> EmpiricalNTK:
         # In float64: along a training kernels become too ill-conditioned for less.
@@ -122,7 +127,7 @@ class _Last:
     @classmethod
     def of(
         cls,
-        scene: Scene,
+        context: StudyContext,
         teacher: StudyTeacher,
         recipe: ComplexityRecipe,
         setting: _Setting,
@@ -141,18 +146,18 @@ class _Last:
         network = teacher.network()
         compared = None
         if network is not None:
-            student = setting.network(scene, epoch).eval()
-            network = network.to(scene.accelerator.device).eval()
-            network = scene.on_student_inputs(network)
+            student = setting.network(context, epoch).eval()
+            network = network.to(context.accelerator.device).eval()
+            network = context.on_student_inputs(network)
             outputs_of_both = 0 if setting.form == "binary" else None
             try:
                 compared = compare_kernels(
-                    student, network, setting.inputs, outputs_of_both, scene.progress
+                    student, network, setting.inputs, outputs_of_both, context.progress
                 )
             except KernelError as error:
                 notes.append(f"the teacher's kernel was not compared: {error}")
         return cls(
-            _temperatures(scene, teacher, recipe, examples, epoch, meter, outputs),
+            _temperatures(context, teacher, recipe, examples, epoch, meter, outputs),
             found,
             compared,
             notes,
@@ -221,24 +226,24 @@ def measure_complexity(
 ) -> Measured:
     """Measure four target sets against a student's kernel over its training."""
     began = time.perf_counter()
-    scene, teacher = run.scene, run.teacher
+    context, teacher = run.context, run.teacher
     (student,) = students
-    setting = _Setting.of(scene, recipe, student.entry, student.cell.seed, student.files)
+    setting = _Setting.of(context, recipe, student.entry, student.cell.seed, student.files)
     examples, epochs, form = setting.examples, setting.epochs, setting.form
     size = len(examples)
     points: list[ComplexityPoint] = []
     spectra: list[Spectrum] = []
     notes: list[str] = []
     last: _Last | None = None
-    coding = coding_of(scene.outputs)
-    with scene.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
+    coding = coding_of(context.outputs)
+    with context.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
         for epoch in epochs:
-            network = setting.network(scene, epoch)
+            network = setting.network(context, epoch)
             kernel = setting.kernel(network)
             found = kernel.gram(setting.inputs)
             gram = found.values.cpu().numpy()
             notes += [f"epoch {epoch}: {note}" for note in found.notes]
-            sets = _target_sets(scene, teacher, recipe, setting, epoch)
+            sets = _target_sets(context, teacher, recipe, setting, epoch)
             decomposed = _decomposed(gram, form, sets) if epoch == epochs[-1] else None
             spectra.append(_spectrum(epoch, gram, decomposed))
             mean_diagonal = spectra[-1].trace / gram[..., 0].size
@@ -246,9 +251,9 @@ def measure_complexity(
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
             outputs = kernel.outputs_of(setting.inputs).cpu().numpy()
-            points += _points(scene, recipe, examples, epoch, meter, outputs, sets)
+            points += _points(context, recipe, examples, epoch, meter, outputs, sets)
             if epoch == epochs[-1]:
-                last = _Last.of(scene, teacher, recipe, setting, meter, outputs, decomposed)
+                last = _Last.of(context, teacher, recipe, setting, meter, outputs, decomposed)
             advance(1)
     assert last is not None  # there is an epoch
     curves = ComplexityCurves(
@@ -276,21 +281,21 @@ def plan_complexity(
 ) -> str:
     """Return the plan of one Gram and how many Grams there are, as text."""
     del students  # a plan does not depend on weights
-    found, count = complexity_plan(run.scene, recipe)
+    found, count = complexity_plan(run.context, recipe)
     return f"{count} Grams, each:\n{found}"
 
 
-def complexity_plan(scene: Scene, recipe: ComplexityRecipe) -> tuple[Plan, int]:
+def complexity_plan(context: StudyContext, recipe: ComplexityRecipe) -> tuple[Plan, int]:
     """Return the plan of one Gram, which does not depend on weights, and how many Grams there are."""
     position, entry = next(
         (position, entry)
-        for position, entry in enumerate(scene.recipe.supervisions)
+        for position, entry in enumerate(context.recipe.supervisions)
         if entry.is_baseline
     )
-    seed = scene.recipe.seeds_of(entry)[0]
-    files = scene.run.student(position, entry.title, seed)
-    setting = _Setting.of(scene, recipe, entry, seed, files)
-    network = scene.build(scene.recipe.student.model, 0).to(scene.accelerator.device).eval()
+    seed = context.recipe.seeds_of(entry)[0]
+    files = context.run.student(position, entry.title, seed)
+    setting = _Setting.of(context, recipe, entry, seed, files)
+    network = context.build(context.recipe.student.model, 0).to(context.accelerator.device).eval()
     return setting.kernel(network).plan(setting.inputs), len(setting.epochs)
 
 
@@ -309,7 +314,7 @@ register_analysis(
 
 
 def _temperatures(
-    scene: Scene,
+    context: StudyContext,
     teacher: StudyTeacher,
     recipe: ComplexityRecipe,
     examples: Examples,
@@ -318,8 +323,8 @@ def _temperatures(
     outputs: np.ndarray,
 ) -> list[TemperaturePoint]:
     """Measure the final teacher at every temperature that the recipe asks for."""
-    coding, predictions = coding_of(scene.outputs), prediction_targets(outputs)
-    logits = _final_logits(scene, teacher, recipe, examples)
+    coding, predictions = coding_of(context.outputs), prediction_targets(outputs)
+    logits = _final_logits(context, teacher, recipe, examples)
     return [
         TemperaturePoint(
             epoch, each, meter.measure(teacher_targets(logits, each, coding), predictions)
@@ -329,29 +334,33 @@ def _temperatures(
 
 
 def _final_logits(
-    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples
+    context: StudyContext, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples
 ) -> np.ndarray:
-    where = _positions(getattr(scene.splits, recipe.split), examples)
+    where = _positions(getattr(context.splits, recipe.split), examples)
     return teacher.logits(recipe.split)[where]
 
 
 def _target_sets(
-    scene: Scene, teacher: StudyTeacher, recipe: ComplexityRecipe, setting: _Setting, epoch: int
+    context: StudyContext,
+    teacher: StudyTeacher,
+    recipe: ComplexityRecipe,
+    setting: _Setting,
+    epoch: int,
 ) -> list[_TargetSet]:
     """Return what is measured at an epoch of the student, but for random labels."""
     examples = setting.examples
-    coding, classes = coding_of(scene.outputs), len(examples.classes)
+    coding, classes = coding_of(context.outputs), len(examples.classes)
     temperature = recipe.temperature
     labels = label_targets(examples.labels.numpy(), classes, coding)
-    final = teacher_targets(_final_logits(scene, teacher, recipe, examples), temperature, coding)
+    final = teacher_targets(_final_logits(context, teacher, recipe, examples), temperature, coding)
     found = [
         _TargetSet("labels", labels, 1.0, None),
         _TargetSet("final teacher", final, temperature, teacher.epochs),
     ]
     if teacher.epochs is not None:
-        followed = teacher.epoch_followed(epoch, scene.recipe.training_of(setting.entry).epochs)
-        device = scene.accelerator.device
-        normalisation = scene.normalisation_of("teacher")
+        followed = teacher.epoch_followed(epoch, context.recipe.training_of(setting.entry).epochs)
+        device = context.accelerator.device
+        normalisation = context.normalisation_of("teacher")
         online = predict(teacher.at(followed), examples, normalisation, device=device)
         targets = teacher_targets(online, temperature, coding)
         found.append(_TargetSet("online teacher", targets, temperature, followed))
@@ -359,7 +368,7 @@ def _target_sets(
 
 
 def _points(
-    scene: Scene,
+    context: StudyContext,
     recipe: ComplexityRecipe,
     examples: Examples,
     epoch: int,
@@ -367,9 +376,9 @@ def _points(
     outputs: np.ndarray,
     sets: list[_TargetSet],
 ) -> list[ComplexityPoint]:
-    coding, classes = coding_of(scene.outputs), len(examples.classes)
+    coding, classes = coding_of(context.outputs), len(examples.classes)
     predictions = prediction_targets(outputs)
-    by_cross_entropy = scene.recipe.loss == "cross-entropy"
+    by_cross_entropy = context.recipe.loss == "cross-entropy"
 
     def point(each: _TargetSet) -> ComplexityPoint:
         gradient = None

@@ -68,7 +68,7 @@ def measure_confidence(
     found: list[StudentAudit] = []
     arrays: dict[str, dict[str, NDArray]] = {}
     failures = []
-    with run.scene.progress("confidence of students and teacher", len(students)) as advance:
+    with run.context.progress("confidence of students and teacher", len(students)) as advance:
         for student in students:
             try:
                 audit, points = _audit(run, student, other, settings)
@@ -110,11 +110,11 @@ def _audit(
 def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArray]]:
     """Return the name of another run and the logits of its teacher on the same examples."""
     other = find_run(folder)
-    recipe = read_recipe(other.recipe, trust_code=run.scene.trust_code)
+    recipe = read_recipe(other.recipe, trust_code=run.context.trust_code)
     if recipe.teacher.training is None or not other.teacher.cell.is_file():
         raise RunError(f"{folder} has no trained teacher of its own; name the run that trained it")
     there = str(read_data(other)["fingerprint"])
-    check_fingerprint(other, there, run.scene.splits.fingerprint, "of this run")
+    check_fingerprint(other, there, run.context.splits.fingerprint, "of this run")
     if _values(recipe.teacher.model) != _values(run.teacher.model):
         raise RunError(
             f"the teacher of {folder} is {_words(recipe.teacher.model)}, this run's "

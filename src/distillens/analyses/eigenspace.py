@@ -44,7 +44,7 @@ from distillens.results.eigenspace import BiasSummary, Eigenspace, PairBias, Pro
 from distillens.runs.folder import find_run, latest_recipe
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import OpenRun
-from distillens.study.networks import Scene, read_cell, weights_digest
+from distillens.study.networks import StudyContext, read_cell, weights_digest
 from distillens.study.normalisations import Role
 from distillens.study.provenance import own_version
 from distillens.study.reading import read_recipe
@@ -114,12 +114,14 @@ def measure_eigenspace(
     began = time.perf_counter()
     asked = task or EigenspaceTask()
     pairs = asked.drawn()
-    scenes = [_scene(folder, trust_code) for folder in folders]
-    check_comparable([(str(scene.run.folder), _with_its_teacher(scene)) for scene in scenes])
+    contexts = [_context(folder, trust_code) for folder in folders]
+    check_comparable(
+        [(str(context.run.folder), _with_its_teacher(context)) for context in contexts]
+    )
     found: list[_Measured] = []
-    with progress("eigenspace", len(scenes)) as advance:
-        for scene in scenes:
-            found += _of_run(scene, asked, pairs)
+    with progress("eigenspace", len(contexts)) as advance:
+        for context in contexts:
+            found += _of_run(context, asked, pairs)
             advance(1)
     _refuse_repeated(found)
     result = Eigenspace(
@@ -155,21 +157,21 @@ class _Measured:
     notes: tuple[str, ...]
 
 
-def _scene(folder: Path, trust_code: bool) -> Scene:
+def _context(folder: Path, trust_code: bool) -> StudyContext:
     run = OpenRun.open(folder)
     recipe = read_recipe(latest_recipe(run.files), trust_code=trust_code)
-    scene = Scene.of(recipe, run.files, accelerator_for(recipe.precision), trust_code)
-    run.check_data(scene.splits.fingerprint, "at data.path")
-    return scene
+    context = StudyContext.of(recipe, run.files, accelerator_for(recipe.precision), trust_code)
+    run.check_data(context.splits.fingerprint, "at data.path")
+    return context
 
 
-def _with_its_teacher(scene: Scene) -> Recipe:
+def _with_its_teacher(context: StudyContext) -> Recipe:
     """Return the recipe with the teacher as it was trained, also where another run did that."""
-    recipe = scene.recipe
+    recipe = context.recipe
     if recipe.teacher.run is None:
         return recipe
     other = find_run(Path(recipe.teacher.run))
-    teacher = read_recipe(other.recipe, trust_code=scene.trust_code).teacher
+    teacher = read_recipe(other.recipe, trust_code=context.trust_code).teacher
     return recipe.model_copy(update={"teacher": teacher})
 
 
@@ -186,15 +188,17 @@ def _refuse_repeated(found: list[_Measured]) -> None:
         seen[key] = one.bias.run
 
 
-def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list[_Measured]:
-    teacher = prepare_teacher(scene)
+def _of_run(
+    context: StudyContext, task: EigenspaceTask, pairs: tuple[Pair, ...]
+) -> list[_Measured]:
+    teacher = prepare_teacher(context)
     if teacher.training is None or teacher.model is None:
         raise RunError(
-            f"the teacher of {scene.run.folder} is known by its last weights or logits alone; "
+            f"the teacher of {context.run.folder} is known by its last weights or logits alone; "
             "eigenspace dynamics need one that was trained by a run (teacher.training, teacher.run)"
         )
-    examples = _examples(scene, task)
-    students, notes = _students(scene, task)
+    examples = _examples(context, task)
+    students, notes = _students(context, task)
     sides: dict[Path, NetworkCourse] = {}
     count = task.bottom[1]
 
@@ -207,11 +211,11 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
             digest = weights_digest(files, kept[-1], read_cell(files).weights_digest)
             # The teacher of a self-distilled student is a student itself.
             role: Role = "teacher" if files.folder == teacher.files.folder else "student"
-            layer = find_layer(scene.build(model, 0, role), task.layer, who)
+            layer = find_layer(context.build(model, 0, role), task.layer, who)
             # The run's teacher is trained with cross-entropy, whatever the students' loss.
-            squared = scene.recipe.loss == "squared-error" and role == "student"
+            squared = context.recipe.loss == "squared-error" and role == "student"
             sides[files.folder] = NetworkCourse(
-                scene, files, model, kept, layer, examples, count, digest, squared, role
+                context, files, model, kept, layer, examples, count, digest, squared, role
             )
         return sides[files.folder]
 
@@ -219,16 +223,16 @@ def _of_run(scene: Scene, task: EigenspaceTask, pairs: tuple[Pair, ...]) -> list
     axes: dict[Path, Directions] = {}
     for student in students:
         mine = side(
-            student.files(scene), scene.recipe.student.model,
-            student.training(scene.recipe), "student",
+            student.files(context), context.recipe.student.model,
+            student.training(context.recipe), "student",
         )  # fmt: skip
-        theirs = side(*_teacher_of(scene, teacher, student), "teacher")
-        measured.append(_compare(scene, task, pairs, student, theirs, mine, axes, notes))
+        theirs = side(*_teacher_of(context, teacher, student), "teacher")
+        measured.append(_compare(context, task, pairs, student, theirs, mine, axes, notes))
     return measured
 
 
 def _compare(
-    scene: Scene,
+    context: StudyContext,
     task: EigenspaceTask,
     pairs: tuple[Pair, ...],
     student: Student,
@@ -260,10 +264,10 @@ def _compare(
         compared += compare_pairs(course, student_course[projected], pairs, projected)
         arrays[f"teacher_{projected}"] = course
         arrays[f"student_{projected}"] = student_course[projected]
-    arrays |= _prediction_arrays(scene, task, theirs, mine, of_teacher)
-    recipe = scene.recipe
+    arrays |= _prediction_arrays(context, task, theirs, mine, of_teacher)
+    recipe = context.recipe
     bias = StudentBias(
-        run=str(scene.run.folder),
+        run=str(context.run.folder),
         teacher_seed=read_cell(theirs.files).seed,
         student=recipe.supervisions[student.place].title,
         seed=student.seed,
@@ -280,19 +284,19 @@ def _compare(
 
 
 def _prediction_arrays(
-    scene: Scene,
+    context: StudyContext,
     task: EigenspaceTask,
     theirs: NetworkCourse,
     mine: NetworkCourse,
     of_inputs: Directions,
 ) -> Arrays:
-    examples, outputs = theirs.examples, scene.outputs
+    examples, outputs = theirs.examples, context.outputs
     if task.kernel == "ntk":
         network = theirs.network(0)
         kernel = EmpiricalNTK(network, outputs="trace", dtype=torch.float64, alone=True)
         batches = Batches(
             examples, len(examples), normalisation=theirs.normalisation, seed=None,
-            device=scene.accelerator.device,
+            device=context.accelerator.device,
         )  # fmt: skip
         gram = kernel.gram(next(batches.epoch(0)).inputs)
         directions = gram_directions(gram.values.cpu().numpy(), theirs.count)
@@ -312,10 +316,10 @@ def _prediction_arrays(
     return found
 
 
-def _examples(scene: Scene, task: EigenspaceTask) -> Examples:
-    whole: Examples | None = getattr(scene.splits, task.split)
+def _examples(context: StudyContext, task: EigenspaceTask) -> Examples:
+    whole: Examples | None = getattr(context.splits, task.split)
     if whole is None:
-        raise MeasureError(f"{scene.run.folder} has no {task.split} split; name train or test")
+        raise MeasureError(f"{context.run.folder} has no {task.split} split; name train or test")
     if task.examples is None:
         return whole
     if not 1 <= task.examples <= len(whole):
@@ -325,12 +329,12 @@ def _examples(scene: Scene, task: EigenspaceTask) -> Examples:
     return subset(whole, task.examples, 0, "examples")
 
 
-def _students(scene: Scene, task: EigenspaceTask) -> tuple[list[Student], tuple[str, ...]]:
-    recipe = scene.recipe
+def _students(context: StudyContext, task: EigenspaceTask) -> tuple[list[Student], tuple[str, ...]]:
+    recipe = context.recipe
     titles = [entry.title for entry in recipe.supervisions]
     if task.student is not None and task.student not in titles:
         raise RunError(
-            f"{scene.run.folder} has no student {task.student!r}{nearest(task.student, titles)}"
+            f"{context.run.folder} has no student {task.student!r}{nearest(task.student, titles)}"
         )
     chosen, notes = [], []
     for place, entry in enumerate(recipe.supervisions):
@@ -341,23 +345,23 @@ def _students(scene: Scene, task: EigenspaceTask) -> tuple[list[Student], tuple[
             continue
         chosen += [Student(place, seed) for seed in recipe.seeds_of(entry)]
     if not chosen:
-        raise RunError(f"{scene.run.folder} has no student whose teacher left checkpoints")
+        raise RunError(f"{context.run.folder} has no student whose teacher left checkpoints")
     return chosen, tuple(notes)
 
 
 def _teacher_of(
-    scene: Scene, teacher: StudyTeacher, student: Student
+    context: StudyContext, teacher: StudyTeacher, student: Student
 ) -> tuple[NetworkFiles, ModelRecipe, TrainingRecipe]:
     """Return the teacher and its training: for self-distillation the generation before, or the first."""
-    recipe = scene.recipe
+    recipe = context.recipe
     origin = student.origin(recipe)
     if origin is None:
         assert teacher.model is not None and teacher.training is not None  # noqa: PT018
         return teacher.files, teacher.model, teacher.training
-    generations = list(student.networks(scene).values())
+    generations = list(student.networks(context).values())
     if len(generations) > 1:
         return generations[-2], recipe.student.model, student.training(recipe)
-    return origin.files(scene), recipe.student.model, origin.training(recipe)
+    return origin.files(context), recipe.student.model, origin.training(recipe)
 
 
 def _summaries(found: list[_Measured]) -> list[BiasSummary]:

@@ -21,7 +21,7 @@ from distillens.results.training import Cell, NetworkId, StudyResult
 from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import OpenRun
-from distillens.study.networks import Scene, network_logits
+from distillens.study.networks import StudyContext, network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher, prepare_teacher
@@ -45,25 +45,25 @@ class FinishedRun:
     """A finished run. Labels are the true ones, also where networks were trained on wrong ones."""
 
     opened: OpenRun
-    scene: Scene
+    context: StudyContext
     teacher: StudyTeacher
     students: tuple[FinishedStudent, ...]
     """In the order of the recipe, all seeds of a supervision together."""
 
     @classmethod
-    def of(cls, opened: OpenRun, scene: Scene, teacher: StudyTeacher) -> FinishedRun:
+    def of(cls, opened: OpenRun, context: StudyContext, teacher: StudyTeacher) -> FinishedRun:
         """Return an opened run with the data and the teacher that are loaded already."""
-        entries = scene.recipe.supervisions
+        entries = context.recipe.supervisions
         students = tuple(
             FinishedStudent(one, entries[one.supervision], opened.network(one), opened.cell(one))
             for one in opened.students()
         )
-        return cls(opened, scene, teacher, students)
+        return cls(opened, context, teacher, students)
 
     @property
     def recipe(self) -> Recipe:
         """The run's recipe."""
-        return self.scene.recipe
+        return self.context.recipe
 
     @property
     def result(self) -> StudyResult:
@@ -90,14 +90,14 @@ class FinishedRun:
 
     def given_labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels that networks were trained or tested on, (N,)."""
-        return getattr(self.scene.splits, split).labels.numpy()
+        return getattr(self.context.splits, split).labels.numpy()
 
     def true_labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels before the recipe's noise, (N,)."""
         labels_N = self.given_labels(split).copy()
-        if split == "train" and self.scene.splits.changed:
-            before = {change.index: change.before for change in self.scene.splits.changed}
-            for row, index in enumerate(self.scene.splits.train.indices.tolist()):
+        if split == "train" and self.context.splits.changed:
+            before = {change.index: change.before for change in self.context.splits.changed}
+            for row, index in enumerate(self.context.splits.train.indices.tolist()):
                 if index in before:
                     labels_N[row] = before[index]
         return labels_N
@@ -126,7 +126,7 @@ class FinishedRun:
             "student": self.outputs(student),
             "labels": {split: self.true_labels(split) for split in SPLITS},
             "given labels": {split: self.given_labels(split) for split in SPLITS}
-            if self.scene.splits.changed
+            if self.context.splits.changed
             else None,
             "one-hot student": None if reference is None else self.outputs(reference),
             "other teacher": other_teacher,
@@ -144,9 +144,9 @@ class FinishedRun:
     def notes(self) -> tuple[str, ...]:
         """Return what was done to arrays before they were audited."""
         notes = []
-        if self.scene.splits.changed:
+        if self.context.splits.changed:
             notes.append(
-                f"{len(self.scene.splits.changed):,} training labels were changed on purpose; "
+                f"{len(self.context.splits.changed):,} training labels were changed on purpose; "
                 "predictions are judged by the true labels, and accuracies on the given labels are named"
             )
         if self.student_kind == "probabilities":
@@ -158,7 +158,7 @@ class FinishedRun:
 
     def _indexed(self, by_split: dict[str, NDArray]) -> dict[str, Any]:
         return {
-            split: Rows(values, getattr(self.scene.splits, split).indices.numpy())
+            split: Rows(values, getattr(self.context.splits, split).indices.numpy())
             for split, values in by_split.items()
         }
 
@@ -181,9 +181,9 @@ def finished_run(
     moved = [] if data_path is None else [f"data.path={data_path}"]
     recipe = read_recipe(latest_recipe(opened.files), moved, trust_code=trust_code)
     accelerator = accelerator_for(recipe.precision)
-    scene = Scene.of(recipe, opened.files, accelerator, trust_code, progress)
-    opened.check_data(scene.splits.fingerprint, "at data.path")
-    return FinishedRun.of(opened, scene, prepare_teacher(scene))
+    context = StudyContext.of(recipe, opened.files, accelerator, trust_code, progress)
+    opened.check_data(context.splits.fingerprint, "at data.path")
+    return FinishedRun.of(opened, context, prepare_teacher(context))
 
 
 def described(model: ModelRecipe) -> str:

@@ -167,7 +167,7 @@ def kernel_complexity(
         trace=solved.trace,
         ridge=solved.ridge,
         targets=_named(targets, sets, solved, predictions),
-        beside_ridge=beside.ridge if beside is not None else None,
+        with_ridge=beside.ridge if beside is not None else None,
         beside=_named(targets, sets, beside, predictions) if beside is not None else (),
         seconds=time.perf_counter() - began,
         notes=tuple(notes),

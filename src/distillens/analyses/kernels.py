@@ -53,7 +53,7 @@ def measure_kernels(
     if teacher is None:
         note = "the teacher is known by its logits alone, so kernels were not compared"
         return Measured(Kernels(SCHEMA, (), time.perf_counter() - began, (note,)))
-    teacher = run.scene.on_student_inputs(teacher)
+    teacher = run.context.on_student_inputs(teacher)
     found = []
     references: dict[int, KernelLikeness] = {}
     for student in students:
@@ -77,15 +77,15 @@ def _likeness(
     who: Literal["student", "one-hot student"],
     settings: KernelSettings,
 ) -> KernelLikeness:
-    scene, last = run.scene, student.cell.epochs
+    context, last = run.context, student.cell.epochs
     weights_digest(student.files, last, student.cell.weights_digest)
-    network = scene.load(run.recipe.student.model, student.files, last)
-    test = scene.splits.test
+    network = context.load(run.recipe.student.model, student.files, last)
+    test = context.splits.test
     count = min(settings.examples, len(test))
     sampled = np.random.default_rng(RANDOM_SEED).permutation(len(test))[:count]
     batches = Batches(
-        test.take(np.sort(sampled)), count, normalisation=scene.normalisation_of("student"),
-        seed=None, device=scene.accelerator.device,
+        test.take(np.sort(sampled)), count, normalisation=context.normalisation_of("student"),
+        seed=None, device=context.accelerator.device,
     )  # fmt: skip
     inputs = next(iter(batches.epoch(0))).inputs
     similarity, alignment = (
@@ -95,7 +95,7 @@ def _likeness(
             inputs,
             probes=settings.probes,
             seed=RANDOM_SEED,
-            progress=scene.progress,
+            progress=context.progress,
         )
         for measured in (ntk_similarity, centred_ntk_alignment)
     )

@@ -67,7 +67,7 @@ def measure(
     made = provenance(
         began,
         time.perf_counter() - clock,
-        run.scene.splits.fingerprint,
+        run.context.splits.fingerprint,
         run.teacher.cell.weights_digest,
     )
     record = AnalysisRecord(

@@ -21,7 +21,7 @@ from distillens.measures.eigenspace import Directions, input_directions, project
 from distillens.models import ModelRecipe, load_state, load_weights
 from distillens.results.eigenspace import Projected
 from distillens.runs.layout import NetworkFiles
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.normalisations import Role
 from distillens.training import predict
 
@@ -30,7 +30,7 @@ from distillens.training import predict
 class NetworkCourse:
     """A network with its checkpoints: what the layer is given, and its course."""
 
-    scene: Scene
+    context: StudyContext
     files: NetworkFiles
     model: ModelRecipe
     kept: tuple[int, ...]
@@ -51,7 +51,7 @@ class NetworkCourse:
         self.inputs, self.moved = last, not alike(first.rows_MD, last.rows_MD)
 
     def _inputs(self, epoch: int) -> LayerInputs:
-        network, device = self.network(epoch), self.scene.accelerator.device
+        network, device = self.network(epoch), self.context.accelerator.device
         return layer_inputs(network, self.layer, self.examples, self.normalisation, device)
 
     @property
@@ -62,11 +62,13 @@ class NetworkCourse:
     @property
     def normalisation(self) -> Normalisation | None:
         """What its inputs are normalised with."""
-        return self.scene.normalisation_of(self.role)
+        return self.context.normalisation_of(self.role)
 
     @cached_property
     def _built(self) -> nn.Module:
-        return self.scene.build(self.model, 0, self.role).to(self.scene.accelerator.device).eval()
+        return (
+            self.context.build(self.model, 0, self.role).to(self.context.accelerator.device).eval()
+        )
 
     def network(self, epoch: int) -> nn.Module:
         """Return the network after an epoch: one for all epochs, good until the next call."""
@@ -90,7 +92,7 @@ class NetworkCourse:
     def predictions(self) -> NDArray[np.float64]:
         """What it says at every checkpoint, in the coding of its targets."""
         code = prediction_targets if self.squared else teacher_targets
-        device = self.scene.accelerator.device
+        device = self.context.accelerator.device
         return np.stack(
             [
                 code(predict(self.network(e), self.examples, self.normalisation, device=device))

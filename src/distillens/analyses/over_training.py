@@ -66,7 +66,7 @@ def _over_training(
     student: FinishedStudent,
     settings: OverTrainingSettings,
 ) -> StudentOverTraining:
-    files, scene = student.files, run.scene
+    files, context = student.files, run.context
     last, epochs = student.cell.epochs, files.epochs()
     if last not in epochs:
         raise RunError(
@@ -77,15 +77,15 @@ def _over_training(
     rows, meters = _meters(run, settings)
     points: list[TrajectoryPoint] = []
     title = f"over training: {student.entry.title}, seed {student.cell.seed}"
-    with scene.progress(title, len(epochs)) as advance:
+    with context.progress(title, len(epochs)) as advance:
         for epoch in epochs:
-            network = scene.load(run.recipe.student.model, files, epoch)
+            network = context.load(run.recipe.student.model, files, epoch)
             for split, meter in meters.items():
                 outputs = predict(
                     network,
-                    getattr(scene.splits, split).take(rows[split]),
-                    scene.normalisation_of("student"),
-                    device=scene.accelerator.device,
+                    getattr(context.splits, split).take(rows[split]),
+                    context.normalisation_of("student"),
+                    device=context.accelerator.device,
                 )
                 if epoch == last:
                     _check_stored(student, outputs, network_logits(files)[split][rows[split]])
@@ -114,7 +114,7 @@ def _meters(
     rng = np.random.default_rng(RANDOM_SEED)
     rows, meters = {}, {}
     for split in SPLITS:
-        count = len(getattr(run.scene.splits, split))
+        count = len(getattr(run.context.splits, split))
         chosen = np.sort(rng.permutation(count)[: settings.examples])
         given_N, true_N = run.given_labels(split)[chosen], run.true_labels(split)[chosen]
         rows[split] = chosen
@@ -151,7 +151,7 @@ def _switch(run: FinishedRun, student: FinishedStudent) -> Switch | None:
     entry, training = student.entry, run.recipe.training_of(student.entry)
     if not isinstance(entry, SwitchedRecipe):
         return None
-    each = len(run.scene.batches(training, 0))
+    each = len(run.context.batches(training, 0))
     step = entry.step(training.epochs * each)
     return Switch(entry.first.title, entry.then.title, step / each, (step + entry.window) / each)
 

@@ -200,12 +200,12 @@ _removed("language", "run RECIPE")
 @app.command("recipes")
 def recipes_command() -> None:
     """List the recipes that come with distillens."""
-    from distillens.study import shipped_recipes
+    from distillens.study import packaged_recipes
     from distillens.study.reading import describe
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
-    for name, path in shipped_recipes().items():
+    for name, path in packaged_recipes().items():
         table.add_row(name, describe(path))
     show(table)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distillens.data import load_splits, vocabulary_of
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError, nearest
 from distillens.export.choosing import Choice, choose
-from distillens.export.inputs import Normalised, ShippedInputs
+from distillens.export.inputs import ExportInputs, Normalised
 from distillens.export.programs import (
     Program,
     check_onnx,
@@ -116,13 +116,13 @@ def export_run(
     recipe = read_recipe(latest_recipe(run), trust_code=trust_code)
     choice = choose(opened, student, seed)
     data = _complete_data(opened)
-    shipped = ShippedInputs.of(recipe.student.model, data)
-    tokenizers = _tokenizers(run, shipped)
-    card = _card(recipe, choice, data, shipped, tokenizers)
+    accepted = ExportInputs.of(recipe.student.model, data)
+    tokenizers = _tokenizers(run, accepted)
+    card = _card(recipe, choice, data, accepted, tokenizers)
     files = opened.network(choice.cell.id)
     code = recipe.student.model.code_folder
     network = _network(card, _checkpoint(files, card), trust_code, code)
-    probe, notes = _probe(recipe, network, files, data, shipped, tokenizers)
+    probe, notes = _probe(recipe, network, files, data, accepted, tokenizers)
     target = _target(Path(out) if out is not None else None, card)
     written = [
         _export_file(target / FILES[name], name, network, card, probe, trust_code, code)
@@ -193,10 +193,10 @@ def _student_scale(data: Mapping[str, Any]) -> dict[str, Any] | None:
     return data.get("student_normalisation") or data.get("normalisation")
 
 
-def _tokenizers(run: Run, shipped: ShippedInputs) -> tuple[str, ...]:
+def _tokenizers(run: Run, accepted: ExportInputs) -> tuple[str, ...]:
     """Read the tokenizers to ship out of a run."""
     found = []
-    for place in shipped.tokenizers:
+    for place in accepted.tokenizers:
         path = run.tokenizer(place)
         try:
             text = path.read_text(encoding="utf-8")
@@ -204,7 +204,7 @@ def _tokenizers(run: Run, shipped: ShippedInputs) -> tuple[str, ...]:
             raise RunError(
                 f"{path} cannot be read ({error}); run the recipe again in another --out"
             ) from None
-        if vocabulary_of(text) != shipped.vocabularies[place]:
+        if vocabulary_of(text) != accepted.vocabularies[place]:
             raise RunError(
                 f"{path} is not the tokenizer that the run was made with; run the recipe again in "
                 "another --out"
@@ -217,7 +217,7 @@ def _card(
     recipe: Recipe,
     choice: Choice,
     data: Mapping[str, Any],
-    shipped: ShippedInputs,
+    accepted: ExportInputs,
     tokenizers: tuple[str, ...],
 ) -> Export:
     normalisation = _student_scale(data) or {"mean": (), "deviation": ()}
@@ -229,8 +229,8 @@ def _card(
         epoch=choice.cell.epochs,
         chosen_by=choice.why,
         model=recipe.student.model.model_dump(mode="json"),
-        input_shape=shipped.shape,
-        inputs=shipped.described,
+        input_shape=accepted.shape,
+        inputs=accepted.described,
         mean=tuple(normalisation["mean"]),
         deviation=tuple(normalisation["deviation"]),
         classes=tuple(data["classes"]),
@@ -240,8 +240,8 @@ def _card(
         stored_tolerance=STORED_TOLERANCE,
         files=(),
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
-        vocabularies=shipped.vocabularies,
-        tokenizers=shipped.files,
+        vocabularies=accepted.vocabularies,
+        tokenizers=accepted.files,
         tokenizer_digests=tuple(hashlib.sha256(text.encode()).hexdigest() for text in tokenizers),
     )
 
@@ -292,12 +292,12 @@ def _probe(
     network: nn.Module,
     files: NetworkFiles,
     data: Mapping[str, Any],
-    shipped: ShippedInputs,
+    accepted: ExportInputs,
     tokenizers: tuple[str, ...],
 ) -> tuple[_Probe, tuple[str, ...]]:
     generator = torch.Generator().manual_seed(0)
     # Two sizes, so that a program which only takes the batch it was traced with is found out.
-    inputs = [shipped.drawn(count, network, generator) for count in (1, 5)]
+    inputs = [accepted.drawn(count, network, generator) for count in (1, 5)]
     stored, notes = None, ()
     try:
         splits = load_splits(recipe.data)
@@ -306,13 +306,13 @@ def _probe(
     except DataError as error:
         notes = (f"not compared with the run's stored logits: {error}",)
     else:
-        for place, text in zip(shipped.tokenizers, tokenizers, strict=True):
+        for place, text in zip(accepted.tokenizers, tokenizers, strict=True):
             if text != splits.tokenizers[place]:
                 raise RunError(
                     f"tokenizer {place} of the run is not the one that its data were made with; "
                     "run the recipe again in another --out"
                 )
-        inputs.append(shipped.taken(splits.train.inputs[:STORED_EXAMPLES]))
+        inputs.append(accepted.taken(splits.train.inputs[:STORED_EXAMPLES]))
         stored = torch.from_numpy(network_logits(files)["train"][:STORED_EXAMPLES])
     outputs = tuple(network(each) for each in inputs)
     if stored is not None:
@@ -358,7 +358,7 @@ def _export_file(
             program = read_onnx(path)
         difference, stored_difference = _compare(path, program, probe)
     except (CheckpointError, ModelError):
-        # A file that failed its check is not left behind to be shipped.
+        # A file that failed its check is not left behind.
         path.unlink(missing_ok=True)
         raise
     return ExportedFile(

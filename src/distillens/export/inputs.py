@@ -34,7 +34,7 @@ class Normalised(nn.Module):
 
 
 @dataclass(frozen=True)
-class ShippedInputs:
+class ExportInputs:
     """What the inputs of a shipped network are."""
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class ShippedInputs:
     """The inputs are tokens of one tokenizer, (N, T), not (N, K, T)."""
 
     @classmethod
-    def of(cls, model: ModelRecipe, data: Mapping[str, Any]) -> ShippedInputs:
+    def of(cls, model: ModelRecipe, data: Mapping[str, Any]) -> ExportInputs:
         """Return what a model takes that was trained on data, as a run's ``data.json`` has them."""
         shape, vocabularies = tuple(data["input_shape"]), tuple(data.get("vocabularies") or ())
         if not vocabularies:

@@ -18,10 +18,10 @@ import torch
 from distillens.errors import RecipeError, RunError
 from distillens.forward.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.results.training import Cell, Trial
-from distillens.study.networks import Scene, read_epochs
+from distillens.study.networks import StudyContext, read_epochs
 from distillens.study.students import Done, Spread, Student
 from distillens.study.teacher import StudyTeacher
-from distillens.study.worker import train_elsewhere
+from distillens.study.worker import train_in_worker
 from distillens.training import log_epoch
 
 if TYPE_CHECKING:
@@ -118,27 +118,31 @@ class _Running:
     advance: Callable[[int], None]
     seen: dict[str, int]
 
-    def look(self, scene: Scene) -> None:
+    def look(self, context: StudyContext) -> None:
         """Show and log the epochs that its files have more than before."""
-        for title, files in self.student.networks(scene).items():
+        for title, files in self.student.networks(context).items():
             for record in read_epochs(files)[self.seen[title] :]:
                 self.seen[title] += 1
                 self.advance(1)
-                if scene.recipe.trackers:
-                    log_epoch(scene.accelerator, title, record, scene.tracked.take(1) + 1)
+                if context.recipe.trackers:
+                    log_epoch(context.accelerator, title, record, context.tracked.take(1) + 1)
 
 
-def _begin(scene: Scene, student: Student, bar: ExitStack) -> _Running:
-    networks = student.networks(scene)
+def _begin(context: StudyContext, student: Student, bar: ExitStack) -> _Running:
+    networks = student.networks(context)
     seen = {title: len(read_epochs(files)) for title, files in networks.items()}
-    total = student.training(scene.recipe).epochs * len(networks)
-    title = student.title(scene.recipe)
-    advance = bar.enter_context(scene.progress(title, total, sum(seen.values())))
+    total = student.training(context.recipe).epochs * len(networks)
+    title = student.title(context.recipe)
+    advance = bar.enter_context(context.progress(title, total, sum(seen.values())))
     return _Running(student, bar, advance, seen)
 
 
 def _spread(
-    count: int, scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+    count: int,
+    context: StudyContext,
+    teacher: StudyTeacher,
+    students: Sequence[Student],
+    done: Done,
 ) -> None:
     """Train students as tasks; fulfils `distillens.study.students.Spread`.
 
@@ -146,14 +150,14 @@ def _spread(
     """
     import ray
 
-    recipe = scene.recipe
-    train = _task(count, scene)
+    recipe = context.recipe
+    train = _task(count, context)
     waiting = list(students)
     running: dict[ObjectRef, _Running] = {}
     for student in students:
         # Epochs that trackers have seen before the run was taken up again.
-        for files in student.networks(scene).values():
-            scene.tracked.take(len(read_epochs(files)))
+        for files in student.networks(context).values():
+            context.tracked.take(len(read_epochs(files)))
     with ExitStack() as bars:
         try:
             while waiting or running:
@@ -161,16 +165,16 @@ def _spread(
                 free = [mine for mine in waiting if mine.origin(recipe) not in open_now]
                 for student in free[: count - len(running)]:
                     waiting.remove(student)
-                    begun = _begin(scene, student, bars.enter_context(ExitStack()))
+                    begun = _begin(context, student, bars.enter_context(ExitStack()))
                     running[train(student)] = begun
                 for reference in ray.wait(list(running), timeout=LOOK_EVERY)[0]:
                     cell = _received(reference, running[reference].student.title(recipe))
                     finished = running.pop(reference)
-                    finished.look(scene)
+                    finished.look(context)
                     finished.bar.close()
                     done(finished.student, cell)
                 for task in running.values():
-                    task.look(scene)
+                    task.look(context)
         finally:
             # Whoever takes the run up again must not meet a task that still writes.
             _end(list(running))
@@ -276,18 +280,18 @@ def check_memory(count: int, needed: int, machines: Sequence[Mapping[str, float]
         )
 
 
-def _task(count: int, scene: Scene) -> Callable[[Student], ObjectRef]:
+def _task(count: int, context: StudyContext) -> Callable[[Student], ObjectRef]:
     """Return what submits a student to Ray, with the resources of one of so many."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    share = share_of_a_task(count, machines, on_gpus=scene.accelerator.device.type == "cuda")
+    share = share_of_a_task(count, machines, on_gpus=context.accelerator.device.type == "cuda")
     check_memory(count, peak_host_memory(), machines)
     threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share.cores
     remote = ray.remote(_train).options(num_cpus=share.cores, num_gpus=share.gpus)
-    folder, here = scene.run.folder.resolve(), Path.cwd()
+    folder, here = context.run.folder.resolve(), Path.cwd()
     return lambda student: remote.remote(
-        here, folder, student, scene.trust_code, threads, share.tasks_on_a_gpu
+        here, folder, student, context.trust_code, threads, share.tasks_on_a_gpu
     )
 
 
@@ -306,7 +310,7 @@ def _train(
     else:
         # Some versions of Ray show all GPUs to a task that asked for none.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    return train_elsewhere(folder, student, trust_code=trust_code)
+    return train_in_worker(folder, student, trust_code=trust_code)
 
 
 def _received(reference: ObjectRef, title: str) -> Cell | Trial:

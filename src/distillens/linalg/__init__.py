@@ -18,7 +18,7 @@ from distillens.linalg.dense import (
 )
 from distillens.linalg.nystrom import LowRankKernel, low_rank_kernel, rp_cholesky
 from distillens.linalg.perturbation import PerturbedValues, perturbed_quadratic_form
-from distillens.linalg.singular import RidgedValues, quadratic_form_beside_ridge
+from distillens.linalg.singular import RidgedValues, quadratic_form_with_ridge
 
 __all__ = [
     "ASYMMETRY",
@@ -38,6 +38,6 @@ __all__ = [
     "low_rank_kernel",
     "perturbed_quadratic_form",
     "quadratic_form",
-    "quadratic_form_beside_ridge",
+    "quadratic_form_with_ridge",
     "rp_cholesky",
 ]

@@ -50,9 +50,7 @@ class RidgedValues:
         return bool(np.isinf(self.value).any())
 
 
-def quadratic_form_beside_ridge(
-    gram_NN: ArrayLike, targets: ArrayLike, ridge: float
-) -> RidgedValues:
+def quadratic_form_with_ridge(gram_NN: ArrayLike, targets: ArrayLike, ridge: float) -> RidgedValues:
     """Compute yᵀK⁻¹y, infinite where K is singular, and the same with a ridge.
 
     Parameters

@@ -210,7 +210,7 @@ class KernelComplexity(Result):
     """The complexity of target sets against the kernel of one output of a network.
 
     ``trace`` includes ``ridge``, what was added to the diagonal. For a singular kernel ``beside``
-    has the values with ``beside_ridge`` added.
+    has the values with ``with_ridge`` added.
     """
 
     examples: int
@@ -219,7 +219,7 @@ class KernelComplexity(Result):
     trace: float
     ridge: float
     targets: tuple[CertifiedComplexity, ...]
-    beside_ridge: float | None
+    with_ridge: float | None
     beside: tuple[CertifiedComplexity, ...]
     seconds: float
     notes: tuple[str, ...] = ()

@@ -87,7 +87,7 @@ class NetworkFiles:
         """
         path = self.weights(epoch)
         if not path.is_file():
-            raise CheckpointError(f"no checkpoint {path}{epochs_beside(path)}")
+            raise CheckpointError(f"no checkpoint {path}{other_epochs(path)}")
         return path
 
     @property
@@ -104,7 +104,7 @@ class NetworkFiles:
         return sorted(int(match[1]) for match in found if match)
 
 
-def epochs_beside(path: Path) -> str:
+def other_epochs(path: Path) -> str:
     """Return which epochs' weights lie beside a weights file that is missing, as the end of a message.
 
     Empty where the path is not that of an epoch, or no other epoch is there.

@@ -6,26 +6,26 @@ from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe, measure_cost
 from distillens.results.base import from_json, to_json
 from distillens.results.training import NetworkCost
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.teacher import StudyTeacher
 
 
-def network_costs(scene: Scene, teacher: StudyTeacher) -> tuple[NetworkCost, ...]:
+def network_costs(context: StudyContext, teacher: StudyTeacher) -> tuple[NetworkCost, ...]:
     """Return the cost of the teacher, where its network is known, and of the student."""
-    student = _cost(scene, "student", scene.recipe.student.model)
+    student = _cost(context, "student", context.recipe.student.model)
     if teacher.model is None:
         return (student,)
-    return (_cost(scene, "teacher", teacher.model), student)
+    return (_cost(context, "teacher", teacher.model), student)
 
 
-def _cost(scene: Scene, network: str, model: ModelRecipe) -> NetworkCost:
-    path = scene.run.cost(network)
+def _cost(context: StudyContext, network: str, model: ModelRecipe) -> NetworkCost:
+    path = context.run.cost(network)
     if not path.is_file():
-        train = scene.splits.train
+        train = context.splits.train
         cost = measure_cost(
-            scene.build(model, 0, "teacher" if network == "teacher" else "student"),
+            context.build(model, 0, "teacher" if network == "teacher" else "student"),
             train.input_shape,
-            device=scene.accelerator.device,
+            device=context.accelerator.device,
             vocabularies=train.vocabularies,
         )
         write_atomically(path, to_json(NetworkCost(network, model.name, cost)))

@@ -21,7 +21,7 @@ from distillens.measures.confidence.columns import column_order
 from distillens.measures.statistics.intervals import wilson_interval
 from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights
 from distillens.runs.read import read_arrays
-from distillens.study.networks import Scene, predict_splits
+from distillens.study.networks import StudyContext, predict_splits
 from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy
 
@@ -52,7 +52,7 @@ class GivenTeacher:
     note: str = ""
 
 
-def read_given_teacher(scene: Scene) -> GivenTeacher | None:
+def read_given_teacher(context: StudyContext) -> GivenTeacher | None:
     """Read the teacher that a recipe gives as a checkpoint or as logits, and measure its accuracy.
 
     Nothing is written. Returns None for a teacher that is trained here or in another run.
@@ -65,20 +65,20 @@ def read_given_teacher(scene: Scene) -> GivenTeacher | None:
         The teacher is not better than naming the most frequent class, unless the recipe sets
         ``teacher.allow_weak``.
     """
-    recipe = scene.recipe.teacher
+    recipe = context.recipe.teacher
     if recipe.checkpoint is None and recipe.logits is None:
         return None
-    digest = given_digest(scene)
+    digest = given_digest(context)
     if recipe.model is None:
-        logits, notes = _read_logits(scene)
+        logits, notes = _read_logits(context)
         given = GivenTeacher(logits, digest, 0, "; ".join(notes))
     else:
-        network = scene.build(recipe.model, 0, "teacher")
+        network = context.build(recipe.model, 0, "teacher")
         note = load_checkpoint(recipe, network)
-        network.to(scene.accelerator.device).eval()
-        logits = predict_splits(scene, network, "teacher")
+        network.to(context.accelerator.device).eval()
+        logits = predict_splits(context, network, "teacher")
         given = GivenTeacher(logits, digest, count_parameters(network), note)
-    doubt = _check_accuracy(scene, given)
+    doubt = _check_accuracy(context, given)
     return replace(given, note="; ".join(part for part in (given.note, doubt) if part))
 
 
@@ -91,7 +91,7 @@ def load_checkpoint(recipe: TeacherRecipe, network: nn.Module) -> str:
     return f"teacher, from {path.name}: {note}" if note else ""
 
 
-def given_digest(scene: Scene) -> str:
+def given_digest(context: StudyContext) -> str:
     """Return the digest of the file or files that hold a given teacher.
 
     Raises
@@ -99,7 +99,7 @@ def given_digest(scene: Scene) -> str:
     DataError
         A file is missing.
     """
-    recipe = scene.recipe.teacher
+    recipe = context.recipe.teacher
     if recipe.checkpoint is not None:
         return checkpoint_digest(_present(recipe.checkpoint.path, "teacher.checkpoint"))
     if isinstance(recipe.logits, str):
@@ -119,13 +119,13 @@ def _present(place: str, key: str) -> Path:
     return path
 
 
-def _check_accuracy(scene: Scene, given: GivenTeacher) -> str:
+def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
     """Show the accuracy of a given teacher; refuse one that knows nothing of the labels.
 
     Returns a note if the teacher is not measurably better than naming the most frequent class, else
     an empty text.
     """
-    splits, recipe = scene.splits, scene.recipe.teacher
+    splits, recipe = context.splits, context.recipe.teacher
     right, total, shown = 0, 0, []
     counts = np.zeros(len(splits.train.classes), dtype=np.int64)
     for split in ("train", "validation"):
@@ -140,9 +140,9 @@ def _check_accuracy(scene: Scene, given: GivenTeacher) -> str:
         total += len(labels)
         counts += np.bincount(labels, minlength=len(counts))
     if given.note:
-        with scene.progress(given.note, 1) as advance:
+        with context.progress(given.note, 1) as advance:
             advance(1)
-    with scene.progress(f"teacher: right on {' and '.join(shown)}", 1) as advance:
+    with context.progress(f"teacher: right on {' and '.join(shown)}", 1) as advance:
         advance(1)
     interval = wilson_interval(right / total, total)
     majority = counts.max() / total
@@ -156,7 +156,7 @@ def _check_accuracy(scene: Scene, given: GivenTeacher) -> str:
             f"examples (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which "
             f"is not measurably better than {answer}; check its normalisation and its classes"
         )
-        with scene.progress(doubt, 1) as advance:
+        with context.progress(doubt, 1) as advance:
             advance(1)
         return doubt
     raise ModelError(
@@ -169,11 +169,11 @@ def _check_accuracy(scene: Scene, given: GivenTeacher) -> str:
     )
 
 
-def _read_logits(scene: Scene) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
     """Return the logits of every split, and what was done with the given numbers."""
-    splits = scene.splits
+    splits = context.splits
     notes: list[str] = []
-    rows = _rows_of_splits(scene)
+    rows = _rows_of_splits(context)
     found: dict[str, NDArray[np.float32]] = {}
     for split in ("train", "validation", "test"):
         examples: Examples | None = getattr(splits, split)
@@ -187,13 +187,13 @@ def _read_logits(scene: Scene) -> tuple[dict[str, NDArray[np.float32]], list[str
                 "test"
             )
         what = f"teacher.logits, split {name},"
-        found[split], done = _rows_of_examples(rows[name], examples, scene.outputs, what)
+        found[split], done = _rows_of_examples(rows[name], examples, context.outputs, what)
         notes += [note for note in done if note not in notes]
     return found, notes
 
 
-def _rows_of_splits(scene: Scene) -> dict[str, Rows]:
-    given = scene.recipe.teacher.logits
+def _rows_of_splits(context: StudyContext) -> dict[str, Rows]:
+    given = context.recipe.teacher.logits
     if isinstance(given, str):
         path = Path(given)
         if path.suffix.lower() not in ARRAY_SUFFIXES:

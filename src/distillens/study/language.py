@@ -81,7 +81,7 @@ def run_language(
     folder = Path(out) if out is not None else Path("runs") / slug(recipe.name)
     run = open_run(folder, recipe.model_dump(mode="json"), language_recipe_of_today, grows=False)
     with locked(run):
-        return _Study(recipe, run, load_splits(recipe.data), progress).carry_out()
+        return _Study(recipe, run, load_splits(recipe.data), progress).train_and_audit()
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Study:
     splits: Splits
     progress: Progress
 
-    def carry_out(self) -> LanguageStudy:
+    def train_and_audit(self) -> LanguageStudy:
         recipe, run = self.recipe, self.run
         self._bind_data()
         models = [self._train("teacher", run.teacher, recipe.teacher, recipe.teacher_seed, OneHot)]

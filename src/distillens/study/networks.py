@@ -49,7 +49,7 @@ from distillens.training import (
 
 
 @dataclass(frozen=True)
-class Scene:
+class StudyContext:
     """What all networks of a study share."""
 
     recipe: Recipe
@@ -71,7 +71,7 @@ class Scene:
         accelerator: Accelerator,
         trust_code: bool,
         progress: Progress = silent,
-    ) -> Scene:
+    ) -> StudyContext:
         """Load the data of a recipe, for the run that it makes."""
         splits = load_splits(recipe.data)
         scales = choose_scales(recipe, run, splits.train, trust_code=trust_code)
@@ -140,7 +140,7 @@ class Scene:
 
 
 def train_network(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     model: ModelRecipe,
     training: TrainingRecipe,
@@ -158,9 +158,9 @@ def train_network(
     and what dropout draws, by default the same.
     """
 
-    measure = _measure(scene, files, training, name, seed, role)
+    measure = _measure(context, files, training, name, seed, role)
     start = seed if start is None else start
-    _train(scene, files, model, training, supervision, measure, (seed, start), title, role)
+    _train(context, files, model, training, supervision, measure, (seed, start), title, role)
     return read_cell(files)
 
 
@@ -176,7 +176,7 @@ class OneOfSeveral:
 
 
 def train_networks(
-    scene: Scene,
+    context: StudyContext,
     model: ModelRecipe,
     several: Sequence[OneOfSeveral],
     seed: int,
@@ -189,29 +189,37 @@ def train_networks(
     """
 
     def prepared(place: int, one: OneOfSeveral) -> Training:
-        finish = _measure(scene, one.files, one.training, one.name, seed, "student")
+        finish = _measure(context, one.files, one.training, one.name, seed, "student")
 
         def measure(network: nn.Module, history: History) -> None:
             finish(network, history)
             done(place, read_cell(one.files))
 
         hooks = []
-        if scene.recipe.trackers:
+        if context.recipe.trackers:
             # Epochs that trackers have seen before the run was taken up again.
-            scene.tracked.take(epochs_done(one.files))
-            hooks = [_next_step(scene, one.title)]
+            context.tracked.take(epochs_done(one.files))
+            hooks = [_next_step(context, one.title)]
         return _prepared(
-            scene, one.files, model, one.training, one.supervision, measure, seed, one.title, hooks
+            context,
+            one.files,
+            model,
+            one.training,
+            one.supervision,
+            measure,
+            seed,
+            one.title,
+            hooks,
         )
 
     trainings = [prepared(place, one) for place, one in enumerate(several)]
-    fit_together(trainings, scene.batches(several[0].training, seed), progress=scene.progress)
+    fit_together(trainings, context.batches(several[0].training, seed), progress=context.progress)
 
 
-def _next_step(scene: Scene, title: str) -> Hook:
+def _next_step(context: StudyContext, title: str) -> Hook:
     # Steps of networks that are trained at the same time are counted as their epochs end.
     return lambda record, model: log_epoch(
-        scene.accelerator, title, record, scene.tracked.take(1) + 1
+        context.accelerator, title, record, context.tracked.take(1) + 1
     )
 
 
@@ -221,7 +229,7 @@ def epochs_done(files: NetworkFiles) -> int:
 
 
 def _measure(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     training: TrainingRecipe,
     name: str,
@@ -230,7 +238,7 @@ def _measure(
 ) -> Callable[[nn.Module, History], None]:
     """Return what writes the cell of a network that was trained."""
     return lambda network, history: evaluate(
-        scene,
+        context,
         files,
         network,
         name=name,
@@ -243,7 +251,7 @@ def _measure(
 
 
 def train_trial(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     model: ModelRecipe,
     training: TrainingRecipe,
@@ -262,11 +270,11 @@ def train_trial(
     trial = Trial(name, seed, training.learning_rate, training.epochs, 0.0, None, None, "")
 
     def measure(network: nn.Module, history: History) -> None:
-        examples = scene.splits.validation
+        examples = context.splits.validation
         assert examples is not None  # the recipe refuses tune without validation examples
-        normalisation = scene.normalisation_of("student")
-        logits = predict(network, examples, normalisation, device=scene.accelerator.device)
-        loss = cross_entropy if scene.recipe.loss == "cross-entropy" else squared_error
+        normalisation = context.normalisation_of("student")
+        logits = predict(network, examples, normalisation, device=context.accelerator.device)
+        loss = cross_entropy if context.recipe.loss == "cross-entropy" else squared_error
         measured = replace(
             trial,
             seconds=history.seconds,
@@ -278,17 +286,17 @@ def train_trial(
 
     start = seed if start is None else start
     try:
-        _train(scene, files, model, training, supervision, measure, (seed, start), title)
+        _train(context, files, model, training, supervision, measure, (seed, start), title)
     except DivergenceError as error:
         # Losses are those of a process: another one may not have seen that they diverged.
-        if scene.accelerator.num_processes > 1:
+        if context.accelerator.num_processes > 1:
             raise
         write_atomically(files.cell, to_json(replace(trial, failure=str(error))))
     return read_trial(files)
 
 
 def _train(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     model: ModelRecipe,
     training: TrainingRecipe,
@@ -301,20 +309,20 @@ def _train(
     """Train a network unless its cell is there; ``measure`` writes the cell on the main process."""
     seed, start = seeds
     # Every process must see the same state of the folder before one of them changes it.
-    scene.accelerator.wait_for_everyone()
-    before = scene.tracked.take(training.epochs)
+    context.accelerator.wait_for_everyone()
+    before = context.tracked.take(training.epochs)
     if files.cell.is_file():
         return
-    hooks = [tracking(scene.accelerator, title, before)] if scene.recipe.trackers else []
+    hooks = [tracking(context.accelerator, title, before)] if context.recipe.trackers else []
     prepared = _prepared(
-        scene, files, model, training, supervision, measure, start, title, hooks, role
+        context, files, model, training, supervision, measure, start, title, hooks, role
     )
-    fit_together([prepared], scene.batches(training, seed, role), progress=scene.progress)
-    scene.accelerator.wait_for_everyone()
+    fit_together([prepared], context.batches(training, seed, role), progress=context.progress)
+    context.accelerator.wait_for_everyone()
 
 
 def _prepared(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     model: ModelRecipe,
     training: TrainingRecipe,
@@ -326,15 +334,15 @@ def _prepared(
     role: Role = "student",
 ) -> Training:
     """Return a training that ends with ``measure`` on the main process."""
-    network = scene.build(model, start, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if scene.accelerator.num_processes > 1 and scene.accelerator.device.type == "cuda":
+    network = context.build(model, start, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if context.accelerator.num_processes > 1 and context.accelerator.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
     def finished(history: History) -> None:
-        if scene.main:
+        if context.main:
             # A sharded network runs on all processes or not at all: one process reads it whole.
-            sharded = is_sharded(scene.accelerator)
-            whole = scene.load(model, files, training.epochs, role) if sharded else network
+            sharded = is_sharded(context.accelerator)
+            whole = context.load(model, files, training.epochs, role) if sharded else network
             measure(whole, history)
 
     return Training(
@@ -343,7 +351,7 @@ def _prepared(
         training,
         files,
         # One for each network: an accelerator holds on to all that it ever prepared.
-        accelerator_for(scene.recipe.precision),
+        accelerator_for(context.recipe.precision),
         tuple(hooks),
         title,
         seed=start,
@@ -391,18 +399,18 @@ def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None)
     return digest
 
 
-def predict_splits(scene: Scene, network: nn.Module, role: Role) -> dict[str, np.ndarray]:
+def predict_splits(context: StudyContext, network: nn.Module, role: Role) -> dict[str, np.ndarray]:
     """Return a network's (N, C) logits on the un-augmented examples of every split."""
-    normalisation, device = scene.normalisation_of(role), scene.accelerator.device
+    normalisation, device = context.normalisation_of(role), context.accelerator.device
     return {
         split: predict(network, examples, normalisation, device=device)
         for split in ("train", "validation", "test")
-        if (examples := getattr(scene.splits, split)) is not None
+        if (examples := getattr(context.splits, split)) is not None
     }
 
 
 def evaluate(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     network: nn.Module,
     *,
@@ -415,9 +423,9 @@ def evaluate(
 ) -> None:
     """Write a finished network's logits and numbers."""
     write_cell(
-        scene,
+        context,
         files,
-        predict_splits(scene, network, role),
+        predict_splits(context, network, role),
         name=name,
         seed=seed,
         epochs=epochs,
@@ -428,7 +436,7 @@ def evaluate(
 
 
 def write_cell(
-    scene: Scene,
+    context: StudyContext,
     files: NetworkFiles,
     logits: Mapping[str, np.ndarray],
     *,
@@ -440,7 +448,7 @@ def write_cell(
     parameters: int,
 ) -> None:
     """Write logits and numbers; the numbers come last, since they say that a network is done."""
-    splits = scene.splits
+    splits = context.splits
     shares = {
         split: accuracy(values, getattr(splits, split).labels.numpy())[0]
         for split, values in logits.items()

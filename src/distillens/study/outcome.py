@@ -18,7 +18,7 @@ from distillens.results.training import Cell, Provenance, StudyResult, Tuning
 from distillens.runs.folder import more_seeds, read_recipe_values
 from distillens.runs.layout import Run
 from distillens.study.costs import network_costs
-from distillens.study.networks import Scene, epochs_done, network_logits
+from distillens.study.networks import StudyContext, epochs_done, network_logits
 from distillens.study.normalisations import described
 from distillens.study.provenance import provenance
 from distillens.study.students import Student
@@ -33,7 +33,7 @@ from distillens.training import is_right, read_history
 class Outcome:
     """Writes a study's results, whole or with open cells. ``clock`` is of `time.perf_counter`."""
 
-    scene: Scene
+    context: StudyContext
     stage: Run
     """Whose ``results.json`` is written: that of the run, or of an addition to it."""
     teacher: StudyTeacher
@@ -46,8 +46,8 @@ class Outcome:
 
     def write(self, students: Sequence[Sequence[Cell]]) -> StudyResult:
         """Write and return what is known; networks that are not trained yet are named as open."""
-        recipe, splits, cell = self.scene.recipe, self.scene.splits, self.teacher.cell
-        tuning = read_tuning(self.scene.run) if recipe.tune is not None else None
+        recipe, splits, cell = self.context.recipe, self.context.splits, self.teacher.cell
+        tuning = read_tuning(self.context.run) if recipe.tune is not None else None
         result = StudyResult(
             schema_version=StudyResult.SCHEMA_VERSION,
             name=recipe.name,
@@ -62,7 +62,7 @@ class Outcome:
             cells=(cell, *(cell for cells in students for cell in cells)),
             provenance=self._provenance(splits.fingerprint, cell.weights_digest),
             notes=(*self._notes(), *tuning_notes(tuning)),
-            costs=network_costs(self.scene, self.teacher),
+            costs=network_costs(self.context, self.teacher),
             open_cells=tuple(self._open(students)),
             tuning=tuning,
         )
@@ -72,7 +72,7 @@ class Outcome:
     @property
     def _level(self) -> float:
         """The level of intervals over seeds; see `level_after`."""
-        run = self.scene.run
+        run = self.context.run
         numbers = [n for n in run.addition_numbers() if self.stage != run and n <= self.number]
         recipes = [read_recipe_values(run), *(read_recipe_values(run.addition(n)) for n in numbers)]
         return level_after(more_seeds(before, now) for before, now in pairwise(recipes))
@@ -80,18 +80,18 @@ class Outcome:
     @property
     def number(self) -> int:
         """The number of the addition; 0 for the first training."""
-        return 0 if self.stage == self.scene.run else int(self.stage.folder.name)
+        return 0 if self.stage == self.context.run else int(self.stage.folder.name)
 
     def _right(self, place: int, seed: int) -> NDArray[np.bool_]:
         if (place, seed) not in self.known:
-            logits = network_logits(Student(place, seed).files(self.scene))["test"]
-            right = is_right(logits, self.scene.splits.test.labels.numpy())
+            logits = network_logits(Student(place, seed).files(self.context))["test"]
+            right = is_right(logits, self.context.splits.test.labels.numpy())
             self.known[place, seed] = right
         return self.known[place, seed]
 
     def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
         seconds = time.perf_counter() - self.clock
-        scales = described(self.scene.scales)
+        scales = described(self.context.scales)
         now = replace(provenance(self.began, seconds, fingerprint, teacher), normalisation=scales)
         if self.earlier is None:
             return now
@@ -101,7 +101,7 @@ class Outcome:
         )
 
     def _open(self, students: Sequence[Sequence[Cell]]) -> list[str]:
-        recipe = self.scene.recipe
+        recipe = self.context.recipe
         return [
             f"{entry.title}, seed {seed}"
             for entry, cells in zip(recipe.supervisions, students, strict=True)
@@ -110,7 +110,7 @@ class Outcome:
         ]
 
     def _notes(self) -> list[str]:
-        recipe = self.scene.recipe
+        recipe = self.context.recipe
         notes = ["accuracies are those of the last epoch; nothing was chosen by test labels"]
         if self.teacher.model is None and recipe.data.augmentation.changes:
             notes.append(
@@ -121,16 +121,16 @@ class Outcome:
             notes.append(self.teacher.files.loading.read_text(encoding="utf-8").strip())
         if self.teacher.training is not None and len(recipe.seeds) > 1:
             notes.append("all seeds of the students share one teacher")
-        if self.scene.top_k is not None:
+        if self.context.top_k is not None:
             cache = LogitCache(
                 self.teacher.cache_folder,
-                self.scene.batches(recipe.student.training, 0, "teacher"),
+                self.context.batches(recipe.student.training, 0, "teacher"),
                 recipe.precision,
-                top_k=self.scene.top_k,
+                top_k=self.context.top_k,
             )
             if shares := cache.left_out():
                 notes.append(
-                    f"of the teacher's logits the {self.scene.top_k} largest were kept; the mass "
+                    f"of the teacher's logits the {self.context.top_k} largest were kept; the mass "
                     f"left out is {100 * shares[0]:.3g} % in the mean, {100 * shares[1]:.3g} % at most"
                 )
         if not any(entry.is_baseline for entry in recipe.supervisions):
@@ -147,9 +147,9 @@ class Outcome:
     def _device_notes(self) -> list[str]:
         """Return what kept an accelerator from being busy, and in the training of which networks."""
         networks = {"the teacher": self.teacher.files}
-        for place, entry in enumerate(self.scene.recipe.supervisions):
-            for seed in self.scene.recipe.seeds_of(entry):
-                networks |= Student(place, seed).networks(self.scene)
+        for place, entry in enumerate(self.context.recipe.supervisions):
+            for seed in self.context.recipe.seeds_of(entry):
+                networks |= Student(place, seed).networks(self.context)
         found: dict[str, list[str]] = {}
         for title, files in networks.items():
             records = read_history(files.history, epochs_done(files))

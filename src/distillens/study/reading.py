@@ -19,7 +19,7 @@ from distillens.errors import DataError, DistillensError, RecipeError, nearest
 from distillens.files.paths import user_path
 from distillens.files.yaml_values import Loader, load_yaml
 from distillens.models.registry import check_model
-from distillens.runs.layout import epochs_beside
+from distillens.runs.layout import other_epochs
 from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import SUPERVISIONS, SupervisionEntry, parts_of
 
@@ -47,7 +47,7 @@ class _Loader(Loader):
         return node
 
 
-def shipped_recipes() -> dict[str, Path]:
+def packaged_recipes() -> dict[str, Path]:
     """Return the recipes that come with the package, by name."""
     packaged = Path(str(files("distillens"))) / "_recipes"
     # An editable install reads them where they are written.
@@ -150,7 +150,7 @@ def missing_places(recipe: Recipe) -> list[str]:
         files |= {f"teacher.logits.{split}": at for split, at in (teacher.logits or {}).items()}
     for key, place in files.items():
         if not (path := Path(place.partition("::")[0])).is_file():
-            found.append((path, f"no file {path}; {key} must name one{epochs_beside(path)}"))
+            found.append((path, f"no file {path}; {key} must name one{other_epochs(path)}"))
     if teacher.run is not None and not ((path := Path(teacher.run)) / "recipe.yaml").is_file():
         text = f"{teacher.run} is no run folder: it has no recipe.yaml; see teacher.run"
         found.append((path, text))
@@ -266,7 +266,7 @@ def _find(where: str | Path) -> Path:
     path = user_path(where)
     if _holds(path.is_file):
         return path
-    shipped = shipped_recipes()
+    shipped = packaged_recipes()
     if str(where) in shipped:
         return shipped[str(where)]
     if _holds(path.is_dir):

@@ -22,7 +22,7 @@ from distillens.runs.layout import Run, slug
 from distillens.runs.open import OpenRun, check_fingerprint, read_training
 from distillens.runs.read import read_data
 from distillens.study.given_teacher import GivenTeacher
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.normalisations import InputScale
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now
@@ -86,21 +86,21 @@ def run(
     # The folder is made when all that the recipe names is there, so that a start which failed leaves
     # nothing in the way of the corrected recipe.
     run_files = Run(folder)
-    scene = Scene.of(recipe, run_files, accelerator, trust_code, progress)
-    scene.build(recipe.student.model, 0)
-    given = find_teacher(scene)
+    context = StudyContext.of(recipe, run_files, accelerator, trust_code, progress)
+    context.build(recipe.student.model, 0)
+    given = find_teacher(context)
     # Under a launcher one process opens, locks and writes; the others take part in the training.
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        _train(replace(scene, progress=silent), run_files, given, spread)
+        _train(replace(context, progress=silent), run_files, given, spread)
         return OpenRun.open(folder).result
     with locked(run_files):
         stage = open_run(folder, described, as_of_today)
         accelerator.wait_for_everyone()
-        teacher = _train(scene, stage, given, spread)
+        teacher = _train(context, stage, given, spread)
         opened = OpenRun.open(folder)
         whole = _joined(recipe, run_files, stage, trust_code)
-        _measure(FinishedRun.of(opened, replace(scene, recipe=whole), teacher))
+        _measure(FinishedRun.of(opened, replace(context, recipe=whole), teacher))
     return opened.result
 
 
@@ -113,25 +113,27 @@ def _joined(recipe: Recipe, run: Run, stage: Run, trust_code: bool) -> Recipe:
     return read_recipe(latest, trust_code=trust_code).model_copy(update=asked)
 
 
-def _train(scene: Scene, stage: Run, given: GivenTeacher | None, spread: Spread) -> StudyTeacher:
+def _train(
+    context: StudyContext, stage: Run, given: GivenTeacher | None, spread: Spread
+) -> StudyTeacher:
     """Train what is not trained yet, and write results where something was."""
     began, clock = now(), time.perf_counter()
-    recipe, run, accelerator = scene.recipe, scene.run, scene.accelerator
-    if scene.main:
-        _bind_data(run, scene.splits, scene.scales)
+    recipe, run, accelerator = context.recipe, context.run, context.accelerator
+    if context.main:
+        _bind_data(run, context.splits, context.scales)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
-    teacher = prepare_teacher(scene, given)
-    scene = tune_students(scene, teacher, spread)
+    teacher = prepare_teacher(context, given)
+    context = tune_students(context, teacher, spread)
     earlier = _earlier(stage)
     finished = earlier is not None and not earlier.open_cells
-    outcome = Outcome(scene, stage, teacher, began, clock, earlier and earlier.provenance)
+    outcome = Outcome(context, stage, teacher, began, clock, earlier and earlier.provenance)
     # Written after every network, so that a run which is cut short shows what is there. The results of
     # a finished training are never written again.
-    write = outcome.write if scene.main and not finished else _nothing
-    write(train_students(scene, teacher, write, spread))
+    write = outcome.write if context.main and not finished else _nothing
+    write(train_students(context, teacher, write, spread))
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return replace(teacher, scene=scene)
+    return replace(teacher, context=context)
 
 
 def _measure(run: FinishedRun) -> None:

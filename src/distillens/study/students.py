@@ -15,7 +15,7 @@ from distillens.results.training import Cell, Trial
 from distillens.runs.layout import NetworkFiles
 from distillens.study.networks import (
     OneOfSeveral,
-    Scene,
+    StudyContext,
     read_cell,
     read_trial,
     train_network,
@@ -55,7 +55,7 @@ class Previous:
 class StudentTeachers:
     """The teachers of one student; fulfils `distillens.supervision.Teachers`."""
 
-    scene: Scene
+    context: StudyContext
     teacher: StudyTeacher
     cache: LogitCache
     """Of the teacher's logits."""
@@ -83,10 +83,10 @@ class StudentTeachers:
         model, training = self.teacher.model, self.teacher.training
         assert model is not None  # the recipe refuses a co-trained teacher without training
         assert training is not None
-        recipe = self.scene.recipe
-        module = self.scene.build(model, recipe.teacher.seed, "teacher")
+        recipe = self.context.recipe
+        module = self.context.build(model, recipe.teacher.seed, "teacher")
         # It is given the student's batches.
-        module = self.scene.on_student_inputs(module.to(self.scene.accelerator.device))
+        module = self.context.on_student_inputs(module.to(self.context.accelerator.device))
         steps = len(self.cache.batches)
         total = self.epochs * steps
         return CotrainedTeacher(
@@ -101,9 +101,9 @@ class StudentTeachers:
         """Return the student of the generation before."""
         assert self.before is not None
         files, last = self.before.files, self.before.epochs
-        model = self.scene.recipe.student.model
+        model = self.context.recipe.student.model
         digest = weights_digest(files, last, self.before.digest)
-        return CachedTeacher(self.own, digest, lambda: self.scene.load(model, files, last))
+        return CachedTeacher(self.own, digest, lambda: self.context.load(model, files, last))
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,19 @@ class Student:
             return training
         return training.model_copy(update={"learning_rate": self.rate})
 
-    def files(self, scene: Scene) -> NetworkFiles:
+    def files(self, context: StudyContext) -> NetworkFiles:
         """Return its files."""
-        title = scene.recipe.supervisions[self.place].title
+        title = context.recipe.supervisions[self.place].title
         if self.rate is not None:
-            return scene.run.trial(self.place, title, self.rate)
-        return scene.run.student(self.place, title, self.seed)
+            return context.run.trial(self.place, title, self.rate)
+        return context.run.student(self.place, title, self.seed)
 
-    def networks(self, scene: Scene) -> dict[str, NetworkFiles]:
+    def networks(self, context: StudyContext) -> dict[str, NetworkFiles]:
         """Return its networks by their titles in the order of training: generations, itself last."""
-        entry, files = scene.recipe.supervisions[self.place], self.files(scene)
+        entry, files = context.recipe.supervisions[self.place], self.files(context)
         last = entry.students()
         if last == 1:
-            return {self.title(scene.recipe): files}
+            return {self.title(context.recipe): files}
         return {
             f"{entry.title}, generation {number}, {self._told()}": (
                 files if number == last else files.generation(number)
@@ -174,20 +174,20 @@ class Student:
 Done = Callable[[Student, Cell | Trial], object]
 """Called with a student that was trained now, and its numbers: of a trial a `Trial`."""
 
-Spread = Callable[[Scene, StudyTeacher, Sequence[Student], Done], None]
+Spread = Callable[[StudyContext, StudyTeacher, Sequence[Student], Done], None]
 """Trains the given students, each by `train_student` and after its origin, wherever it likes."""
 
 
 def one_by_one(
-    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+    context: StudyContext, teacher: StudyTeacher, students: Sequence[Student], done: Done
 ) -> None:
     """Train students in this process, in the order given."""
     for student in students:
-        done(student, train_student(scene, teacher, student))
+        done(student, train_student(context, teacher, student))
 
 
 def seed_by_seed(
-    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+    context: StudyContext, teacher: StudyTeacher, students: Sequence[Student], done: Done
 ) -> None:
     """Train the students of one seed at the same time, in this process.
 
@@ -197,24 +197,24 @@ def seed_by_seed(
     left = list(students)
     while left:
         first = left[0]
-        group = [each for each in left if _share_batches(scene.recipe, first, each)] or [first]
+        group = [each for each in left if _share_batches(context.recipe, first, each)] or [first]
         if len(group) > 1:
-            _train_group(scene, teacher, group, done)
+            _train_group(context, teacher, group, done)
         else:
-            one_by_one(scene, teacher, group, done)
+            one_by_one(context, teacher, group, done)
         left = [each for each in left if each not in group]
 
 
 def on_this_device(
-    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+    context: StudyContext, teacher: StudyTeacher, students: Sequence[Student], done: Done
 ) -> None:
     """Train students in this process: `seed_by_seed` on a GPU, which one small network leaves idle.
 
     On a CPU, or where several processes share each batch, they are trained one by one.
     """
-    accelerator = scene.accelerator
+    accelerator = context.accelerator
     alone = accelerator.device.type != "cuda" or accelerator.num_processes > 1
-    (one_by_one if alone else seed_by_seed)(scene, teacher, students, done)
+    (one_by_one if alone else seed_by_seed)(context, teacher, students, done)
 
 
 def _share_batches(recipe: Recipe, first: Student, other: Student) -> bool:
@@ -226,16 +226,16 @@ def _share_batches(recipe: Recipe, first: Student, other: Student) -> bool:
 
 
 def _train_group(
-    scene: Scene, teacher: StudyTeacher, students: Sequence[Student], done: Done
+    context: StudyContext, teacher: StudyTeacher, students: Sequence[Student], done: Done
 ) -> None:
-    recipe = scene.recipe
+    recipe = context.recipe
 
     def described(student: Student) -> OneOfSeveral:
         entry, training = recipe.supervisions[student.place], student.training(recipe)
         return OneOfSeveral(
-            student.files(scene),
+            student.files(context),
             training,
-            lambda: _supervision(scene, teacher, entry, training, student.seed, None),
+            lambda: _supervision(context, teacher, entry, training, student.seed, None),
             entry.title,
             student.title(recipe),
         )
@@ -244,7 +244,7 @@ def _train_group(
     seed, fits = students[0].seed, True
     try:
         train_networks(
-            scene,
+            context,
             recipe.student.model,
             several,
             seed,
@@ -262,12 +262,12 @@ def _train_group(
             stacklevel=2,
         )
         torch.cuda.empty_cache()
-        left = [student for student in students if not student.files(scene).cell.is_file()]
-        one_by_one(scene, teacher, left, done)
+        left = [student for student in students if not student.files(context).cell.is_file()]
+        one_by_one(context, teacher, left, done)
 
 
 def train_students(
-    scene: Scene,
+    context: StudyContext,
     teacher: StudyTeacher,
     done: Callable[[list[list[Cell]]], object] = lambda students: None,
     spread: Spread = on_this_device,
@@ -277,15 +277,15 @@ def train_students(
     ``done`` is called with what there is after every network that is trained now; ``spread`` trains
     those that are open.
     """
-    recipe = scene.recipe
+    recipe = context.recipe
     students = _in_order(recipe)
     found: dict[Student, Cell] = {}
     for student in students:
-        files = student.files(scene)
+        files = student.files(context)
         if files.cell.is_file():
             found[student] = read_cell(files)
             # Trackers have seen its epochs; those that follow come after them.
-            scene.tracked.take(student.training(recipe).epochs * len(student.networks(scene)))
+            context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
 
     def table() -> list[list[Cell]]:
         return [
@@ -298,7 +298,7 @@ def train_students(
         found[student] = cell
         done(table())
 
-    spread(scene, teacher, [student for student in students if student not in found], trained)
+    spread(context, teacher, [student for student in students if student not in found], trained)
     return table()
 
 
@@ -316,23 +316,23 @@ def _in_order(recipe: Recipe) -> list[Student]:
     ]
 
 
-def train_student(scene: Scene, teacher: StudyTeacher, student: Student) -> Cell | Trial:
+def train_student(context: StudyContext, teacher: StudyTeacher, student: Student) -> Cell | Trial:
     """Train a student, or take up where it was left; its origin must be finished.
 
     A trial ends with the first generation that diverges.
     """
-    recipe, seed = scene.recipe, student.seed
+    recipe, seed = context.recipe, student.seed
     entry, training = recipe.supervisions[student.place], student.training(recipe)
-    before = _origin(scene, student)
+    before = _origin(context, student)
     train = train_network if student.rate is None else train_trial
     cell: Cell | Trial | None = None
-    for generation, (title, mine) in enumerate(student.networks(scene).items(), 1):
+    for generation, (title, mine) in enumerate(student.networks(context).items(), 1):
         cell = train(
-            scene,
+            context,
             mine,
             recipe.student.model,
             training,
-            lambda before=before: _supervision(scene, teacher, entry, training, seed, before),
+            lambda before=before: _supervision(context, teacher, entry, training, seed, before),
             name=entry.title,
             seed=seed,
             start=seed + (generation * APART if before is not None else 0),
@@ -345,17 +345,17 @@ def train_student(scene: Scene, teacher: StudyTeacher, student: Student) -> Cell
     return cell
 
 
-def _origin(scene: Scene, student: Student) -> Previous | None:
-    origin = student.origin(scene.recipe)
+def _origin(context: StudyContext, student: Student) -> Previous | None:
+    origin = student.origin(context.recipe)
     if origin is None:
         return None
-    files = origin.files(scene)
+    files = origin.files(context)
     cell = read_cell(files) if origin.rate is None else read_trial(files)
-    return Previous(files, origin.training(scene.recipe).epochs, cell.weights_digest)
+    return Previous(files, origin.training(context.recipe).epochs, cell.weights_digest)
 
 
 def _supervision(
-    scene: Scene,
+    context: StudyContext,
     teacher: StudyTeacher,
     entry: Any,
     training: TrainingRecipe,
@@ -365,14 +365,14 @@ def _supervision(
     cache, own = (
         LogitCache(
             teacher.cache_folder,
-            scene.batches(training, seed, role),
-            scene.recipe.precision,
-            max_bytes=scene.recipe.cache_bytes,
-            top_k=scene.top_k,
-            on_disk=scene.recipe.cache_on_disk,
+            context.batches(training, seed, role),
+            context.recipe.precision,
+            max_bytes=context.recipe.cache_bytes,
+            top_k=context.top_k,
+            on_disk=context.recipe.cache_on_disk,
         )
         for role in ("teacher", "student")
     )
-    setting = Setting(scene.recipe.loss, training.epochs * len(own.batches), scene.trust_code)
-    teachers = StudentTeachers(scene, teacher, cache, own, training.epochs, before)
+    setting = Setting(context.recipe.loss, training.epochs * len(own.batches), context.trust_code)
+    teachers = StudentTeachers(context, teacher, cache, own, training.epochs, before)
     return build_supervision(entry, setting, teachers)

@@ -27,7 +27,7 @@ from distillens.study.given_teacher import (
     read_given_teacher,
 )
 from distillens.study.networks import (
-    Scene,
+    StudyContext,
     network_logits,
     read_cell,
     train_network,
@@ -60,7 +60,7 @@ class StudyTeacher:
     ``cache_folder`` holds what it says of augmented pictures.
     """
 
-    scene: Scene
+    context: StudyContext
     cell: Cell
     files: NetworkFiles
     cache_folder: Path
@@ -79,7 +79,7 @@ class StudyTeacher:
     def at(self, epoch: int) -> nn.Module:
         """Return the network after an epoch of its training."""
         assert self.model is not None
-        return self.scene.load(self.model, self.files, epoch, "teacher")
+        return self.context.load(self.model, self.files, epoch, "teacher")
 
     def network(self) -> nn.Module | None:
         """Return the finished network; None where only its logits are known."""
@@ -90,7 +90,7 @@ class StudyTeacher:
     def final(self, cache: LogitCache) -> Teacher:
         """Return the finished teacher as students see it."""
         if self.model is None:
-            return RecordedTeacher(self.logits("train"), self.scene.splits.train.indices)
+            return RecordedTeacher(self.logits("train"), self.context.splits.train.indices)
         if self.epochs is not None:
             return self._checkpoint(cache, self.epochs)
         return CachedTeacher(cache, self.cell.weights_digest, self._given)
@@ -98,7 +98,7 @@ class StudyTeacher:
     def trajectory(self, cache: LogitCache) -> list[TeacherCheckpoint]:
         """Return the checkpoints of its training."""
         assert self.training is not None  # the recipe refuses what needs a trajectory without one
-        steps = -(-len(self.scene.splits.train) // self.training.batch_size)
+        steps = -(-len(self.context.splits.train) // self.training.batch_size)
         return [
             TeacherCheckpoint(epoch * steps, partial(self._checkpoint, cache, epoch), epoch)
             for epoch in self.training.kept_epochs[1:]
@@ -113,17 +113,17 @@ class StudyTeacher:
 
     def lowest_validation_loss(self) -> int:
         """Return the kept epoch with the lowest validation loss; losses are measured once and kept."""
-        path, examples = self.files.validation, self.scene.splits.validation
+        path, examples = self.files.validation, self.context.splits.validation
         assert self.training is not None
         kept = self.training.kept_epochs[1:]
         assert examples is not None  # the recipe refuses early stopping without validation
-        if self.scene.main and not path.is_file():
+        if self.context.main and not path.is_file():
             losses = [
                 float(cross_entropy(torch.from_numpy(self._says(epoch, examples)), examples.labels))
                 for epoch in kept
             ]
             write_atomically(path, json.dumps(losses) + "\n")
-        self.scene.accelerator.wait_for_everyone()
+        self.context.accelerator.wait_for_everyone()
         losses = read_json(path)
         if not (
             isinstance(losses, list)
@@ -134,9 +134,9 @@ class StudyTeacher:
         return kept[int(np.argmin(losses))]
 
     def _says(self, epoch: int, examples: Examples) -> np.ndarray:
-        scene = self.scene
-        device = scene.accelerator.device
-        return predict(self.at(epoch), examples, scene.normalisation_of("teacher"), device=device)
+        context = self.context
+        device = context.accelerator.device
+        return predict(self.at(epoch), examples, context.normalisation_of("teacher"), device=device)
 
     def _checkpoint(self, cache: LogitCache, epoch: int) -> Teacher:
         expected = self.cell.weights_digest if epoch == self.epochs else None
@@ -145,12 +145,12 @@ class StudyTeacher:
 
     def _given(self) -> nn.Module:
         assert self.model is not None
-        network = self.scene.build(self.model, 0, "teacher")
-        load_checkpoint(self.scene.recipe.teacher, network)
-        return network.to(self.scene.accelerator.device).eval()
+        network = self.context.build(self.model, 0, "teacher")
+        load_checkpoint(self.context.recipe.teacher, network)
+        return network.to(self.context.accelerator.device).eval()
 
 
-def find_teacher(scene: Scene) -> GivenTeacher | None:
+def find_teacher(context: StudyContext) -> GivenTeacher | None:
     """Read whatever teacher exists before the run does; nothing is written.
 
     A failure leaves no run folder behind, so that the corrected recipe can use the same one. Returns
@@ -161,18 +161,18 @@ def find_teacher(scene: Scene) -> GivenTeacher | None:
     ModelError, CheckpointError, DataError, RunError
         The teacher does not fit the examples or the classes, or knows nothing of the labels.
     """
-    recipe = scene.recipe.teacher
+    recipe = context.recipe.teacher
     if recipe.run is not None:
-        _of_another_run(scene, Path(recipe.run))
-    if scene.run.teacher.cell.is_file():
+        _of_another_run(context, Path(recipe.run))
+    if context.run.teacher.cell.is_file():
         return None
     if recipe.training is not None:
         assert recipe.model is not None
-        scene.build(recipe.model, 0, "teacher")
-    return read_given_teacher(scene)
+        context.build(recipe.model, 0, "teacher")
+    return read_given_teacher(context)
 
 
-def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTeacher:
+def prepare_teacher(context: StudyContext, given: GivenTeacher | None = None) -> StudyTeacher:
     """Train, find or take the teacher that the recipe asks for.
 
     ``given`` is what :func:`find_teacher` returned; None where the run holds the teacher's logits.
@@ -182,13 +182,13 @@ def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTea
     CheckpointError, DataError, RunError
         The teacher of another run does not fit, or a file is not the one that the run was made with.
     """
-    recipe, files = scene.recipe.teacher, scene.run.teacher
+    recipe, files = context.recipe.teacher, context.run.teacher
     if recipe.run is not None:
-        return _of_another_run(scene, Path(recipe.run))
+        return _of_another_run(context, Path(recipe.run))
     if recipe.training is not None:
         assert recipe.model is not None
         cell = train_network(
-            scene,
+            context,
             files,
             recipe.model,
             recipe.training,
@@ -198,37 +198,37 @@ def prepare_teacher(scene: Scene, given: GivenTeacher | None = None) -> StudyTea
             title=f"teacher ({recipe.model.name})",
             role="teacher",
         )
-        return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, recipe.training)
-    if scene.main and given is not None:
+        return StudyTeacher(context, cell, files, context.run.cache, recipe.model, recipe.training)
+    if context.main and given is not None:
         if given.note:
             write_atomically(files.loading, given.note + "\n")
         write_cell(
-            scene, files, given.logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
+            context, files, given.logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
             digest=given.digest, parameters=given.parameters,
         )  # fmt: skip
-    scene.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
     cell = read_cell(files)
-    if given is None and cell.weights_digest != given_digest(scene):
+    if given is None and cell.weights_digest != given_digest(context):
         source = recipe.checkpoint.path if recipe.checkpoint is not None else recipe.logits
         raise RunError(
-            f"{source} is not the teacher that {scene.run.folder} was made with; choose another --out"
+            f"{source} is not the teacher that {context.run.folder} was made with; choose another --out"
         )
-    return StudyTeacher(scene, cell, files, scene.run.cache, recipe.model, None)
+    return StudyTeacher(context, cell, files, context.run.cache, recipe.model, None)
 
 
-def _of_another_run(scene: Scene, folder: Path) -> StudyTeacher:
+def _of_another_run(context: StudyContext, folder: Path) -> StudyTeacher:
     """Take the teacher that another run trained on the same examples, and share its cache."""
     other = find_run(folder)
-    theirs = read_recipe(other.recipe, trust_code=scene.trust_code).teacher
+    theirs = read_recipe(other.recipe, trust_code=context.trust_code).teacher
     if theirs.training is None or theirs.model is None:
         raise RunError(f"{folder} trained no teacher; name the run that did")
     if not other.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
     there = str(read_data(other)["fingerprint"])
-    check_fingerprint(other, there, scene.splits.fingerprint, "of this recipe")
-    for entry in (part for whole in scene.recipe.supervisions for part in parts_of(whole)):
+    check_fingerprint(other, there, context.splits.fingerprint, "of this recipe")
+    for entry in (part for whole in context.recipe.supervisions for part in parts_of(whole)):
         if problem := trajectory_problem(entry, theirs.training):
             raise RunError(f"{problem}; see the teacher of {folder}")
     files = other.teacher
     cell = read_cell(files)
-    return StudyTeacher(scene, cell, files, other.cache, theirs.model, theirs.training)
+    return StudyTeacher(context, cell, files, other.cache, theirs.model, theirs.training)

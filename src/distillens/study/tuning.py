@@ -17,14 +17,16 @@ from distillens.files.atomic import write_atomically
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cell, Trial, TunedRate, Tuning
 from distillens.runs.layout import Run
-from distillens.study.networks import Scene, read_trial
+from distillens.study.networks import StudyContext, read_trial
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, Student, one_by_one
 from distillens.study.teacher import StudyTeacher
 
 
-def tune_students(scene: Scene, teacher: StudyTeacher, spread: Spread = one_by_one) -> Scene:
-    """Return the scene with the selected learning rate in each supervision's ``training``.
+def tune_students(
+    context: StudyContext, teacher: StudyTeacher, spread: Spread = one_by_one
+) -> StudyContext:
+    """Return the context with the selected learning rate in each supervision's ``training``.
 
     Without ``tune`` it is returned as it is. Trials that a run holds already are not trained again.
     Their weights are deleted when all rates are selected; their numbers stay.
@@ -34,23 +36,23 @@ def tune_students(scene: Scene, teacher: StudyTeacher, spread: Spread = one_by_o
     TrainingError
         A supervision diverged with every rate.
     """
-    recipe = scene.recipe
+    recipe = context.recipe
     if recipe.tune is None:
-        return scene
+        return context
     # Self-distillation starts from the one-hot trial of the rate that was selected for labels.
     places = range(len(recipe.supervisions))
     later = [k for k in places if "previous student" in recipe.supervisions[k].needs()]
     trials: list[Trial] = []
     for group in ([k for k in places if k not in later], later):
-        trials += _trials(scene, teacher, spread, group)
+        trials += _trials(context, teacher, spread, group)
         tuning = _select(recipe, trials)
-        if scene.main:
-            write_atomically(scene.run.tuning, to_json(tuning))
-        scene.accelerator.wait_for_everyone()
-        scene = replace(scene, recipe=_with_rates(recipe, tuning))
-    if scene.main:
-        _delete_weights(scene.run)
-    return scene
+        if context.main:
+            write_atomically(context.run.tuning, to_json(tuning))
+        context.accelerator.wait_for_everyone()
+        context = replace(context, recipe=_with_rates(recipe, tuning))
+    if context.main:
+        _delete_weights(context.run)
+    return context
 
 
 def read_tuning(run: Run) -> Tuning | None:
@@ -67,10 +69,10 @@ def tuned(recipe: Recipe, run: Run) -> Recipe:
 
 
 def _trials(
-    scene: Scene, teacher: StudyTeacher, spread: Spread, places: Sequence[int]
+    context: StudyContext, teacher: StudyTeacher, spread: Spread, places: Sequence[int]
 ) -> list[Trial]:
     """Train what is open and return the trials of supervisions, rate by rate."""
-    recipe = scene.recipe
+    recipe = context.recipe
     assert recipe.tune is not None
     students = [
         Student(place, recipe.tuning_seed, rate)
@@ -79,17 +81,17 @@ def _trials(
     ]
     found: dict[Student, Trial] = {}
     for student in students:
-        files = student.files(scene)
+        files = student.files(context)
         if files.cell.is_file():
             found[student] = read_trial(files)
             # Trackers have seen its epochs; those that follow come after them.
-            scene.tracked.take(student.training(recipe).epochs * len(student.networks(scene)))
+            context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
 
     def trained(student: Student, trial: Cell | Trial) -> None:
         assert isinstance(trial, Trial)
         found[student] = trial
 
-    spread(scene, teacher, [student for student in students if student not in found], trained)
+    spread(context, teacher, [student for student in students if student not in found], trained)
     return [found[student] for student in students]
 
 

@@ -11,7 +11,7 @@ from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import Run
 from distillens.runs.open import check_fingerprint
 from distillens.runs.read import read_data
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.reading import read_recipe
 from distillens.study.students import Student, train_student
 from distillens.study.teacher import prepare_teacher
@@ -19,7 +19,7 @@ from distillens.study.tuning import tuned
 from distillens.training import accelerator_for
 
 
-def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
+def train_in_worker(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
     """Train a student of a run whose teacher is finished, and write its folder.
 
     Nothing comes here but the folder's name: the recipe and the teacher are read out of it, the
@@ -39,9 +39,9 @@ def train_elsewhere(folder: Path, student: Student, *, trust_code: bool = False)
             "that all workers share"
         )
     recipe = tuned(read_recipe(latest_recipe(run), trust_code=trust_code), run)
-    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
+    context = StudyContext.of(recipe, run, accelerator_for(recipe.precision), trust_code)
     there = str(read_data(run)["fingerprint"])
-    check_fingerprint(run, there, scene.splits.fingerprint, f"on {host}")
+    check_fingerprint(run, there, context.splits.fingerprint, f"on {host}")
     if recipe.teacher.run is None and not run.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
-    return train_student(scene, prepare_teacher(scene), student)
+    return train_student(context, prepare_teacher(context), student)

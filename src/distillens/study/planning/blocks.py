@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.normalisations import Role
 from distillens.supervision import SupervisionEntry, parts_of
 from distillens.supervision.recipe import Schedules
@@ -14,7 +14,7 @@ Block = tuple[Role, Hashable, int]
 """Whose logits: a teacher's or a student's; of which network; in which epoch."""
 
 
-def read_blocks(scene: Scene, training: TrainingRecipe | None) -> set[Block]:
+def read_blocks(context: StudyContext, training: TrainingRecipe | None) -> set[Block]:
     """Return the blocks of logits that students read.
 
     Students, seeds and temperatures share blocks. Without augmentation the logits of a network serve
@@ -23,12 +23,12 @@ def read_blocks(scene: Scene, training: TrainingRecipe | None) -> set[Block]:
 
     Parameters
     ----------
-    scene
+    context
         What the networks share.
     training
         The teacher's; None where its trajectory is not known.
     """
-    recipe = scene.recipe
+    recipe = context.recipe
     changes = recipe.data.augmentation.changes
     blocks: set[Block] = set()
     for entry in recipe.supervisions:
@@ -44,7 +44,7 @@ def read_blocks(scene: Scene, training: TrainingRecipe | None) -> set[Block]:
                 blocks |= {("student", network, epoch) for network in found for epoch in seen}
             if not part.needs() & {"final teacher", "trajectory"}:
                 continue
-            epochs_read = _epochs_read(part, scene, mine, training)
+            epochs_read = _epochs_read(part, context, mine, training)
             for epoch in range(mine.epochs):
                 seen_at = epoch if changes else 0
                 blocks |= {("teacher", network, seen_at) for network in epochs_read(epoch)}
@@ -52,16 +52,19 @@ def read_blocks(scene: Scene, training: TrainingRecipe | None) -> set[Block]:
 
 
 def _epochs_read(
-    part: SupervisionEntry, scene: Scene, mine: TrainingRecipe, training: TrainingRecipe | None
+    part: SupervisionEntry,
+    context: StudyContext,
+    mine: TrainingRecipe,
+    training: TrainingRecipe | None,
 ) -> Callable[[int], Iterable[Hashable]]:
     """Return which of the teacher's epochs a student reads in an epoch of its own."""
     if training is None:
         return lambda epoch: ("given",)
     kept = tuple(training.kept_epochs[1:])
     return part.teacher_epochs(
-        Schedules(mine.epochs, _steps(scene, mine), kept, _steps(scene, training))
+        Schedules(mine.epochs, _steps(context, mine), kept, _steps(context, training))
     )
 
 
-def _steps(scene: Scene, training: TrainingRecipe) -> int:
-    return -(-len(scene.splits.train) // training.batch_size)
+def _steps(context: StudyContext, training: TrainingRecipe) -> int:
+    return -(-len(context.splits.train) // training.batch_size)

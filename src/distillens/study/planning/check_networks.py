@@ -13,7 +13,7 @@ from distillens.data import Examples
 from distillens.models import ModelRecipe, count_parameters
 from distillens.results.check import CheckedData, CheckedNetwork, RecipeCheck, RunEstimate
 from distillens.runs.layout import Run
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.normalisations import Role, described
 from distillens.study.planning.check import Findings
 from distillens.study.planning.disk import bytes_there
@@ -35,23 +35,23 @@ def check_networks(recipe: Recipe, folder: Path, trust_code: bool, found: Findin
         (entry.title, len(recipe.seeds_of(entry))) for entry in recipe.supervisions
     )
     result = RecipeCheck(recipe.name, (), (), supervisions=supervisions)
-    scene = found.attempt(
-        lambda: Scene.of(recipe, Run(folder), accelerator_for(recipe.precision), trust_code)
+    context = found.attempt(
+        lambda: StudyContext.of(recipe, Run(folder), accelerator_for(recipe.precision), trust_code)
     )
-    if scene is not None:
-        result = replace(result, data=_data(scene, found))
+    if context is not None:
+        result = replace(result, data=_data(context, found))
         trainings = [recipe.training_of(entry) for entry in recipe.supervisions]
-        student = _trained(scene, "student", recipe.student.model, trainings, found)
-        teacher = _teacher(scene, found)
+        student = _trained(context, "student", recipe.student.model, trainings, found)
+        teacher = _teacher(context, found)
         networks = tuple(network for network in (teacher, student) if network is not None)
         result = replace(result, networks=networks)
         if student is not None and student.seconds_per_step is not None and not found.problems:
-            result = replace(result, estimate=_estimate(scene, networks, found))
+            result = replace(result, estimate=_estimate(context, networks, found))
     return replace(result, problems=tuple(found.problems), notes=tuple(found.notes))
 
 
-def _data(scene: Scene, found: Findings) -> CheckedData:
-    splits = scene.splits
+def _data(context: StudyContext, found: Findings) -> CheckedData:
+    splits = context.splits
     names = splits.train.classes
     train, test = (_counts(part, len(names)) for part in (splits.train, splits.test))
     for split, counts in (("training", train), ("test", test)):
@@ -63,8 +63,8 @@ def _data(scene: Scene, found: Findings) -> CheckedData:
     if shared := _shared(splits.train, splits.test):
         found.notes.append(f"{shared:,} test examples are also training examples, bit for bit")
     return CheckedData(
-        source=scene.recipe.data.source,
-        path=scene.recipe.data.path,
+        source=context.recipe.data.source,
+        path=context.recipe.data.path,
         train=len(splits.train),
         validation=len(splits.validation) if splits.validation else 0,
         test=len(splits.test),
@@ -72,7 +72,7 @@ def _data(scene: Scene, found: Findings) -> CheckedData:
         train_counts=train,
         test_counts=test,
         input_shape=splits.train.input_shape,
-        normalisation=described(scene.scales),
+        normalisation=described(context.scales),
     )
 
 
@@ -87,17 +87,17 @@ def _shared(train: Examples, test: Examples) -> int:
 
 
 def _trained(
-    scene: Scene,
+    context: StudyContext,
     role: Role,
     model: ModelRecipe,
     trainings: Sequence[TrainingRecipe],
     found: Findings,
 ) -> CheckedNetwork | None:
-    network = found.attempt(lambda: scene.build(model, 0, role))
+    network = found.attempt(lambda: context.build(model, 0, role))
     if network is None:
         return None
-    training = trainings[0] if role == "teacher" else scene.recipe.student.training
-    examples = len(scene.splits.train)
+    training = trainings[0] if role == "teacher" else context.recipe.student.training
+    examples = len(context.splits.train)
     sizes = {each.batch_size for each in trainings if examples % each.batch_size == 1}
     if sizes and any(isinstance(module, _BatchNorm) for module in network.modules()):
         found.problems.append(
@@ -106,7 +106,7 @@ def _trained(
         )
         seconds = None
     else:
-        seconds = found.attempt(lambda: seconds_per_step(scene, model, training, role))
+        seconds = found.attempt(lambda: seconds_per_step(context, model, training, role))
     return CheckedNetwork(
         role=role,
         model=model.name,
@@ -117,17 +117,17 @@ def _trained(
     )
 
 
-def _teacher(scene: Scene, found: Findings) -> CheckedNetwork | None:
-    recipe = scene.recipe.teacher
+def _teacher(context: StudyContext, found: Findings) -> CheckedNetwork | None:
+    recipe = context.recipe.teacher
     if recipe.training is not None and recipe.model is not None:
-        return _trained(scene, "teacher", recipe.model, [recipe.training], found)
+        return _trained(context, "teacher", recipe.model, [recipe.training], found)
     known = len(found.problems)
-    given = found.attempt(lambda: find_teacher(scene))
+    given = found.attempt(lambda: find_teacher(context))
     if given is None or len(found.problems) > known:
         return None
     found.notes += [given.note] if given.note else []
     shares = {
-        split: accuracy(given.logits[split], getattr(scene.splits, split).labels.numpy())[0]
+        split: accuracy(given.logits[split], getattr(context.splits, split).labels.numpy())[0]
         for split in ("train", "validation")
         if split in given.logits
     }
@@ -143,14 +143,14 @@ def _teacher(scene: Scene, found: Findings) -> CheckedNetwork | None:
 
 
 def _estimate(
-    scene: Scene, networks: tuple[CheckedNetwork, ...], found: Findings
+    context: StudyContext, networks: tuple[CheckedNetwork, ...], found: Findings
 ) -> RunEstimate | None:
     steps = {network.role: network.seconds_per_step for network in networks}
     speeds = Speeds(steps.get("teacher"), steps["student"])
-    made = found.attempt(lambda: estimate_run(scene, speeds, built_networks(scene)))
+    made = found.attempt(lambda: estimate_run(context, speeds, built_networks(context)))
     if made is None:
         return None
     estimate, _ = made
-    if problem := disk_problem(estimate, bytes_there(scene.run.folder)):
+    if problem := disk_problem(estimate, bytes_there(context.run.folder)):
         found.problems.append(problem)
     return estimate

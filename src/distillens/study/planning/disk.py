@@ -10,7 +10,7 @@ from torch import nn
 
 from distillens.models.weights import state_bytes
 from distillens.runs.layout import NetworkFiles
-from distillens.study.networks import Scene
+from distillens.study.networks import StudyContext
 from distillens.study.normalisations import Role
 from distillens.study.students import Student
 from distillens.study.teacher import TEACHER
@@ -20,7 +20,7 @@ from distillens.training import TrainingRecipe
 TRIALS = "selecting learning rates"
 
 STATE_BYTES, TENSOR_BYTES = 15_000, 250
-"""Of a training state beside its tensors: random states, and what describes each tensor."""
+"""Of a training state without its tensors: random states, and what describes each tensor."""
 
 NPY_BYTES = 128
 """Of the header of a block of logits."""
@@ -44,8 +44,8 @@ class PlannedNetwork:
     training: TrainingRecipe
     role: Role
     trial: bool = False
-    beside: bool = False
-    """Whether a teacher is trained beside it."""
+    cotrained: bool = False
+    """Whether a teacher is trained at the same time."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class DiskUse:
     trials: int
 
 
-def planned_networks(scene: Scene) -> list[PlannedNetwork]:
+def planned_networks(context: StudyContext) -> list[PlannedNetwork]:
     """Return the networks that a run trains: the teacher, trials of learning rates, students."""
-    recipe, found = scene.recipe, []
+    recipe, found = context.recipe, []
     if recipe.teacher.training is not None:
         training = recipe.teacher.training
-        found.append(PlannedNetwork(TEACHER, TEACHER, scene.run.teacher, training, "teacher"))
+        found.append(PlannedNetwork(TEACHER, TEACHER, context.run.teacher, training, "teacher"))
     places = range(len(recipe.supervisions))
     rates = () if recipe.tune is None else recipe.tune.learning_rate
     students = [Student(place, recipe.tuning_seed, rate) for place in places for rate in rates]
@@ -75,17 +75,17 @@ def planned_networks(scene: Scene) -> list[PlannedNetwork]:
     ]
     for student in students:
         entry, trial = recipe.supervisions[student.place], student.rate is not None
-        training, beside = student.training(recipe), trains_teacher(entry)
+        training, cotrained = student.training(recipe), trains_teacher(entry)
         part = TRIALS if trial else entry.title
         found += [
-            PlannedNetwork(part, entry.title, files, training, "student", trial, beside)
-            for files in student.networks(scene).values()
+            PlannedNetwork(part, entry.title, files, training, "student", trial, cotrained)
+            for files in student.networks(context).values()
         ]
     return found
 
 
 def disk_use(
-    scene: Scene,
+    context: StudyContext,
     networks: Sequence[PlannedNetwork],
     modules: dict[Role, nn.Module],
     blocks: int,
@@ -94,7 +94,7 @@ def disk_use(
 
     Parameters
     ----------
-    scene
+    context
         What the networks share.
     networks
         Those that the run trains.
@@ -103,14 +103,14 @@ def disk_use(
     blocks
         How many blocks of logits are cached.
     """
-    recipe, splits = scene.recipe, scene.splits
+    recipe, splits = context.recipe, context.splits
     weights = {role: len(state_bytes(module)) for role, module in modules.items()}
     checkpoints = states = trials = 0
     for each in networks:
         files = weights[each.role] * len(each.training.kept_epochs)
         state = _state_bytes(modules[each.role], each.training)
         teacher = recipe.teacher.training
-        if each.beside and teacher is not None:
+        if each.cotrained and teacher is not None:
             state += weights["teacher"] + _state_bytes(modules["teacher"], teacher)
         if each.trial:
             trials += files + state
@@ -119,14 +119,14 @@ def disk_use(
             states += state
     train, test = len(splits.train), len(splits.test)
     rows = train + test + (len(splits.validation) if splits.validation else 0)
-    width = scene.outputs if scene.top_k is None else 2 * scene.top_k + 1
+    width = context.outputs if context.top_k is None else 2 * context.top_k + 1
     cells = max(1, sum(not each.trial for each in networks))
     students = sum(len(recipe.seeds_of(entry)) for entry in recipe.supervisions)
     points = students * (train + test) * POINT_BYTES if recipe.deviation else 0
-    outputs = cells * (rows * scene.outputs * 4 + NETWORK_BYTES) + points + REPORT_BYTES
+    outputs = cells * (rows * context.outputs * 4 + NETWORK_BYTES) + points + REPORT_BYTES
     # Where it is trained here the teacher is one of the networks.
     if recipe.teacher.training is None and recipe.teacher.run is None:
-        outputs += rows * scene.outputs * 4
+        outputs += rows * context.outputs * 4
     cache = min(recipe.cache_bytes, blocks * (train * width * 4 + NPY_BYTES))
     return DiskUse(checkpoints, states, cache, outputs, trials)
 
@@ -137,7 +137,7 @@ def bytes_there(folder: Path) -> int:
 
 
 def trains_teacher(entry: SupervisionEntry) -> bool:
-    """Return whether a supervision trains a teacher beside its student."""
+    """Return whether a supervision trains a teacher at the same time as its student."""
     return "co-trained teacher" in entry.needs()
 
 

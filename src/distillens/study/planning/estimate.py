@@ -20,7 +20,7 @@ from distillens.forward.device_errors import peak_host_memory
 from distillens.models import ModelRecipe
 from distillens.results.check import PlannedWork, RunEstimate
 from distillens.runs.records import read_records
-from distillens.study.networks import Scene, read_epochs
+from distillens.study.networks import StudyContext, read_epochs
 from distillens.study.normalisations import Role
 from distillens.study.planning.blocks import Block, read_blocks
 from distillens.study.planning.disk import PlannedNetwork, disk_use, planned_networks
@@ -57,7 +57,7 @@ class _FirstBatches:
 
 
 def seconds_per_step(
-    scene: Scene, model: ModelRecipe, training: TrainingRecipe, role: Role
+    context: StudyContext, model: ModelRecipe, training: TrainingRecipe, role: Role
 ) -> float:
     """Train a fresh network on labels for about a second and return the seconds of a step.
 
@@ -68,8 +68,8 @@ def seconds_per_step(
     TrainingError
         The network cannot be trained as the recipe says.
     """
-    network = scene.build(model, 0, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = scene.batches(training, 0, role)
+    network = context.build(model, 0, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = context.batches(training, 0, role)
 
     def train(steps: int) -> float:
         history = fit(
@@ -77,7 +77,7 @@ def seconds_per_step(
             OneHot(),
             _FirstBatches(batches, steps),
             training.model_copy(update={"epochs": 1}),
-            accelerator=accelerator_for(scene.recipe.precision),
+            accelerator=accelerator_for(context.recipe.precision),
         )
         return history.seconds / steps
 
@@ -96,27 +96,27 @@ class Speeds:
     teacher: float | None
     student: float | None
 
-    def per_epoch(self, scene: Scene, network: PlannedNetwork) -> float | None:
+    def per_epoch(self, context: StudyContext, network: PlannedNetwork) -> float | None:
         """Return the seconds of an epoch of a network."""
         step = self.teacher if network.role == "teacher" else self.student
         if step is None:
             return None
-        size, beside = network.training.batch_size, 0.0
+        size, cotrained = network.training.batch_size, 0.0
         if network.role == "student":
             # A step takes time in proportion to its examples.
-            step *= size / scene.recipe.student.training.batch_size
-            beside = (self.teacher or 0.0) if network.beside else 0.0
-        return (step + beside) * -(-len(scene.splits.train) // size)
+            step *= size / context.recipe.student.training.batch_size
+            cotrained = (self.teacher or 0.0) if network.cotrained else 0.0
+        return (step + cotrained) * -(-len(context.splits.train) // size)
 
 
 def estimate_run(
-    scene: Scene, speeds: Speeds, modules: dict[Role, nn.Module]
+    context: StudyContext, speeds: Speeds, modules: dict[Role, nn.Module]
 ) -> tuple[RunEstimate, tuple[PlannedWork, ...]]:
     """Return the time, memory and disk space that a recipe is expected to take.
 
     Parameters
     ----------
-    scene
+    context
         What the networks share.
     speeds
         Of training steps.
@@ -127,23 +127,23 @@ def estimate_run(
     -------
     The estimate of the whole run, and its parts with what the run folder holds of them.
     """
-    networks = planned_networks(scene)
-    blocks = read_blocks(scene, _teacher_training(scene))
+    networks = planned_networks(context)
+    blocks = read_blocks(context, _teacher_training(context))
     if "teacher" not in modules:
         blocks = {block for block in blocks if block[0] == "student"}
     work = (
-        *_trainings(scene, networks, speeds),
-        *_logits(scene, blocks, modules),
-        *_complexity(scene),
+        *_trainings(context, networks, speeds),
+        *_logits(context, blocks, modules),
+        *_complexity(context),
     )
-    disk = disk_use(scene, networks, modules, len(blocks))
+    disk = disk_use(context, networks, modules, len(blocks))
     estimate = RunEstimate(
         parts=tuple((part.name, part.seconds) for part in work),
-        device=str(scene.accelerator.device),
-        memory=_peak_memory(scene),
+        device=str(context.accelerator.device),
+        memory=_peak_memory(context),
         checkpoints=disk.checkpoints,
         cache=disk.cache,
-        free_disk=shutil.disk_usage(_existing(scene.run.folder)).free,
+        free_disk=shutil.disk_usage(_existing(context.run.folder)).free,
         states=disk.states,
         outputs=disk.outputs,
         trials=disk.trials,
@@ -151,14 +151,14 @@ def estimate_run(
     return estimate, work
 
 
-def built_networks(scene: Scene) -> dict[Role, nn.Module]:
+def built_networks(context: StudyContext) -> dict[Role, nn.Module]:
     """Return a fresh student, and a fresh teacher where its network is known."""
-    networks: dict[Role, nn.Module] = {"student": scene.build(scene.recipe.student.model, 0)}
-    model = scene.recipe.teacher.model
-    if scene.recipe.teacher.run is not None:
-        model = prepare_teacher(scene).model
+    networks: dict[Role, nn.Module] = {"student": context.build(context.recipe.student.model, 0)}
+    model = context.recipe.teacher.model
+    if context.recipe.teacher.run is not None:
+        model = prepare_teacher(context).model
     if model is not None:
-        networks["teacher"] = scene.build(model, 0, "teacher")
+        networks["teacher"] = context.build(model, 0, "teacher")
     return networks
 
 
@@ -175,14 +175,14 @@ def disk_problem(estimate: RunEstimate, there: int) -> str:
     )
 
 
-def _teacher_training(scene: Scene) -> TrainingRecipe | None:
-    if scene.recipe.teacher.run is not None:
-        return prepare_teacher(scene).training
-    return scene.recipe.teacher.training
+def _teacher_training(context: StudyContext) -> TrainingRecipe | None:
+    if context.recipe.teacher.run is not None:
+        return prepare_teacher(context).training
+    return context.recipe.teacher.training
 
 
 def _trainings(
-    scene: Scene, networks: Sequence[PlannedNetwork], speeds: Speeds
+    context: StudyContext, networks: Sequence[PlannedNetwork], speeds: Speeds
 ) -> Iterator[PlannedWork]:
     """Yield the trainings, part by part; epochs that are there say how long others take."""
     records = [(network, read_epochs(network.files)) for network in networks]
@@ -193,7 +193,7 @@ def _trainings(
             # Networks of other seeds and learning rates take the same time.
             known = there or [r for other, e in records if other.title == network.title for r in e]
             sources.add(EPOCHS_TRAINED if known else STEPS_TIMED)
-            epoch = fmean(r.seconds for r in known) if known else speeds.per_epoch(scene, network)
+            epoch = fmean(r.seconds for r in known) if known else speeds.per_epoch(context, network)
             rest = 0 if network.files.cell.is_file() else network.training.epochs - len(there)
             seconds += sum(r.seconds for r in there) + rest * (epoch or 0.0)
             left += rest * (epoch or 0.0)
@@ -210,21 +210,21 @@ def _trainings(
 
 
 def _logits(
-    scene: Scene, blocks: set[Block], modules: dict[Role, nn.Module]
+    context: StudyContext, blocks: set[Block], modules: dict[Role, nn.Module]
 ) -> Iterator[PlannedWork]:
     names: tuple[tuple[Role, str], ...] = (
         ("teacher", "teacher logits"),
         ("student", "logits of students that teach"),
     )
-    folder = scene.run.cache
-    if scene.recipe.teacher.run is not None:
-        folder = prepare_teacher(scene).cache_folder
+    folder = context.run.cache
+    if context.recipe.teacher.run is not None:
+        folder = prepare_teacher(context).cache_folder
     there = len(list(folder.glob("*.npy")))
     for role, name in names:
         count = sum(block[0] == role for block in blocks)
         if not count:
             continue
-        each = len(scene.splits.train) * _seconds_per_example(scene, modules[role], role)
+        each = len(context.splits.train) * _seconds_per_example(context, modules[role], role)
         done = min(there, count)
         there -= done
         yield PlannedWork(
@@ -235,18 +235,18 @@ def _logits(
             epochs_done=0,
             seconds=count * each,
             seconds_left=(count - done) * each,
-            measured_from=f"a forward pass of {min(PREDICTED, len(scene.splits.train))} examples",
+            measured_from=f"a forward pass of {min(PREDICTED, len(context.splits.train))} examples",
         )
 
 
-def _complexity(scene: Scene) -> Iterator[PlannedWork]:
-    asked = scene.recipe.complexity
+def _complexity(context: StudyContext) -> Iterator[PlannedWork]:
+    asked = context.recipe.complexity
     if asked is None:
         return
-    plan, grams = complexity_plan(scene, asked)
+    plan, grams = complexity_plan(context, asked)
     seconds = grams * (plan.seconds or 0.0)
     settings = asked.model_dump(mode="json")
-    records = read_records(scene.run, "complexity")
+    records = read_records(context.run, "complexity")
     done = any(record.content.settings == settings for record in records)
     yield PlannedWork(
         name="complexity",
@@ -260,19 +260,19 @@ def _complexity(scene: Scene) -> Iterator[PlannedWork]:
     )
 
 
-def _seconds_per_example(scene: Scene, network: nn.Module, role: Role) -> float:
-    examples = scene.splits.train
+def _seconds_per_example(context: StudyContext, network: nn.Module, role: Role) -> float:
+    examples = context.splits.train
     part = examples.take(slice(PREDICTED))
-    device = scene.accelerator.device
+    device = context.accelerator.device
     network.to(device)
     began = time.perf_counter()
-    predict(network, part, scene.normalisation_of(role), device=device)
+    predict(network, part, context.normalisation_of(role), device=device)
     return (time.perf_counter() - began) / len(part)
 
 
-def _peak_memory(scene: Scene) -> int:
-    if scene.accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(scene.accelerator.device)
+def _peak_memory(context: StudyContext) -> int:
+    if context.accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(context.accelerator.device)
     return peak_host_memory()
 
 

@@ -13,7 +13,7 @@ from distillens.files.paths import user_path
 from distillens.results.check import RunPlan
 from distillens.runs.folder import check_folder
 from distillens.runs.layout import Run, slug
-from distillens.study.networks import Scene, read_epochs
+from distillens.study.networks import StudyContext, read_epochs
 from distillens.study.normalisations import Role
 from distillens.study.planning.disk import PlannedNetwork, bytes_there, planned_networks
 from distillens.study.planning.estimate import (
@@ -63,13 +63,13 @@ def plan_run(
     folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
     check_folder(folder, recipe.as_written_in(folder), as_of_today)
     run = Run(folder)
-    scene = Scene.of(recipe, run, accelerator_for(recipe.precision), trust_code)
-    modules = built_networks(scene)
-    find_teacher(scene)
-    networks = planned_networks(scene)
+    context = StudyContext.of(recipe, run, accelerator_for(recipe.precision), trust_code)
+    modules = built_networks(context)
+    find_teacher(context)
+    networks = planned_networks(context)
     with _threads(threads if workers > 1 else None):
-        speeds = Speeds(_step(scene, networks, "teacher"), _step(scene, networks, "student"))
-        estimate, work = estimate_run(scene, speeds, modules)
+        speeds = Speeds(_step(context, networks, "teacher"), _step(context, networks, "student"))
+        estimate, work = estimate_run(context, speeds, modules)
         used = torch.get_num_threads()
     spread = {network.part for network in networks} - {TEACHER}
     at_once = [part for part in work if part.name in spread]
@@ -113,20 +113,22 @@ def side_by_side(parts: Sequence[tuple[float, int]], workers: int) -> float:
     return max(ends)
 
 
-def _step(scene: Scene, networks: Sequence[PlannedNetwork], role: Role) -> float | None:
+def _step(context: StudyContext, networks: Sequence[PlannedNetwork], role: Role) -> float | None:
     """Return the seconds of a step, timed now; None where the run holds epochs of all that is left."""
-    model = scene.recipe.student.model if role == "student" else scene.recipe.teacher.model
+    model = context.recipe.student.model if role == "student" else context.recipe.teacher.model
     known = {network.title for network in networks if read_epochs(network.files)}
     open_now = [
         network
         for network in networks
         if network.title not in known
-        and (network.role == role or (network.beside and role == "teacher"))
+        and (network.role == role or (network.cotrained and role == "teacher"))
     ]
     if model is None or not open_now:
         return None
-    training = scene.recipe.student.training if role == "student" else scene.recipe.teacher.training
-    return None if training is None else seconds_per_step(scene, model, training, role)
+    training = (
+        context.recipe.student.training if role == "student" else context.recipe.teacher.training
+    )
+    return None if training is None else seconds_per_step(context, model, training, role)
 
 
 @contextmanager
