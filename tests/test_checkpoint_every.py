@@ -16,7 +16,7 @@ from torch import nn
 
 import distillens
 from distillens.analyses.complexity import complexity_epochs
-from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+from distillens.analyses.eigenspace.dynamics import EigenspaceTask, measure_eigenspace
 from distillens.analyses.finished import finished_run
 from distillens.data import Batches
 from distillens.errors import CheckpointError, RecipeError, RunError, SupervisionError

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from distillens import oracle_gram
-from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
-from distillens.analyses.layers import find_layer, layer_inputs, weight_matrix
+from distillens.analyses.eigenspace.dynamics import EigenspaceTask, measure_eigenspace
+from distillens.analyses.eigenspace.layers import find_layer, layer_inputs, weight_matrix
 from distillens.data import Batches, Normalisation
 from distillens.data.load import load_splits
 from distillens.data.prepare import subset
@@ -218,7 +218,7 @@ def test_layers_that_cannot_be_projected_are_refused() -> None:
 def test_inputs_that_do_not_fit_into_memory_name_what_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distillens.analyses.layers.MOST_VALUES", 100)
+    monkeypatch.setattr("distillens.analyses.eigenspace.layers.MOST_VALUES", 100)
     with pytest.raises(MeasureError, match="at most 20 examples"):
         layer_inputs(nn.Linear(5, 2), "", blobs(), PLAIN, "cpu")
 

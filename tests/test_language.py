@@ -22,9 +22,13 @@ from distillens.models import LanguageModel
 from distillens.progress import Progress
 from distillens.results.base import from_json
 from distillens.results.language import LanguageStudy
-from distillens.study.language import run_language
-from distillens.study.language_recipe import LanguageRecipe, read_language_recipe
-from distillens.study.token_outputs import first_tokens, mean_over_sentences, token_logits
+from distillens.study.language_models.recipe import LanguageRecipe, read_language_recipe
+from distillens.study.language_models.study import run_language
+from distillens.study.language_models.token_outputs import (
+    first_tokens,
+    mean_over_sentences,
+    token_logits,
+)
 from distillens.supervision import Distillation, FixedTeacher, OneHot
 from distillens.training import TrainingRecipe, fit
 

@@ -10,7 +10,7 @@ import yaml
 
 from distillens.errors import RecipeError
 from distillens.study import packaged_recipes, parse_recipe, read_recipe
-from distillens.study.language_recipe import LanguageRecipe, read_language_recipe
+from distillens.study.language_models.recipe import LanguageRecipe, read_language_recipe
 
 
 def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

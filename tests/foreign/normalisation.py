@@ -16,7 +16,7 @@ from conftest import curves_of_run, measure_all
 from torch import Tensor, nn
 
 import distillens as dl
-from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+from distillens.analyses.eigenspace.dynamics import EigenspaceTask, measure_eigenspace
 from distillens.analyses.gram_profile import compare_kernels
 from distillens.data import Augmentation, Batches, Normalisation, examples_from_arrays, load_splits
 from distillens.data.normalisation import normalisation_for
@@ -29,7 +29,8 @@ from distillens.models import MLP, ModelRecipe, build_model, load_weights, save_
 from distillens.models.external import pretrained_normalisation
 from distillens.results.training import StudyResult
 from distillens.runs.layout import Run
-from distillens.study.networks import StudyContext, network_logits
+from distillens.study.context import StudyContext
+from distillens.study.networks import network_logits
 from distillens.study.normalisations import between, choose_scales
 from distillens.study.reading import parse_recipe, read_recipe
 from distillens.study.students import StudentTeachers

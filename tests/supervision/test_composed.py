@@ -22,7 +22,7 @@ from distillens.models import digest_file
 from distillens.results.training import Cell
 from distillens.runs.layout import Run
 from distillens.study import parse_recipe
-from distillens.study.summary import rows
+from distillens.study.outcome import rows
 from distillens.supervision import (
     AveragedTeacher,
     CotrainedTeacher,

@@ -41,7 +41,7 @@ from distillens.results.complexity import (
     TemperaturePoint,
 )
 from distillens.runs.layout import NetworkFiles
-from distillens.study.networks import StudyContext
+from distillens.study.context import StudyContext
 from distillens.study.recipe import ComplexityRecipe
 from distillens.study.teacher import StudyTeacher
 from distillens.training import predict

@@ -21,7 +21,8 @@ from distillens.results.training import Cell, NetworkId, StudyResult
 from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import OpenRun
-from distillens.study.networks import StudyContext, network_logits
+from distillens.study.context import StudyContext
+from distillens.study.networks import network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher, prepare_teacher

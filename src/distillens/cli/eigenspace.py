@@ -79,7 +79,7 @@ def eigenspace_command(
     refuse_student(student)
     if seed is not None:
         raise RecipeError("--seed was replaced by --pair-seed")
-    from distillens.analyses.eigenspace import EigenspaceTask, measure_eigenspace
+    from distillens.analyses.eigenspace.dynamics import EigenspaceTask, measure_eigenspace
     from distillens.progress import terminal
     from distillens.report import eigenspace_table, write_eigenspace
     from distillens.results.base import to_json

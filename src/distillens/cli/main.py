@@ -162,8 +162,8 @@ def _run_language(recipe: str, overrides: list[str], out: Path | None, as_json: 
     from distillens.progress import terminal
     from distillens.report import language_table
     from distillens.results.base import to_json
-    from distillens.study.language import run_language
-    from distillens.study.language_recipe import read_language_recipe
+    from distillens.study.language_models.recipe import read_language_recipe
+    from distillens.study.language_models.study import run_language
 
     parsed = read_language_recipe(recipe, overrides)
     folder = out if out is not None else _default_folder(parsed.name)

@@ -18,7 +18,8 @@ import torch
 from distillens.errors import RecipeError, RunError
 from distillens.forward.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.results.training import Cell, Trial
-from distillens.study.networks import StudyContext, read_epochs
+from distillens.study.context import StudyContext
+from distillens.study.networks import read_epochs
 from distillens.study.students import Done, Spread, Student
 from distillens.study.teacher import StudyTeacher
 from distillens.study.worker import train_in_worker

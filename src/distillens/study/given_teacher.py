@@ -21,7 +21,8 @@ from distillens.measures.confidence.columns import column_order
 from distillens.measures.statistics.intervals import wilson_interval
 from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights
 from distillens.runs.read import read_arrays
-from distillens.study.networks import StudyContext, predict_splits
+from distillens.study.context import StudyContext
+from distillens.study.networks import predict_splits
 from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy
 

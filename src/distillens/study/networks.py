@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from distillens.data import Batches, Normalisation, Splits, load_splits
 from distillens.errors import CheckpointError, DivergenceError, RunError
 from distillens.files.atomic import write_atomically
 from distillens.models import (
     ModelRecipe,
-    build_model,
     count_parameters,
     digest_file,
-    load_weights,
 )
-from distillens.progress import Progress, silent
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cell, Trial
-from distillens.runs.layout import NetworkFiles, Run
+from distillens.runs.layout import NetworkFiles
 from distillens.runs.read import read_arrays
-from distillens.study.normalisations import InputScale, Role, between, choose_scales
-from distillens.study.recipe import Recipe
+from distillens.study.context import StudyContext
+from distillens.study.normalisations import Role
 from distillens.supervision import Supervision, cross_entropy, squared_error
 from distillens.training import (
     EpochRecord,
     History,
     Hook,
-    Steps,
     Training,
     TrainingRecipe,
     accelerator_for,
@@ -46,97 +40,6 @@ from distillens.training import (
     read_history,
     tracking,
 )
-
-
-@dataclass(frozen=True)
-class StudyContext:
-    """What all networks of a study share."""
-
-    recipe: Recipe
-    run: Run
-    splits: Splits
-    scales: Mapping[str, InputScale]
-    """What the inputs of "teacher" and "student" are normalised with, and what "data" says."""
-    accelerator: Accelerator
-    progress: Progress
-    trust_code: bool
-    tracked: Steps = field(default_factory=Steps)
-    """Epochs of all networks that trackers have seen."""
-
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        run: Run,
-        accelerator: Accelerator,
-        trust_code: bool,
-        progress: Progress = silent,
-    ) -> StudyContext:
-        """Load the data of a recipe, for the run that it makes."""
-        splits = load_splits(recipe.data)
-        scales = choose_scales(recipe, run, splits.train, trust_code=trust_code)
-        return cls(recipe, run, splits, scales, accelerator, progress, trust_code)
-
-    def normalisation_of(self, role: Role) -> Normalisation | None:
-        """Return what a network's inputs are normalised with; None leaves them as they are."""
-        return self.scales[role].normalisation
-
-    def on_student_inputs(self, teacher: nn.Module) -> nn.Module:
-        """Return the teacher as a network that takes inputs normalised as the student's."""
-        mine, theirs = (self.normalisation_of(role) for role in ("student", "teacher"))
-        return between(mine, theirs, teacher)
-
-    @property
-    def main(self) -> bool:
-        """Whether this process is the one that writes; under a launcher there are several."""
-        return self.accelerator.is_main_process
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of every network: one for two classes, else one a class."""
-        classes = len(self.splits.train.classes)
-        return 1 if classes == 2 else classes
-
-    @property
-    def top_k(self) -> int | None:
-        """How many teacher logits are kept, where that is fewer than all."""
-        asked = self.recipe.cache_top_k
-        return asked if asked is not None and asked < self.outputs else None
-
-    def build(self, model: ModelRecipe, seed: int, role: Role = "student") -> nn.Module:
-        """Build a freshly initialised network for these examples."""
-        train = self.splits.train
-        return build_model(
-            model,
-            train.input_shape,
-            self.outputs,
-            seed=seed,
-            vocabularies=train.vocabularies,
-            normalisation=self.scales[role].numbers,
-            trust_code=self.trust_code,
-        )
-
-    def load(
-        self, model: ModelRecipe, files: NetworkFiles, epoch: int, role: Role = "student"
-    ) -> nn.Module:
-        """Build a network with the weights that it had after an epoch."""
-        network = self.build(model, 0, role)
-        load_weights(files.kept_weights(epoch), network)
-        return network.to(self.accelerator.device).eval()
-
-    def batches(self, training: TrainingRecipe, seed: int, role: Role = "student") -> Batches:
-        """Return the training batches in the order of a seed, normalised for a network."""
-        return Batches(
-            self.splits.train,
-            training.batch_size,
-            normalisation=self.normalisation_of(role),
-            augmentation=self.recipe.data.augmentation,
-            seed=seed,
-            device=self.accelerator.device,
-            channels_last=True,
-            rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
 
 
 def train_network(

@@ -21,8 +21,8 @@ from distillens.runs.folder import check_folder, latest_recipe, locked, open_run
 from distillens.runs.layout import Run, slug
 from distillens.runs.open import OpenRun, check_fingerprint, read_training
 from distillens.runs.read import read_data
+from distillens.study.context import StudyContext
 from distillens.study.given_teacher import GivenTeacher
-from distillens.study.networks import StudyContext
 from distillens.study.normalisations import InputScale
 from distillens.study.outcome import Outcome
 from distillens.study.provenance import now

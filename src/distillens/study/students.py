@@ -13,9 +13,9 @@ from distillens.errors import DistillensError
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.results.training import Cell, Trial
 from distillens.runs.layout import NetworkFiles
+from distillens.study.context import StudyContext
 from distillens.study.networks import (
     OneOfSeveral,
-    StudyContext,
     read_cell,
     read_trial,
     train_network,

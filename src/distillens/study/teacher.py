@@ -20,6 +20,7 @@ from distillens.runs.folder import find_run
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import check_fingerprint
 from distillens.runs.read import read_data, read_json
+from distillens.study.context import StudyContext
 from distillens.study.given_teacher import (
     GivenTeacher,
     given_digest,
@@ -27,7 +28,6 @@ from distillens.study.given_teacher import (
     read_given_teacher,
 )
 from distillens.study.networks import (
-    StudyContext,
     network_logits,
     read_cell,
     train_network,

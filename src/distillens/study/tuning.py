@@ -17,7 +17,8 @@ from distillens.files.atomic import write_atomically
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cell, Trial, TunedRate, Tuning
 from distillens.runs.layout import Run
-from distillens.study.networks import StudyContext, read_trial
+from distillens.study.context import StudyContext
+from distillens.study.networks import read_trial
 from distillens.study.recipe import Recipe
 from distillens.study.students import Spread, Student, one_by_one
 from distillens.study.teacher import StudyTeacher

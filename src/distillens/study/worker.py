@@ -11,7 +11,7 @@ from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import Run
 from distillens.runs.open import check_fingerprint
 from distillens.runs.read import read_data
-from distillens.study.networks import StudyContext
+from distillens.study.context import StudyContext
 from distillens.study.reading import read_recipe
 from distillens.study.students import Student, train_student
 from distillens.study.teacher import prepare_teacher

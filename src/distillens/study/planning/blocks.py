@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
-from distillens.study.networks import StudyContext
+from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.supervision import SupervisionEntry, parts_of
 from distillens.supervision.recipe import Schedules

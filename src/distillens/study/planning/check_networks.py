@@ -13,7 +13,7 @@ from distillens.data import Examples
 from distillens.models import ModelRecipe, count_parameters
 from distillens.results.check import CheckedData, CheckedNetwork, RecipeCheck, RunEstimate
 from distillens.runs.layout import Run
-from distillens.study.networks import StudyContext
+from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role, described
 from distillens.study.planning.check import Findings
 from distillens.study.planning.disk import bytes_there

@@ -10,7 +10,7 @@ from torch import nn
 
 from distillens.models.weights import state_bytes
 from distillens.runs.layout import NetworkFiles
-from distillens.study.networks import StudyContext
+from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.study.students import Student
 from distillens.study.teacher import TEACHER

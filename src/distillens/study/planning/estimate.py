@@ -20,7 +20,8 @@ from distillens.forward.device_errors import peak_host_memory
 from distillens.models import ModelRecipe
 from distillens.results.check import PlannedWork, RunEstimate
 from distillens.runs.records import read_records
-from distillens.study.networks import StudyContext, read_epochs
+from distillens.study.context import StudyContext
+from distillens.study.networks import read_epochs
 from distillens.study.normalisations import Role
 from distillens.study.planning.blocks import Block, read_blocks
 from distillens.study.planning.disk import PlannedNetwork, disk_use, planned_networks

@@ -13,7 +13,8 @@ from distillens.files.paths import user_path
 from distillens.results.check import RunPlan
 from distillens.runs.folder import check_folder
 from distillens.runs.layout import Run, slug
-from distillens.study.networks import StudyContext, read_epochs
+from distillens.study.context import StudyContext
+from distillens.study.networks import read_epochs
 from distillens.study.normalisations import Role
 from distillens.study.planning.disk import PlannedNetwork, bytes_there, planned_networks
 from distillens.study.planning.estimate import (

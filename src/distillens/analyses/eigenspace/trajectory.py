@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from distillens.analyses.layers import LayerInputs, layer_inputs, weight_matrix
+from distillens.analyses.eigenspace.layers import LayerInputs, layer_inputs, weight_matrix
 from distillens.data import Examples, Normalisation
 from distillens.errors import RunError
 from distillens.measures import prediction_targets, teacher_targets
@@ -21,7 +21,7 @@ from distillens.measures.eigenspace import Directions, input_directions, project
 from distillens.models import ModelRecipe, load_state, load_weights
 from distillens.results.eigenspace import Projected
 from distillens.runs.layout import NetworkFiles
-from distillens.study.networks import StudyContext
+from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.training import predict
 

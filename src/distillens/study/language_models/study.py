@@ -30,12 +30,12 @@ from distillens.results.language import LanguageModelResult, LanguageStudy, Toke
 from distillens.runs.folder import locked, open_run
 from distillens.runs.layout import NetworkFiles, Run, slug
 from distillens.runs.read import read_json
-from distillens.study.language_recipe import (
+from distillens.study.language_models.recipe import (
     LanguagePart,
     LanguageRecipe,
     language_recipe_of_today,
 )
-from distillens.study.token_outputs import (
+from distillens.study.language_models.token_outputs import (
     count_tokens,
     evaluate_tokens,
     first_tokens,
@@ -63,7 +63,7 @@ def run_language(
     Parameters
     ----------
     recipe
-        See `distillens.study.language_recipe`.
+        See `distillens.study.language_models.recipe`.
     out
         The run folder; by default ``runs/<name of the recipe>``.
     progress

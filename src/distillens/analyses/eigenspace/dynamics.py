@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distillens.analyses.comparable import check_comparable
-from distillens.analyses.layers import find_layer
-from distillens.analyses.network_course import NetworkCourse, alike, check_checkpoints
+from distillens.analyses.eigenspace.layers import find_layer
+from distillens.analyses.eigenspace.repetitions import check_comparable
+from distillens.analyses.eigenspace.trajectory import NetworkCourse, alike, check_checkpoints
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
 from distillens.errors import MeasureError, ModelError, RunError, nearest
@@ -44,7 +44,8 @@ from distillens.results.eigenspace import BiasSummary, Eigenspace, PairBias, Pro
 from distillens.runs.folder import find_run, latest_recipe
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import OpenRun
-from distillens.study.networks import StudyContext, read_cell, weights_digest
+from distillens.study.context import StudyContext
+from distillens.study.networks import read_cell, weights_digest
 from distillens.study.normalisations import Role
 from distillens.study.provenance import own_version
 from distillens.study.reading import read_recipe

@@ -1,0 +1,1 @@
+"""Learning along the eigenvectors of a layer's inputs, for runs that repeat one recipe."""

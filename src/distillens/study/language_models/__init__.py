@@ -1,0 +1,1 @@
+"""Studies of language models: training, audits and results of next tokens."""
