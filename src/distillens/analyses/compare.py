@@ -57,7 +57,7 @@ def compare(
 
 def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
     rows = {row.position: row for row in run.result.rows}
-    one_hot = next((row for row in run.result.rows if row.is_baseline), None)
+    one_hot = next((row for row in run.result.rows if row.kind == "one-hot"), None)
     model = run.teacher.model
     found = []
     for position, entry in enumerate(run.recipe.supervisions):
