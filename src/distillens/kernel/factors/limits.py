@@ -40,7 +40,7 @@ class Limits:
     streamed_numbers: int = 2**24
     """Numbers of streamed gradients that exist at a time."""
     streamed_inputs: int = 2**20
-    """Numbers of inputs that exist at a time while gradients are streamed, if a layer has to make them."""
+    """Numbers of inputs that a layer makes at a time while its gradients are streamed."""
     seconds_between_marks: float = 5.0
     """Time between two records of a store's progress."""
     reserve_setup: bool = True
