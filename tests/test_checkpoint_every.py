@@ -316,7 +316,7 @@ def test_a_missing_epoch_is_named_with_those_that_are_there(
         "--out", run.folder.parent / "new",
     )  # fmt: skip
     assert "epochs 0, 2, 4 and 5" in line
-    line = refused(capsys, "complexity", run.folder, "epochs=[1]")
+    line = refused(capsys, "measure", run.folder, "complexity", "epochs=[1]")
     assert "epochs 0, 2 and 3" in line
 
 

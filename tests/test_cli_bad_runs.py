@@ -162,19 +162,20 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "report: record cut": (
         "report", each("analyses/confidence-*/record.json", cut), "is not a AnalysisRecord",
     ),
-    "report: no points": (
-        "report", lambda run: shutil.rmtree(run / "points"), "points.* cannot be read",
+    "report: points cut": (
+        "report", each("analyses/confidence-*/points-01*-test.npz", cut), "cannot be read",
     ),
-    "report: points cut": ("report", each("points/01*-test.npz", cut), "cannot be read"),
     "report: points of zeros": (
-        "report", each("points/01*-test.npz", lambda f: holds(f, bytes(99))), "cannot be read",
+        "report",
+        each("analyses/confidence-*/points-01*-test.npz", lambda f: holds(f, bytes(99))),
+        "cannot be read",
     ),
     "export: no recipe": ("export", gone("recipe.yaml"), "no recipe.yaml"),
-    "export: recipe cut": ("export", holds("recipe.yaml", b"name: [a\n"), "no readable YAML"),
-    "export: recipe of bytes": ("export", holds("recipe.yaml", b"\xff\0"), "no readable YAML"),
-    "export: recipe of a list": ("export", holds("recipe.yaml", b"- a"), "holds a list"),
+    "export: recipe cut": ("export", holds("recipe.yaml", b"name: [a\n"), "cannot be read"),
+    "export: recipe of bytes": ("export", holds("recipe.yaml", b"\xff\0"), "cannot be read"),
+    "export: recipe of a list": ("export", holds("recipe.yaml", b"- a"), "is no recipe"),
     "export: recipe without student": (
-        "export", holds("recipe.yaml", b"name: a"), "Field required|missing|needs",
+        "export", holds("recipe.yaml", b"name: a"), "is no recipe",
     ),
     "export: results cut": ("export", cut("results.json"), "is not a StudyResult"),
     "export: no data": ("export", gone("data.json"), "data.json is missing; run"),
@@ -203,7 +204,11 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "run: results cut": ("run", cut("results.json"), "is not a StudyResult"),
     "run: teacher's cell cut": ("run", cut("teacher/cell.json"), "is not a Cell"),
     "run: teacher's cell of bytes": ("run", holds("teacher/cell.json", b"\xff"), "is not a Cell"),
-    "run: teacher's logits gone": ("run", gone("teacher/logits.npz"), "cannot be read"),
+    "run: teacher's logits gone": (
+        "run",
+        both(gone("teacher/logits.npz"), each("analyses/confidence-*/record.json", gone)),
+        "cannot be read",
+    ),
     "run: student's cell cut": ("run", cut(f"{STUDENT}/cell.json"), "is not a Cell"),
     "run: student's logits cut": (
         "run", both(gone("results.json"), cut(f"{STUDENT}/logits.npz")), "cannot be read",
@@ -371,7 +376,7 @@ def swapped(run: Path) -> None:
 TEACHERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda run: run / "none", "is no run folder"),
     "a file": (lambda run: run / "recipe.yaml", "is no run folder"),
-    "of other data": (teacher_of(seed=1), "was trained on other data"),
+    "of other data": (teacher_of(seed=1), "are not those that"),
     "with a given teacher": (without_teacher, "trained no teacher"),
     "unfinished": (spoilt(gone("teacher/cell.json")), "is not finished"),
     "recipe damaged": (spoilt(holds("recipe.yaml", b"name: [a\n")), "no readable YAML"),

@@ -105,7 +105,7 @@ def test_every_command_says_that_the_environment_asks_for_cuda_in_vain(
         refused(capsys, "run", recipe, "--out", new),
         refused(capsys, "run", recipe, "--plan", "--out", new),
         refused(capsys, "run", recipe, "--out", run),
-        refused(capsys, "audit", run, "--out", new),
+        refused(capsys, "measure", run, "confidence"),
         refused(capsys, "eigenspace", run, "--out", new),
     ):
         assert "ACCELERATE_TORCH_DEVICE is 'cuda:1', but torch sees no CUDA device" in line

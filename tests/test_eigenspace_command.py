@@ -236,7 +236,7 @@ def test_inputs_that_do_not_fit_into_memory_name_what_would(
         (("--bottom", "20"), "no range such as 20-60"),
         (("--bottom", "10-20"), "make no pairs"),
         (("--pairs", "0"), "0 pairs were asked for"),
-        (("--seed", "-1"), "seed of the pairs is -1"),
+        (("--pair-seed", "-1"), "seed of the pairs is -1"),
     ],
 )
 def test_mistakes_get_one_line(

@@ -187,14 +187,6 @@ def test_the_command_codes_labels_and_takes_a_column_of_targets(
     assert found.targets[1].target_size == pytest.approx(np.sqrt(np.mean(teacher**2)))
 
 
-def test_options_of_a_model_are_refused_beside_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, _, err = run(["complexity", str(tmp_path), "--vocabulary", "30"], capsys)
-    assert status == 2
-    assert "--vocabulary goes with --model" in err
-
-
 def test_arrays_of_another_byte_order_are_the_same(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +225,7 @@ def test_the_plan_computes_nothing(
         ),
         (["--targets", "y=HERE/words.npy"], "labels are integers, targets are floats"),
         (["--targets", "y=HERE/labels.npy", "--max-memory", "-1"], "--max-memory is -1"),
-        (["examples=5", "--targets", "y=HERE/labels.npy"], "'examples=5' stands where a run"),
+        (["examples=5", "--targets", "y=HERE/labels.npy"], "measure RUN complexity"),
         ([], "at least one --targets"),
     ],
 )
@@ -251,7 +243,7 @@ def test_bad_options_are_one_line(
     assert len(err.strip().splitlines()) == 1
 
 
-def test_neither_run_nor_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(["complexity"], capsys)
     assert (status, json.dumps(err.count("\n"))) == (2, "1")
-    assert "either a run or --model" in err
+    assert "give --model, --weights, --inputs, --classes" in err

@@ -276,12 +276,12 @@ def test_somebody_elses_run_cannot_point_outside_itself(
 
     folder = tmp_path / "copied"
     shutil.copytree(finished[0], folder)
-    results = folder / "confidence.json"
-    content = json.loads(results.read_text())
+    (record,) = folder.glob("analyses/confidence-*/record.json")
+    content = json.loads(record.read_text())
     np.savez(tmp_path / "secret.npz", x=np.zeros(1), y=np.zeros(1), who=np.zeros(1))
-    content["students"][0]["points"]["test"] = "../secret.npz"
-    results.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="lies outside the run"):
+    content["result"]["students"][0]["points"]["test"] = "../../../secret"
+    record.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="lies outside the record"):
         distillens.write_report(folder)
 
 

@@ -328,7 +328,7 @@ def test_squared_error_and_two_classes(tmp_path: Path) -> None:
                 (run / "data.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
             ),
             RunError,
-            "are not those of",
+            "are not those that",
         ),
     ],
 )

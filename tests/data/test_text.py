@@ -187,7 +187,7 @@ def test_parquet_with_named_labels_is_text_too(tmp_path: Path) -> None:
     splits = load_splits(recipe_of(tmp_path, text_column="text", label_column="verdict"))
     assert splits.train.classes == ("no", "yes")
     assert splits.test.labels.tolist() == [label for _, label in sentences(6, 1)]
-    with pytest.raises(DataError, match=r"2 columns would do .* set data.label_column"):
+    with pytest.raises(DataError, match=r"3 columns would do .* set data.label_column"):
         load_splits(recipe_of(tmp_path))
 
 

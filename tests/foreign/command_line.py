@@ -383,4 +383,4 @@ def test_json_of_a_run_stands_alone_on_the_output(
         command("measure", tmp_path / "run", "complexity", "examples=16", "epochs=[0]", "--json")
         == 0
     )
-    assert json.loads(capsys.readouterr().out)["examples"] == 16
+    assert json.loads(capsys.readouterr().out)["result"]["examples"] == 16

@@ -20,6 +20,7 @@ from distillens.report import markdown_table
 from distillens.results.training import StudyResult, Trial
 from distillens.runs.layout import Run
 from distillens.runs.read import read_arrays
+from distillens.runs.open import OpenRun
 from distillens.study import parse_recipe
 from distillens.study.tuning import _select
 
@@ -76,9 +77,8 @@ def test_no_choice_reads_test_labels(tuned: dict[str, Any], tmp_path: Path) -> N
     assert losses[0] == losses[1]
     bold = [[line for line in markdown_table(one).splitlines() if "**" in line] for one in made]
     assert [line[0].split("|")[1] for line in bold] == [bold[0][0].split("|")[1]] * 2
-    recipe = parse_recipe(tuned)
-    picks = [choose(recipe, one, None, None) for one in made]
-    assert (picks[0].place, picks[0].cell.seed) == (picks[1].place, picks[1].cell.seed)
+    picks = [choose(OpenRun.open(tmp_path / name), None, None) for name in ("right", "random")]
+    assert picks[0].cell.id == picks[1].cell.id
 
 
 def test_a_student_has_the_rate_that_was_best_on_validation(

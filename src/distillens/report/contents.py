@@ -114,11 +114,7 @@ def _result(record: StoredRecord | None, kind: type[T]) -> T | None:
 def _points(record: StoredRecord, confidence: Confidence) -> list[dict[str, Points]]:
     """Return the points of each student by split; those whose file is missing are left out."""
     return [
-        {
-            split: record.arrays(name)
-            for split, name in student.points.items()
-            if (record.folder / f"{name}.npz").is_file()
-        }
+        {split: record.arrays(name) for split, name in student.points.items() if record.has(name)}
         for student in confidence.students
     ]
 

@@ -54,14 +54,22 @@ class StoredRecord:
         text = json.dumps(self.content.result)
         return from_json(kind, text, str(self.folder / RECORD), MEASURE_AGAIN)
 
+    def has(self, name: str) -> bool:
+        """Say whether there is something under the name of an npz file."""
+        return (self.folder / f"{name}.npz").exists()
+
     def arrays(self, name: str) -> dict[str, NDArray]:
         """Return the arrays of an npz file of the record.
 
         Raises
         ------
         RunError
-            The file is missing or damaged.
+            The file is missing or damaged, or lies outside the record.
         """
+        if Path(name).name != name:
+            raise RunError(
+                f"{name!r} of {self.folder / RECORD} lies outside the record; not opened"
+            )
         return read_arrays(self.folder / f"{name}.npz", MEASURE_AGAIN)
 
 

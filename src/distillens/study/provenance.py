@@ -23,8 +23,8 @@ def provenance(began: datetime, seconds: float, fingerprint: str, teacher: str) 
     """Describe this process and what it worked on."""
     return Provenance(
         command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),  # noqa: PTH119
-        started=began.isoformat(timespec="seconds"),
-        finished=now().isoformat(timespec="seconds"),
+        started=began.isoformat(timespec="milliseconds"),
+        finished=now().isoformat(timespec="milliseconds"),
         seconds=seconds,
         versions={"python": platform.python_version(), **_versions()},
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

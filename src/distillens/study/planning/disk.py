@@ -25,8 +25,9 @@ STATE_BYTES, TENSOR_BYTES = 15_000, 250
 NPY_BYTES = 128
 """Of the header of a block of logits."""
 
-POINT_BYTES = 9
-"""Of an example in the points of a deviation plot: two numbers and a byte."""
+POINT_BYTES, AUDIT_BYTES = 10, 33_000
+"""Of an example in the points of a confidence plot (two numbers and two bytes), and of the audit of a
+student in the record of the confidence analysis."""
 
 REPORT_BYTES, NETWORK_BYTES = 5_000_000, 7_000
 """Of the report, which holds the program that draws it, and of each network in the JSON files."""
@@ -122,7 +123,7 @@ def disk_use(
     width = context.outputs if context.top_k is None else 2 * context.top_k + 1
     cells = max(1, sum(not each.trial for each in networks))
     students = sum(len(recipe.seeds_of(entry)) for entry in recipe.supervisions)
-    points = students * (train + test) * POINT_BYTES if recipe.deviation else 0
+    points = students * ((train + test) * POINT_BYTES + AUDIT_BYTES) if recipe.deviation else 0
     outputs = cells * (rows * context.outputs * 4 + NETWORK_BYTES) + points + REPORT_BYTES
     # Where it is trained here the teacher is one of the networks.
     if recipe.teacher.training is None and recipe.teacher.run is None:
