@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from distillens.report.figures.points import Points
 from distillens.results.complexity import ComplexityCurves
@@ -27,11 +27,11 @@ class Contents:
     complexity
         The curves of the newest record of the analysis "complexity".
     confidence
-        The newest record of the analysis "confidence"; None if it was not made.
+        The newest measurement of each student by the analysis "confidence"; None if there is none.
     points
         For each student of ``confidence`` the arrays of the confidence plot by split.
     over_training, kernels
-        The newest records of these analyses.
+        The newest measurement of each student by these analyses.
     additions
         What was added to the run after it had been finished.
     records
@@ -60,19 +60,26 @@ class Contents:
             A record is damaged.
         """
         records = run.records()
-        newest = {one.content.analysis: one for one in records}
-        curves, confidence = newest.get("complexity"), newest.get("confidence")
-        audited = None if confidence is None else confidence.result(Confidence)
+        curves = [one for one in records if one.content.analysis == "complexity"][-1:]
+        confidence = _newest_of_each(records, "confidence", Confidence)
+        over_training = _newest_of_each(records, "over-training", OverTraining)
+        kernels = _newest_of_each(records, "kernels", Kernels)
+        others = {one.content.analysis: one for one in records}
+        shown = [*curves]
+        for each in (confidence, over_training, kernels):
+            shown += [] if each is None else each.records
+        shown += [one for name, one in others.items() if name not in _KNOWN]
+        names = {one.name for one in shown}
         return cls(
             run.result,
-            complexity=() if curves is None else (curves.result(ComplexityCurves),),
-            confidence=audited,
-            points=() if confidence is None or audited is None else _points(confidence, audited),
-            over_training=_result(newest.get("over-training"), OverTraining),
-            kernels=_result(newest.get("kernels"), Kernels),
+            complexity=tuple(one.result(ComplexityCurves) for one in curves),
+            confidence=None if confidence is None else confidence.result,
+            points=() if confidence is None else _points(confidence),
+            over_training=None if over_training is None else over_training.result,
+            kernels=None if kernels is None else kernels.result,
             additions=run.additions,
-            records=_names(newest.values()),
-            earlier_records=_names([one for one in records if one not in newest.values()]),
+            records=tuple(one.name for one in records if one.name in names),
+            earlier_records=tuple(one.name for one in records if one.name not in names),
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -107,17 +114,50 @@ class Contents:
         return [f"not shown here: the earlier records {', '.join(self.earlier_records)}"]
 
 
-def _result(record: StoredRecord | None, kind: type[T]) -> T | None:
-    return None if record is None else record.result(kind)
+_KNOWN = ("complexity", "confidence", "over-training", "kernels")
 
 
-def _points(record: StoredRecord, confidence: Confidence) -> list[dict[str, Points]]:
+@dataclass(frozen=True)
+class _Joined(Generic[T]):
+    """The newest measurement of each student, and the record that it comes from."""
+
+    result: T
+    records: list[StoredRecord]
+    """For each student of the result."""
+
+
+def _newest_of_each(
+    records: Sequence[StoredRecord], analysis: str, kind: type[T]
+) -> _Joined[T] | None:
+    """Join the records of an analysis; of each student the newest one counts."""
+    results: list[tuple[StoredRecord, Any]] = [
+        (one, one.result(kind)) for one in records if one.content.analysis == analysis
+    ]
+    if not results:
+        return None
+    newest = {
+        (student.student, student.seed): (student, record)
+        for record, result in results
+        for student in result.students
+    }
+    used = {record.name for _, record in newest.values()}
+    notes = dict.fromkeys(
+        note
+        for record, result in results
+        if record.name in used or record is results[-1][0]
+        for note in getattr(result, "notes", ())
+    )
+    last = results[-1][1]
+    more = {"notes": tuple(notes)} if hasattr(last, "notes") else {}
+    joined = replace(last, students=tuple(student for student, _ in newest.values()), **more)
+    sources = [record for _, record in newest.values()]
+    return _Joined(joined, sources or [results[-1][0]])
+
+
+def _points(confidence: _Joined[Confidence]) -> list[dict[str, Points]]:
     """Return the points of each student by split; those whose file is missing are left out."""
+    pairs = zip(confidence.result.students, confidence.records, strict=False)
     return [
         {split: record.arrays(name) for split, name in student.points.items() if record.has(name)}
-        for student in confidence.students
+        for student, record in pairs
     ]
-
-
-def _names(records: Iterable[StoredRecord]) -> tuple[str, ...]:
-    return tuple(one.name for one in records)
