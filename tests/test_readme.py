@@ -52,7 +52,7 @@ def test_python_blocks_run() -> None:
     for block in found:
         exec(compile(block, "README.md", "exec"), names)  # the README is ours
     assert names["value"].residual < 1e-8
-    assert names["result"].examples == 24
+    assert names["audit"].splits[0].examples == 24
 
 
 def test_yaml_blocks_are_recipes() -> None:
