@@ -1,4 +1,4 @@
-"""Batches: from examples to what a network sees at a step."""
+"""Batches of examples: augmented and normalised inputs of training steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LabelRange:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network and a supervision see at a step.
+    """The inputs of a network and a supervision at a step.
 
     Attributes
     ----------
@@ -104,12 +104,12 @@ class Batch:
         return {name: change(values) for name, values in self.further.items()}
 
     def labels_are_known(self) -> bool:
-        """Say whether all labels count and their range is known, without a look at them."""
+        """Return whether all labels count and their range is known, without a look at them."""
         known = self.label_range
         return self.mask is None and known is not None and known.labels is self.labels
 
     def labels_are_classes(self, classes: int) -> bool:
-        """Say whether all labels are known to be classes that count, without a look at them.
+        """Return whether all labels are known to be classes that count, without a look at them.
 
         Raises
         ------
@@ -169,7 +169,7 @@ class Batch:
 
 
 class EpochSource(Protocol):
-    """What the training loop reads: ``len`` steps an epoch, and the batches of one.
+    """The source of the training loop: ``len`` steps per epoch, and the batches of an epoch.
 
     A source whose batches also depend on a random state of its own has two more methods,
     ``state_dict()`` and ``load_state_dict(state)``, of tensors, numbers and strings. The training
@@ -185,7 +185,7 @@ class EpochSource(Protocol):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation a channel, of inputs in [0, 1] for uint8 and raw for floats."""
+    """Mean and standard deviation of each channel, of inputs in [0, 1] for uint8 and raw for floats."""
 
     mean: Tensor
     deviation: Tensor
@@ -238,7 +238,7 @@ class Batches:
 
     On an accelerator the examples are held as they are stored, for example in uint8, together with the
     augmented images of the current epoch. Batches are gathered there; no step waits for the host.
-    Examples that do not fit are copied from the memory of the host at each step, and ``note`` says so.
+    Examples that do not fit are copied from host memory at each step, which ``note`` states.
 
     Parameters
     ----------
@@ -474,7 +474,7 @@ class OpenEpoch:
     ) -> Batch:
         """Return the batch of (B,) positions on the device.
 
-        ``indices`` are those of its examples. A batch without them has none: whoever needs them looks
+        ``indices`` are those of its examples. A batch without them has none: code that needs them looks
         its examples up by ``rows``.
         """
         return self._batches._batch(
@@ -487,7 +487,7 @@ class OpenEpoch:
         )
 
     def outline(self) -> Batch:
-        """Return a batch of no examples that says which epoch and which source it is from."""
+        """Return an empty batch with its epoch and its source."""
         return Batch(
             self.inputs[:0],
             self._held.labels[:0],
@@ -557,7 +557,7 @@ class LoaderBatches:
     steps_per_epoch
         Batches of an epoch. By default the length of the loader; required where it has none, for
         example for a `DataLoader` over an `IterableDataset`. A loader that yields more batches is
-        stopped after so many; the next epoch iterates over it anew.
+        stopped after this number; the next epoch iterates over it anew.
 
     Raises
     ------
@@ -644,7 +644,7 @@ class LoaderBatches:
             mask = counting_mask(labels, None)
             mask = None if mask is None else mask.to(self.device)
             inputs, labels = _tensor(item[0]).to(self.device), labels.to(self.device)
-            # -1 marks an example without a stable index; whoever needs one refuses it.
+            # -1 marks an example without a stable index; code that needs an index refuses it.
             indices = torch.full((len(labels),), -1)
             if len(item) == 3:
                 indices = stable_indices(item[2], len(labels))

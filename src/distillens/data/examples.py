@@ -79,7 +79,7 @@ class Examples:
         return copies[device]
 
     def is_on(self, device: torch.device) -> bool:
-        """Say whether these examples, or the copy that `on` made, are on a device."""
+        """Return whether these examples, or the copy that `on` made, are on a device."""
         device = torch.empty(0, device=device).device
         return self.labels.device == device or device in self._copies()
 
@@ -108,7 +108,7 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a study works on.
+    """Examples of a study.
 
     ``changed`` lists the training labels that noise replaced, ``tokenizers`` what made tokens of the
     sentences, each as the text of its ``tokenizer.json``.

@@ -55,7 +55,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """An array with a row an example, and the stable index of each row where it has one.
+    """An array with one row per example, and the stable index of each row if it has one.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def _single_spaces(path: Path, layout: CsvLayout) -> Any:
 
 
 def _is_too_large(column: Any) -> bool:
-    """Say whether a column of floats holds only whole numbers, of which one is no int64."""
+    """Return whether a column of floats holds only whole numbers, of which one is no int64."""
     from pyarrow import types
 
     if not types.is_floating(column.type) or column.null_count or not len(column):
@@ -336,7 +336,7 @@ def _index(
 
 
 def _identifies(column: Any) -> bool:
-    """Say whether a column holds unique integers or texts."""
+    """Return whether a column holds unique integers or texts."""
     from pyarrow import types
 
     kind = column.type

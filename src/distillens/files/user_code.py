@@ -123,8 +123,8 @@ def import_named(name: str, what: str, *, trusted: bool, folder: Path | None = N
     # Importing runs the module, which may end in any way.
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:160]
-        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise RecipeError(f"{failed}: it stops with {said}") from error
+        problem = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise RecipeError(f"{failed}: it stops with {problem}") from error
     found: Any = module
     for part in function.split("."):
         if not hasattr(found, part):

@@ -95,10 +95,10 @@ def certified_quadratic_form(
     ridge
         λ > 0, in the units of the kernel.
     product_error
-        How far the product may be off. A number e says ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
+        Error bound of the product. A number e states ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
         x; it needs an upper bound of ‖K‖₂ (``norm``, or that of the preconditioner). A callable
         takes X and the computed KX, both (N, m), and returns one bound of ‖computed Kx − Kx‖₂ a
-        column, (m,). 0 says that the product has no error at all.
+        column, (m,). 0 states that the product is exact.
     norm
         An upper bound of ‖K‖₂; the trace is one. An estimate by power iteration is not.
     preconditioner
@@ -153,7 +153,7 @@ def certified_quadratic_form(
         if len(open_M) == 0:
             break
         iteration.step()
-        # The recurrence's own residual says for nothing when a look at the true one is worth a
+        # The recurrence's own residual indicates for free when computing the true one is worth a
         # product; it drifts, so it proves nothing.
         free = columnwise(iteration.residual, iteration.residual) / ridge
         if preconditioner is not None:

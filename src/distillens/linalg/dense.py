@@ -93,9 +93,9 @@ class EigenSummary:
 def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
     """Factorise K = gram + ridge·I by Cholesky.
 
-    Rounding lets Cholesky pass on some singular matrices, so the condition is looked at as well:
+    Rounding lets Cholesky pass on some singular matrices, so the condition is checked as well:
     K counts as singular where its smallest eigenvalue is at most max(N, 100)·2.2e-16 times its
-    largest. A Gram that comes in float32 (or float16) carries that type's rounding, so there the
+    largest. A Gram given in float32 (or float16) has that type's rounding error, so there the
     share is at least that type's epsilon (1.2e-7).
 
     Parameters

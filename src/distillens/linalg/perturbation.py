@@ -31,7 +31,7 @@ class PerturbedValues:
 
     ``value`` is yᵀK⁻¹y. ``first_order`` is error·‖x‖²/value, the relative movement to first order;
     ``movement`` the rigorous one, the larger of (high − value)/value and (value − low)/value.
-    ``high`` and ``movement`` are infinite where K + ΔK may be singular. ``determined`` says where
+    ``high`` and ``movement`` are infinite where K + ΔK may be singular. ``determined`` is true where
     ``movement`` is at most ``DETERMINED``. The rounding of the solves is not in the interval:
     ``residual`` is the largest relative residual of the three.
     """

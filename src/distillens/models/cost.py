@@ -1,4 +1,4 @@
-"""What a model costs where it is used: multiply-adds, bytes and measured latency."""
+"""Inference cost of a model: multiply-adds, bytes and measured latency."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def measure_cost(
         Where to measure.
     batch
         Size of the larger batch; the smaller is always 1. Where it does not fit into memory it is
-        halved until it does; the result says which was measured.
+        halved until it does; the result contains the batch size that was measured.
     runs
         Forward passes timed for each batch size.
     vocabularies
@@ -98,9 +98,9 @@ def measure_cost(
             one = _milliseconds(lambda: measured(inputs[:1]), place, runs)
             batch, many = _largest(measured, inputs, place, runs)
     except (RuntimeError, ValueError, IndexError, AssertionError, MemoryError) as error:
-        said = translate(error, "one example of the model", "measure it on another device")
-        if said is not None:
-            raise said from error
+        message = translate(error, "one example of the model", "measure it on another device")
+        if message is not None:
+            raise message from error
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"the model cannot take inputs of shape {input_shape}: {text}") from None
     return Cost(

@@ -107,7 +107,7 @@ def _call(
 
 
 def _place(error: BaseException, builder: Builder) -> str:
-    """Return the last line of the user's own code that an error went through."""
+    """Return the last line of user code in the traceback of an error."""
     try:
         own = inspect.getfile(builder)
     except TypeError:

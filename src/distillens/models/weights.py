@@ -117,7 +117,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     if "TorchScript" in text:
         text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
     if isinstance(error, KeyError):
-        # Which key torch's reader lacked says nothing to the file's owner.
+        # The key that torch's reader lacked does not help the user.
         text = "it is neither safetensors nor a file of torch.save"
     return CheckpointError(f"{path} is no readable checkpoint: {text}")
 
@@ -128,7 +128,7 @@ OTHER_FILES = {
     b"<html": "a web page; download the file itself",
     b"\x1f\x8b": "compressed by gzip; decompress it first",
 }
-"""What lies under the name of a checkpoint after a failed download, by its first bytes."""
+"""Contents that failed downloads leave in checkpoint files, by their first bytes."""
 
 
 def _refusal(path: Path) -> str:

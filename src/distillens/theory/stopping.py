@@ -1,7 +1,7 @@
 """The best time to stop a teacher, a student of a given teacher, and a whole line of generations.
 
 Shapes: K directions, G generations. The risk is that of `theory.risk`. As a function of one stop time it
-may have several minima, so it is looked at on a grid of the logarithm of time and refined around
+may have several minima, so it is evaluated on a grid of the logarithm of time and refined around
 each of them.
 """
 

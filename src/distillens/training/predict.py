@@ -1,4 +1,4 @@
-"""What a network says of examples: logits on the un-augmented pictures."""
+"""Predictions: logits of a network on un-augmented inputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A layer of a network by name: its inputs, and its weight as a matrix that multiplies them.
 
-Shapes: N examples, M rows (N times the positions of a layer that has them), D values a row, H units,
-F values an example.
+Shapes: N examples, M rows (N times the positions of a layer that has them), D values per row, H units,
+F values per example.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def layer_inputs(
                 most = int(MOST_VALUES * len(batch.inputs) // part.numel())
                 raise MeasureError(
                     f"layer {name!r} takes {part.shape[0] // len(batch.inputs)} rows of "
-                    f"{part.shape[1]} values an example; of {len(examples)} examples they do not "
+                    f"{part.shape[1]} values per example; of {len(examples)} examples they do not "
                     f"fit into memory; give at most {most} examples"
                 )
             rows.append(part.cpu().numpy())

@@ -25,7 +25,7 @@ SPLIT_NAMES = {
 }
 """Splits, and the names under which they are found."""
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv")
-"""Of tables."""
+"""Endings of tables."""
 ROOT = "."
 """Name of the configuration whose files lie in the folder itself."""
 
@@ -42,7 +42,7 @@ Splits = dict[str, list[Path]]
 
 @dataclass(frozen=True)
 class _Part:
-    """A file and what its path says."""
+    """A file, with the split and configuration that its path names."""
 
     path: Path
     config: str
@@ -95,7 +95,7 @@ def _only(names: list[str], split: str, where: str) -> str:
 
 
 def has_tables(folder: Path) -> bool:
-    """Say whether a table lies anywhere below a folder."""
+    """Return whether a table lies anywhere below a folder."""
     return any(file.suffix.lower() in SUFFIXES for file in visible_files(folder))
 
 

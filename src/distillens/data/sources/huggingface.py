@@ -179,7 +179,7 @@ def read_labels(
     labels = {split: np.asarray(each) for split, each in cells.items()}
     listed = _label_file(path)
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
-    # Of several columns of numbers, the file names the classes of one.
+    # The file names the classes of one of several columns of numbers.
     if listed is not None and (len(fitting) == 1 or len(listed) == highest + 1):
         return name, labels, listed
     return name, labels, None
@@ -198,7 +198,7 @@ def _label_columns(features: Any) -> list[str]:
 
 
 def counts_examples(name: str) -> bool:
-    """Say whether a column of integers counts examples by its name, such as id or __index_level_0__.
+    """Return whether a column of integers counts examples by its name, such as id or __index_level_0__.
 
     Those named as numbers of classes, such as ``label_id``, do not.
     """

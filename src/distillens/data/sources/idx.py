@@ -34,7 +34,7 @@ class IdxFolder(PathSource):
         Raises
         ------
         DataError
-            A file is missing, damaged or shorter than its header says.
+            A file is missing, damaged or shorter than its header states.
         """
         folder = Path(self.path)
         images, labels = (

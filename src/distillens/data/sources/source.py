@@ -1,4 +1,4 @@
-"""What a source of examples is, and what sources share; imported without torch."""
+"""The contract of sources of examples, and code that they share; imported without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_UNNAMED = 100_000
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a recipe asks of every source.
+    """Settings of every source.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ def _files(folder: Path) -> dict[str, Path]:
         ]
         if len(there) > 1:
             raise DataError(
-                f"{folder} holds {there[0].name} and {there[1].name}; keep one file a split"
+                f"{folder} holds {there[0].name} and {there[1].name}; keep one file per split"
             )
         if there:
             found[split] = there[0]

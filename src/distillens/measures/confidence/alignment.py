@@ -67,7 +67,7 @@ def _checked_index(role: str, rows: Rows) -> NDArray:
     if index_N.shape != (len(rows.values),):
         raise MeasureError(
             f"the {role}'s index has shape {index_N.shape} for {len(rows.values)} rows; "
-            "give one index a row"
+            "give one index per row"
         )
     if index_N.dtype.kind == "O":
         texts = [one.decode() if isinstance(one, bytes) else str(one) for one in index_N.tolist()]

@@ -212,7 +212,7 @@ def _column(values: NDArray, role: str) -> NDArray:
     column = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if column.ndim != 1:
         raise MeasureError(
-            f"{role} have shape {values.shape}; give one value an example, shape (N,)"
+            f"{role} have shape {values.shape}; give one value per example, shape (N,)"
         )
     return np.asarray(column)
 

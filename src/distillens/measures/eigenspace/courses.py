@@ -80,7 +80,7 @@ class PredictionCourse:
 def project_predictions(
     predictions: ArrayLike, directions: Directions, targets: ArrayLike
 ) -> PredictionCourse:
-    """Show predictions over a training, and the target beside them, along a kernel's eigenvectors.
+    """Project predictions over a training, and the target, onto a kernel's eigenvectors.
 
     Parameters
     ----------

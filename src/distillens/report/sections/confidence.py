@@ -192,18 +192,18 @@ def _students(
     clouds = [
         clouds_of(student, by_split, limit) for student, by_split in _paired(students, points)
     ]
-    without = [name for name, drawn in zip(names, clouds, strict=True) if not drawn]
-    limits = shared_range([cloud for drawn in clouds for cloud in drawn])
+    without = [name for name, plotted in zip(names, clouds, strict=True) if not plotted]
+    limits = shared_range([cloud for plotted in clouds for cloud in plotted])
     place = next((k for k, one in enumerate(students) if one.student == first), 0)
     words = []
     if without:
-        text = f"The points of {listed(without)} are missing, so they are not drawn."
+        text = f"The points of {listed(without)} are missing, so they are not plotted."
         words.append(element("p", text, class_="missing"))
     blocks = []
-    for index, (student, drawn) in enumerate(zip(students, clouds, strict=True)):
+    for index, (student, plotted) in enumerate(zip(students, clouds, strict=True)):
         splits = student.audit.splits
         parts = [
-            _plots(index, drawn, colours.get(student.student, BLUE), limits),
+            _plots(index, plotted, colours.get(student.student, BLUE), limits),
             *(
                 element("p", f"{split.split}: {sentence}")
                 for split in splits

@@ -102,7 +102,7 @@ class FlowStudy:
 def flow_study(
     eigenvalues: Sequence[float] | None = None, progress: float = 0.9, generations: int = 5
 ) -> FlowStudy:
-    """Carry out the study.
+    """Run the study.
 
     Parameters
     ----------
