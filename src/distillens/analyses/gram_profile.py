@@ -158,7 +158,7 @@ def compare_kernels(
     inputs
         N examples that both take.
     outputs
-        Whose Grams are aligned: one output's, or for None the mean over outputs.
+        Outputs whose Grams are aligned: one output, or None for the mean over outputs.
 
     Raises
     ------

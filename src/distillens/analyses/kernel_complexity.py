@@ -1,6 +1,6 @@
 """Supervision complexity of a user's own model, data and targets, with a certified interval.
 
-Where the Gram fits, it is computed in float64 and factorised, and the interval says how far its own
+Where the Gram fits, it is computed in float64 and factorised, and the interval bounds how far its own
 rounding could move each value. Where it does not, the same form is solved by iteration on products
 with the kernel, within an interval that holds it.
 

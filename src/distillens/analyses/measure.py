@@ -44,7 +44,7 @@ def measure(
         Settings of the analysis, or some of their values; the others are those of the recipe, or the
         defaults.
     supervision, seed
-        Which students to measure; None leaves the choice to the analysis.
+        Students to measure; None leaves the choice to the analysis.
 
     Raises
     ------

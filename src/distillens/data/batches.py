@@ -54,7 +54,7 @@ class Batch:
     indices : Tensor
         (B,) int64 stable indices, on the CPU.
     epoch : int
-        Which the pictures are augmented for.
+        Epoch for which images are augmented.
     weight : float
         Factor of this batch's mean loss, so that the sum over micro-batches and the mean over
         processes is the mean over the global batch.
@@ -67,9 +67,9 @@ class Batch:
         Further inputs by name, (B, …) each, for example ``token_type_ids`` (B, T); a network gets those
         that its ``forward`` takes. None where the source of the batch has no such inputs.
     rows : Rows or None
-        Where its examples are among those of its source; None unless the source is held on the device.
+        Rows of its examples in its source; None unless the source is held on the device.
     label_range : LabelRange or None
-        What is known of the labels without a look at the device.
+        Known range of the labels, without reading them from the device.
     """
 
     inputs: Tensor
@@ -243,7 +243,7 @@ class Batches:
     Parameters
     ----------
     examples
-        What to draw from.
+        Examples of the batches.
     batch_size
         Size of the global batch.
     normalisation
@@ -251,9 +251,9 @@ class Batches:
     augmentation
         Applied before normalisation; images only.
     seed
-        Of the order; None keeps the order of the examples.
+        Seed of the order; None keeps the order of the examples.
     device
-        Where batches are wanted.
+        Device of the batches.
     channels_last
         Lay images out with channels last in memory.
     rank, processes
@@ -290,7 +290,7 @@ class Batches:
         self.rank = rank
         self.processes = processes
         self.note: str | None = None
-        """Why the examples are not held on an accelerator; None where they are, and on a CPU."""
+        """Reason why the examples are not held on an accelerator; None if they are, and on a CPU."""
         self._resident = resident
         self._changes = augmentation is not None and augmentation.changes
         self._epoch_inputs: tuple[int, Tensor] | None = None
@@ -550,7 +550,7 @@ class LoaderBatches:
         or ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
         Labels are integer class labels; those equal to -100 do not count, as in torch.
     device
-        Where batches are wanted.
+        Device of the batches.
     classes
         Number of classes. It is needed only for networks that return a tuple of which several
         elements can be the logits.
@@ -607,7 +607,7 @@ class LoaderBatches:
             return len(self.loader)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             raise DataError(
-                f"the loader {type(self.loader).__name__} has no length; say how many batches an "
+                f"the loader {type(self.loader).__name__} has no length; give the number of batches per "
                 "epoch has: LoaderBatches(loader, steps_per_epoch=...)"
             ) from None
 
@@ -661,7 +661,7 @@ class LoaderBatches:
         return state | {"loader.state_dict": own()} if callable(own) else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that :meth:`state_dict` returned."""
+        """Load a state that :meth:`state_dict` returned."""
         generators = dict(state)
         if "loader.state_dict" in generators:
             self.loader.load_state_dict(generators.pop("loader.state_dict"))  # type: ignore[attr-defined]

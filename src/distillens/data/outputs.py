@@ -141,7 +141,7 @@ def are_probabilities(values: Tensor) -> bool:
 
 
 def bare_logits(output: Any, whose: str = "the network") -> Tensor:
-    """Return the logits of an output where no labels say which shape they must have.
+    """Return the logits of an output if no labels determine their shape.
 
     (B,) becomes (B, 1), the form with one output.
 

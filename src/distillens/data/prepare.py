@@ -47,7 +47,7 @@ def split_off(examples: Examples, size: int, seed: int, what: str) -> tuple[Exam
     Raises
     ------
     DataError
-        Fewer than ``size + 1`` examples are there.
+        There are fewer than ``size + 1`` examples.
     """
     if not 0 < size < len(examples):
         raise DataError(

@@ -15,7 +15,7 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Rows:
-    """Which examples of a source a batch consists of, where the source is held on the device.
+    """Rows of a batch in its source, which is held on the device.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How a csv file is written: its encoding, delimiter, decimal sign, and whether it has a header."""
+"""The layout of a csv file: encoding, delimiter, decimal sign, and whether it has a header."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")
 _STATED_DELIMITER = re.compile(r"\"?sep=(.)\"?", re.I)
-"""What Excel writes and reads in the first line."""
+"""Delimiter statement of Excel in the first line."""
 
 
 @dataclass(frozen=True)
 class CsvLayout:
-    """How to read a csv file.
+    """The layout of a csv file.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ class CodePart(BaseModel):
 
     @property
     def code_folder(self) -> Path | None:
-        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
+        """Folder of ``module:function``, searched before Python's path; not part of the recipe."""
         return self._code_folder
 
     def look_in(self, folder: Path | None) -> None:
@@ -91,11 +91,11 @@ def import_named(name: str, what: str, *, trusted: bool, folder: Path | None = N
     name
         The module and a name in it, with a colon between.
     what
-        What it is to the recipe, for messages: "model" or "loss".
+        Word for messages: "model" or "loss".
     trusted
         Whether code that a recipe names may run.
     folder
-        Where to look first: the recipe's folder.
+        Folder that is searched first: the recipe's folder.
 
     Raises
     ------

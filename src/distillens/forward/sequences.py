@@ -41,7 +41,7 @@ class SequenceModel(nn.Module):
         A network of transformers whose output has ``logits``, for example from
         ``AutoModelForSequenceClassification`` or ``AutoModelForCausalLM``.
     tokenizer
-        Which row of (B, K, T) inputs the network reads.
+        Row of the (B, K, T) inputs that the network reads.
 
     Examples
     --------

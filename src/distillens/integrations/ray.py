@@ -204,7 +204,7 @@ def _end(tasks: list[ObjectRef]) -> None:
 
 @dataclass(frozen=True)
 class TaskShare:
-    """What each of the tasks that run at the same time is given."""
+    """Resources of each of the tasks that run at the same time."""
 
     cores: int
     gpus: float
@@ -212,7 +212,7 @@ class TaskShare:
 
     @property
     def tasks_on_a_gpu(self) -> int:
-        """How many tasks are given the same GPU."""
+        """Number of tasks that share a GPU."""
         return round(1 / self.gpus) if self.gpus else 0
 
 

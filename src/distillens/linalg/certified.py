@@ -58,7 +58,7 @@ class CertifiedValues:
 
     @property
     def converged(self) -> NDArray[np.bool_]:
-        """Which columns are as narrow as was asked for, (M,)."""
+        """Mask of the columns whose intervals are as narrow as requested, (M,)."""
         return np.array([why == "width" for why in self.stopped], dtype=bool)
 
 
@@ -188,7 +188,7 @@ def certified_quadratic_form(
 
 
 class _Ledger:
-    """What is known of each of the M columns so far, and whether it will do."""
+    """Current values of each of the M columns, and whether they suffice."""
 
     def __init__(self, start_M: Array, width: float) -> None:
         columns = len(start_M)

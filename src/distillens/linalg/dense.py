@@ -81,7 +81,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class EigenSummary:
-    """What the spectrum of a Gram looks like; condition is infinite where smallest ≤ 0."""
+    """Summary of the spectrum of a Gram; condition is infinite if smallest ≤ 0."""
 
     trace: float
     smallest: float
@@ -103,7 +103,7 @@ def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
     gram_NN
         A symmetric matrix, (N, N).
     ridge
-        What to add to each diagonal entry, in the units of the Gram.
+        Value added to each diagonal entry, in the units of the Gram.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def quadratic_form(factor: Factor, targets: ArrayLike) -> tuple[Array, float]:
     Parameters
     ----------
     factor
-        Of K, (N, N).
+        Factor of K, (N, N).
     targets
         y of shape (N,), or M of them as columns, (N, M).
 

@@ -137,13 +137,13 @@ def rp_cholesky(
     columns
         Takes row numbers (B,) and returns those columns of K, (N, B).
     diagonal
-        Of K, (N,).
+        Diagonal of K, (N,).
     rank
-        How many columns to use, 1 to N.
+        Number of columns to use, 1 to N.
     block
-        How many columns to ask for at once.
+        Number of columns requested at once.
     seed
-        Of the draws.
+        Seed of the sampling.
     column_error
         e with ‖computed columns − exact columns‖_F ≤ e·‖columns‖_F, for example 1e-6 where they
         come from float32. It goes into ``excess``.

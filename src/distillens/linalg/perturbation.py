@@ -1,4 +1,4 @@
-"""How far an error of the Gram itself can move yᵀK⁻¹y.
+"""Sensitivity of yᵀK⁻¹y to errors of the Gram itself.
 
 For a symmetric error ΔK with ‖ΔK‖₂ ≤ δ, K − δI ⪯ K + ΔK ⪯ K + δI. Where K − δI is positive definite
 (Weyl: where the smallest eigenvalue of K is above δ) the inverse turns the order round:
@@ -55,7 +55,7 @@ def perturbed_quadratic_form(factor: Factor, targets: ArrayLike, error: float) -
     Parameters
     ----------
     factor
-        Of K = gram + ridge·I, (N, N).
+        Factor of K = gram + ridge·I, (N, N).
     targets
         y of shape (N,), or M of them as columns, (N, M).
     error

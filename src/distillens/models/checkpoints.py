@@ -37,7 +37,7 @@ class Candidate:
     """A state dict of a checkpoint under the names that it might have in the network."""
 
     key: str
-    """Where it is nested, as a dotted path; empty for the checkpoint itself."""
+    """Dotted path in the checkpoint; empty for the checkpoint itself."""
     prefix: str
     """Removed from the names; entries without it are left out."""
     state: OrderedDict[str, Any]
@@ -97,20 +97,20 @@ def load_content(
     Parameters
     ----------
     content
-        What the checkpoint holds: named tensors, at any depth of mappings.
+        Content of the checkpoint: named tensors, at any depth of mappings.
     model
         The network; unchanged if an error is raised.
     where
         The file, for messages.
     key
-        Where the state dict is nested, as a dotted path; by default searched for.
+        Dotted path of the state dict; by default searched for.
     strip
         A prefix to remove from the names; by default found out.
 
     Returns
     -------
     str
-        What was done beyond ``load_state_dict``, in one line; empty if nothing was.
+        Note on steps beyond ``load_state_dict``, in one line; empty if there were none.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def try_state(model: nn.Module, state: Mapping[str, Any], own: Mapping[str, Any]
     """Return the outcome of a strict load of a state dict; the network keeps its weights.
 
     ``own`` is the network's state dict with its own tensors (``keep_vars=True``). Missing counters of
-    BatchNorm, and missing names of tensors that are there under another name, count as found.
+    BatchNorm, and missing names of tensors that exist under another name, count as found.
     """
     trial, recorded = Trial(), _Recorded()
 

@@ -52,14 +52,14 @@ def measure_cost(
     input_shape
         Shape of one input.
     device
-        Where to measure.
+        Device of the measurement.
     batch
         Size of the larger batch; the smaller is always 1. Where it does not fit into memory it is
         halved until it does; the result contains the batch size that was measured.
     runs
         Forward passes timed for each batch size.
     vocabularies
-        Of text, how many tokens each tokenizer knows: it is measured on sentences of full length.
+        For text: vocabulary size of each tokenizer; measured on sentences of full length.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def measure_cost(
     MeasureError
         ``batch`` or ``runs`` is below 1.
     ModelError
-        The model cannot take such inputs, or the device is not there.
+        The model cannot take such inputs, or the device does not exist.
     DeviceError
         The memory of the device does not hold one example.
     """

@@ -87,7 +87,7 @@ def pretrained_normalisation(
     Parameters
     ----------
     name, arguments
-        Of the model, as in a recipe.
+        Name of the model, as in a recipe.
     build
         Builds it; called for models of timm, which carry their ``pretrained_cfg``. Models of Hugging
         Face have a ``preprocessor_config.json`` in the folder of their weights.
@@ -294,7 +294,7 @@ def _check_vocabulary(name: str, config: Any, text: Text) -> None:
     }
     for what, (key, wanted) in known.items():
         has = getattr(config, key, None)
-        # Without a limit, some configurations say -1.
+        # Some configurations without a limit have -1.
         if has is not None and 0 <= has < wanted:
             raise ModelError(
                 f"model {name!r} knows {has} {what}, the data's tokenizer {text.tokenizer} makes "

@@ -20,7 +20,7 @@ EXTRAS = {"timm": "timm", "transformers": "text"}
 
 
 class ModelRecipe(CodePart):
-    """Which network: the name of a registered model, and the arguments of its builder as further keys.
+    """A model of a recipe: the name of a registered model, and its arguments as further keys.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
     ``{name: random-features, width: 5000, features_seed: 0}``, for text

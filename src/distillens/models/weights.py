@@ -76,7 +76,7 @@ DAMAGE = (
     RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
     struct.error, SafetensorError,
 )  # fmt: skip
-"""What reading damaged bytes raises, depending on where the damage is."""
+"""Exceptions from reading damaged bytes, depending on the position of the damage."""
 
 
 def _plain_classes() -> list[Any]:
@@ -227,7 +227,7 @@ def load_weights(
     model
         The model; unchanged if an error is raised.
     key
-        Where the state dict is nested, as a dotted path such as ``"state_dict_ema"``; by default it
+        Dotted path of the state dict, such as ``"state_dict_ema"``; by default it
         is searched for.
     strip
         A prefix to remove from the names, such as ``"teacher."``; entries without it are left out.
@@ -236,7 +236,7 @@ def load_weights(
     Returns
     -------
     str
-        What was done beyond ``load_state_dict``, in one line; empty if nothing was.
+        Note on steps beyond ``load_state_dict``, in one line; empty if there were none.
 
     Raises
     ------
@@ -256,7 +256,7 @@ def load_weights(
     path = user_path(path)
     content = read_checkpoint(path)
     if next(find_mappings(content), None) is None:
-        # Says what it is instead; an empty state dict is one of a model without weights.
+        # Raises an error; an empty state dict belongs to a model without weights.
         load_state(path)
     return load_content(content, model, str(path), key=key, strip=strip)
 

@@ -31,7 +31,7 @@ def render(contents: Contents) -> str:
     Parameters
     ----------
     contents
-        What the report shows. The page names the students whose points are missing.
+        Contents of the report. The page names the students whose points are missing.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def _summary(contents: Contents) -> Safe:
         summaries = [("Nothing", "This run has no measurements.")]
     pairs = [join(element("dt", subject), element("dd", text)) for subject, text in summaries]
     return join(
-        element("section", element("h2", "What this says"), element("dl", *pairs), class_="says"),
+        element("section", element("h2", "Summary"), element("dl", *pairs), class_="says"),
         *(element("p", note, class_="note") for note in contents.notes()),
     )
 

@@ -82,7 +82,7 @@ class Underfit(Result):
     verdict: Verdict
     """Whether the share is above one half, above that of the high part and of every reference."""
     beyond_high: Estimate | None = None
-    """How much larger it is than the same share of the high part; None where there are no points,
+    """Share minus the same share of the high part; None if there are no points,
     and in audits of earlier versions."""
 
 
@@ -146,7 +146,7 @@ class Fidelity(Result):
     total_variation: Estimate
     """Mean of ½ Σ|p − q|, in [0, 1]."""
     infinite_kl_teacher_student: Infinite | None = None
-    """Where the divergence is infinite; None where it is nowhere."""
+    """Examples at which the divergence is infinite; None if there are none."""
     infinite_kl_student_teacher: Infinite | None = None
 
 
@@ -182,7 +182,7 @@ class Calibration(Result):
     """Mean of −ln p[label], in nats; infinite where a label has a probability of exactly 0."""
     reliability: tuple[ReliabilityBin, ...]
     infinite_nll: Infinite | None = None
-    """Where −ln p[label] is infinite; None where it is nowhere."""
+    """Examples at which −ln p[label] is infinite; None if there are none."""
     accuracy_on_given_labels: Estimate | None = None
     """Accuracy on the given labels; None if none of them is known to be wrong."""
 
@@ -228,7 +228,7 @@ class InformativeDeparture(Result):
 
 @dataclass(frozen=True)
 class Agreement(Result):
-    """Which network predicts the label, as counts; the four add up to N.
+    """Counts of examples by which network predicts the label; the four add up to N.
 
     The labels are the true ones where they are known.
     """

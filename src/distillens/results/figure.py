@@ -53,7 +53,7 @@ class Surface:
     """A map of values over two axes, one of each row and column; NaN cells stay blank.
 
     ``centred`` colours zero white and the two signs apart; the colours then mean the same above and
-    below. The line where the value is zero is drawn.
+    below. The contour line of zero is shown.
     """
 
     x_Q: Array

@@ -98,7 +98,7 @@ class TunedRate(Result):
 
 @dataclass(frozen=True)
 class Tuning(Result):
-    """How the learning rates of a study were selected.
+    """Selection of the learning rates of a study.
 
     Each supervision has the rate with the highest validation accuracy; among equals, the one with
     the lower validation loss, then the smaller rate.

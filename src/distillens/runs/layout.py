@@ -61,7 +61,7 @@ class NetworkFiles:
 
     @property
     def loading(self) -> Path:
-        """How the weights of a given teacher were found in its checkpoint, in a line."""
+        """One-line note on how the weights of a given teacher were found in its checkpoint."""
         return self.folder / "loading.txt"
 
     @property

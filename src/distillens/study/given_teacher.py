@@ -43,8 +43,7 @@ class GivenTeacher:
     parameters
         Trainable parameters; 0 where only logits are known.
     note
-        How the weights were found in the checkpoint, or what was done with the given logits, in a
-        line; empty if as they are.
+        One-line note on how the weights were found in the checkpoint or the logits were converted; empty if as they are.
     """
 
     logits: Mapping[str, NDArray[np.float32]]

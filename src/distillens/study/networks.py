@@ -209,7 +209,7 @@ def _train(
     title: str,
     role: Role = "student",
 ) -> None:
-    """Train a network unless its cell is there; ``measure`` writes the cell on the main process."""
+    """Train a network unless its cell exists; ``measure`` writes the cell on the main process."""
     seed, start = seeds
     # Every process must see the same state of the folder before one of them changes it.
     context.accelerator.wait_for_everyone()

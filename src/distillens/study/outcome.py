@@ -54,7 +54,7 @@ class Outcome:
     earlier: Provenance | None = None
     """Provenance of the run's results before this process."""
     known: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
-    """Which test examples students classify correctly, by place and seed."""
+    """Masks of the test examples that students classify correctly, by place and seed."""
 
     def write(self, students: Sequence[Sequence[Cell]]) -> StudyResult:
         """Write and return the results so far; networks that are not trained yet are named as open."""

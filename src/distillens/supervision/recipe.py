@@ -36,7 +36,7 @@ Loss = Literal["cross-entropy", "squared-error"]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Need = Literal["final teacher", "trajectory", "co-trained teacher", "previous student"]
-"""What a supervision needs from its study.
+"""Needs of a supervision.
 
 The finished teacher; the checkpoints of its training; a fresh teacher that is trained together with
 the student; the student of the generation before, of which the first is the baseline.

@@ -25,7 +25,7 @@ _GRID = 400
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop each generation, the teacher first, and the risk of the last one."""
+    """Stop times of all generations, the teacher first, and the risk of the last one."""
 
     times_G: tuple[float, ...]
     """Infinity where training to the end is best."""
@@ -40,7 +40,7 @@ def best_time(problem: Spectra, teacher_filter_K: ArrayLike | None = None) -> St
     problem
         The spectra.
     teacher_filter_K
-        What the teacher has learnt, (K,); by default the labels themselves are fitted.
+        Filter of the teacher, (K,); by default the labels themselves are fitted.
 
     Raises
     ------

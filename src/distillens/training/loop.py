@@ -119,7 +119,7 @@ def fit(
     recipe
         Epochs, batch size, learning rate and so on.
     store
-        Where checkpoints go: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
+        Store of checkpoints: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
         of the last epoch are kept. The state to resume from is written with them, and after every other
         epoch that ends ten seconds or more after the last checkpoint; weights that are not kept are
         deleted after later ones were written. A training that was interrupted continues from the last
@@ -149,7 +149,7 @@ def fit(
         A checkpoint cannot be written or read.
     DeviceError
         A batch does not fit into the memory of the device; the message names the size that fits. Or
-        the device is not there, or lacks a deterministic implementation that was asked for.
+        the device does not exist, or lacks a deterministic implementation that was asked for.
     """
     training = Training(model, supervision, recipe, store, accelerator, tuple(hooks), title)
     return _explained([training], _as_source(batches), progress)[0]
@@ -164,7 +164,7 @@ class Training:
     Attributes
     ----------
     seed : int or None
-        What `torch.manual_seed` is called with before the first step; None keeps the random state.
+        Seed for `torch.manual_seed` before the first step; None keeps the random state.
     finished : callable
         Called with the `History` of the training as soon as its last epoch is over.
     """

@@ -46,7 +46,7 @@ def accelerator_for(precision: Precision) -> Accelerator:
         The launcher asks for what this loop does itself, or for a way to share work out that
         checkpoints here do not support.
     DeviceError
-        The environment names a device that is not there.
+        The environment names a device that does not exist.
     """
     for variable, name in REFUSED.items():
         if _asked(variable):

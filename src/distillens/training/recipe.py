@@ -52,7 +52,7 @@ class Schedule(BaseModel):
 
 
 class TrainingRecipe(BaseModel):
-    """How a network is trained.
+    """Settings of the training of a network.
 
     ``sgd`` is stochastic gradient descent with Nesterov momentum. ``adam`` and ``adamw`` have torch's
     β₁ = 0.9, β₂ = 0.999 and ε = 1e-8; ``momentum`` does not concern them. ``weight_decay`` is added to

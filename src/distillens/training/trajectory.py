@@ -88,7 +88,7 @@ def read_history(path: Path, epochs: int) -> list[EpochRecord]:
 
 STATE_KEYS = {"epoch", "digest", "optimizer", "supervision", "random"}
 LATER_KEYS = {"batches", "others"}
-"""What states of earlier versions lack: those of the source of batches and of the other processes."""
+"""Keys that earlier versions did not store: states of the source of batches and other processes."""
 
 
 def global_random_state() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def global_random_state() -> dict[str, Any]:
 
 
 def restore_global_random_state(state: dict[str, Any]) -> None:
-    """Take up what `global_random_state` returned; states of older versions have torch's part only."""
+    """Restore a state from `global_random_state`; older versions stored torch's part only."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -203,7 +203,7 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
                 "file, class and a box, with tabs between"
             )
         if name in labels:
-            raise DataError(f"{path} line {number}: {name} is there twice; fetch the file again")
+            raise DataError(f"{path} line {number}: {name} is listed twice; fetch the file again")
         labels[name] = known[label]
     there = {file.name for file in _entries(images) if _is_visible(file) and _is_image(file)}
     for name in sorted(there.symmetric_difference(labels)):

@@ -58,7 +58,7 @@ class HuggingFace(TableSource):
         Raises
         ------
         DataError
-            Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
+            Files are missing or damaged, a column is missing or ambiguous, an example has no
             label, images differ in size and no ``image_size`` is given, or as `load_tables`.
         """
         path = self.path
@@ -83,9 +83,9 @@ def load_tables(
         A folder with tables as the hub lays them out (see `dataset_files`), one that
         ``DatasetDict.save_to_disk`` wrote, or a name that ``datasets.load_dataset`` knows.
     config
-        Which configuration to read; needed only where there are several.
+        Configuration to read; required if there are several.
     test_split
-        Which split is the test split; by default the one called test, else validation.
+        Name of the test split; by default test, else validation.
 
     Raises
     ------

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distillens.data.examples import Examples
 
 PREFIXES = {"train": "train", "test": "t10k"}
-"""How the names of the files of each split begin."""
+"""Prefixes of the file names of each split."""
 
 
 @register_source("idx")

@@ -75,7 +75,7 @@ class PathSource(DataSource):
     """Base of the sources that read a file or a folder."""
 
     place: ClassVar[Literal["file", "folder", "name"]] = "name"
-    """What ``path`` is. A name may also be one that a library knows, unless it begins like a path."""
+    """Kind of ``path``. A name may also be known to a library, unless it begins like a path."""
 
     path: UserPath
 

@@ -118,7 +118,7 @@ def factorise_gram(gram: ArrayLike, form: KernelForm, ridge: float = 0.0) -> Com
     Returns
     -------
     ComplexityMeter
-        Where K is singular, one that measures infinities.
+        If K is singular, its values are infinite.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def gradient_residual(
     Parameters
     ----------
     meter
-        Of the student's Gram.
+        Meter of the student's Gram.
     targets
         Y as for `ComplexityMeter.measure`.
     student_logits_NC

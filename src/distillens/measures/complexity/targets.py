@@ -67,7 +67,7 @@ def teacher_targets(
     temperature
         τ > 0.
     coding
-        By default the coding of the teacher's own outputs; give the student's where they differ, say a
+        By default the coding of the teacher's own outputs; give the student's if it differs, as for a
         one-output student with a two-class teacher.
 
     Returns

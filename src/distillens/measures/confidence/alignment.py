@@ -15,7 +15,7 @@ from distillens.files.arrays import Rows
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """Which rows of each role are audited, in order; None for all of them as they are."""
+    """Indices of the audited rows of each role, in order; None for all rows in their order."""
 
     index_N: NDArray | None
     rows: Mapping[str, NDArray[np.integer] | None]

@@ -39,9 +39,9 @@ def refuse_other_columns(rows: Rows, who: str, tolerance: float, option: str = "
     rows
         Outputs (N, C). Columns in ``rows.keep`` are accepted.
     who
-        Whose outputs they are, for messages.
+        Role of the outputs, for messages.
     tolerance
-        How far the sum of probabilities may be from one.
+        Largest accepted deviation of the sum of probabilities from one.
     option
         Prefix of a column's position on the command line, such as "teacher=".
 

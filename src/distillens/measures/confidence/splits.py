@@ -189,7 +189,7 @@ def _without_headers(roles: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[s
         return dict(roles), []
     if not sure:
         raise MeasureError(
-            f"the first row of the {unclear[0]} may be a header or the first example; say which with "
+            f"the first row of the {unclear[0]} may be a header or the first example; choose with "
             "--header or --no-header (read_rows takes header)"
         )
     found, notes = dict(roles), []

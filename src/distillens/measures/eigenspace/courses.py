@@ -87,7 +87,7 @@ def project_predictions(
     predictions
         F at every checkpoint, (E, N, C) or (E, N).
     directions
-        Of the kernel's Gram; see `gram_directions`.
+        Eigenvectors of the kernel's Gram; see `gram_directions`.
     targets
         Y, (N, C) or (N,), in the units of F.
 

@@ -53,7 +53,7 @@ def input_directions(
         By default exact up to `EXACT_OPERATIONS`, randomised above; the result names the method and its
         residual.
     seed
-        Of the randomised SVD.
+        Seed of the randomised SVD.
 
     Raises
     ------

@@ -81,7 +81,7 @@ def compare_pairs(
     pairs
         (top, bottom), counted from 1.
     projected
-        What the components are of, kept in the result.
+        Description of the components, stored in the result.
 
     Raises
     ------

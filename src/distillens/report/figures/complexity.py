@@ -182,7 +182,7 @@ def pictured_measures(curves: ComplexityCurves) -> list[Measure]:
 def picture(
     title: str, curves: ComplexityCurves, panels: Sequence[Panel], more: str
 ) -> Picture | None:
-    """Return panels with a caption that says what was measured; None without panels."""
+    """Return panels with a caption on the measurement; None without panels."""
     if not panels:
         return None
     caption = (

@@ -1,4 +1,4 @@
-"""Which targets were easy for the student, early and late, in sentences."""
+"""Sentences on which targets were easy for the student, early and late in training."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def confidence_part(
     Parameters
     ----------
     contents
-        What the report shows; students whose points are missing are named.
+        Contents of the report; students whose points are missing are named.
     colours
         A colour for each supervision.
     first
@@ -125,7 +125,7 @@ def audit_page(
     Parameters
     ----------
     title
-        What was audited.
+        Name of the audited arrays or run.
     confidence
         The audits of one or more students; a drop-down selects one.
     points
@@ -154,9 +154,7 @@ def audit_page(
     return framed(
         title,
         element("header", element("h1", title), element("p", "Audit of student against teacher")),
-        element(
-            "section", element("h2", "What this says"), element("dl", *verdicts), class_="says"
-        ),
+        element("section", element("h2", "Summary"), element("dl", *verdicts), class_="says"),
         *(element("p", note, class_="note") for note in confidence.notes),
         element(
             "section",

@@ -1,4 +1,4 @@
-"""What a Gram is like and where target sets stand on it: for the terminal and for the page."""
+"""Properties of a Gram and of target sets on it, for the terminal and for the page."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _teacher_training(context: StudyContext) -> TrainingRecipe | None:
 def _trainings(
     context: StudyContext, networks: Sequence[PlannedNetwork], speeds: Speeds
 ) -> Iterator[PlannedWork]:
-    """Yield the trainings, part by part; epochs that are there say how long others take."""
+    """Yield the trainings, part by part; times of others are estimated from existing epochs."""
     records = [(network, read_epochs(network.files)) for network in networks]
     for name in dict.fromkeys(network.part for network in networks):
         mine = [(network, there) for network, there in records if network.part == name]

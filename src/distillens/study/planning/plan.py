@@ -40,8 +40,8 @@ def plan_run(
 ) -> RunPlan:
     """Return the work that `distillens.run` would do with a recipe, and its cost; nothing is written.
 
-    Times are estimates. Where the folder holds epochs of a supervision, they say how long its other
-    epochs take; otherwise a few training steps are timed now.
+    Times are estimates. If the folder contains epochs of a supervision, the times of its other
+    epochs are estimated from them; otherwise a few training steps are timed now.
 
     Parameters
     ----------

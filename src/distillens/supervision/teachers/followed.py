@@ -333,7 +333,7 @@ class TeacherCheckpoint:
 
 
 def epochs_of(path: Sequence[TeacherCheckpoint]) -> list[int]:
-    """Return the epochs of checkpoints, counted from 1 where they do not say which they are of."""
+    """Return the epochs of checkpoints, counted from 1 if they have no epochs."""
     return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
 
 

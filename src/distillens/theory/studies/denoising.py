@@ -115,7 +115,7 @@ class DenoisingStudy:
             "Thm. 4.3, exploratory: distillation gradient against one-hot gradient and teacher",
             tuple(panels),
             f"Share of nodes, over {self.samples} samples a cell (seed {self.seed}), where "
-            f"the distillation gradient is nearer to the truth than both. Elsewhere "
+            f"the distillation gradient is nearer to the truth than both. In the other cells "
             f"N = {base.examples}, D = {base.dimension}, "
             f"K = {base.classes}, t = {base.signal:g}, α = {base.student_norm:g}, "
             f"r = {base.teacher_norm:g}, ε = {base.teacher_error:g}.",
@@ -153,7 +153,7 @@ def denoising_map(
     samples
         Samples of N examples a cell; at least 2, for standard errors.
     seed
-        Of the random draws.
+        Seed of the random numbers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""When a student generalises better than its teacher: known signal and noise, risk in closed form."""
+"""Risk of student and teacher in closed form, for known signal and noise."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def risk_study(
     noise
         ν, the noise variance in each direction, to a signal of sum 1.
     decays
-        How many b between 0 and 6 lines of generations are compared at.
+        Number of b between 0 and 6 at which sequences of generations are compared.
     generations
         The longest line; at least 2.
 
