@@ -43,7 +43,8 @@ class GivenTeacher:
     parameters
         Trainable parameters; 0 where only logits are known.
     note
-        One-line note on how the weights were found in the checkpoint or the logits were converted; empty if as they are.
+        One-line note on how the weights were found in the checkpoint, or how the given logits were
+        converted; empty if as they are.
     """
 
     logits: Mapping[str, NDArray[np.float32]]

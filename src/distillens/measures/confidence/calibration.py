@@ -91,8 +91,8 @@ class _Bins:
         little more than confidences that differ within the bin would.
         """
         p_K = np.clip(self.confidence_K / self.count_K, 0, 1)
-        drawn_DK = rng.binomial(self.count_K, p_K, size=(_DRAWS, len(p_K)))
-        errors_D = np.abs(drawn_DK - self.confidence_K).sum(axis=1) / self.count_K.sum()
+        sampled_DK = rng.binomial(self.count_K, p_K, size=(_DRAWS, len(p_K)))
+        errors_D = np.abs(sampled_DK - self.confidence_K).sum(axis=1) / self.count_K.sum()
         low, high = np.quantile(errors_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(
             float(low), float(high), LEVEL, f"{_DRAWS} draws of a calibrated classifier"
