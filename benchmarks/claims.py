@@ -216,7 +216,7 @@ class Case:
 def audits_of(run: FinishedRun, supervision: str) -> list[Any]:
     """Return the audits of a supervision's students, one for each seed."""
     return [
-        audit_with_points(run.roles(each), kind=run.kinds(), resamples=1000, telling=0)[0]
+        audit_with_points(run.roles(each), kind=run.kinds(), resamples=1000, listed_departures=0)[0]
         for each in run.students
         if each.entry.title == supervision
     ]

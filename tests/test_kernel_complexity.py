@@ -104,10 +104,10 @@ def test_a_kernel_that_is_zero_is_infinite_and_says_why(
     assert found.trace == 0
     assert all(np.isinf(each.plain) and np.isnan(each.adjusted_star) for each in found.targets)
     assert any("the kernel is zero" in note for note in found.notes)
-    assert found.beside == ()
+    assert found.uncertified == ()
 
 
-def test_a_singular_kernel_is_infinite_with_ridged_values_beside(
+def test_a_singular_kernel_is_infinite_with_uncertified_values(
     network: nn.Module, inputs: torch.Tensor
 ) -> None:
     network.eval()
@@ -115,7 +115,7 @@ def test_a_singular_kernel_is_infinite_with_ridged_values_beside(
     found = kernel_complexity(network, twice, {"y": np.arange(20.0)}, outputs=0)
     assert found.targets[0].plain == np.inf
     assert found.with_ridge is not None
-    assert np.isfinite(found.beside[0].plain)
+    assert np.isfinite(found.uncertified[0].plain)
     assert any("singular" in note for note in found.notes)
 
 

@@ -155,7 +155,7 @@ def test_the_command_prints_a_plan_and_writes_nothing(
     for word in ("teacher", "0 of 2", "0 of 6", "time: about", "memory:", "disk:", "still needed"):
         assert word in shown
     assert not out.exists()
-    assert "--json goes with --plan" in refused(capsys, "run", recipe, "--json", "--out", out)
+    assert "--json needs --plan" in refused(capsys, "run", recipe, "--json", "--out", out)
 
 
 def test_a_disk_that_is_too_small_is_a_problem(

@@ -59,7 +59,7 @@ def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         (
             "student.training",
             {"epochs": 1, "learning_rate": 0.1, "optimizer": "adam", "momentum": 0.5},
-            "momentum 0.5 is of optimizer sgd",
+            "momentum 0.5 belongs to optimizer sgd",
         ),
         ("student.training.schedule.milestones", [0.5, 0.2], "milestones must increase"),
     ],

@@ -531,7 +531,7 @@ class TestPage:
         first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=np.inf))
         broken = replace(curves, points=(first, *curves.points[1:]))
         text = own_text(render(contents(complexity=(broken,))))
-        assert "∞ at epoch 0, not drawn" in text
+        assert "∞ at epoch 0, not plotted" in text
         assert figures(text)["complexity-0-adjusted"]["data"][0]["y"][0] is None
 
     def test_curves_far_apart_get_a_log_axis_that_says_so(self):
@@ -547,7 +547,7 @@ class TestPage:
     def test_missing_parts_are_said_not_drawn(self):
         bare = replace(study(), rows=(), cells=(), notes=())
         text = own_text(render(contents(bare, complexity=())))
-        assert "holds no accuracies" in text
+        assert "has no accuracies" in text
         assert "Complexity was not measured" in text
         assert "The confidence of the students was not measured" in text
         assert figures(text) == {}

@@ -1,4 +1,4 @@
-"""What can go wrong for a user. Each message is one line: what happened, the value seen, what to do."""
+"""Errors of distillens. Each message is one line: what happened, the value seen, what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DistillensError(Exception):
 
 
 class RecipeError(DistillensError):
-    """A recipe, an override or an option that cannot be carried out as written."""
+    """A recipe, an override or an option that is invalid."""
 
 
 class DataError(DistillensError):
@@ -39,11 +39,11 @@ class DivergenceError(TrainingError):
 
 
 class DeviceError(DistillensError):
-    """A device that is not there, or has no room or no implementation for what it is to compute."""
+    """A device that does not exist, lacks memory or lacks an implementation of an operation."""
 
 
 class RunError(DistillensError):
-    """A run folder that is missing something, belongs to another recipe or was changed from outside."""
+    """A run folder that is incomplete, belongs to another recipe or was changed by other programs."""
 
 
 class MeasureError(DistillensError):
@@ -51,11 +51,11 @@ class MeasureError(DistillensError):
 
 
 class TheoryError(DistillensError):
-    """A closed form that is not defined for the numbers it was given, or a study that is not there."""
+    """A closed form that is not defined for the numbers it was given, or a study that does not exist."""
 
 
 class KernelError(DistillensError):
-    """A kernel matrix that cannot be computed or solved as asked."""
+    """A kernel matrix that cannot be computed or solved as requested."""
 
 
 class RemovedNameError(DistillensError, AttributeError):
@@ -81,12 +81,12 @@ def missing_name(module: str, name: str) -> AttributeError:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's text on one line, or the name of its type where it has no text."""
+    """Return the text of an exception on one line, or the name of its type if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 EPOCHS_LISTED = 8
-"""Epochs that a message lists; of more, it lists the first ones and the last."""
+"""Largest number of epochs that a message lists in full."""
 
 
 def listed(epochs: Sequence[int]) -> str:
@@ -98,7 +98,7 @@ def listed(epochs: Sequence[int]) -> str:
 
 
 SHOWN = 30
-"""Known words that an error lists; a network's weights may have hundreds of names."""
+"""Largest number of known words that an error lists."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

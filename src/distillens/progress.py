@@ -1,4 +1,4 @@
-"""Progress on the terminal, with the time that remains."""
+"""Progress bars on the terminal, with the remaining time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Opens a bar: a title, how many steps there are and how many are done."""
+    """Opens a bar, given a title, the number of steps and the number of steps done."""
 
     def __call__(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         """Return a context whose value advances the bar by a number of steps."""
@@ -37,7 +37,7 @@ def silent(title: str, total: int, done: int = 0) -> AbstractContextManager[Adva
 
 
 def terminal(console: Console) -> Progress:
-    """Show bars on a console; where it is no terminal, one line when a bar is done.
+    """Show bars on a console; if it is not a terminal, print one line when a bar is done.
 
     Bars may be open at the same time; they share one display, of which a console has only one.
     """
@@ -55,7 +55,7 @@ def terminal(console: Console) -> Progress:
 
     @contextmanager
     def show(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-        # A name out of a recipe is text, no markup and no escape sequence.
+        # Names from a recipe are plain text, neither markup nor escape sequences.
         shown = escape("".join(c if c.isprintable() else "?" for c in title))
         if not bars.tasks:
             bars.start()

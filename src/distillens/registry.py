@@ -32,7 +32,7 @@ class Registry(Generic[Item]):
     Parameters
     ----------
     noun
-        What messages call an item, such as ``"supervision"``.
+        Word for an item in messages, such as ``"supervision"``.
     package
         Dotted name of a module, or of a package whose modules, register the built-in items. They are
         imported at the first lookup.
@@ -60,7 +60,7 @@ class Registry(Generic[Item]):
         Raises
         ------
         RecipeError
-            The name is empty, or another class or function has it.
+            The name is empty, or is registered for another class or function.
         """
         if not name or name != name.strip():
             raise RecipeError(f"a {self.noun} cannot be registered as {name!r}; give it a name")
@@ -78,12 +78,12 @@ class Registry(Generic[Item]):
         return add
 
     def get(self, name: str) -> Item:
-        """Return what is registered under a name.
+        """Return the class or function that is registered under a name.
 
         Raises
         ------
         RecipeError
-            Nothing is; the message names the closest known name. Or a plugin cannot be imported.
+            Nothing has this name (the message names the closest one), or a plugin cannot be imported.
         """
         self._load()
         if name not in self._items:

@@ -314,7 +314,7 @@ def test_squared_error_and_two_classes(tmp_path: Path) -> None:
                 student_folder(run) / "epoch-0004.safetensors",
             ),
             CheckpointError,
-            "not what cell.json beside it describes",
+            "not what cell.json describes",
         ),
         (
             lambda run: shutil.copy(

@@ -150,7 +150,7 @@ def test_damaged_class_folders_are_refused(tmp_path: Path, damage: Any, message:
         ("wnids.txt", "n01\n", r"train/n02 exists, but .*wnids\.txt does not name it"),
         ("val/val_annotations.txt", "val_0.JPEG\tn01\n", r"no class for .*val_1\.JPEG"),
         ("val/val_annotations.txt", "val_0.JPEG n01\n", "line 1: '' is no class"),
-        ("val/val_annotations.txt", "a.JPEG\tn01\na.JPEG\tn02\n", "a.JPEG is there twice"),
+        ("val/val_annotations.txt", "a.JPEG\tn01\na.JPEG\tn02\n", "a.JPEG is listed twice"),
         ("val/val_annotations.txt", "val_0.JPEG\tn09\t0\n", "line 1: 'n09' is no class"),
     ],
 )

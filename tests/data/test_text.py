@@ -203,7 +203,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no text": (tsv("sentence\tlabel", "good\t1", " \t0"), "example 1 has no text"),
     "twice": (tsv("label\tlabel", "1\t1"), "names a column twice"),
     "label": (tsv("sentence\tlabel", "a\t-1", "b\t0"), "label -1 of example 0 is out of range"),
-    "two": (lambda f: (f / "train.csv").write_text("a,b"), "keep one file a split"),
+    "two": (lambda f: (f / "train.csv").write_text("a,b"), "keep one file per split"),
     "bytes": (lambda f: (f / "train.tsv").write_bytes(b"\xff\xfe\x00"), "cannot be read as text"),
     "one class": (tsv("sentence\tlabel", "a\t0", "b\t0"), "one class; at least two|out of range"),
 }

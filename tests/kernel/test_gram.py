@@ -473,7 +473,7 @@ def test_a_store_of_another_gram_is_refused(tmp_path: Path) -> None:
     refused("has schema 0")
     (tmp_path / "gram.json").unlink()
     (tmp_path / "gram.npy").write_bytes(b"x")
-    refused("no gram.json that says what it is")
+    refused("no gram.json that describes it")
 
 
 def test_a_plan_can_be_read() -> None:

@@ -94,8 +94,8 @@ def read_task(
     weights
         A safetensors file or a torch state dict.
     inputs
-        An npy file, (N, …), as the model takes them: normalised. Of a model of text integers, the
-        tokens (N, T), of K tokenizers (N, K, T), padded with −1.
+        An npy file, (N, …), normalised as the model expects. For a model of text: integer tokens
+        (N, T), or (N, K, T) for K tokenizers, padded with −1.
     targets
         npy files by name. Integers (N,) are labels and are coded as `label_targets` codes them;
         numbers (N,) are targets of the output that is measured; numbers (N, C) are targets of every
@@ -105,14 +105,14 @@ def read_task(
     outputs
         The output that is measured, or two for their difference.
     vocabularies
-        Of a model of text: how many tokens each tokenizer has.
+        For a model of text: vocabulary size of each tokenizer.
     teacher, teacher_weights
         A second network, like the model, whose kernel is compared with the model's.
 
     Raises
     ------
     DistillensError
-        One of its kinds: a file is missing or damaged, or does not fit the others.
+        A subclass of it: a file is missing or damaged, or does not fit the others.
     """
     x = _tokens(inputs, vocabularies) if vocabularies else _numbers(inputs)
 
@@ -136,7 +136,7 @@ def read_task(
         other = read(teacher, teacher_weights)
     elif teacher is not None or teacher_weights is not None:
         raise RecipeError("a teacher needs both its model and its weights")
-    # Refuses an output that the model does not have, before a column is taken.
+    # An output that the model does not have is refused before a column is selected.
     directions(outputs, classes, torch.float64, torch.device("cpu"))
     arrays = {name: _array(path) for name, path in targets.items()}
     coded = {
@@ -160,7 +160,7 @@ def _numbers(path: Path) -> Tensor:
 
 
 def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
-    """Read tokens: a row of each tokenizer where there are several."""
+    """Read tokens, with one row per tokenizer if there are several."""
     if min(vocabularies) < 1:
         raise DataError(f"a vocabulary has at least one token, got {min(vocabularies)}")
     found = _array(path)
@@ -181,7 +181,7 @@ def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
             )
         rows_NT = mine.astype(np.int64)
         padded_NT = rows_NT == PADDING
-        # Padding is the end of a row, and never all of it.
+        # Padding is only allowed at the end of a row, and never fills it.
         wrong_N = padded_NT[:, 0] | (padded_NT[:, :-1] & ~padded_NT[:, 1:]).any(axis=1)
         if wrong_N.any():
             raise DataError(
@@ -200,7 +200,7 @@ def _are_labels(values: NDArray[np.generic]) -> bool:
 
 
 def _like_labels(values: NDArray[np.generic], classes: int) -> bool:
-    """Say whether floats are the numbers of three classes or more: hardly what one output shall give."""
+    """Return whether floats look like numbers of three or more classes instead of targets."""
     found = np.unique(values.astype(np.float64))
     return 2 < len(found) <= classes and bool(np.isin(found, np.arange(classes)).all())
 

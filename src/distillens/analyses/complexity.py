@@ -50,7 +50,7 @@ from distillens.training import predict
 def complexity_epochs(asked: tuple[int, ...] | None, kept: Sequence[int]) -> list[int]:
     """Return the epochs at which complexity is measured: as asked, or denser at the start.
 
-    ``kept`` are the epochs whose weights are there, in order; the nearest of them stand for others.
+    ``kept`` are the epochs whose weights exist, in order; others are replaced by the nearest of them.
     """
     if asked is not None:
         return sorted(set(asked))
@@ -61,7 +61,7 @@ def complexity_epochs(asked: tuple[int, ...] | None, kept: Sequence[int]) -> lis
 
 @dataclass(frozen=True)
 class _Setting:
-    """What is measured: the one-hot student of the first seed, on which examples, when."""
+    """Plan of the measurement: the one-hot student of the first seed, examples and epochs."""
 
     entry: Any
     seed: int
@@ -117,7 +117,7 @@ class _TargetSet:
 
 @dataclass(frozen=True)
 class _Last:
-    """What is measured at the last of the epochs only."""
+    """Measurements at the last of the epochs only."""
 
     temperatures: list[TemperaturePoint]
     profile: GramProfile | None
@@ -179,7 +179,7 @@ def _decomposed(gram: np.ndarray, form: KernelForm, sets: list[_TargetSet]) -> D
 
 
 def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Spectrum:
-    """Return what the eigenvalues look like, from those that are known already where they are."""
+    """Return the spectrum, reusing eigenvalues that are known already."""
     if decomposed is not None:
         known = decomposed.eigenvalues_K
         return Spectrum(
@@ -347,7 +347,7 @@ def _target_sets(
     setting: _Setting,
     epoch: int,
 ) -> list[_TargetSet]:
-    """Return what is measured at an epoch of the student, but for random labels."""
+    """Return the measurements at an epoch of the student, except random labels."""
     examples = setting.examples
     coding, classes = coding_of(context.outputs), len(examples.classes)
     temperature = recipe.temperature

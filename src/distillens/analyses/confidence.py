@@ -101,7 +101,7 @@ def _audit(
         kind=run.kinds(),
         resamples=settings.resamples,
         bootstrap_seed=RANDOM_SEED,
-        telling=settings.listed_departures,
+        listed_departures=settings.listed_departures,
     )
     title, kind = student.entry.title, student.entry.kind
     return StudentAudit(title, kind, student.cell.seed, audit, run.notes()), points

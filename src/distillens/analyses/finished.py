@@ -1,4 +1,4 @@
-"""A finished run with its data and teacher at hand: what an audit of its students is given.
+"""A finished run with its data and teacher: the input of analyses of its students.
 
 Shapes: N examples, C classes.
 """
@@ -68,7 +68,7 @@ class FinishedRun:
 
     @property
     def result(self) -> StudyResult:
-        """What the training found out."""
+        """Results of the training."""
         return self.opened.result
 
     def chosen(
@@ -86,7 +86,7 @@ class FinishedRun:
 
     @property
     def student_kind(self) -> OutputKind:
-        """What students put out; those of squared error give probabilities."""
+        """Kind of the students' outputs: probabilities if trained with squared error, else logits."""
         return "logits" if self.recipe.loss == "cross-entropy" else "probabilities"
 
     def given_labels(self, split: str) -> NDArray[np.int64]:
@@ -104,7 +104,7 @@ class FinishedRun:
         return labels_N
 
     def outputs(self, student: FinishedStudent) -> dict[str, NDArray]:
-        """Return a student's outputs by split, as `student_kind` says, (N, C)."""
+        """Return a student's outputs by split, of the kind `student_kind`, (N, C)."""
         logits = network_logits(student.files)
         return {split: as_outputs(logits[split], self.student_kind) for split in SPLITS}
 
@@ -135,7 +135,7 @@ class FinishedRun:
         return {role: None if one is None else self._indexed(one) for role, one in roles.items()}
 
     def kinds(self) -> dict[str, str]:
-        """Return what the outputs of each role are."""
+        """Return the kind of outputs of each role."""
         student = self.student_kind
         return {
             "teacher": "logits", "other teacher": "logits", "student": student,
@@ -143,7 +143,7 @@ class FinishedRun:
         }  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        """Return what was done to arrays before they were audited."""
+        """Return notes on the preparation of the audited arrays."""
         notes = []
         if self.context.splits.changed:
             notes.append(

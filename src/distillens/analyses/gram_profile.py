@@ -1,4 +1,4 @@
-"""What a Gram is like beside the complexities: spectrum, references, bounds, the teacher's kernel.
+"""The profile of a Gram: spectrum, references, bounds and the teacher's kernel.
 
 Shapes: N examples, C outputs.
 """
@@ -37,14 +37,14 @@ from distillens.results.complexity import (
 Array = NDArray[np.float64]
 
 _COMPARED = 256
-"""Examples on which two kernels are compared."""
+"""Number of examples on which two kernels are compared."""
 _PROBES = 8
-"""Each costs some five passes of both networks."""
+"""Number of random probes; each costs about five passes of both networks."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What bounds need to know of true labels.
+    """True labels, which bounds need.
 
     ``name`` is the target set that holds them, coded; ``classes_N`` are they themselves, where there
     are several outputs.
@@ -56,7 +56,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Decomposed:
-    """A Gram's eigenvalues and the targets' energies; the eigenvectors were let go."""
+    """Eigenvalues of a Gram and energies of the targets; the eigenvectors are not kept."""
 
     form: KernelForm
     eigenvalues_K: Array
@@ -67,13 +67,13 @@ class Decomposed:
     ranks: tuple[int, ...]
     targets: Mapping[str, Array]
     energies: Mapping[str, tuple[float, ...]]
-    """Of each target set, at the ranks."""
+    """Energies of each target set at the ranks."""
 
 
 def decompose(gram: ArrayLike, form: KernelForm, targets: Mapping[str, Array]) -> Decomposed | None:
     """Decompose a Gram and measure the targets' energies; None for a Gram that is zero.
 
-    The eigenvectors take the Gram's size again while it lasts.
+    The eigenvectors temporarily take as much memory as the Gram.
     """
     values = np.asarray(gram)
     if not values.any():
@@ -107,17 +107,17 @@ def profile(
 ) -> GramProfile:
     """Return a Gram's profile, with references and bounds of the meter's kernel, ridge included."""
     level = _random_level(found, meter)
-    rows, said = [], list(notes)
+    rows, lines = [], list(notes)
     if meter.singular is not None:
-        said.append("no bounds: the Gram is singular; give a ridge")
+        lines.append("no bounds: the Gram is singular; give a ridge")
     for name, y in found.targets.items():
         bound = None
         if meter.singular is None:
             try:
                 bound = _bound(meter, name, found.targets, truth)
             except MeasureError as error:
-                # The theorems do not speak of these targets, which is no fault of the rest.
-                said.append(f"no bound for {name}: {error}")
+                # The theorems do not cover these targets; the rest of the profile is unaffected.
+                lines.append(f"no bound for {name}: {error}")
         size = float(np.sqrt(np.sum(y**2) / len(y)))
         rows.append(
             TargetProfile(
@@ -138,7 +138,7 @@ def profile(
         ranks=found.ranks,
         eigenvalues=tuple(found.eigenvalues_K[np.array(found.ranks) - 1].tolist()),
         targets=tuple(rows),
-        notes=tuple(said),
+        notes=tuple(lines),
     )
 
 
@@ -158,7 +158,7 @@ def compare_kernels(
     inputs
         N examples that both take.
     outputs
-        Whose Grams are aligned: one output's, or for None the mean over outputs.
+        Outputs whose Grams are aligned: one output, or None for the mean over outputs.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def _bound(
     y = targets[name]
     fit = kernel_fit(meter, y)
     if meter.form != "binary":
-        assert truth is not None  # whoever measures several outputs knows the classes
+        assert truth is not None  # measurements of several outputs give the classes
         assert truth.classes_N is not None
         return multiclass_bound(fit, truth.classes_N)
     if truth is None or name == truth.name:

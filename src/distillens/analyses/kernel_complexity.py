@@ -1,6 +1,6 @@
 """Supervision complexity of a user's own model, data and targets, with a certified interval.
 
-Where the Gram fits, it is computed in float64 and factorised, and the interval says how far its own
+Where the Gram fits, it is computed in float64 and factorised, and the interval bounds how far its own
 rounding could move each value. Where it does not, the same form is solved by iteration on products
 with the kernel, within an interval that holds it.
 
@@ -34,13 +34,13 @@ from distillens.results.complexity import CertifiedComplexity, KernelComplexity
 Array = NDArray[np.float64]
 
 _COPIES = 4
-"""Arrays of the Gram's size that a factorisation holds: the Gram, its factor, two that pass by."""
-_BESIDE = 1e-6
-"""Share of the mean diagonal that is added for the values beside those of a singular kernel."""
+"""Arrays of the Gram's size in a factorisation: the Gram, its factor and two temporary ones."""
+_UNCERTIFIED_RIDGE = 1e-6
+"""Ridge for the uncertified values of a singular kernel, as a share of the mean diagonal."""
 _RANK = 500
-"""Columns of the preconditioner."""
+"""Number of columns of the preconditioner."""
 _SAFETY = 10.0
-"""Between the error of a product as measured on one vector and what is assumed of all."""
+"""Factor between the error of a product measured on one vector and the bound assumed for all."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Solved:
 
     method: str
     trace: float
-    """Of the kernel with its ridge."""
+    """Trace of the kernel with its ridge."""
     ridge: float
     value: Array
     low: Array
@@ -75,14 +75,14 @@ def kernel_complexity(
     teacher: nn.Module | None = None,
     progress: Progress = silent,
 ) -> KernelComplexity:
-    """Measure how hard target sets are for one output of a network.
+    """Measure the supervision complexity of target sets for one output of a network.
 
     Parameters
     ----------
     model
-        Takes (B, …) and returns (B, O); stays as it is.
+        Maps (B, …) to (B, O); it is not modified.
     inputs
-        N examples, as the model takes them.
+        N examples, preprocessed for the model.
     targets
         Y of each set, (N,), by name; coded as in `distillens.measures.complexity.targets`.
     outputs
@@ -92,7 +92,7 @@ def kernel_complexity(
     predictions
         Whether eq. 49 is measured too, on Y − f(X).
     max_memory
-        Bytes; by default three quarters of what is free. Where the Gram and its factor do not fit,
+        Bytes; by default three quarters of the free memory. Where the Gram and its factor do not fit,
         the values are solved for by iteration, which needs a ridge.
     width
         The widest interval, as a share of the value, that counts as determined.
@@ -105,12 +105,12 @@ def kernel_complexity(
     teacher
         A network with the same inputs and outputs, whose kernel is compared with the model's.
     progress
-        Where to show how far it is.
+        Progress display.
 
     Returns
     -------
     KernelComplexity
-        A value and its interval for each target set, and what is known of the Gram.
+        A value and its interval for each target set, and the properties of the Gram.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def kernel_complexity(
     if labels is not None and labels not in targets:
         raise MeasureError(f"no targets are called {labels!r}, only {', '.join(targets)}")
     truth = None if labels is None else Truth(labels)
-    # Refused before the work, where the two do not fit.
+    # An incompatible teacher is refused before the work starts.
     compared = (
         None if teacher is None else compare_kernels(model, teacher, inputs, outputs, progress)
     )
@@ -140,7 +140,7 @@ def kernel_complexity(
     y_NM = np.concatenate(columns, axis=1)
     if _COPIES * 8 * len(inputs) ** 2 <= kernel.budget:
         gram = kernel.gram(inputs)
-        # Before the factor is made, which takes the place that the eigenvectors had.
+        # Before the factorisation, which reuses the memory of the eigenvectors.
         decomposed = _decomposed(gram, targets, sets) if profiled else None
         solved = _by_factor(gram, y_NM, ridge)
         missing = "the Gram is zero"
@@ -156,10 +156,10 @@ def kernel_complexity(
     if decomposed is not None:
         assert solved.meter is not None  # the Gram was factorised
         found = profile(decomposed, solved.meter, truth)
-    beside = None
-    # A share of nothing would be no ridge.
+    uncertified = None
+    # A share of a zero trace would be no ridge.
     if gram is not None and np.isinf(solved.value).any() and ridge == 0 and solved.trace > 0:
-        beside = _by_factor(gram, y_NM, _BESIDE)
+        uncertified = _by_factor(gram, y_NM, _UNCERTIFIED_RIDGE)
     return KernelComplexity(
         examples=len(inputs),
         outputs=str(outputs),
@@ -167,8 +167,10 @@ def kernel_complexity(
         trace=solved.trace,
         ridge=solved.ridge,
         targets=_named(targets, sets, solved, predictions),
-        with_ridge=beside.ridge if beside is not None else None,
-        beside=_named(targets, sets, beside, predictions) if beside is not None else (),
+        with_ridge=uncertified.ridge if uncertified is not None else None,
+        uncertified=(
+            _named(targets, sets, uncertified, predictions) if uncertified is not None else ()
+        ),
         seconds=time.perf_counter() - began,
         notes=tuple(notes),
         profile=found,
@@ -203,7 +205,7 @@ def _by_factor(gram: NTKGram, y_NM: Array, ridge: float) -> _Solved:
         known = np.ones(len(infinite), dtype=bool)
         notes = (meter.singular,)
         return _Solved(method, trace, added, infinite, infinite, infinite, known, notes, meter)
-    # The largest eigenvalue is at most the trace; what the check saw, and float64's own rounding.
+    # The largest eigenvalue is at most the trace; the error of the check plus rounding in float64.
     error = max(gram.check.residual, float(np.finfo(np.float64).eps)) * trace
     moved = perturbed_quadratic_form(meter.factors[0], y_NM, error)
     notes = (f"the Gram's error is taken as {error:.2g} in the 2-norm, from its check",)
@@ -242,7 +244,7 @@ def _by_iteration(
         values.converged,
         (
             f"a product's error is taken as {error:.2g} of the kernel's norm, {_SAFETY:g} times "
-            "what was seen on a random vector",
+            "the error on a random vector",
             f"{values.products} products, {len(low_rank.eigenvalues)} columns in the preconditioner",
         ),
     )

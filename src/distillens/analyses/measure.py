@@ -1,4 +1,4 @@
-"""Measure a finished run with a registered analysis, and keep what it found as a record."""
+"""Measure a finished run with a registered analysis, and store the result as a record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def measure(
     supervision: str | None = None,
     seed: int | None = None,
 ) -> StoredRecord:
-    """Measure a finished run and return the record, which is kept in the run folder.
+    """Measure a finished run and return the record, which is stored in the run folder.
 
     A record with the same settings of the same networks is returned as it is. Nothing else in the run
     folder is changed.
@@ -44,14 +44,14 @@ def measure(
         Settings of the analysis, or some of their values; the others are those of the recipe, or the
         defaults.
     supervision, seed
-        Which students to measure; None leaves the choice to the analysis.
+        Students to measure; None leaves the choice to the analysis.
 
     Raises
     ------
     RecipeError
         There is no such analysis, setting or student.
     DistillensError
-        The analysis cannot be made of this run.
+        The analysis does not apply to this run.
     """
     chosen = ANALYSES.get(analysis)
     if not isinstance(settings, BaseModel):
@@ -102,7 +102,7 @@ def measure_run(
     analysis, settings, supervision, seed
         As for `measure`.
     data_path
-        Where the data are, if they have been moved since the training.
+        Path of the data, if they have been moved since the training.
     trust_code, progress
         As for `distillens.run`.
 
@@ -132,12 +132,12 @@ def plan(
     supervision: str | None = None,
     seed: int | None = None,
 ) -> str:
-    """Return what `measure` will take, as text.
+    """Return the expected time and memory of `measure` as text.
 
     Raises
     ------
     RecipeError
-        As `measure`, or nothing can be said beforehand of this analysis.
+        As `measure`, or the analysis provides no estimate.
     """
     chosen = ANALYSES.get(analysis)
     if chosen.plan is None:

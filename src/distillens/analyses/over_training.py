@@ -30,7 +30,7 @@ from distillens.supervision.kinds.switched import SwitchedRecipe
 from distillens.training import predict
 
 _STORED_TOLERANCE = 1e-2
-"""Between a checkpoint and the logits that the run stored, perhaps on a GPU with 10-bit products."""
+"""Tolerance between outputs of a checkpoint and stored logits, which a GPU may compute in TF32."""
 
 
 class OverTrainingSettings(BaseModel):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an analysis found.
+    """Result of an analysis.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Analysis:
     Attributes
     ----------
     name
-        The name on the command line and of the records.
+        The name on the command line and in the names of records.
     summary
         One line for the help.
     settings
@@ -56,7 +56,7 @@ class Analysis:
         Returns the students that are measured, from the run, the supervision and the seed that the
         user asked for (each may be None).
     plan
-        Returns what measuring will take, as text; None where nothing can be said beforehand.
+        Returns the expected time and memory as text; None if they cannot be estimated.
     from_recipe
         Returns the settings that a recipe gives, which those of a user change; None where it gives
         none.

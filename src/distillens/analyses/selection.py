@@ -1,4 +1,4 @@
-"""The students of a finished run that an analysis measures, where the user does not say."""
+"""Default selection of the students of a finished run that an analysis measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RANDOM_SEED = 0
 def all_seeds(
     run: FinishedRun, supervision: str | None, seed: int | None
 ) -> tuple[FinishedStudent, ...]:
-    """Return the students that were asked for; without a seed those of all seeds.
+    """Return the requested students; without a seed those of all seeds.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def all_seeds(
 def first_seeds(
     run: FinishedRun, supervision: str | None, seed: int | None
 ) -> tuple[FinishedStudent, ...]:
-    """Return the students that were asked for; without a seed the first of each supervision.
+    """Return the requested students; without a seed the first of each supervision.
 
     Raises
     ------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distillens.files.arrays import Rows
 
 _ROLES = {"reference": "one-hot student", "other-teacher": "other teacher"}
-"""What the results call roles that have another name on the command line."""
+"""Names in the results of roles that have another name on the command line."""
 
 _COLUMN = (
     "NAME applies to every file that has it, ROLE=NAME to one, such as teacher=f0 (f0 is first)."
@@ -40,7 +40,7 @@ def audit_command(
         typer.Option(help="True classes: integers from 0, or names in the header of the outputs."),
     ] = None,
     inputs: Annotated[
-        list[str] | None, typer.Option(help="Inputs; text is shown with the telling examples.")
+        list[str] | None, typer.Option(help="Inputs; text is shown with the listed departures.")
     ] = None,
     mislabelled: Annotated[
         list[str] | None, typer.Option(help="A mask, 1 where the label is wrong.")
@@ -52,7 +52,8 @@ def audit_command(
         list[str] | None, typer.Option(help="Outputs of a teacher of another seed.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="logits or probabilities; by default detected, and said.")
+        str | None,
+        typer.Option(help="logits or probabilities; auto-detected and reported if omitted."),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -61,9 +62,9 @@ def audit_command(
         ),
     ] = None,
     index: Annotated[
-        list[str] | None, typer.Option(help=f"Column that is the index of the rows. {_COLUMN}")
+        list[str] | None, typer.Option(help=f"Column with the index of each row. {_COLUMN}")
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(help=f"Column to leave out. {_COLUMN}")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help=f"Column to ignore. {_COLUMN}")] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,7 +84,7 @@ def audit_command(
         typer.Option(
             metavar="FOLDER",
             parser=user_path,
-            help="A folder for audit.json and the plotted points.",
+            help="Folder for audit.json and the plotted points.",
         ),
     ] = None,
     resamples: Resamples = 1000,
@@ -159,7 +160,7 @@ def _read(
 
 
 def _columns_of(role: str, written: Sequence[str], roles: Iterable[str]) -> dict[str, str]:
-    """Return the columns that an option names for a role, by what was written: NAME or ROLE=NAME."""
+    """Return the columns that an option names for a role, keyed by the text given: NAME or ROLE=NAME."""
     found = {}
     for one in written:
         head, separator, rest = one.partition("=")
@@ -197,18 +198,18 @@ def _audit_arrays(
         return
     arrays = {split: found.arrays() for split, found in points.items()}
     for path in write_audit(result, arrays, out):
-        # Standard output holds nothing but JSON where JSON was asked for.
+        # With --json, standard output contains JSON only.
         typer.echo(f"written: {path}", err=as_json)
 
 
 def compare_command(
     runs: Runs,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: Json = False,
     resamples: Resamples = 1000,
     trust_code: TrustCode = False,
 ) -> None:
-    """Print one line a run and supervision: slopes, accuracies, what disobeying brought."""
+    """Print one row per run and supervision: slopes, accuracies and the net gain of departures."""
     from distillens.analyses.compare import compare
     from distillens.report import settings_blocks, settings_markdown, settings_table
     from distillens.results.base import to_json

@@ -17,14 +17,16 @@ def check_command(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Override values of the recipe; keys are dotted."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             parser=user_path,
-            help="The run folder that would be used; by default runs/<name of the recipe>.",
+            help="Run folder that the run would use; by default runs/<name of the recipe>.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -32,7 +34,7 @@ def check_command(
         bool, typer.Option("--trust-code", help="Allow models that run the recipe's own code.")
     ] = False,
 ) -> None:
-    """Check a recipe without training: data, classes, networks, time, memory, disk, all problems.
+    """Check data, classes, networks, time, memory and disk space of a recipe without training.
 
     The exit status is 2 if a problem was found.
     """

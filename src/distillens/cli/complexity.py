@@ -1,4 +1,4 @@
-"""`distillens complexity`: how hard targets are for a network."""
+"""`distillens complexity`: supervision complexity of targets for a network."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 def complexity_command(
     removed: RemovedArguments = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print time and memory, and compute nothing.")
+        bool, typer.Option("--plan", help="Print the estimated time and memory only.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="A model as in a recipe, e.g. '{name: lenet5, width: 8}'.")
+        str | None, typer.Option(help="Model as in a recipe, e.g. '{name: lenet5, width: 8}'.")
     ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", parser=user_path, help="Its weights: safetensors or a state dict."
+            metavar="FILE",
+            parser=user_path,
+            help="Weights of the model: safetensors or a state dict.",
         ),
     ] = None,
     inputs: Annotated[
@@ -36,36 +38,40 @@ def complexity_command(
         typer.Option(
             metavar="FILE",
             parser=user_path,
-            help="An npy of inputs (N, ...), as the model takes them.",
+            help="npy file of inputs (N, ...), preprocessed for the model.",
         ),
     ] = None,
     vocabulary: Annotated[
         list[int] | None,
-        typer.Option(
-            help="The inputs are tokens: their tokenizer's size; once for each tokenizer."
-        ),
+        typer.Option(help="Vocabulary size if the inputs are tokens; repeat for each tokenizer."),
     ] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE.npy: labels (N,) or targets; may be given several times."),
+        typer.Option(help="NAME=FILE.npy: labels (N,) or targets; can be repeated."),
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="The model's outputs.")] = None,
-    output: Annotated[str, typer.Option(help="A logit, or A-B for a difference of two.")] = "0",
-    ridge: Annotated[float, typer.Option(help="Share of the mean diagonal to add to it.")] = 0.0,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of outputs of the model.")
+    ] = None,
+    output: Annotated[str, typer.Option(help="Index of a logit, or A-B for a difference.")] = "0",
+    ridge: Annotated[float, typer.Option(help="Ridge, as a share of the mean diagonal.")] = 0.0,
     teacher: Annotated[
-        str | None, typer.Option(help="A teacher like --model, to compare its kernel.")
+        str | None, typer.Option(help="Teacher in the form of --model, whose kernel is compared.")
     ] = None,
     teacher_weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=user_path, help="The teacher's weights."),
+        typer.Option(metavar="FILE", parser=user_path, help="Weights of the teacher."),
     ] = None,
     profile: Annotated[
         bool,
-        typer.Option(help="Spectrum, references, bounds: about a minute for 4,096 examples."),
+        typer.Option(
+            help="Compute spectrum, references and bounds; about a minute for 4,096 examples."
+        ),
     ] = True,
     max_memory: Annotated[
         float | None,
-        typer.Option(help="Gigabytes (10^9 bytes); by default three quarters of what is free."),
+        typer.Option(
+            help="Memory limit in gigabytes (10^9 bytes); by default 75 % of free memory."
+        ),
     ] = None,
     as_json: Json = False,
     trust_code: TrustCode = False,
@@ -116,7 +122,7 @@ def _measure_task(
     if plan:
         show_line(str(task.plan(most)))
         return
-    # The JSON stands alone on the output.
+    # With --json, standard output contains JSON only.
     progress = terminal(error_console if as_json else console)
     _show_certified(task.measure(ridge, most, progress, profiled=profile), as_json)
 

@@ -15,7 +15,7 @@ from distillens.files.paths import user_path
 
 
 class Split(StrEnum):
-    """Splits of a run."""
+    """Splits whose inputs can be used."""
 
     train = "train"
     validation = "validation"
@@ -23,7 +23,7 @@ class Split(StrEnum):
 
 
 class KernelName(StrEnum):
-    """Kernels that predictions are shown on."""
+    """Kernels whose eigenvectors predictions are projected on."""
 
     data = "data"
     ntk = "ntk"
@@ -35,14 +35,17 @@ def eigenspace_command(
         typer.Argument(
             metavar="RUN...",
             parser=user_path,
-            help="Run folders of one recipe, of other seeds each.",
+            help="Run folders of one recipe with different seeds.",
         ),
     ],
     supervision: Supervision = None,
     layer: Annotated[
-        str | None, typer.Option(help="A Linear or Conv2d by name; by default the first trained.")
+        str | None,
+        typer.Option(help="Name of a Linear or Conv2d layer; by default the first trainable one."),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of a top and a bottom eigenvector.")] = 15,
+    pairs: Annotated[
+        int, typer.Option(help="Number of pairs of a top and a bottom eigenvector.")
+    ] = 15,
     pair_seed: Annotated[
         int, typer.Option(help="Seed with which the pairs of eigenvectors are sampled.")
     ] = 0,
@@ -58,14 +61,14 @@ def eigenspace_command(
     ] = Split.train,
     examples: Annotated[
         int | None,
-        typer.Option(help="Number of sampled examples of the split; all if omitted."),
+        typer.Option(help="Number of examples sampled from the split; all if omitted."),
     ] = None,
     kernel: Annotated[
-        KernelName, typer.Option(help="Kernel on whose eigenvectors predictions are shown.")
+        KernelName, typer.Option(help="Kernel on whose eigenvectors predictions are projected.")
     ] = KernelName.data,
     as_json: Json = False,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
+        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Output folder.")
     ] = Path("eigenspace"),
     trust_code: TrustCode = False,
     student: RemovedStudent = None,

@@ -62,18 +62,19 @@ def run_command(
     workers: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Train N students at once, as Ray tasks (extra `ray`)."
+            min=1, metavar="N", help="Train N students in parallel as Ray tasks (extra `ray`)."
         ),
     ] = 1,
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Print time, memory, disk and what is left, and train nothing."
+            "--plan",
+            help="Print the remaining work with time, memory and disk space, without training.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry out a recipe: train, measure, show. The same command again goes on where it was."""
+    """Run a recipe: train, measure and report. The same command resumes an interrupted run."""
     from distillens.study.reading import check_places, is_language_recipe, read_recipe
 
     if is_language_recipe(recipe):
@@ -81,8 +82,8 @@ def run_command(
         _run_language(recipe, overrides or [], out, as_json)
         return
     if as_json and not plan:
-        raise RecipeError("--json goes with --plan; leave it out, results.json holds the results")
-    # All that can be found out without torch, before it is imported, which takes seconds.
+        raise RecipeError("--json needs --plan; leave it out, results.json contains the results")
+    # Everything that does not need torch is checked before its import, which takes seconds.
     parsed = read_recipe(recipe, overrides or [], trust_code=trust_code)
     check_places(parsed)
     if plan:
@@ -121,7 +122,7 @@ def export_command(
     supervision: Supervision = None,
     seed: Seed = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Some of safetensors, torch and onnx, with commas.")
+        str, typer.Option("--format", help="Comma-separated formats: safetensors, torch, onnx.")
     ] = "safetensors,torch",
     out: Annotated[
         Path | None,
@@ -134,7 +135,7 @@ def export_command(
     trust_code: TrustCode = False,
     student: RemovedStudent = None,
 ) -> None:
-    """Write a trained student as files for deployment, and check each against the run.
+    """Export a trained student for deployment, and check each file against the run.
 
     Without --supervision and --seed, the student with the highest validation accuracy is written.
     """
@@ -145,7 +146,7 @@ def export_command(
     done = export_run(
         run, student=supervision, seed=seed, formats=names, out=out, trust_code=trust_code
     )
-    # A name may hold brackets, which rich would read as markup.
+    # Rich would parse brackets in a name as markup.
     lines = [f"{done.student}, seed {done.seed}, epoch {done.epoch}: {done.chosen_by}"]
     lines += [
         f"{file.name}  {file.size / 1000:,.0f} kB  outputs differ by at most {file.difference:.1g}"
@@ -185,7 +186,7 @@ def _refuse_of_language(**options: bool) -> None:
 
 
 def _removed(name: str, instead: str) -> None:
-    """Register a command of version 0.1, which raises an error that names its replacement."""
+    """Register a removed command of version 0.1, whose error names its replacement."""
 
     @app.command(name, hidden=True, context_settings={"ignore_unknown_options": True})
     def command(arguments: RemovedArguments = None) -> None:
@@ -216,11 +217,11 @@ def theory_command(
         str, typer.Argument(metavar="STUDY", help="flow, bias, risk, ridge or denoising.")
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Where its files go.")
+        Path, typer.Option(metavar="FOLDER", parser=user_path, help="Output folder.")
     ] = Path("theory"),
     as_json: Json = False,
 ) -> None:
-    """Carry out a study of the theory lab; write its picture (SVG, PNG), arrays and numbers."""
+    """Run a study of the theory lab; write its figure (SVG, PNG), arrays and numbers."""
     from distillens.report import lab_json, lab_table, write_lab
     from distillens.theory import run_study
 
@@ -278,14 +279,14 @@ def main(arguments: list[str] | None = None) -> Any:
     except DistillensError as error:
         _fail(error)
     except (RuntimeError, MemoryError) as error:
-        # Of torch, so it is imported already.
+        # The error is torch's own, so torch is imported already.
         from distillens.forward.device_errors import translate
 
         advice = "use smaller data or batches, or another device"
-        said = translate(error, "this command", advice)
-        if said is None:
+        message = translate(error, "this command", advice)
+        if message is None:
             raise
-        _fail(said)
+        _fail(message)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"distillens: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201

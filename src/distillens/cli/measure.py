@@ -18,25 +18,31 @@ from distillens.files.paths import user_path
 def measure_command(
     run: RunFolder,
     analysis: Annotated[
-        str, typer.Argument(metavar="ANALYSIS", help="complexity, confidence, … See the docs.")
+        str,
+        typer.Argument(
+            metavar="ANALYSIS",
+            help="Name of the analysis: complexity, confidence, kernels or over-training.",
+        ),
     ],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the analysis."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the analysis, as KEY=VALUE."),
     ] = None,
     supervision: Supervision = None,
     seed: Seed = None,
     data_path: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", parser=user_path, help="Where the data are, if moved."),
+        typer.Option(
+            metavar="PATH", parser=user_path, help="Path of the data, if they have been moved."
+        ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print time and memory, and measure nothing.")
+        bool, typer.Option("--plan", help="Print the estimated time and memory without measuring.")
     ] = False,
     as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Measure a finished run and keep the result as a record; nothing else in the run changes."""
+    """Measure a finished run and store the result as a record; nothing else in the run changes."""
     from distillens.analyses.finished import finished_run
     from distillens.analyses.measure import measure
     from distillens.analyses.measure import plan as plan_of
@@ -79,7 +85,7 @@ def measure_command(
 
 
 def write_page(run: Path) -> None:
-    """Write the report of a run again, without printing anything."""
+    """Rewrite the report of a run without printing anything."""
     from distillens.report import write_report
 
     write_report(run)
@@ -87,14 +93,15 @@ def write_page(run: Path) -> None:
 
 def runs_command(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", parser=user_path, help="Where the runs are.")
+        Path,
+        typer.Argument(metavar="[FOLDER]", parser=user_path, help="Folder that contains the runs."),
     ] = Path("runs"),
     delete: Annotated[
         Path | None,
         typer.Option(
             metavar="RECORD",
             parser=user_path,
-            help="Delete a record: RUN/analyses/NAME, as it is listed.",
+            help="Delete a record, named as listed: RUN/analyses/NAME.",
         ),
     ] = None,
     as_json: Json = False,
@@ -129,7 +136,7 @@ def runs_command(
 
 
 def _described(folder: Path) -> dict[str, object]:
-    """Return what is listed of a run; a run that cannot be read says why."""
+    """Return the lines listed for a run, or the reason why it cannot be read."""
     from distillens.errors import DistillensError
     from distillens.runs.open import OpenRun
 

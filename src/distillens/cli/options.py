@@ -16,7 +16,9 @@ Runs = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Change the recipe, with dotted keys."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Override values of the recipe; keys are dotted."
+    ),
 ]
 OutFolder = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""`distillens table` and `distillens report`: a run's numbers again, without torch."""
+"""`distillens table` and `distillens report`: show the results of a run without importing torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distillens.cli.terminal import show, show_line
 
 def table_command(
     run: RunFolder,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a text.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
     """Print a run's accuracy table."""
     from distillens.report import accuracy_table, cost_table, markdown_table
@@ -30,10 +30,10 @@ def table_command(
 def report_command(
     run: RunFolder,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Also its complexity figures, as SVG and PNG.")
+        bool, typer.Option("--figures", help="Also write the complexity figures as SVG and PNG.")
     ] = False,
 ) -> None:
-    """Write a run's report.html again, from its numbers."""
+    """Rewrite report.html from the stored results of a run."""
     from distillens.report import write_figures, write_report
 
     lines = [f"report: {write_report(run)}"]

@@ -1,4 +1,4 @@
-"""What all commands write to the terminal goes through here."""
+"""Terminal output of all commands."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _PLAIN = {
 
 
 def prepare_streams() -> None:
-    """Let standard output and error write every character in whatever encoding they have.
+    """Make standard output and error accept every character in any encoding.
 
-    A character that the encoding lacks is written in letters that it has, ``τ`` as ``tau`` for
-    example, and as ``?`` where there are none.
+    A character that the encoding lacks is transliterated, for example ``τ`` as ``tau``, or written as
+    ``?`` if it has no transliteration.
     """
     codecs.register_error(ERROR_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
@@ -47,8 +47,7 @@ def prepare_streams() -> None:
 def show(*parts: RenderableType) -> None:
     """Print tables and paragraphs; a table that does not fit is printed at its smallest width.
 
-    Rich would drop the columns that do not fit. Lines that are longer than the terminal is wide are
-    left to the terminal to wrap.
+    Rich would drop the columns that do not fit. The terminal wraps lines that are too long for it.
     """
     for part in parts:
         if isinstance(part, Group):
@@ -60,14 +59,14 @@ def show(*parts: RenderableType) -> None:
 
 
 def show_line(line: str) -> None:
-    """Print plain text, neither wrapped nor read as markup or names of emoji."""
+    """Print plain text without wrapping, markup or emoji names."""
     console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show_json(text: str) -> None:
-    """Print the JSON text of a result to standard output, where it stands alone.
+    """Print the JSON text of a result to standard output.
 
-    In an encoding that lacks some characters JSON's own escapes are used for them.
+    Characters that the encoding lacks are written as JSON escapes.
     """
     if not _writes_everything(sys.stdout):
         text = json.dumps(json.loads(text), indent=1) + "\n"
@@ -75,7 +74,7 @@ def show_json(text: str) -> None:
 
 
 def _smallest_width(table: Table) -> int:
-    """Return the width at which a table shows every word; rich would cut or drop columns."""
+    """Return the smallest width at which rich neither truncates words nor drops columns."""
     unbounded = console.options.update(max_width=10_000)
     for column in table.columns:
         sizes = [
@@ -84,7 +83,7 @@ def _smallest_width(table: Table) -> int:
         column.min_width = max(
             (size.maximum if column.no_wrap else size.minimum for size in sizes), default=0
         )
-    # Rich leaves some of the padding between columns out of this sum.
+    # Rich omits some of the padding between columns from this sum.
     padding = 2 * len(table.columns)
     return Measurement.get(console, unbounded, table).minimum + padding
 

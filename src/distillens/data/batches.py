@@ -1,4 +1,4 @@
-"""Batches: from examples to what a network sees at a step."""
+"""Batches of examples: augmented and normalised inputs of training steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LabelRange:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network and a supervision see at a step.
+    """The inputs of a network and a supervision at a step.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Batch:
     indices : Tensor
         (B,) int64 stable indices, on the CPU.
     epoch : int
-        Which the pictures are augmented for.
+        Epoch for which images are augmented.
     weight : float
         Factor of this batch's mean loss, so that the sum over micro-batches and the mean over
         processes is the mean over the global batch.
@@ -67,9 +67,9 @@ class Batch:
         Further inputs by name, (B, …) each, for example ``token_type_ids`` (B, T); a network gets those
         that its ``forward`` takes. None where the source of the batch has no such inputs.
     rows : Rows or None
-        Where its examples are among those of its source; None unless the source is held on the device.
+        Rows of its examples in its source; None unless the source is held on the device.
     label_range : LabelRange or None
-        What is known of the labels without a look at the device.
+        Known range of the labels, without reading them from the device.
     """
 
     inputs: Tensor
@@ -104,12 +104,12 @@ class Batch:
         return {name: change(values) for name, values in self.further.items()}
 
     def labels_are_known(self) -> bool:
-        """Say whether all labels count and their range is known, without a look at them."""
+        """Return whether all labels count and their range is known, without a look at them."""
         known = self.label_range
         return self.mask is None and known is not None and known.labels is self.labels
 
     def labels_are_classes(self, classes: int) -> bool:
-        """Say whether all labels are known to be classes that count, without a look at them.
+        """Return whether all labels are known to be classes that count, without a look at them.
 
         Raises
         ------
@@ -169,7 +169,7 @@ class Batch:
 
 
 class EpochSource(Protocol):
-    """What the training loop reads: ``len`` steps an epoch, and the batches of one.
+    """The source of the training loop: ``len`` steps per epoch, and the batches of an epoch.
 
     A source whose batches also depend on a random state of its own has two more methods,
     ``state_dict()`` and ``load_state_dict(state)``, of tensors, numbers and strings. The training
@@ -185,7 +185,7 @@ class EpochSource(Protocol):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation a channel, of inputs in [0, 1] for uint8 and raw for floats."""
+    """Mean and standard deviation of each channel, of inputs in [0, 1] for uint8 and raw for floats."""
 
     mean: Tensor
     deviation: Tensor
@@ -238,12 +238,12 @@ class Batches:
 
     On an accelerator the examples are held as they are stored, for example in uint8, together with the
     augmented images of the current epoch. Batches are gathered there; no step waits for the host.
-    Examples that do not fit are copied from the memory of the host at each step, and ``note`` says so.
+    Examples that do not fit are copied from host memory at each step, which ``note`` states.
 
     Parameters
     ----------
     examples
-        What to draw from.
+        Examples of the batches.
     batch_size
         Size of the global batch.
     normalisation
@@ -251,9 +251,9 @@ class Batches:
     augmentation
         Applied before normalisation; images only.
     seed
-        Of the order; None keeps the order of the examples.
+        Seed of the order; None keeps the order of the examples.
     device
-        Where batches are wanted.
+        Device of the batches.
     channels_last
         Lay images out with channels last in memory.
     rank, processes
@@ -290,7 +290,7 @@ class Batches:
         self.rank = rank
         self.processes = processes
         self.note: str | None = None
-        """Why the examples are not held on an accelerator; None where they are, and on a CPU."""
+        """Reason why the examples are not held on an accelerator; None if they are, and on a CPU."""
         self._resident = resident
         self._changes = augmentation is not None and augmentation.changes
         self._epoch_inputs: tuple[int, Tensor] | None = None
@@ -474,7 +474,7 @@ class OpenEpoch:
     ) -> Batch:
         """Return the batch of (B,) positions on the device.
 
-        ``indices`` are those of its examples. A batch without them has none: whoever needs them looks
+        ``indices`` are those of its examples. A batch without them has none: code that needs them looks
         its examples up by ``rows``.
         """
         return self._batches._batch(
@@ -487,7 +487,7 @@ class OpenEpoch:
         )
 
     def outline(self) -> Batch:
-        """Return a batch of no examples that says which epoch and which source it is from."""
+        """Return an empty batch with its epoch and its source."""
         return Batch(
             self.inputs[:0],
             self._held.labels[:0],
@@ -550,14 +550,14 @@ class LoaderBatches:
         or ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
         Labels are integer class labels; those equal to -100 do not count, as in torch.
     device
-        Where batches are wanted.
+        Device of the batches.
     classes
         Number of classes. It is needed only for networks that return a tuple of which several
         elements can be the logits.
     steps_per_epoch
         Batches of an epoch. By default the length of the loader; required where it has none, for
         example for a `DataLoader` over an `IterableDataset`. A loader that yields more batches is
-        stopped after so many; the next epoch iterates over it anew.
+        stopped after this number; the next epoch iterates over it anew.
 
     Raises
     ------
@@ -607,7 +607,7 @@ class LoaderBatches:
             return len(self.loader)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             raise DataError(
-                f"the loader {type(self.loader).__name__} has no length; say how many batches an "
+                f"the loader {type(self.loader).__name__} has no length; give the number of batches per "
                 "epoch has: LoaderBatches(loader, steps_per_epoch=...)"
             ) from None
 
@@ -644,7 +644,7 @@ class LoaderBatches:
             mask = counting_mask(labels, None)
             mask = None if mask is None else mask.to(self.device)
             inputs, labels = _tensor(item[0]).to(self.device), labels.to(self.device)
-            # -1 marks an example without a stable index; whoever needs one refuses it.
+            # -1 marks an example without a stable index; code that needs an index refuses it.
             indices = torch.full((len(labels),), -1)
             if len(item) == 3:
                 indices = stable_indices(item[2], len(labels))
@@ -661,7 +661,7 @@ class LoaderBatches:
         return state | {"loader.state_dict": own()} if callable(own) else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that :meth:`state_dict` returned."""
+        """Load a state that :meth:`state_dict` returned."""
         generators = dict(state)
         if "loader.state_dict" in generators:
             self.loader.load_state_dict(generators.pop("loader.state_dict"))  # type: ignore[attr-defined]

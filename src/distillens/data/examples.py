@@ -33,9 +33,9 @@ class Examples:
     classes : tuple of str
         Names of the classes, in the order of their labels.
     vocabularies : tuple of int
-        Of text, how many tokens each of its tokenizers knows; else empty.
+        For text: vocabulary size of each tokenizer; else empty.
     sentences : tuple of str
-        Of text that is not tokenised yet, all sentences of the split in its source: the one of an
+        For text that is not tokenised yet: all sentences of the split in its source: the one of an
         example is at its index. The inputs are empty until then.
     """
 
@@ -79,7 +79,7 @@ class Examples:
         return copies[device]
 
     def is_on(self, device: torch.device) -> bool:
-        """Say whether these examples, or the copy that `on` made, are on a device."""
+        """Return whether these examples, or the copy that `on` made, are on a device."""
         device = torch.empty(0, device=device).device
         return self.labels.device == device or device in self._copies()
 
@@ -108,7 +108,7 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a study works on.
+    """Examples of a study.
 
     ``changed`` lists the training labels that noise replaced, ``tokenizers`` what made tokens of the
     sentences, each as the text of its ``tokenizer.json``.
@@ -152,12 +152,12 @@ def examples_from_arrays(
         Names of the classes; without them there are ``max(labels) + 1`` numbered ones, at most
         100,000.
     where
-        What to call the source in an error.
+        Name of the source in errors.
 
     Raises
     ------
     DataError
-        Lengths differ, nothing is there, a value is not finite, or a label is out of range.
+        Lengths differ, there are no examples, a value is not finite, or a label is out of range.
     """
     tensor, label = _numbers(inputs, f"{where}: inputs"), _numbers(labels, f"{where}: labels")
     if tensor.ndim == 0:

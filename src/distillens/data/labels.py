@@ -75,7 +75,7 @@ def boolean_mask(mask: Tensor) -> Tensor:
     """
     if mask.is_floating_point() or mask.is_complex():
         raise DataError(
-            f"the mask is {str(mask.dtype).removeprefix('torch.')}; a mask says which positions "
+            f"the mask is {str(mask.dtype).removeprefix('torch.')}; a mask states which positions "
             "count and is not a weight: convert it with mask.bool()"
         )
     return mask if mask.dtype == torch.bool else mask != 0

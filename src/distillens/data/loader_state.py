@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distillens.errors import DataError
 
 MAX_DEPTH = 6
-"""How far from the loader its parts are looked for: loader, dataset, transforms, one of them, ..."""
+"""Depth of the search for parts of a loader: loader, dataset, transforms, one of them, ..."""
 MAX_ITEMS = 64
 """Longer lists hold examples rather than parts."""
 
@@ -67,7 +67,7 @@ def generator_states(loader: Any) -> dict[str, Any]:
 
 
 def restore_generators(loader: Any, states: dict[str, Any]) -> None:
-    """Take up states that `generator_states` returned.
+    """Restore states that `generator_states` returned.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a recipe's ``normalisation`` means for given examples."""
+"""Resolve a recipe's ``normalisation`` for given examples."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def as_normalisation(
 
 
 def _in_unit_interval(examples: Examples, strictly: bool) -> bool:
-    """Say whether images are bytes or floats in [0, 1]; else only whether they are not in [0, 255]."""
+    """Return whether images are bytes or floats in [0, 1]; if not strict, whether not in 0 to 255."""
     if examples.inputs.dtype == torch.uint8:
         return True
     low, high = float(examples.inputs.min()), float(examples.inputs.max())
@@ -75,5 +75,5 @@ def _in_unit_interval(examples: Examples, strictly: bool) -> bool:
 
 
 def fits_unit_interval(examples: Examples) -> bool:
-    """Say whether inputs are images with values in [0, 1], or bytes."""
+    """Return whether inputs are images with values in [0, 1], or bytes."""
     return len(examples.input_shape) == 3 and _in_unit_interval(examples, strictly=True)

@@ -128,7 +128,7 @@ def candidates(parts: Collection[Any], positions: tuple[int, ...]) -> list[Tenso
 
 
 def are_probabilities(values: Tensor) -> bool:
-    """Say whether (N, C) values are probabilities, not logits: N ≥ 2 rows in [0, 1] that add up to 1.
+    """Return whether (N, C) values are probabilities, not logits: N ≥ 2 rows in [0, 1] that add up to 1.
 
     Rows of zeros and ones alone are not taken as probabilities.
     """
@@ -141,7 +141,7 @@ def are_probabilities(values: Tensor) -> bool:
 
 
 def bare_logits(output: Any, whose: str = "the network") -> Tensor:
-    """Return the logits of an output where no labels say which shape they must have.
+    """Return the logits of an output if no labels determine their shape.
 
     (B,) becomes (B, 1), the form with one output.
 

@@ -42,12 +42,12 @@ def regroup(examples: Examples, groups: Sequence[Sequence[int]]) -> Examples:
 
 
 def split_off(examples: Examples, size: int, seed: int, what: str) -> tuple[Examples, Examples]:
-    """Return (rest, part): ``size`` examples drawn without replacement, classes in proportion.
+    """Return (rest, part): ``size`` examples sampled without replacement, classes in proportion.
 
     Raises
     ------
     DataError
-        Fewer than ``size + 1`` examples are there.
+        There are fewer than ``size + 1`` examples.
     """
     if not 0 < size < len(examples):
         raise DataError(
@@ -83,7 +83,7 @@ def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 def add_label_noise(
     examples: Examples, share: float, seed: int
 ) -> tuple[Examples, tuple[LabelChange, ...]]:
-    """Replace the labels of a share of the examples by another class, drawn uniformly.
+    """Replace the labels of a share of the examples by another class, sampled uniformly.
 
     Every replaced label differs from the one before, so ``share`` is the share of wrong labels.
 

@@ -92,7 +92,7 @@ class Augmentation(BaseModel):
 
 
 class TokenizerRecipe(BaseModel):
-    """How sentences become tokens.
+    """Settings of tokenisation.
 
     ``path`` is a folder with a ``tokenizer.json``, as Hugging Face models have it, or such a file;
     without it byte-pair merges are trained on the training sentences, for ``vocabulary`` tokens at
@@ -113,7 +113,7 @@ class TokenizerRecipe(BaseModel):
 
 
 class DataRecipe(BaseModel):
-    """Which examples a study works on.
+    """The examples of a study.
 
     ``source`` names a registered source; see `distillens.data.sources`. ``path`` is a folder (idx,
     huggingface, folder, text), a file (npz) or a `datasets` name (huggingface, text); a relative one is

@@ -15,7 +15,7 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Rows:
-    """Which examples of a source a batch consists of, where the source is held on the device.
+    """Rows of a batch in its source, which is held on the device.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ def room_for_data(device: torch.device) -> float:
 
 
 def too_large(what: str, size: int, device: torch.device) -> str | None:
-    """Return a sentence on why data of so many bytes are not held on a device; None if they fit."""
+    """Return the reason why data of a number of bytes are not held on a device; None if they fit."""
     room = room_for_data(device)
     if size <= room:
         return None

@@ -18,7 +18,7 @@ class Choice:
 
 
 def choose(run: OpenRun, student: str | None, seed: int | None) -> Choice:
-    """Return the student and the seed that were asked for, or those that are best on validation.
+    """Return the requested student and seed, or those with the highest validation accuracy.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _best(result: StudyResult) -> tuple[int, str]:
     if result.open_cells:
         raise RunError(
             f"{len(result.open_cells)} networks of the run are not trained yet, so none is the best; "
-            f"name one with --student; trained: {listed}"
+            f"name one with --supervision; trained: {listed}"
         )
     if len(students) == 1:
         return next(iter(students)), "the run's only supervision"
@@ -69,7 +69,7 @@ def _best(result: StudyResult) -> tuple[int, str]:
     if not means:
         raise RunError(
             "the run has no validation examples to choose a student by, and test labels are not for "
-            f"choosing; name one with --student: {listed}"
+            f"choosing; name one with --supervision: {listed}"
         )
     best = max(means, key=means.__getitem__)
     return best, f"highest mean validation accuracy of {len(students)} students ({means[best]:.4f})"

@@ -2,8 +2,8 @@
 
 Programs (torch.export, ONNX) hold the normalisation: they take float32 inputs of shape
 (N, \\*input_shape) as the data have them, pictures in [0, 1] (bytes divided by 255). The safetensors
-file holds the network alone; ``model.json`` beside it says what its inputs are normalised with.
-Networks of text take tokens, int64, of the tokenizer that lies beside them.
+file holds the network alone; ``model.json`` in the same folder gives the normalisation of its inputs.
+Networks of text take int64 tokens of the tokenizer in the same folder.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ FILES = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "mode
 CARD = "model.json"
 
 TOLERANCE = 1e-4
-"""Between a file that was read back and the network, as a share of the largest output, in float32."""
+"""Tolerance between a file and the network, as a share of the largest output, in float32."""
 STORED_TOLERANCE = 1e-2
-"""Between the network and the logits that the run stored, perhaps on a GPU with 10-bit products."""
+"""Tolerance between the network and the stored logits, which a GPU may compute in TF32."""
 STORED_EXAMPLES = 128
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """Inputs that every file is tried on, the network's outputs, and what the run stored for some."""
+    """Inputs that every file is checked on, the network's outputs, and stored logits of some of them."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     stored: Tensor | None
-    """Logits of the last of ``inputs``; None where the run's data are not at hand."""
+    """Logits of the last of ``inputs``; None if the run's data are not available."""
 
 
 def export_run(
@@ -72,10 +72,10 @@ def export_run(
     out: str | Path | None = None,
     trust_code: bool = False,
 ) -> Export:
-    """Write a trained student's last checkpoint in formats to ship, and check each.
+    """Export a trained student's last checkpoint in several formats, and check each file.
 
     Every file is read back and compared with the network on random inputs (two batch sizes) and on
-    training examples whose logits the run stored; no label is looked at.
+    training examples whose logits the run stored; labels are not used.
 
     Parameters
     ----------
@@ -87,9 +87,9 @@ def export_run(
     seed
         None takes the seed with the highest validation accuracy, else the recipe's first.
     formats
-        Of "safetensors", "torch" and "onnx".
+        Any of "safetensors", "torch" and "onnx".
     out
-        Where to; by default ``exports/<study>-<student>-seed-<s>``.
+        Output folder; by default ``exports/<study>-<student>-seed-<s>``.
     trust_code
         Allow a ``module:function`` model.
 
@@ -131,7 +131,7 @@ def export_run(
     for name, text in zip(card.tokenizers, tokenizers, strict=True):
         write_atomically(target / name, text)
     finished = replace(card, files=tuple(written), notes=notes)
-    # Last, since it says that the export is whole.
+    # Written last, because it marks the export as complete.
     write_atomically(target / CARD, to_json(finished))
     return finished
 
@@ -172,7 +172,7 @@ def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mod
 
 
 def default_folder(card: Export) -> Path:
-    """Return where a network is exported to unless the user says otherwise."""
+    """Return the default folder of an exported network."""
     return Path("exports") / f"{slug(card.study)}-{slug(card.student)}-seed-{card.seed}"
 
 
@@ -194,7 +194,7 @@ def _student_scale(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _tokenizers(run: Run, accepted: ExportInputs) -> tuple[str, ...]:
-    """Read the tokenizers to ship out of a run."""
+    """Read the tokenizers of a run that an export needs."""
     found = []
     for place in accepted.tokenizers:
         path = run.tokenizer(place)
@@ -296,8 +296,8 @@ def _probe(
     tokenizers: tuple[str, ...],
 ) -> tuple[_Probe, tuple[str, ...]]:
     generator = torch.Generator().manual_seed(0)
-    # Two sizes, so that a program which only takes the batch it was traced with is found out.
-    inputs = [accepted.drawn(count, network, generator) for count in (1, 5)]
+    # Two sizes reveal a program that only accepts the batch size it was traced with.
+    inputs = [accepted.random(count, network, generator) for count in (1, 5)]
     stored, notes = None, ()
     try:
         splits = load_splits(recipe.data)
@@ -332,7 +332,7 @@ def _target(out: Path | None, card: Export) -> Path:
         digest = before.get("weights_digest") if isinstance(before, dict) else None
         if digest != card.weights_digest:
             raise RunError(f"{target} holds the export of another network; choose another --out")
-        # It would describe files that are about to be replaced.
+        # It describes files that are about to be replaced.
         (target / CARD).unlink()
     return target
 
@@ -358,7 +358,7 @@ def _export_file(
             program = read_onnx(path)
         difference, stored_difference = _compare(path, program, probe)
     except (CheckpointError, ModelError):
-        # A file that failed its check is not left behind.
+        # A file that failed its check is deleted.
         path.unlink(missing_ok=True)
         raise
     return ExportedFile(
@@ -374,7 +374,7 @@ def _export_file(
 def _compare(path: Path, program: Program, probe: _Probe) -> tuple[float, float | None]:
     try:
         found = [program(inputs) for inputs in probe.inputs]
-    # The runtimes raise kinds of their own.
+    # The runtimes raise exceptions of different types.
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"{path.name} does not run, so it was deleted: {text}") from None

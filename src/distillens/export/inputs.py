@@ -1,4 +1,4 @@
-"""What shipped networks take: numbers as the data have them, or tokens.
+"""Inputs of exported networks: unnormalised numbers, or tokens.
 
 Shapes: N examples, K tokenizers, T tokens.
 """
@@ -35,22 +35,22 @@ class Normalised(nn.Module):
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """What the inputs of a shipped network are."""
+    """Description of the inputs of an exported network."""
 
     shape: tuple[int, ...]
-    """Of one input."""
+    """Shape of one input."""
     pictures: bool
-    """The data are bytes."""
+    """Whether the data are bytes."""
     vocabularies: tuple[int, ...] = ()
-    """How many tokens each tokenizer of the run has; none for numbers."""
+    """Vocabulary size of each tokenizer of the run; empty for numbers."""
     tokenizers: tuple[int, ...] = ()
-    """Those whose tokens are the inputs, by number."""
+    """Indices of the tokenizers whose tokens are the inputs."""
     alone: bool = False
-    """The inputs are tokens of one tokenizer, (N, T), not (N, K, T)."""
+    """Whether the inputs are tokens of one tokenizer, (N, T), instead of (N, K, T)."""
 
     @classmethod
     def of(cls, model: ModelRecipe, data: Mapping[str, Any]) -> ExportInputs:
-        """Return what a model takes that was trained on data, as a run's ``data.json`` has them."""
+        """Return the inputs of a model trained on the data that ``data.json`` describes."""
         shape, vocabularies = tuple(data["input_shape"]), tuple(data.get("vocabularies") or ())
         if not vocabularies:
             return cls(shape, data["input_type"] == "uint8")
@@ -62,7 +62,7 @@ class ExportInputs:
 
     @property
     def described(self) -> str:
-        """Type and unit, in words."""
+        """Description of type and unit."""
         if self.vocabularies:
             rows = "" if self.alone else ", a row of each tokenizer"
             return f"int64 tokens{rows}, {PADDING} behind the last"
@@ -72,19 +72,19 @@ class ExportInputs:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names for the tokenizers beside the network."""
+        """File names of the tokenizers in the folder of the export."""
         if len(self.tokenizers) == 1:
             return ("tokenizer.json",)
         return tuple(f"tokenizer-{place}.json" for place in self.tokenizers)
 
     def taken(self, inputs: Tensor) -> Tensor:
-        """Return inputs of the data as the shipped network takes them."""
+        """Return inputs of the data in the form that the exported network takes."""
         if self.vocabularies:
             return tokens_of(inputs, self.tokenizers[0]) if self.alone else inputs
         return inputs.float() / 255 if self.pictures else inputs
 
-    def drawn(self, count: int, network: nn.Module, generator: torch.Generator) -> Tensor:
-        """Return random inputs of the range that the network was made for."""
+    def random(self, count: int, network: nn.Module, generator: torch.Generator) -> Tensor:
+        """Return random inputs in the range of the data."""
         if isinstance(network, Normalised) and not self.pictures:
             noise = torch.randn(count, *self.shape, generator=generator)
             return network.mean + network.deviation * noise

@@ -21,7 +21,7 @@ from distillens.files.atomic import write_atomically
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 Program = Callable[[Tensor], Tensor]
-"""What a file says of a batch of inputs."""
+"""A program: maps a batch of inputs to logits."""
 
 
 def check_onnx() -> None:
@@ -99,7 +99,7 @@ def read_onnx(path: Path) -> Program:
         session = onnxruntime.InferenceSession(
             path.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
-    # onnxruntime has a dozen exceptions without a common base.
+    # onnxruntime's exceptions have no common base.
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise CheckpointError(f"onnxruntime cannot run {path}: {text}") from None
@@ -108,7 +108,7 @@ def read_onnx(path: Path) -> Program:
 
 def _traced(path: Path, module: nn.Module, inputs: Tensor) -> ExportedProgram:
     with _saying_why(path):
-        # Two examples: the tracer takes a batch of one for a batch that is always one.
+        # Two examples, because the tracer would fix a batch size of one.
         assert len(inputs) == 2
         return torch.export.export(
             module,
@@ -132,7 +132,7 @@ def _saying_why(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's warnings to its own developers, and of torchvision's absence, off the terminal."""
+    """Suppress torch's internal warnings and those about a missing torchvision."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -19,7 +19,7 @@ def as_array(value: Any) -> NDArray:
     value
         A NumPy array, nested lists, a PyTorch tensor of any type and device (also one that requires
         a gradient), or an array of JAX, TensorFlow, CuPy or SciPy's sparse matrices. A list may
-        hold one tensor an example. Types of 16 bits and less that NumPy lacks become float32.
+        hold one tensor per example. Types of 16 bits and less that NumPy lacks become float32.
 
     Raises
     ------

@@ -146,7 +146,7 @@ def native(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows | dict[str, Rows]:
-    """Read one place, or several written ``SPLIT=PLACE``, one a split.
+    """Read one place, or several written ``SPLIT=PLACE``, one per split.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows |
                 )
             return read_place(place, columns)
         if split in found:
-            raise DataError(f"the split {split!r} was given twice; give one file a split")
+            raise DataError(f"the split {split!r} was given twice; give one file per split")
         found[split] = read_place(rest, columns)
     return found
 

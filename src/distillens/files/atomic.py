@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writes: files exist completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distillens.errors import RunError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that, whenever the power fails, the old or the new content is there.
+    """Write a file atomically: after a crash it has either the old or the new content.
 
     Raises
     ------

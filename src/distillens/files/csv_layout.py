@@ -1,4 +1,4 @@
-"""How a csv file is written: its encoding, delimiter, decimal sign, and whether it has a header."""
+"""The layout of a csv file: encoding, delimiter, decimal sign, and whether it has a header."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")
 _STATED_DELIMITER = re.compile(r"\"?sep=(.)\"?", re.I)
-"""What Excel writes and reads in the first line."""
+"""Delimiter statement of Excel in the first line."""
 
 
 @dataclass(frozen=True)
 class CsvLayout:
-    """How to read a csv file.
+    """The layout of a csv file.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def _names(first: Sequence[str], body: Sequence[Sequence[str]], width: int) -> t
 def _has_header(
     first: Sequence[str], body: Sequence[Sequence[str]], decimal: str, stated: bool | None
 ) -> bool | None:
-    """Say whether the first row is a header; None where it may be or not."""
+    """Return whether the first row is a header; None where it may be or not."""
     if body and len(first) == max(map(len, body)) - 1:
         return True
     columns = [[row[c] for row in body if c < len(row)] for c in range(len(first))]
@@ -215,7 +215,7 @@ def _integers_are_header(
 ) -> bool | None:
     """Decide on a first row of numbers above numbers: only distinct integers may be class ids.
 
-    ``rows`` is how many rows below are known, ``written`` says whether a number in them is written as
+    ``rows`` is how many rows below are known, ``written`` is true if a number in them is written as
     an integer, ``whole`` whether all are whole.
     """
     plain = {cell for cell in heads if _INTEGER.fullmatch(cell)}
@@ -242,7 +242,7 @@ def _integers_are_header(
 
 
 def _numbered(heads: Sequence[str], plain: set[str]) -> bool:
-    """Say whether repeated integers were numbered as pandas does: 3, 3.1, 3.2."""
+    """Return whether repeated integers were numbered as pandas does: 3, 3.1, 3.2."""
     again: dict[str, int] = {}
     for cell in heads:
         base, _, number = cell.partition(".")

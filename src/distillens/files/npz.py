@@ -28,6 +28,6 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     # zipfile, zlib and NumPy raise a dozen kinds, by where the damage is; a damaged shape asks for
     # more memory than there is.
     except Exception as error:
-        said = error.strerror if isinstance(error, OSError) else None
-        text = " ".join((said or str(error)).split())[:160]
+        reason = error.strerror if isinstance(error, OSError) else None
+        text = " ".join((reason or str(error)).split())[:160]
         raise ValueError(text or "it ends too early") from None

@@ -15,12 +15,12 @@ from distillens.errors import DataError, nearest
 from distillens.files.csv_layout import EMPTY_CELLS, INDEX_NAMES, CsvLayout, csv_layout
 
 _NAMES_OF_NAMELESS = ("", "Unnamed: 0", "__index_level_0__")
-"""What pandas calls the column of an index without a name: in csv, read again from csv, in parquet."""
+"""Pandas' names of the column of an unnamed index: in csv, after reading csv, in parquet."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table or array are the index, left out or kept as values.
+    """Selection of the columns of a table or array: the index, and those to ignore or to keep.
 
     Columns without a name are called by their position: ``f0`` is the first.
 
@@ -55,7 +55,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """An array with a row an example, and the stable index of each row where it has one.
+    """An array with one row per example, and the stable index of each row if it has one.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Rows:
         Columns that are values although they look like row numbers or predicted classes. Columns
         without a name are called by their position: ``f0`` is the first.
     notes
-        What was done when the array was read.
+        Notes on the reading of the array.
     unclear_header
         True if the first row consists of integers that may be a header. It is the first row of
         ``values``, and left out where the other arrays of an audit have one row less.
@@ -153,7 +153,7 @@ def _single_spaces(path: Path, layout: CsvLayout) -> Any:
 
 
 def _is_too_large(column: Any) -> bool:
-    """Say whether a column of floats holds only whole numbers, of which one is no int64."""
+    """Return whether a column of floats holds only whole numbers, of which one is no int64."""
     from pyarrow import types
 
     if not types.is_floating(column.type) or column.null_count or not len(column):
@@ -192,7 +192,7 @@ def array_of_table(
     key
         The column to return; None for all but the index.
     columns
-        Which columns are the index, left out or kept.
+        Columns that are the index, ignored or kept.
     names
         Names of the columns where they are not those of the table.
     headless
@@ -336,7 +336,7 @@ def _index(
 
 
 def _identifies(column: Any) -> bool:
-    """Say whether a column holds unique integers or texts."""
+    """Return whether a column holds unique integers or texts."""
     from pyarrow import types
 
     kind = column.type

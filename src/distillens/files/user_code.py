@@ -28,7 +28,7 @@ class CodePart(BaseModel):
 
     @property
     def code_folder(self) -> Path | None:
-        """Where ``module:function`` is looked for before Python's path; no part of the recipe."""
+        """Folder of ``module:function``, searched before Python's path; not part of the recipe."""
         return self._code_folder
 
     def look_in(self, folder: Path | None) -> None:
@@ -91,11 +91,11 @@ def import_named(name: str, what: str, *, trusted: bool, folder: Path | None = N
     name
         The module and a name in it, with a colon between.
     what
-        What it is to the recipe, for messages: "model" or "loss".
+        Word for messages: "model" or "loss".
     trusted
         Whether code that a recipe names may run.
     folder
-        Where to look first: the recipe's folder.
+        Folder that is searched first: the recipe's folder.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def import_named(name: str, what: str, *, trusted: bool, folder: Path | None = N
     # Importing runs the module, which may end in any way.
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:160]
-        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise RecipeError(f"{failed}: it stops with {said}") from error
+        problem = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise RecipeError(f"{failed}: it stops with {problem}") from error
     found: Any = module
     for part in function.split("."):
         if not hasattr(found, part):

@@ -1,6 +1,6 @@
-"""Failures of devices in one line: a device that is not there, or that has no room left.
+"""One-line errors of devices: a device that does not exist, or that has no free memory.
 
-All entry points that take a device or compute on one translate such failures here.
+All entry points that take a device or compute on one use these functions.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ CONTEXT_BYTES = 6 * 10**8
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Return whether a device or the machine had no room left."""
-    # On the CPU torch has no type of its own for it.
+    """Return whether a device or the machine ran out of memory."""
+    # On the CPU, torch has no exception type for it.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
     )
 
 
 def checked_device(device: torch.device | str, asked_by: str = "device") -> torch.device:
-    """Return a device that was asked for, if it is there.
+    """Return a requested device, if it exists.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def checked_device(device: torch.device | str, asked_by: str = "device") -> torc
     Raises
     ------
     DeviceError
-        Torch knows no such device, or it is not there.
+        Torch knows no such device, or the machine does not have it.
     """
     try:
         found = torch.device(device)
@@ -94,14 +94,14 @@ def why_no_cuda() -> str:
 
 @contextmanager
 def device_errors(what: str, advice: str) -> Iterator[None]:
-    """Turn what a device refuses in the body into one line; also a decorator.
+    """Turn errors of a device in the body into one-line errors; also a decorator.
 
     Parameters
     ----------
     what
-        What is computed, such as "the logits of 128 examples".
+        Description of the computation, such as "the logits of 128 examples".
     advice
-        What to do where memory ran out.
+        Remedy if memory ran out.
 
     Raises
     ------
@@ -139,9 +139,9 @@ def translate(error: BaseException, what: str, advice: str) -> DeviceError | Non
 
 
 def memory_there(error: BaseException) -> str:
-    """Return in words what memory the device of an error has."""
-    if said := _CAPACITY.search(str(error)):
-        return f"the GPU has {said[1]}, of which {said[2]} are free"
+    """Return a description of the memory of the device of an error."""
+    if match := _CAPACITY.search(str(error)):
+        return f"the GPU has {match[1]}, of which {match[2]} are free"
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()} has {_size(total)}, of which {_size(free)} are free"
@@ -163,20 +163,20 @@ def free_host_memory() -> int:
             int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
         )
     except (OSError, StopIteration):
-        # Linux alone counts what it could take from its caches.
+        # Only Linux includes memory that its caches would release.
         return host_memory() // 2
 
 
 def peak_host_memory() -> int:
-    """Return the bytes of memory that this process has held at most."""
+    """Return the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def limit_memory(device: torch.device, processes: int) -> None:
-    """Let this process take its share of a GPU's memory and no more.
+    """Limit this process to its share of a GPU's memory.
 
-    A process that needs more fails by itself, and takes no memory from other processes.
+    A process that needs more fails without affecting other processes.
     """
     if processes < 2:
         return
@@ -191,7 +191,7 @@ def limit_memory(device: torch.device, processes: int) -> None:
 
 
 def free_cached_memory() -> None:
-    """Give back memory that torch keeps for later, where there is a GPU."""
+    """Free the memory that torch caches on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

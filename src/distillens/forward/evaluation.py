@@ -140,7 +140,7 @@ def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
 
 
 def shares_tensors(module: nn.Module, student: nn.Module) -> bool:
-    """Say whether training ``student`` would change tensors that ``module`` uses as well.
+    """Return whether training ``student`` would change tensors that ``module`` uses as well.
 
     The student's trainable parameters and its persistent buffers, such as the statistics of
     BatchNorm, change in training.

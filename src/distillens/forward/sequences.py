@@ -41,7 +41,7 @@ class SequenceModel(nn.Module):
         A network of transformers whose output has ``logits``, for example from
         ``AutoModelForSequenceClassification`` or ``AutoModelForCausalLM``.
     tokenizer
-        Which row of (B, K, T) inputs the network reads.
+        Row of the (B, K, T) inputs that the network reads.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def run(module: nn.Module, inputs: Tensor, further: Mapping[str, Tensor] | None 
 
 
 def is_text_model(module: nn.Module) -> bool:
-    """Say whether a module is a model of transformers, or of peft around one, that reads tokens."""
+    """Return whether a module is a model of transformers, or of peft around one, that reads tokens."""
     return (
         hasattr(getattr(module, "config", None), "model_type")
         and getattr(module, "main_input_name", "input_ids") == "input_ids"

@@ -88,7 +88,7 @@ def _start(count: int) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    # Ray reports its use to its makers unless told not to.
+    # Disable Ray's usage reports.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, Any] = {
         "num_cpus": max(count, os.cpu_count() or 1),
@@ -156,7 +156,7 @@ def _spread(
     waiting = list(students)
     running: dict[ObjectRef, _Running] = {}
     for student in students:
-        # Epochs that trackers have seen before the run was taken up again.
+        # Epochs that were logged before the run was resumed.
         for files in student.networks(context).values():
             context.tracked.take(len(read_epochs(files)))
     with ExitStack() as bars:
@@ -177,7 +177,7 @@ def _spread(
                 for task in running.values():
                     task.look(context)
         finally:
-            # Whoever takes the run up again must not meet a task that still writes.
+            # No task may still be writing when the run is resumed.
             _end(list(running))
 
 
@@ -195,7 +195,7 @@ def _end(tasks: list[ObjectRef]) -> None:
     try:
         left = ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)[1]
     finally:
-        # Also where a second interruption came: whoever is impatient leaves nothing behind either.
+        # Also after a second interruption, so that no task is left behind.
         for task in left:
             ray.cancel(task, force=True)
         if left:
@@ -204,7 +204,7 @@ def _end(tasks: list[ObjectRef]) -> None:
 
 @dataclass(frozen=True)
 class TaskShare:
-    """What each of the tasks that run at the same time is given."""
+    """Resources of each of the tasks that run at the same time."""
 
     cores: int
     gpus: float
@@ -212,7 +212,7 @@ class TaskShare:
 
     @property
     def tasks_on_a_gpu(self) -> int:
-        """How many tasks are given the same GPU."""
+        """Number of tasks that share a GPU."""
         return round(1 / self.gpus) if self.gpus else 0
 
 
@@ -269,7 +269,7 @@ def check_memory(count: int, needed: int, machines: Sequence[Mapping[str, float]
     Raises
     ------
     RunError
-        So many tasks of this size do not fit; the message says how many do.
+        The tasks do not fit in memory; the message names the number that does.
     """
     rooms = [machine["memory"] for machine in machines if "memory" in machine]
     fit = sum(int(room // needed) for room in rooms)
@@ -282,7 +282,7 @@ def check_memory(count: int, needed: int, machines: Sequence[Mapping[str, float]
 
 
 def _task(count: int, context: StudyContext) -> Callable[[Student], ObjectRef]:
-    """Return what submits a student to Ray, with the resources of one of so many."""
+    """Return a function that submits a student to Ray with the resources of one task."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -62,7 +62,7 @@ class DistillationTrainer(Trainer):
     The loss is the supervision's mean over the global batch of an optimiser step: over all its
     micro-batches and processes, by examples, or by tokens that count. ``advance`` is called once a
     step with the whole batch of this process. The supervision's state is written into each checkpoint
-    and taken up when training is resumed. Evaluation measures the loss to the labels.
+    and loaded when training is resumed. Evaluation measures the loss to the labels.
 
     A dataset has the columns that its collator makes tensors of: ``input_ids``, ``attention_mask``,
     ``labels`` and, for supervisions that look examples up, ``index``, each example's stable number. A
@@ -83,7 +83,7 @@ class DistillationTrainer(Trainer):
     Parameters
     ----------
     supervision
-        What the model fits.
+        Supervision that the model fits.
     index_column
         The dataset's column with the stable numbers.
     same_tokenizer
@@ -251,7 +251,7 @@ class DistillationTrainer(Trainer):
             }
             main = main[:, :-1]
         index = inputs.get(self._index_column)
-        # -1 marks an example without a stable index; whoever needs one refuses it.
+        # -1 marks an example without a stable index; code that needs an index refuses it.
         unknown = torch.full((len(labels),), -1)
         indices = unknown if index is None else stable_indices(index, len(labels))
         epoch = int(self.state.epoch or 0)
@@ -332,7 +332,7 @@ def _check_task(network: nn.Module) -> None:
 
 
 def _predicts_next(network: nn.Module) -> bool:
-    """Say whether the labels of a position are predicted at the position before it."""
+    """Return whether the labels of a position are predicted at the position before it."""
     names = [each.__name__ for each in type(network).__mro__]
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if any(name in known or name.endswith("ForCausalLM") for name in names):

@@ -161,7 +161,7 @@ def examples_of_forms(count: int) -> Tensor:
 
 
 def _repeated_signs(signs_SC: Tensor, rows: int) -> Tensor:
-    """Return the columns' signs for so many rows, of which there may be more than columns."""
+    """Return the columns' signs for a number of rows, which may exceed that of columns."""
     return signs_SC.repeat(-(-rows // len(signs_SC)), 1)[:rows]
 
 

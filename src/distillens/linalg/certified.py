@@ -58,7 +58,7 @@ class CertifiedValues:
 
     @property
     def converged(self) -> NDArray[np.bool_]:
-        """Which columns are as narrow as was asked for, (M,)."""
+        """Mask of the columns whose intervals are as narrow as requested, (M,)."""
         return np.array([why == "width" for why in self.stopped], dtype=bool)
 
 
@@ -95,10 +95,10 @@ def certified_quadratic_form(
     ridge
         λ > 0, in the units of the kernel.
     product_error
-        How far the product may be off. A number e says ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
+        Error bound of the product. A number e states ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
         x; it needs an upper bound of ‖K‖₂ (``norm``, or that of the preconditioner). A callable
         takes X and the computed KX, both (N, m), and returns one bound of ‖computed Kx − Kx‖₂ a
-        column, (m,). 0 says that the product has no error at all.
+        column, (m,). 0 states that the product is exact.
     norm
         An upper bound of ‖K‖₂; the trace is one. An estimate by power iteration is not.
     preconditioner
@@ -153,7 +153,7 @@ def certified_quadratic_form(
         if len(open_M) == 0:
             break
         iteration.step()
-        # The recurrence's own residual says for nothing when a look at the true one is worth a
+        # The recurrence's own residual indicates for free when computing the true one is worth a
         # product; it drifts, so it proves nothing.
         free = columnwise(iteration.residual, iteration.residual) / ridge
         if preconditioner is not None:
@@ -188,7 +188,7 @@ def certified_quadratic_form(
 
 
 class _Ledger:
-    """What is known of each of the M columns so far, and whether it will do."""
+    """Current values of each of the M columns, and whether they suffice."""
 
     def __init__(self, start_M: Array, width: float) -> None:
         columns = len(start_M)

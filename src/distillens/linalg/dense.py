@@ -81,7 +81,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class EigenSummary:
-    """What the spectrum of a Gram looks like; condition is infinite where smallest ≤ 0."""
+    """Summary of the spectrum of a Gram; condition is infinite if smallest ≤ 0."""
 
     trace: float
     smallest: float
@@ -93,9 +93,9 @@ class EigenSummary:
 def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
     """Factorise K = gram + ridge·I by Cholesky.
 
-    Rounding lets Cholesky pass on some singular matrices, so the condition is looked at as well:
+    Rounding lets Cholesky pass on some singular matrices, so the condition is checked as well:
     K counts as singular where its smallest eigenvalue is at most max(N, 100)·2.2e-16 times its
-    largest. A Gram that comes in float32 (or float16) carries that type's rounding, so there the
+    largest. A Gram given in float32 (or float16) has that type's rounding error, so there the
     share is at least that type's epsilon (1.2e-7).
 
     Parameters
@@ -103,7 +103,7 @@ def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
     gram_NN
         A symmetric matrix, (N, N).
     ridge
-        What to add to each diagonal entry, in the units of the Gram.
+        Value added to each diagonal entry, in the units of the Gram.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def quadratic_form(factor: Factor, targets: ArrayLike) -> tuple[Array, float]:
     Parameters
     ----------
     factor
-        Of K, (N, N).
+        Factor of K, (N, N).
     targets
         y of shape (N,), or M of them as columns, (N, M).
 

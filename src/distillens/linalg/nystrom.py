@@ -33,7 +33,7 @@ class LowRankKernel:
     ``basis`` is U, (N, R) with orthonormal columns, ``eigenvalues`` are (R,), descending.
     ``excess`` is the ε of LLᵀ ⪯ K + εI: about rounding for a partial Cholesky, infinite where
     nothing is known. ``norm`` is an upper bound of ‖K‖₂, or infinite. ``pivots`` are the rows whose
-    columns were used, (R,), empty for a factor from elsewhere.
+    columns were used, (R,), empty for a factor from another source.
     """
 
     basis: Array
@@ -95,7 +95,7 @@ def low_rank_kernel(
     factor_NR
         L, (N, R) with 1 <= R <= N.
     excess
-        ε >= 0 with LLᵀ ⪯ K + εI, in the units of the kernel. The default says that nothing is
+        ε >= 0 with LLᵀ ⪯ K + εI, in the units of the kernel. The default states that nothing is
         known: then LLᵀ preconditions but bounds nothing.
     norm
         An upper bound of ‖K‖₂.
@@ -128,7 +128,7 @@ def rp_cholesky(
 ) -> LowRankKernel:
     """Approximate a positive semidefinite K from below by randomly pivoted Cholesky.
 
-    Rows are drawn by what is left of the diagonal, a block at a time, and their columns are taken
+    Rows are sampled by the residual diagonal, a block at a time, and their columns are taken
     out of the kernel. Columns that depend on others to rounding are dropped, so the result may have
     a smaller rank than asked for.
 
@@ -137,13 +137,13 @@ def rp_cholesky(
     columns
         Takes row numbers (B,) and returns those columns of K, (N, B).
     diagonal
-        Of K, (N,).
+        Diagonal of K, (N,).
     rank
-        How many columns to use, 1 to N.
+        Number of columns to use, 1 to N.
     block
-        How many columns to ask for at once.
+        Number of columns requested at once.
     seed
-        Of the draws.
+        Seed of the sampling.
     column_error
         e with ‖computed columns − exact columns‖_F ≤ e·‖columns‖_F, for example 1e-6 where they
         come from float32. It goes into ``excess``.
@@ -180,26 +180,26 @@ def rp_cholesky(
         if open_rows == 0:
             break
         count = min(block, rank - done, open_rows)
-        drawn = rng.choice(size, size=count, replace=False, p=left_N / left_N.sum())
-        given_NB = _checked_columns(columns, drawn, diagonal_N)
-        rest_NB = given_NB - factor[:, :done] @ factor[drawn, :done].T
-        new_NB, order = _eliminate(rest_NB, drawn, smallest_pivot)
+        sampled = rng.choice(size, size=count, replace=False, p=left_N / left_N.sum())
+        given_NB = _checked_columns(columns, sampled, diagonal_N)
+        rest_NB = given_NB - factor[:, :done] @ factor[sampled, :done].T
+        new_NB, order = _eliminate(rest_NB, sampled, smallest_pivot)
         # Both are zero but for rounding, and `_excess` counts on a triangle.
         new_NB[pivots[:done]] = 0.0
-        left_N[drawn] = 0.0
+        left_N[sampled] = 0.0
         if len(order) == 0:
             continue
         end = done + len(order)
         factor[:, done:end] = new_NB
-        pivots[done:end] = drawn[order]
-        wrong_NB = factor[:, :end] @ factor[drawn[order], :end].T - given_NB[:, order]
+        pivots[done:end] = sampled[order]
+        wrong_NB = factor[:, :end] @ factor[sampled[order], :end].T - given_NB[:, order]
         length = float(np.linalg.norm(given_NB[:, order]))
         # Twice what was seen, as looking has rounding too.
         error = float(
             np.hypot(error, 2 * np.linalg.norm(wrong_NB) + (column_error + 2 * UNIT) * length)
         )
         np.maximum(left_N - np.sum(new_NB**2, axis=1), 0.0, out=left_N)
-        left_N[drawn] = 0.0
+        left_N[sampled] = 0.0
         done = end
     if done == 0:
         raise KernelError(
@@ -218,10 +218,10 @@ def rp_cholesky(
 
 
 def _eliminate(
-    rest_NB: Array, drawn: NDArray[np.intp], smallest_pivot: float
+    rest_NB: Array, sampled: NDArray[np.intp], smallest_pivot: float
 ) -> tuple[Array, NDArray[np.intp]]:
-    """New columns of L from what is left of the drawn ones, and which were kept, in order."""
-    core_BB = rest_NB[drawn]
+    """Return new columns of L from the residual of the sampled ones, and the kept ones in order."""
+    core_BB = rest_NB[sampled]
     core_BB = 0.5 * (core_BB + core_BB.T)
     (pstrf,) = scipy.linalg.get_lapack_funcs(("pstrf",), (core_BB,))
     triangle, order, rank, _ = pstrf(core_BB, tol=smallest_pivot, lower=1)
@@ -233,7 +233,7 @@ def _eliminate(
     new_NB = scipy.linalg.solve_triangular(
         triangle, rest_NB[:, order].T, lower=True, check_finite=False
     ).T
-    new_NB[drawn[order]] = triangle
+    new_NB[sampled[order]] = triangle
     return new_NB, order
 
 
@@ -285,13 +285,13 @@ def _checked_diagonal(diagonal: ArrayLike) -> Array:
     return diagonal_N
 
 
-def _checked_columns(columns: Columns, drawn: NDArray[np.intp], diagonal_N: Array) -> Array:
-    given_NB = np.asarray(columns(drawn), dtype=np.float64)
-    wanted = (len(diagonal_N), len(drawn))
+def _checked_columns(columns: Columns, sampled: NDArray[np.intp], diagonal_N: Array) -> Array:
+    given_NB = np.asarray(columns(sampled), dtype=np.float64)
+    wanted = (len(diagonal_N), len(sampled))
     if given_NB.shape != wanted:
         raise KernelError(f"the kernel's columns came in shape {given_NB.shape}; return {wanted}")
     _refuse_not_finite(given_NB, "the kernel's columns")
-    difference = np.abs(given_NB[drawn, np.arange(len(drawn))] - diagonal_N[drawn])
+    difference = np.abs(given_NB[sampled, np.arange(len(sampled))] - diagonal_N[sampled])
     worst = float(difference.max())
     if worst > _DIFFERENT_KERNELS * diagonal_N.max():
         raise KernelError(

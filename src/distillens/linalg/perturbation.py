@@ -1,4 +1,4 @@
-"""How far an error of the Gram itself can move yᵀK⁻¹y.
+"""Sensitivity of yᵀK⁻¹y to errors of the Gram itself.
 
 For a symmetric error ΔK with ‖ΔK‖₂ ≤ δ, K − δI ⪯ K + ΔK ⪯ K + δI. Where K − δI is positive definite
 (Weyl: where the smallest eigenvalue of K is above δ) the inverse turns the order round:
@@ -31,7 +31,7 @@ class PerturbedValues:
 
     ``value`` is yᵀK⁻¹y. ``first_order`` is error·‖x‖²/value, the relative movement to first order;
     ``movement`` the rigorous one, the larger of (high − value)/value and (value − low)/value.
-    ``high`` and ``movement`` are infinite where K + ΔK may be singular. ``determined`` says where
+    ``high`` and ``movement`` are infinite where K + ΔK may be singular. ``determined`` is true where
     ``movement`` is at most ``DETERMINED``. The rounding of the solves is not in the interval:
     ``residual`` is the largest relative residual of the three.
     """
@@ -55,7 +55,7 @@ def perturbed_quadratic_form(factor: Factor, targets: ArrayLike, error: float) -
     Parameters
     ----------
     factor
-        Of K = gram + ridge·I, (N, N).
+        Factor of K = gram + ridge·I, (N, N).
     targets
         y of shape (N,), or M of them as columns, (N, M).
     error

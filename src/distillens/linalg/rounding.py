@@ -1,4 +1,4 @@
-"""What float64 itself adds to sums and products."""
+"""Rounding errors of sums and products in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to say of a Gram that may be singular: the value by definition, and one with a ridge beside.
+"""Quadratic forms of a Gram that may be singular: by definition, and with a ridge.
 
 Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Def. 1: yᵀK⁻¹y is infinite for a singular K.
 Shapes: N rows of the matrix, M right-hand sides (columns).
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class RidgedValues:
-    """yᵀK⁻¹y as defined, and yᵀ(K + ridge·I)⁻¹y beside it; arrays are (M,).
+    """yᵀK⁻¹y as defined, and yᵀ(K + ridge·I)⁻¹y; arrays are (M,).
 
     ``value`` is infinite in every column where K is singular to rounding. ``rank`` counts the
     eigenvalues above ``limit``, the share of the largest at which `factorise` calls K singular, of
@@ -60,7 +60,7 @@ def quadratic_form_with_ridge(gram_NN: ArrayLike, targets: ArrayLike, ridge: flo
     targets
         y of shape (N,), or M of them as columns, (N, M).
     ridge
-        λ > 0 of the value beside it, in the units of the Gram.
+        λ > 0 of the value with a ridge, in the units of the Gram.
 
     Raises
     ------

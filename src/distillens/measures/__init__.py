@@ -1,4 +1,4 @@
-"""What distillation did, in numbers: arrays in, results out, without torch."""
+"""Measures of distillation: functions from arrays to results, without torch."""
 
 from distillens.errors import missing_name
 from distillens.measures.complexity.alignment import (

@@ -74,7 +74,7 @@ def build_model(
         )
     shape = check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
     if shape != (2, outputs):
-        # Whoever runs the model then gets logits: training, kernels and exports.
+        # The model then returns logits in training, kernels and exports.
         model.register_forward_hook(_GiveLogits(outputs))
     return model
 
@@ -108,7 +108,7 @@ def check_outputs(
     For two classes, which need one output, two logits are accepted as well.
     With ``tokens`` they are whole numbers, the first token of every vocabulary; the last one is the
     token that the network requires, if there is one. Logits are found in an output as
-    `distillens.data.outputs.logits_of` says.
+    `distillens.data.outputs.logits_of` defines.
 
     Returns
     -------

@@ -37,7 +37,7 @@ class Candidate:
     """A state dict of a checkpoint under the names that it might have in the network."""
 
     key: str
-    """Where it is nested, as a dotted path; empty for the checkpoint itself."""
+    """Dotted path in the checkpoint; empty for the checkpoint itself."""
     prefix: str
     """Removed from the names; entries without it are left out."""
     state: OrderedDict[str, Any]
@@ -59,7 +59,7 @@ class Candidate:
 
 @dataclass
 class Trial:
-    """What a strict ``load_state_dict`` would do with a candidate."""
+    """Outcome of a strict ``load_state_dict`` of a candidate."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -97,20 +97,20 @@ def load_content(
     Parameters
     ----------
     content
-        What the checkpoint holds: named tensors, at any depth of mappings.
+        Content of the checkpoint: named tensors, at any depth of mappings.
     model
         The network; unchanged if an error is raised.
     where
         The file, for messages.
     key
-        Where the state dict is nested, as a dotted path; by default searched for.
+        Dotted path of the state dict; by default searched for.
     strip
         A prefix to remove from the names; by default found out.
 
     Returns
     -------
     str
-        What was done beyond ``load_state_dict``, in one line; empty if nothing was.
+        Note on steps beyond ``load_state_dict``, in one line; empty if there were none.
 
     Raises
     ------
@@ -157,10 +157,10 @@ def find_mappings(content: Any, place: str = "", depth: int = 4) -> Iterator[tup
 
 
 def try_state(model: nn.Module, state: Mapping[str, Any], own: Mapping[str, Any]) -> Trial:
-    """Return what a strict load of a state dict would do; the network keeps its weights.
+    """Return the outcome of a strict load of a state dict; the network keeps its weights.
 
     ``own`` is the network's state dict with its own tensors (``keep_vars=True``). Missing counters of
-    BatchNorm, and missing names of tensors that are there under another name, count as found.
+    BatchNorm, and missing names of tensors that exist under another name, count as found.
     """
     trial, recorded = Trial(), _Recorded()
 
@@ -175,7 +175,7 @@ def try_state(model: nn.Module, state: Mapping[str, Any], own: Mapping[str, Any]
     try:
         with recorded:
             model.load_state_dict(state)
-    # A network may load its state in any way of its own.
+    # A network may override the loading of its state.
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         trial.problems = lines[1:] or lines or [type(error).__name__]
@@ -407,18 +407,18 @@ def _explain(tried: list[tuple[Candidate, Trial]], own: Mapping[str, Any], where
     tensors = [value for value in own.values() if isinstance(value, Tensor)]
     matching, total = sum(id(value) in filled for value in tensors), len(tensors)
     place = "" if candidate.described.startswith("the") else f", with {candidate.described}"
-    said = [f"{where} does not fit the model: {matching} of {total} weights match{place}"]
+    problems = [f"{where} does not fit the model: {matching} of {total} weights match{place}"]
     found = [match for problem in trial.problems if (match := MISMATCH.search(problem))]
     other = [problem for problem in trial.problems if not MISMATCH.search(problem)]
     if found:
         name, stored, wanted = found[0].groups()
-        said.append(f"{name!r} has shape ({stored}), the model needs ({wanted})")
+        problems.append(f"{name!r} has shape ({stored}), the model needs ({wanted})")
     if trial.missing:
-        said.append(f"it has no weight {_some(trial.missing)}")
+        problems.append(f"it has no weight {_some(trial.missing)}")
     if trial.unexpected:
-        said.append(f"the model has no {_some(trial.unexpected)}")
-    said += other[:1]
-    return "; ".join([*said, _cause(trial, [match.groups() for match in found], bool(other))])
+        problems.append(f"the model has no {_some(trial.unexpected)}")
+    problems += other[:1]
+    return "; ".join([*problems, _cause(trial, [match.groups() for match in found], bool(other))])
 
 
 def _cause(trial: Trial, shapes: list[tuple[Any, ...]], explained: bool) -> str:

@@ -1,4 +1,4 @@
-"""What a model costs where it is used: multiply-adds, bytes and measured latency."""
+"""Inference cost of a model: multiply-adds, bytes and measured latency."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def measure_cost(
     input_shape
         Shape of one input.
     device
-        Where to measure.
+        Device of the measurement.
     batch
         Size of the larger batch; the smaller is always 1. Where it does not fit into memory it is
-        halved until it does; the result says which was measured.
+        halved until it does; the result contains the batch size that was measured.
     runs
         Forward passes timed for each batch size.
     vocabularies
-        Of text, how many tokens each tokenizer knows: it is measured on sentences of full length.
+        For text: vocabulary size of each tokenizer; measured on sentences of full length.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def measure_cost(
     MeasureError
         ``batch`` or ``runs`` is below 1.
     ModelError
-        The model cannot take such inputs, or the device is not there.
+        The model cannot take such inputs, or the device does not exist.
     DeviceError
         The memory of the device does not hold one example.
     """
@@ -98,9 +98,9 @@ def measure_cost(
             one = _milliseconds(lambda: measured(inputs[:1]), place, runs)
             batch, many = _largest(measured, inputs, place, runs)
     except (RuntimeError, ValueError, IndexError, AssertionError, MemoryError) as error:
-        said = translate(error, "one example of the model", "measure it on another device")
-        if said is not None:
-            raise said from error
+        message = translate(error, "one example of the model", "measure it on another device")
+        if message is not None:
+            raise message from error
         text = " ".join(str(error).split())[:160]
         raise ModelError(f"the model cannot take inputs of shape {input_shape}: {text}") from None
     return Cost(

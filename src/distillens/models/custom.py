@@ -38,7 +38,7 @@ def call_builder(
     Parameters
     ----------
     name
-        Of the model, as in the recipe.
+        Name of the model, as in the recipe.
     builder
         A function that returns a network, or a class of networks.
     offered
@@ -47,7 +47,7 @@ def call_builder(
     arguments
         Those of the recipe.
     seed
-        Of torch's random numbers.
+        Seed of torch's random numbers.
     folder
         First on the import path during the call, for modules in the folder of the recipe.
 
@@ -99,7 +99,7 @@ def _call(
         try:
             return builder(**given, **arguments)
         except TypeError as error:
-            # A function that hands its **kwargs on takes only what the other one knows.
+            # A function that forwards its **kwargs accepts only the arguments of the other function.
             found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if found is None or found[1] not in given or found[1] in named:
                 raise
@@ -107,7 +107,7 @@ def _call(
 
 
 def _place(error: BaseException, builder: Builder) -> str:
-    """Return the last line of the user's own code that an error went through."""
+    """Return the last line of user code in the traceback of an error."""
     try:
         own = inspect.getfile(builder)
     except TypeError:

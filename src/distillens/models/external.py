@@ -35,11 +35,11 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
     """Return the builder of ``timm:NAME`` or ``transformers:NAME_OR_FOLDER``.
 
     ``timm:NAME`` takes the arguments of ``timm.create_model``; weights are fresh unless
-    ``pretrained: true``. ``transformers:NAME_OR_FOLDER`` takes ``pretrained`` (true unless said
-    otherwise), ``revision`` and any key of the model's own configuration; with ``pretrained: false``
+    ``pretrained: true``. ``transformers:NAME_OR_FOLDER`` takes ``pretrained`` (by default
+    true), ``revision`` and any key of the model's own configuration; with ``pretrained: false``
     a folder with a ``config.json`` is enough, and the channels and side of the pictures are filled
     in where the configuration has such keys. On text it is a classifier of sequences, which sees the
-    tokens of the data's tokenizer number ``tokenizer`` (0 unless said otherwise), and a fresh one
+    tokens of the data's tokenizer number ``tokenizer`` (0 by default), and a fresh one
     gets that tokenizer's vocabulary. The number of classes always comes from the data.
 
     Raises
@@ -64,7 +64,7 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
         normalisation: object = None,
         **arguments: Any,
     ) -> nn.Module:
-        del normalisation  # Inputs come normalised as `pretrained_normalisation` says.
+        del normalisation  # Inputs are normalised by `pretrained_normalisation`.
         kind = _kind(name, library, input_shape, vocabularies, arguments)
         for key in arguments:
             if key in FROM_DATA[library]:
@@ -82,12 +82,12 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
 def pretrained_normalisation(
     name: str, arguments: Mapping[str, Any], build: Callable[[], nn.Module]
 ) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
-    """Return what a pretrained model's own library normalises images in [0, 1] with.
+    """Return the normalisation of images in [0, 1] in a pretrained model's own library.
 
     Parameters
     ----------
     name, arguments
-        Of the model, as in a recipe.
+        Name of the model, as in a recipe.
     build
         Builds it; called for models of timm, which carry their ``pretrained_cfg``. Models of Hugging
         Face have a ``preprocessor_config.json`` in the folder of their weights.
@@ -158,7 +158,7 @@ class Pictures:
 
     @property
     def fitting(self) -> dict[str, Any]:
-        """What a fresh model's configuration takes from the data."""
+        """Settings of a fresh model's configuration that depend on the data."""
         channels, height, width = self.shape
         side = height if height == width else (height, width)
         return {"num_channels": channels, "image_size": side}
@@ -174,7 +174,7 @@ class Text:
 
     @property
     def fitting(self) -> dict[str, Any]:
-        """What a fresh model's configuration takes from the data."""
+        """Settings of a fresh model's configuration that depend on the data."""
         # Special tokens have other numbers here, and padding is never looked up.
         none = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
         return {"vocab_size": self.vocabulary, **none}
@@ -294,7 +294,7 @@ def _check_vocabulary(name: str, config: Any, text: Text) -> None:
     }
     for what, (key, wanted) in known.items():
         has = getattr(config, key, None)
-        # Without a limit, some configurations say -1.
+        # Some configurations without a limit have -1.
         if has is not None and 0 <= has < wanted:
             raise ModelError(
                 f"model {name!r} knows {has} {what}, the data's tokenizer {text.tokenizer} makes "

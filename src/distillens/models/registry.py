@@ -20,7 +20,7 @@ EXTRAS = {"timm": "timm", "transformers": "text"}
 
 
 class ModelRecipe(CodePart):
-    """Which network: the name of a registered model, and the arguments of its builder as further keys.
+    """A model of a recipe: the name of a registered model, and its arguments as further keys.
 
     ``{name: lenet5, width: 8}``, ``{name: resnet56}``, ``{name: mlp, hidden: [128]}``,
     ``{name: random-features, width: 5000, features_seed: 0}``, for text
@@ -128,18 +128,18 @@ def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None
         required = parameter.default is each.empty and parameter.kind not in several
         if required and (key not in by_name or key not in {*arguments, *FROM_DATA}):
             raise RecipeError(
-                f"model {name!r} needs an argument {key!r}; write it beside the name, or use the "
+                f"model {name!r} needs an argument {key!r}; set it together with the name, or use the "
                 f"names that are set from the data: {', '.join(FROM_DATA)}"
             )
 
 
 def is_external(name: str) -> bool:
-    """Say whether a model's name is one of another library's."""
+    """Return whether a model's name is one of another library's."""
     return name.partition(":")[0] in EXTRAS and ":" in name
 
 
 def reads_one_tokenizer(recipe: ModelRecipe) -> bool:
-    """Say whether a model of text reads the tokens of one tokenizer, (B, T) like (B, K, T)."""
+    """Return whether a model of text reads the tokens of one tokenizer, (B, T) like (B, K, T)."""
     if is_external(recipe.name):
         return True
     known = recipe.name in MODELS.names()

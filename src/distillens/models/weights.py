@@ -76,7 +76,7 @@ DAMAGE = (
     RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
     struct.error, SafetensorError,
 )  # fmt: skip
-"""What reading damaged bytes raises, depending on where the damage is."""
+"""Exceptions from reading damaged bytes, depending on the position of the damage."""
 
 
 def _plain_classes() -> list[Any]:
@@ -117,7 +117,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     if "TorchScript" in text:
         text = "it is a TorchScript program; save torch.jit.load(path).state_dict()"
     if isinstance(error, KeyError):
-        # Which key torch's reader lacked says nothing to the file's owner.
+        # The key that torch's reader lacked does not help the user.
         text = "it is neither safetensors nor a file of torch.save"
     return CheckpointError(f"{path} is no readable checkpoint: {text}")
 
@@ -128,7 +128,7 @@ OTHER_FILES = {
     b"<html": "a web page; download the file itself",
     b"\x1f\x8b": "compressed by gzip; decompress it first",
 }
-"""What lies under the name of a checkpoint after a failed download, by its first bytes."""
+"""Contents that failed downloads leave in checkpoint files, by their first bytes."""
 
 
 def _refusal(path: Path) -> str:
@@ -227,7 +227,7 @@ def load_weights(
     model
         The model; unchanged if an error is raised.
     key
-        Where the state dict is nested, as a dotted path such as ``"state_dict_ema"``; by default it
+        Dotted path of the state dict, such as ``"state_dict_ema"``; by default it
         is searched for.
     strip
         A prefix to remove from the names, such as ``"teacher."``; entries without it are left out.
@@ -236,7 +236,7 @@ def load_weights(
     Returns
     -------
     str
-        What was done beyond ``load_state_dict``, in one line; empty if nothing was.
+        Note on steps beyond ``load_state_dict``, in one line; empty if there were none.
 
     Raises
     ------
@@ -256,7 +256,7 @@ def load_weights(
     path = user_path(path)
     content = read_checkpoint(path)
     if next(find_mappings(content), None) is None:
-        # Says what it is instead; an empty state dict is one of a model without weights.
+        # Raises an error; an empty state dict belongs to a model without weights.
         load_state(path)
     return load_content(content, model, str(path), key=key, strip=strip)
 

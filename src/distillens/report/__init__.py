@@ -1,4 +1,4 @@
-"""What a run found out, in words and pictures: the terminal table and the HTML report."""
+"""Reports of results: terminal tables, figures and the HTML report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report shows: the results of a run and the newest record of each analysis."""
+"""The contents of a report: the results of a run and the newest record of each analysis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Contents:
     Attributes
     ----------
     result
-        What the training found out.
+        Results of the training.
     complexity
         The curves of the newest record of the analysis "complexity".
     confidence
@@ -33,7 +33,7 @@ class Contents:
     over_training, kernels
         The newest measurement of each student by these analyses.
     additions
-        What was added to the run after it had been finished.
+        Additions to the run after it had been finished.
     records
         The names of the records that are shown.
     earlier_records
@@ -52,7 +52,7 @@ class Contents:
 
     @classmethod
     def of(cls, run: OpenRun) -> Contents:
-        """Return what the report of a run shows.
+        """Read the contents of the report of a run.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class Contents:
         )
 
     def notes(self) -> tuple[str, ...]:
-        """Return what a reader must know of the run as a whole."""
+        """Return notes on the run as a whole."""
         return (*self.result.notes, *self._addition_notes(), *self._record_notes())
 
     def _addition_notes(self) -> list[str]:

@@ -31,7 +31,7 @@ def render(contents: Contents) -> str:
     Parameters
     ----------
     contents
-        What the report shows. The page names the students whose points are missing.
+        Contents of the report. The page names the students whose points are missing.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def render(contents: Contents) -> str:
     return framed(
         result.name,
         _header(result),
-        _says(contents),
+        _summary(contents),
         accuracy_part(result, colours),
         complexity_part(contents.complexity),
         confidence_part(contents, colours, None if chosen is None else chosen.name),
@@ -79,15 +79,15 @@ def _header(result: StudyResult) -> Safe:
     )
 
 
-def _says(contents: Contents) -> Safe:
+def _summary(contents: Contents) -> Safe:
     result = contents.result
-    said = accuracy_summary(result) + complexity_summary(contents.complexity)
-    said += confidence_summary(contents.confidence)
-    if not said:
-        said = [("Nothing", "This run holds no measured numbers.")]
-    pairs = [join(element("dt", subject), element("dd", text)) for subject, text in said]
+    summaries = accuracy_summary(result) + complexity_summary(contents.complexity)
+    summaries += confidence_summary(contents.confidence)
+    if not summaries:
+        summaries = [("Nothing", "This run has no measurements.")]
+    pairs = [join(element("dt", subject), element("dd", text)) for subject, text in summaries]
     return join(
-        element("section", element("h2", "What this says"), element("dl", *pairs), class_="says"),
+        element("section", element("h2", "Summary"), element("dl", *pairs), class_="says"),
         *(element("p", note, class_="note") for note in contents.notes()),
     )
 

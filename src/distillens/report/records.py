@@ -15,7 +15,7 @@ from distillens.runs.records import StoredRecord
 
 
 def record_tables(record: StoredRecord) -> Sequence[RenderableType] | None:
-    """Return a record as tables and paragraphs; None where the report does not know the analysis.
+    """Return a record as tables and paragraphs; None if the report has no tables for the analysis.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What all results share: estimates with intervals, and their JSON. Nothing here needs torch.
+"""Base of all results: estimates with intervals, and their JSON form. Does not import torch.
 
 Infinite values are written as the JSON strings "Infinity" and "NaN".
 """
@@ -17,7 +17,7 @@ from distillens.errors import RunError
 SCHEMA = 1
 
 WRITE_AGAIN = "delete it and run the recipe again with the same --out"
-"""What to do about a damaged file of a run that the run can write again."""
+"""Advice for a damaged file that running the recipe again restores."""
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Result:
     """Base of all results: infinite values survive a round trip through JSON.
 
-    A type that is stored in a file of its own has a field ``schema_version``, which `SCHEMA_VERSION` of
-    its class is written to.
+    A type that is stored in a separate file has a field ``schema_version``, whose value is the
+    ``SCHEMA_VERSION`` of its class.
     """
 
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
@@ -36,7 +36,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Interval(Result):
-    """An interval with its level (0.95 = 95 %) and the words for how it was made."""
+    """An interval with its level (0.95 = 95 %) and a description of its method."""
 
     low: float
     high: float
@@ -46,7 +46,7 @@ class Interval(Result):
 
 @dataclass(frozen=True)
 class Estimate(Result):
-    """A number with its interval. ``interval`` is None where too few points define none."""
+    """A number with its interval. ``interval`` is None if there are too few points."""
 
     value: float
     interval: Interval | None = None
@@ -63,7 +63,7 @@ def to_json(result: object) -> str:
 
 
 def from_json(kind: type[T], text: str | bytes, where: str, advice: str = WRITE_AGAIN) -> T:
-    """Read a result of a known kind back; ``advice`` tells how to get it back if it is damaged.
+    """Parse a result of a known type; ``advice`` is the remedy that errors name.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What `distillens check` and `distillens run --plan` report of a recipe, with their JSON forms."""
+"""Results of `distillens check` and `distillens run --plan`, with their JSON forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckedData(Result):
     """Test examples of each class."""
     input_shape: tuple[int, ...]
     normalisation: str
-    """What the teacher's and the student's inputs are normalised with."""
+    """Description of the normalisation of the teacher's and the student's inputs."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,30 @@ class CheckedNetwork(Result):
     model: str
     parameters: int
     origin: str
-    """Where its weights come from."""
+    """Source of its weights."""
     epochs: int
     """Epochs it will be trained for; 0 for a given teacher."""
     seconds_per_step: float | None
-    """Of training, measured; None where it is not trained."""
+    """Measured seconds per training step; None if it is not trained."""
     accuracies: tuple[tuple[str, float], ...] = ()
-    """Split and share of examples that a given teacher is right on."""
+    """Split and accuracy of a given teacher."""
 
 
 @dataclass(frozen=True)
 class RunEstimate(Result):
-    """What carrying out a recipe is expected to take."""
+    """Expected time, memory and disk space of a run."""
 
     parts: tuple[tuple[str, float], ...]
-    """Part of the work and its seconds."""
+    """Parts of the work and their seconds."""
     device: str
     memory: int
-    """Bytes that the process held at most while steps were timed."""
+    """Peak memory of the process in bytes while steps were timed."""
     checkpoints: int
     """Bytes on disk of all checkpoints that are kept."""
     cache: int
     """Bytes on disk of cached teacher logits, at most."""
     free_disk: int
-    """Bytes that are free on the disk of the run folder."""
+    """Free bytes on the disk of the run folder."""
     states: int
     """Bytes on disk of the states that trainings resume from."""
     outputs: int
@@ -78,19 +78,19 @@ class RunEstimate(Result):
 
     @property
     def most_disk(self) -> int:
-        """Bytes on disk at most while the run goes on."""
+        """Peak bytes on disk during the run."""
         return max(self.disk, self.trials + self.cache)
 
 
 @dataclass(frozen=True)
 class RecipeCheck(Result):
-    """The result of checking a recipe. What could not be found out because of a problem is None."""
+    """The result of checking a recipe. Values that a problem makes unavailable are None."""
 
     recipe: str
     problems: tuple[str, ...]
-    """Each makes the run fail, in one sentence that says what to do."""
+    """Problems that would make the run fail, each in one sentence with the remedy."""
     notes: tuple[str, ...]
-    """Facts that a user may want to know; the run works all the same."""
+    """Warnings that do not prevent the run."""
     data: CheckedData | None = None
     networks: tuple[CheckedNetwork, ...] = ()
     supervisions: tuple[tuple[str, int], ...] = ()
@@ -100,48 +100,48 @@ class RecipeCheck(Result):
 
 @dataclass(frozen=True)
 class PlannedWork(Result):
-    """A part of a run: what is done of it, and the time it takes."""
+    """A part of a run, with its progress and time."""
 
     name: str
     networks: int
-    """How many it trains; 0 where it trains none."""
+    """Number of networks that it trains."""
     finished: int
-    """Of these networks."""
+    """Number of these networks that are finished."""
     epochs: int
-    """Of all of its networks together."""
+    """Epochs of all of its networks together."""
     epochs_done: int
     seconds: float
-    """Of the whole part, estimated."""
+    """Estimated seconds of the whole part."""
     seconds_left: float
     measured_from: str
-    """What the time was estimated from."""
+    """Basis of the time estimate."""
 
 
 @dataclass(frozen=True)
 class RunPlan(Result):
-    """What `distillens run` would do now, and what it would take."""
+    """Remaining work of `distillens run`, with time, memory and disk space."""
 
     recipe: str
     folder: str
     begun: bool
-    """Whether the folder holds a part of the run already."""
+    """Whether the folder contains a part of the run already."""
     device: str
     threads: int
-    """Of a process."""
+    """Threads of each process."""
     workers: int
-    """Students trained at once."""
+    """Number of students trained in parallel."""
     work: tuple[PlannedWork, ...]
     seconds: float
-    """Of the whole run, with the workers."""
+    """Seconds of the whole run with these workers."""
     seconds_left: float
     estimate: RunEstimate
-    """Of the whole run, as if nothing were done and by one process: time, memory, disk space."""
+    """Estimate for one process that starts from an empty folder."""
     disk_there: int
-    """Bytes on disk that the run holds already."""
+    """Bytes on disk that the run occupies already."""
     problems: tuple[str, ...] = ()
-    """Each would make the run fail."""
+    """Problems that would make the run fail."""
 
     @property
     def disk_left(self) -> int:
-        """Bytes on disk that are still needed, at most."""
+        """Upper bound on the bytes on disk that are still needed."""
         return max(0, self.estimate.most_disk - self.disk_there)

@@ -1,4 +1,4 @@
-"""The settings table: what audits of many runs say side by side, as frozen dataclasses."""
+"""The settings table, which compares audits of several runs, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class SettingSplit(Result):
     slope_low: Estimate
     underfit: Estimate
     net_gain: Estimate
-    """Accuracy points of the student over the teacher."""
+    """Accuracy points of the student minus those of the teacher."""
     p_value: float
-    """The largest of the seeds' McNemar p: small only where every seed speaks against no gain."""
+    """Largest McNemar p-value over seeds: small only if every seed rejects a gain of 0."""
     verdicts: tuple[Verdict, ...]
-    """Of each seed."""
+    """Verdict of each seed."""
 
 
 @dataclass(frozen=True)
 class Setting(Result):
-    """A line of the settings table: a run and a supervision. Accuracies are of the last epoch."""
+    """A row of the settings table: a run and a supervision. Accuracies are of the last epoch."""
 
     run: str
     data: str

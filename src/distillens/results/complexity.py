@@ -1,6 +1,6 @@
-"""What kernels and the complexity of targets against them were found to be, as frozen dataclasses.
+"""Results on kernels and on the supervision complexity of targets, as frozen dataclasses.
 
-JSON as in `distillens.results`, which names them all. Shapes: N examples, C classes.
+Shapes: N examples, C classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ComplexityValue(Result):
 
     ``plain`` is YᵀK⁻¹Y (Def. 1), ``adjusted_star`` eq. 50, ``adjusted`` eq. 49 (None where no
     predictions were given). ``normalised`` and ``normalised_star`` divide them by ‖Y‖₂/√n.
-    ``residual`` is the relative residual of the worst solve, ``ridge`` what was added to the diagonal.
+    ``residual`` is the relative residual of the worst solve, ``ridge`` the value added to the diagonal.
     A singular K gives infinities.
     """
 
@@ -59,7 +59,7 @@ class TemperaturePoint(Result):
 
 @dataclass(frozen=True)
 class Spectrum(Result):
-    """What the Gram at one checkpoint looks like. For a class-diagonal Gram: over all C blocks."""
+    """Spectrum of the Gram at one checkpoint. For a class-diagonal Gram: over all C blocks."""
 
     epoch: int
     trace: float
@@ -83,33 +83,33 @@ class RiskBound(Result):
     """"Thm. 3", "Thm. 4" or "Prop. 5"."""
     value: float
     vacuous: bool
-    """The bound says nothing: it is 1 or more, or it is not ``covered``."""
+    """Whether the bound is vacuous: it is 1 or more, or it is not ``covered``."""
     margin: float
-    """γ, the one of the grid with the lowest bound."""
+    """γ of the grid with the lowest bound."""
     margin_loss: float
     complexity_term: float
     confidence_term: float
     teacher_risk: float | None
     norms: int
-    """M₀: the norms 1 … M₀ that the union bound covers at this margin."""
+    """M₀: the union bound covers the norms 1 … M₀ at this margin."""
     covered: bool
-    """The norm √(YᵀK⁻¹Y), rounded up, is at most M₀; where it is not, nothing is proved."""
+    """Whether the norm √(YᵀK⁻¹Y), rounded up, is at most M₀; otherwise nothing is proved."""
     examples: int
     delta: float
     margins: int
-    """Margins in the grid, which share ``delta`` evenly."""
+    """Number of margins in the grid, which share ``delta`` evenly."""
     kappa: float
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TargetProfile(Result):
-    """Where one target set stands on one Gram.
+    """One target set compared with references on one Gram.
 
     ``diagonal`` is its adjusted* complexity on the best diagonal kernel, which can only memorise;
     ``random`` that of random targets of its size on this Gram (None for the full form).
     ``energy`` is the share of ‖Y‖² in the top k eigenvectors, k as in the profile's ``ranks``
-    (empty where Y is zero). ``bound`` is None where the profile's notes say why.
+    (empty where Y is zero). If ``bound`` is None, the profile's notes give the reason.
     """
 
     name: str
@@ -121,7 +121,7 @@ class TargetProfile(Result):
 
 @dataclass(frozen=True)
 class TeacherKernel(Result):
-    """How alike the kernels of student and teacher are, on the first of the examples.
+    """Similarity of the kernels of student and teacher, on the first of the examples.
 
     ``similarity`` is the mean cosine of products of both full kernels with random vectors
     (eq. 12), with its standard error over ``probes``; ``alignment`` the centred alignment (CKA)
@@ -138,20 +138,20 @@ class TeacherKernel(Result):
 
 @dataclass(frozen=True)
 class GramProfile(Result):
-    """What one Gram is like, without its ridge, and where target sets stand on it.
+    """Properties of one Gram without its ridge, and of target sets on it.
 
     ``eigenvalues`` are the k-th largest, k in ``ranks``: powers of two and the last. For a
     class-diagonal Gram they are of all C blocks together.
     """
 
     epoch: int | None
-    """Of the student; None where no training is known."""
+    """Epoch of the student; None if no training is known."""
     trace: float
     condition: float
     effective_rank: float
     stable_rank: float
     negative: int
-    """Eigenvalues that rounding put below 0."""
+    """Number of eigenvalues that are negative because of rounding."""
     ranks: tuple[int, ...]
     eigenvalues: tuple[float, ...]
     targets: tuple[TargetProfile, ...]
@@ -168,10 +168,10 @@ class ComplexityCurves(Result):
     examples: int
     form: KernelForm
     coding: str
-    """How targets were coded, in words: centred over classes, or one output in [−1, 1]."""
+    """Description of the target coding: centred over classes, or one output in [−1, 1]."""
     temperature: float
     random_draws: int
-    """Draws of random labels behind each "random labels" point, whose values are means over draws."""
+    """Number of draws of random labels that each "random labels" point averages over."""
     points: tuple[ComplexityPoint, ...]
     spectra: tuple[Spectrum, ...]
     seconds: float
@@ -179,9 +179,9 @@ class ComplexityCurves(Result):
     temperatures: tuple[TemperaturePoint, ...] = ()
     """The final teacher at several temperatures, at the last of the epochs."""
     profile: GramProfile | None = None
-    """Of the last of the epochs."""
+    """Profile of the Gram at the last of the epochs."""
     teacher_kernel: TeacherKernel | None = None
-    """At the last of the epochs; None where the teacher's network is not known."""
+    """Similarity at the last of the epochs; None if the teacher's network is not known."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ class CertifiedComplexity(Result):
 
     ``plain`` is YᵀK⁻¹Y (Def. 1), within [``plain_low``, ``plain_high``]; ``adjusted`` eq. 49 (None
     without predictions), ``adjusted_star`` eq. 50, ``normalised`` the former (or, without, the
-    latter) divided by the targets' root mean square. ``determined`` says whether the intervals are
-    narrow enough for the values to mean something. A singular kernel gives infinities.
+    latter) divided by the targets' root mean square. ``determined`` is true if the intervals are
+    narrow enough for the values to be meaningful. A singular kernel gives infinities.
     """
 
     name: str
@@ -209,8 +209,8 @@ class CertifiedComplexity(Result):
 class KernelComplexity(Result):
     """The complexity of target sets against the kernel of one output of a network.
 
-    ``trace`` includes ``ridge``, what was added to the diagonal. For a singular kernel ``beside``
-    has the values with ``with_ridge`` added.
+    ``trace`` includes ``ridge``, the value added to the diagonal. For a singular kernel,
+    ``uncertified`` has the values on the same Gram with ``with_ridge`` added, without certificate.
     """
 
     examples: int
@@ -220,10 +220,10 @@ class KernelComplexity(Result):
     ridge: float
     targets: tuple[CertifiedComplexity, ...]
     with_ridge: float | None
-    beside: tuple[CertifiedComplexity, ...]
+    uncertified: tuple[CertifiedComplexity, ...]
     seconds: float
     notes: tuple[str, ...] = ()
     profile: GramProfile | None = None
-    """None where it was not asked for, or no Gram was formed, which the notes say."""
+    """None if it was not requested, or if no Gram was formed (see the notes)."""
     teacher_kernel: TeacherKernel | None = None
-    """None where no teacher was given."""
+    """None if no teacher was given."""

@@ -1,4 +1,4 @@
-"""What an audit of two classifiers found, as frozen dataclasses. JSON as in `distillens.results`.
+"""Results of audits of two classifiers, as frozen dataclasses. JSON as in `distillens.results`.
 
 Field names are the keys of ``distillens audit --json``. A student equal to its teacher has, in each
 of ``splits``, ``exaggeration.slope_all.ordinary.value`` = 1, ``ledger.departures`` = 0 and
@@ -24,14 +24,14 @@ Verdict = Literal[
 
 @dataclass(frozen=True)
 class KindRead(Result):
-    """How the numbers of a role were read."""
+    """How the outputs of a role were interpreted."""
 
     role: str
     """"teacher", "student", "one-hot student" or "other teacher"."""
     split: str
     kind: Literal["logits", "probabilities"]
     how: str
-    """"stated", or "detected: " and why."""
+    """"stated", or "detected: " with the reason."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PartSlope(Result):
     robust: Estimate
     references: tuple[ReferenceSlope, ...]
     verdict: Verdict
-    """Is the slope above 1, and above that of every reference?"""
+    """Whether the slope is above 1 and above that of every reference."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class Underfit(Result):
     share: Estimate
     references: tuple[ReferenceShare, ...]
     verdict: Verdict
-    """Is the share above one half, above that of the high part, and above that of every reference?"""
+    """Whether the share is above one half, above that of the high part and of every reference."""
     beyond_high: Estimate | None = None
-    """How much larger it is than the same share of the high part; None where there are no points,
+    """Share minus the same share of the high part; None if there are no points,
     and in audits of earlier versions."""
 
 
 @dataclass(frozen=True)
 class MislabelledPlace(Result):
-    """Where the mislabelled examples lie in the confidence plot, compared with the others."""
+    """Position of the mislabelled examples in the confidence plot, compared with the others."""
 
     examples: int
     low_confidence_share: Estimate
@@ -97,12 +97,12 @@ class MislabelledPlace(Result):
     """Share of the mislabelled with y < x, at any confidence."""
     underfit_share_of_others: Estimate
     more_underfit: Estimate
-    """The difference of the two."""
+    """Difference of the two shares."""
 
 
 @dataclass(frozen=True)
 class Exaggeration(Result):
-    """Does the student exaggerate the teacher's confidence?"""
+    """Whether the student exaggerates the teacher's confidence."""
 
     threshold: float
     """The median of x, which separates the low part from the high one."""
@@ -111,9 +111,9 @@ class Exaggeration(Result):
     slope_high: PartSlope
     underfit: Underfit
     verdict: Verdict
-    """"yes" where one of the slopes or the underfit share says so."""
+    """"yes" if one of the slopes or the underfit share shows it."""
     reading: str
-    """The verdict in words."""
+    """The verdict as a sentence."""
     mislabelled: MislabelledPlace | None
     clipped: int
     """Points with a probability of exactly 0 or 1, whose infinite φ was placed at the largest
@@ -126,19 +126,19 @@ class Infinite(Result):
 
     examples: int
     others: Estimate
-    """NaN where there are no others."""
+    """NaN if there are no others."""
 
 
 @dataclass(frozen=True)
 class Fidelity(Result):
-    """How near the student is to the teacher at τ = 1.
+    """Fidelity of the student to the teacher at τ = 1.
 
     Divergences are means, in nats. One is infinite where a network gives a probability of exactly 0 to a
     class that the other does not, and its mean is then infinite too.
     """
 
     identical: bool
-    """At every example: the same top class and no difference in any probability."""
+    """Whether every example has the same top class and no difference in any probability."""
     agreement: Estimate
     """Share of examples with the same top class."""
     kl_teacher_student: Estimate
@@ -146,7 +146,7 @@ class Fidelity(Result):
     total_variation: Estimate
     """Mean of ½ Σ|p − q|, in [0, 1]."""
     infinite_kl_teacher_student: Infinite | None = None
-    """Where the divergence is infinite; None where it is nowhere."""
+    """Examples at which the divergence is infinite; None if there are none."""
     infinite_kl_student_teacher: Infinite | None = None
 
 
@@ -167,12 +167,12 @@ class Calibration(Result):
 
     who: Literal["teacher", "student"]
     accuracy: Estimate
-    """On the true labels, where they are known."""
+    """Accuracy on the true labels where they are known."""
     confidence: float
     ece: float
     """Σ over equally wide bins of share · |accuracy − confidence|."""
     ece_if_calibrated: Interval
-    """Where the ECE of a calibrated classifier with these confidences would lie: never at 0."""
+    """95 % range of the ECE of a calibrated classifier with these confidences; it excludes 0."""
     adaptive_ece: float
     """The same over bins with equally many examples."""
     adaptive_ece_if_calibrated: Interval
@@ -182,9 +182,9 @@ class Calibration(Result):
     """Mean of −ln p[label], in nats; infinite where a label has a probability of exactly 0."""
     reliability: tuple[ReliabilityBin, ...]
     infinite_nll: Infinite | None = None
-    """Where −ln p[label] is infinite; None where it is nowhere."""
+    """Examples at which −ln p[label] is infinite; None if there are none."""
     accuracy_on_given_labels: Estimate | None = None
-    """On the labels that the networks were given; None if none of them is known to be wrong."""
+    """Accuracy on the given labels; None if none of them is known to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ class LedgerEntry(Result):
 
 
 @dataclass(frozen=True)
-class TellingExample(Result):
-    """One departure. ``moved`` is what the student took from the teacher's class and gave its own."""
+class InformativeDeparture(Result):
+    """One departure. ``moved`` is the probability moved from the teacher's class to the student's."""
 
     row: int
     index: int | str | None
@@ -228,7 +228,7 @@ class TellingExample(Result):
 
 @dataclass(frozen=True)
 class Agreement(Result):
-    """Which network predicts the label, as counts; the four add up to N.
+    """Counts of examples by which network predicts the label; the four add up to N.
 
     The labels are the true ones where they are known.
     """
@@ -241,7 +241,7 @@ class Agreement(Result):
 
 @dataclass(frozen=True)
 class Ledger(Result):
-    """Departures of the student from its teacher, and whether they pay.
+    """Departures of the student from its teacher, and their net gain.
 
     Predictions are judged by the true labels where they are known.
     """
@@ -255,7 +255,7 @@ class Ledger(Result):
     """By fifths of the teacher's confidence, lowest first; fewer where confidences tie."""
     by_mislabelled: tuple[LedgerEntry, ...]
     """Empty where no mask of mislabelled examples was given."""
-    telling: tuple[TellingExample, ...]
+    telling: tuple[InformativeDeparture, ...]
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class DissectedPart(Result):
 
     who: Literal["both right", "only the student", "only the teacher", "neither"]
     mislabelled: bool | None
-    """None where that is not known."""
+    """None if that is not known."""
     examples: int
     low_confidence_share: Estimate
     """Share of these points in the low part; one half of all points are."""
@@ -320,20 +320,20 @@ class TrajectoryPoint(Result):
     slope_low: Estimate
     slope_high: Estimate
     underfit: Estimate
-    """Share of the low part at which the student is less sure than the teacher."""
+    """Share of the low part at which the student is less confident than the teacher."""
     agreement: Estimate
     accuracy: Estimate
     net_gain: Estimate
     """As `LedgerEntry.net_gain`."""
     mislabelled_right: Estimate | None
-    """Share of the mislabelled at which the student says the true class; None where none is known."""
+    """Share of the mislabelled for which the student predicts the true class; None if none is known."""
     mislabelled_given: Estimate | None
-    """Share of the mislabelled at which it says the wrong class that it was given."""
+    """Share of the mislabelled for which it predicts the wrong class that it was given."""
 
 
 @dataclass(frozen=True)
 class Switch(Result):
-    """When one supervision gave way to another. Both are equal where the change was at once."""
+    """Period in which one supervision replaced another; begin and end are equal for a hard switch."""
 
     before: str
     after: str
@@ -344,12 +344,12 @@ class Switch(Result):
 
 @dataclass(frozen=True)
 class SwitchChange(Result):
-    """What a quantity of `TrajectoryPoint` did at a switch; differences are paired by example."""
+    """Change of a quantity of `TrajectoryPoint` at a switch; differences are paired by example."""
 
     split: str
     quantity: str
     before: float
-    """At the last checkpoint that the switch had not reached."""
+    """Value at the last checkpoint before the switch."""
     soon: Estimate
     """Its change up to the first checkpoint after the switch."""
     last: Estimate
@@ -383,7 +383,7 @@ class Confidence(Result):
     students: tuple[StudentAudit, ...]
     seconds: float
     notes: tuple[str, ...] = ()
-    """Students that could not be audited, and why."""
+    """Students that could not be audited, with the reasons."""
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ class StudentOverTraining(Result):
     kind: str
     seed: int
     examples: dict[str, int]
-    """Number of examples by split, drawn at random if the split has more."""
+    """Number of examples by split, sampled at random if the split has more."""
     points: tuple[TrajectoryPoint, ...]
     switch: Switch | None
     changes: tuple[SwitchChange, ...]
@@ -421,7 +421,7 @@ class KernelLikeness(Result):
     ntk_similarity: Estimate
     """Mean cosine of the products of both kernels with random vectors, interval over ``probes``."""
     centred_alignment: Estimate
-    """Of the full kernels; on few examples it lies far above 0 even for unrelated networks."""
+    """CKA of the full kernels; on few examples it is far above 0 even for unrelated networks."""
     probes: int
 
 

@@ -19,29 +19,29 @@ Decomposition = Literal["exact SVD", "randomised SVD", "exact eigenvectors"]
 
 @dataclass(frozen=True)
 class PairBias(Result):
-    """Is the student's bias to the top eigenvector stronger than the teacher's, for one pair?
+    """Whether the student's bias to the top eigenvector is stronger than the teacher's, for one pair.
 
     Both are compared at equal components along the top eigenvector, over the range that both reach.
-    Numbers are NaN where that range decides nothing.
+    Numbers are NaN if that range is undecided.
     """
 
     top: int
     bottom: int
     projected: Projected
     stronger: bool | None
-    """Whether the student has less of the bottom eigenvector on average; None: undecided."""
+    """Whether the student's bottom component is smaller on average; None if undecided."""
     stronger_at_end: bool | None
-    """The same at the furthest top component that both reach."""
+    """The same at the largest top component that both reach."""
     teacher_bottom: float
     """The teacher's component along the bottom eigenvector, mean over the common range."""
     student_bottom: float
     below: float
-    """Share of the common range over which the student has less."""
+    """Share of the common range over which the student's bottom component is smaller."""
     low: float
     high: float
     """The common range of the top component."""
     undecided: str | None
-    """Why, where it is."""
+    """Reason why the pair is undecided, if it is."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class StudentBias(Result):
     teacher_epochs: int
     student_epochs: int
     dimensions: int
-    """Of the layer's inputs."""
+    """Dimension of the layer's inputs."""
     decomposition: Decomposition
     residual: float
-    """Worst ‖XᵀXv − λv‖/λ of the eigenvectors used."""
+    """Largest ‖XᵀXv − λv‖/λ of the eigenvectors used."""
     pairs: tuple[PairBias, ...]
 
 
@@ -74,13 +74,13 @@ class BiasSummary(Result):
     students: int
     teachers: int
     pairs: int
-    """A student."""
+    """Title of the student."""
     stronger: int
-    """Pairs over all students."""
+    """Number of pairs over all students."""
     not_stronger: int
     undecided: int
     share: Estimate
-    """Mean over teachers of stronger / (stronger + not stronger); one value a teacher. Where there is
+    """Mean over teachers of stronger / (stronger + not stronger); one value per teacher. Where there is
     one teacher, over its students."""
     share_at_end: Estimate
     majority: Estimate
@@ -90,7 +90,7 @@ class BiasSummary(Result):
 
 @dataclass(frozen=True)
 class Eigenspace(Result):
-    """All that `distillens eigenspace` found out."""
+    """Result of `distillens eigenspace`."""
 
     schema_version: int
     layer: str
@@ -98,7 +98,7 @@ class Eigenspace(Result):
     examples: int
     pair_seed: int
     kernel: Literal["data", "ntk"]
-    """Whose eigenvectors the predictions are shown on, in the arrays."""
+    """Kernel on whose eigenvectors predictions are projected, in the arrays."""
     summaries: tuple[BiasSummary, ...]
     students: tuple[StudentBias, ...]
     notes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What an exported network is, as the ``model.json`` of its folder."""
+"""The description of an exported network: the ``model.json`` of its folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from distillens.results.base import Result
 
 @dataclass(frozen=True)
 class ExportedFile(Result):
-    """A file of an exported network, and what it said once it was read back.
+    """A file of an exported network, and the result of its check.
 
     ``difference`` is the largest difference of an output from the network's that was exported, as a
     share of the largest output (of 1 where that is smaller); ``stored_difference`` the same from the
-    logits that the run stored, None where the run's data were not at hand.
+    logits that the run stored, None if the run's data were not available.
     """
 
     format: str
@@ -27,12 +27,12 @@ class ExportedFile(Result):
 
 @dataclass(frozen=True)
 class Export(Result):
-    """What an exported network is and how it is used: the ``model.json`` beside its files.
+    """Description of an exported network and its use: the ``model.json`` of its folder.
 
     ``input_shape`` is that of one input. Programs take float32 inputs in the unit that ``inputs``
     names and normalise them; the network whose weights the safetensors file holds takes
-    ``(inputs - mean) / deviation``, channel by channel. Of a network of text all take int64 tokens
-    of the ``tokenizers``, which lie beside.
+    ``(inputs - mean) / deviation``, channel by channel. For a network of text, all take int64 tokens
+    of the ``tokenizers`` in the same folder.
     """
 
     schema_version: int
@@ -57,8 +57,8 @@ class Export(Result):
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     vocabularies: tuple[int, ...] = ()
-    """Of text: how many tokens each tokenizer of the run has."""
+    """For text: vocabulary size of each tokenizer of the run."""
     tokenizers: tuple[str, ...] = ()
-    """Of text: the files of those that the inputs are made with, in the order of their rows."""
+    """For text: files of the tokenizers that the inputs need, in the order of their rows."""
     tokenizer_digests: tuple[str, ...] = ()
-    """SHA-256 of each."""
+    """SHA-256 of each tokenizer file."""

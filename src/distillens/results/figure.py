@@ -1,4 +1,4 @@
-"""What a picture shows, as arrays: instruments describe one, `report.backends` draws it.
+"""Descriptions of figures as arrays; `report.backends` draws them.
 
 Shapes: M points of a curve, (R, Q) cells of a map.
 """
@@ -41,7 +41,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment on the x axis, drawn as a vertical line, or as a band where it takes a while."""
+    """A moment on the x axis, shown as a vertical line, or a period, shown as a band."""
 
     begins: float
     ends: float
@@ -53,7 +53,7 @@ class Surface:
     """A map of values over two axes, one of each row and column; NaN cells stay blank.
 
     ``centred`` colours zero white and the two signs apart; the colours then mean the same above and
-    below. The line where the value is zero is drawn.
+    below. The contour line of zero is shown.
     """
 
     x_Q: Array
@@ -62,7 +62,7 @@ class Surface:
     label: str
     centred: bool = True
     limits: tuple[float, float] | None = None
-    """Ends of a scale that is not centred; by default those of the values."""
+    """Limits of a scale that is not centred; by default those of the values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,28 +77,28 @@ class Panel:
     x_scale: Scale = "linear"
     y_scale: Scale = "linear"
     x_ticks: tuple[float, ...] = ()
-    """The values marked on the axis; by default chosen when it is drawn."""
+    """Tick positions; by default chosen by the plotting library."""
     marks: tuple[Mark, ...] = ()
     limits: tuple[float, float] | None = None
-    """Ends of both axes; None to choose them from the values."""
+    """Limits of both axes; None to choose them from the values."""
     y_from_zero: bool = False
     """Whether a linear y axis begins at 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Panels side by side, and one line below that says what was shown and from what."""
+    """Panels in rows, with a caption that describes content and source."""
 
     title: str
     panels: tuple[Panel, ...]
     caption: str = ""
     columns: int | None = None
-    """Panels of a row; None for all."""
+    """Number of panels in a row; None for all."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A number that a study found, and what it means in a line."""
+    """A number from a study, with its meaning in one line."""
 
     name: str
     value: float | int
@@ -107,7 +107,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A study's outcome, ready to be written: numbers in words, arrays and a picture."""
+    """Outcome of a study: findings, arrays and a figure."""
 
     name: str
     source: str

@@ -1,4 +1,4 @@
-"""What a study of language models found, as frozen dataclasses. JSON as in `distillens.results`."""
+"""Results of studies of language models, as frozen dataclasses. JSON as in `distillens.results`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LanguageModelResult(Result):
 
 @dataclass(frozen=True)
 class TokenAudit(Result):
-    """A student against the teacher, each token an example.
+    """A student against the teacher; each token is an example.
 
     The index of a token is sentence · T + place.
     """
@@ -41,7 +41,7 @@ class TokenAudit(Result):
 
 @dataclass(frozen=True)
 class LanguageStudy(Result):
-    """All that a study of language models found out."""
+    """Result of a study of language models."""
 
     schema_version: int
     name: str

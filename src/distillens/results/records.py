@@ -1,4 +1,4 @@
-"""Records of analyses: what was measured on a finished run, with which settings and when."""
+"""Records of analyses of finished runs: results, settings and provenance."""
 
 from __future__ import annotations
 

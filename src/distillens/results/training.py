@@ -1,4 +1,4 @@
-"""What a training found out: networks, their accuracies and costs."""
+"""Results of the training of a run: networks, accuracies and costs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Trial(Result):
     """One training of the search for a learning rate: a supervision, a rate and the extra seed.
 
     It was measured on the validation split alone, at the last epoch. Where the training diverged,
-    accuracy and loss are None and ``failure`` says at which step.
+    accuracy and loss are None and ``failure`` names the step.
     """
 
     supervision: str
@@ -93,19 +93,19 @@ class TunedRate(Result):
     supervision: str
     learning_rate: float
     at_edge: bool
-    """Whether it is the smallest or the largest of the grid, so that a rate beyond may be better."""
+    """Whether it is at the edge of the grid, so that a rate beyond the grid may be better."""
 
 
 @dataclass(frozen=True)
 class Tuning(Result):
-    """How the learning rates of a study were selected.
+    """Selection of the learning rates of a study.
 
     Each supervision has the rate with the highest validation accuracy; among equals, the one with
     the lower validation loss, then the smaller rate.
     """
 
     seed: int
-    """Of the trials' initial weights and order of examples; no student has it."""
+    """Seed of the trials' initial weights and order of examples; no student has it."""
     grid: tuple[float, ...]
     chosen: tuple[TunedRate, ...]
     trials: tuple[Trial, ...]
@@ -113,7 +113,7 @@ class Tuning(Result):
 
 @dataclass(frozen=True)
 class Cost(Result):
-    """What a network costs where it is used. Latencies are medians over ``runs`` forward passes.
+    """Inference cost of a network. Latencies are medians over ``runs`` forward passes.
 
     ``multiply_adds`` are those of one example, ``weights_bytes`` the size of the safetensors file.
     """
@@ -122,11 +122,11 @@ class Cost(Result):
     multiply_adds: int
     weights_bytes: int
     latency_ms: float
-    """Of one example."""
+    """Latency of one example."""
     latency_quartiles_ms: tuple[float, float]
     batch: int
     latency_batch_ms: float
-    """Of ``batch`` examples."""
+    """Latency of ``batch`` examples."""
     latency_batch_quartiles_ms: tuple[float, float]
     runs: int
     threads: int
@@ -165,14 +165,14 @@ class Row(Result):
     seconds: float
     """Mean seconds of training for one network."""
     learning_rate: float | None = None
-    """Of the students; None for the teacher, and in results of earlier versions."""
+    """Validation accuracy of the students; None for the teacher and in results of earlier versions."""
     training: dict[str, Any] = field(default_factory=dict)
     """Keys of the student's training that the recipe overrides for this supervision."""
 
 
 @dataclass(frozen=True)
 class Provenance(Result):
-    """What a result was made from."""
+    """Provenance of a result."""
 
     command: str
     started: str
@@ -183,12 +183,12 @@ class Provenance(Result):
     data_fingerprint: str
     teacher_digest: str
     normalisation: str = ""
-    """What inputs are normalised with, in words; empty in results of earlier versions."""
+    """Description of the normalisation of inputs; empty in results of earlier versions."""
 
 
 @dataclass(frozen=True)
 class StudyResult(Result):
-    """What the training of a run found out. Later measurements are records of their own."""
+    """Results of the training of a run. Later measurements are separate records."""
 
     SCHEMA_VERSION: ClassVar[int] = 2
 
@@ -206,11 +206,11 @@ class StudyResult(Result):
     provenance: Provenance
     notes: tuple[str, ...] = ()
     costs: tuple[NetworkCost, ...] = ()
-    """What the teacher (where its network is known) and the student cost where they are used."""
+    """Inference cost of the teacher (if its network is known) and of the student."""
     open_cells: tuple[str, ...] = ()
-    """Networks that are not trained yet, in words; empty when the run is finished."""
+    """Names of the networks that are not trained yet; empty if the run is finished."""
     tuning: Tuning | None = None
-    """How learning rates were selected; None where the recipe sets them."""
+    """Selection of learning rates; None if the recipe sets them."""
 
 
 def validation_means(result: StudyResult) -> dict[int, float]:

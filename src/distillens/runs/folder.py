@@ -1,4 +1,4 @@
-"""Make, check and lock a run folder."""
+"""Create, check and lock a run folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FREE_KEYS = (
     "trackers", "code",
 )  # fmt: skip
 """Keys in which a resumed run may differ, with all below them: none of them changes a network, and
-what lies at the path is compared by its fingerprint."""
+the data at the path are compared by their fingerprint."""
 
 
 def open_run(
@@ -33,7 +33,7 @@ def open_run(
     *,
     grows: bool = True,
 ) -> Run:
-    """Make a run folder for a resolved recipe, or open the one that this recipe made.
+    """Create a run folder for a resolved recipe, or open the one of this recipe.
 
     A folder in which no epoch was finished yet takes another recipe, so that a failed start does not
     block the corrected recipe. Afterwards ``recipe.yaml`` is never changed.
@@ -76,7 +76,7 @@ def check_folder(
     recipe
         The resolved recipe.
     as_now
-        Brings a recipe that an earlier version wrote to the keys of today.
+        Converts a recipe of an earlier version to the current keys.
     grows
         Whether seeds and supervisions can be added to the run.
 
@@ -88,11 +88,11 @@ def check_folder(
     Raises
     ------
     RunError
-        The folder belongs to another recipe, or holds something that is no run.
+        The folder belongs to another recipe, or is not a run folder.
     """
     run = Run(folder)
     if not run.recipe.is_file():
-        # A lock alone is left of a run that could not begin.
+        # A run that could not start leaves only a lock.
         if folder.exists() and (
             not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())
         ):
@@ -171,7 +171,7 @@ def students_of(recipe: Mapping[str, Any]) -> set[NetworkId]:
 
 
 def more_seeds(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Say whether a recipe has further seeds for a supervision that an earlier one has, too."""
+    """Return whether a recipe has further seeds for a supervision that an earlier one has, too."""
     old = students_of(before)
     known = {one.supervision for one in old}
     return any(one.supervision in known for one in students_of(now) - old)
@@ -196,9 +196,9 @@ def _refuse_links(run: Run) -> None:
 
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Hold a run folder for this process, and make it where there is none.
+    """Lock a run folder for this process, and create it if it does not exist.
 
-    The lock goes with the process however it ends.
+    The lock is released when the process ends, in any way.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def locked(run: Run) -> Iterator[None]:
 
 
 def find_run(folder: Path) -> Run:
-    """Return a run that is there.
+    """Return an existing run.
 
     Raises
     ------

@@ -30,7 +30,7 @@ from distillens.errors import CheckpointError, listed
 from distillens.results.training import TEACHER
 
 LOCK = ".lock"
-"""The file in a run folder that the process which works on it holds."""
+"""Lock file of the process that works on a run folder."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class NetworkFiles:
 
     @property
     def state(self) -> Path:
-        """What a training goes on from."""
+        """The state that a training resumes from."""
         return self.folder / "state.pt"
 
     @property
     def history(self) -> Path:
-        """One JSON line an epoch."""
+        """One JSON line per epoch."""
         return self.folder / "history.jsonl"
 
     @property
     def cell(self) -> Path:
-        """The network's numbers; there when it is done."""
+        """The network's numbers; the file exists if the network is finished."""
         return self.folder / "cell.json"
 
     @property
@@ -61,7 +61,7 @@ class NetworkFiles:
 
     @property
     def loading(self) -> Path:
-        """How the weights of a given teacher were found in its checkpoint, in a line."""
+        """One-line note on how the weights of a given teacher were found in its checkpoint."""
         return self.folder / "loading.txt"
 
     @property
@@ -78,12 +78,12 @@ class NetworkFiles:
         return self.folder / f"epoch-{epoch:04d}.safetensors"
 
     def kept_weights(self, epoch: int) -> Path:
-        """Return the weights after this many epochs, which must be there.
+        """Return the existing weights after this many epochs.
 
         Raises
         ------
         CheckpointError
-            They are missing; the message names the epochs that are there.
+            They are missing; the message names the existing epochs.
         """
         path = self.weights(epoch)
         if not path.is_file():
@@ -99,15 +99,15 @@ class NetworkFiles:
         return TEACHER
 
     def epochs(self) -> list[int]:
-        """Return the epochs whose weights are there: of a finished network, those that are kept."""
+        """Return the epochs whose weights exist."""
         found = (re.fullmatch(r"epoch-(\d+)", path.stem) for path in self.folder.glob("epoch-*"))
         return sorted(int(match[1]) for match in found if match)
 
 
 def other_epochs(path: Path) -> str:
-    """Return which epochs' weights lie beside a weights file that is missing, as the end of a message.
+    """Return the end of a message on a missing weights file, which names the existing epochs.
 
-    Empty where the path is not that of an epoch, or no other epoch is there.
+    It is empty if the path is not that of an epoch or no other epoch exists.
     """
     there = NetworkFiles(path.parent).epochs()
     if not re.fullmatch(r"epoch-\d+\.safetensors", path.name) or not there:
@@ -131,11 +131,11 @@ class Run:
 
     @property
     def data(self) -> Path:
-        """What the data were."""
+        """Description of the data."""
         return self.folder / "data.json"
 
     def tokenizer(self, place: int) -> Path:
-        """What made tokens of the sentences; its folder is one of Hugging Face's kind."""
+        """The tokenizer of the sentences, in Hugging Face's format."""
         return self.folder / "tokenizers" / str(place) / "tokenizer.json"
 
     @property
@@ -145,12 +145,12 @@ class Run:
 
     @property
     def trackers(self) -> Path:
-        """What experiment trackers write."""
+        """Files of experiment trackers."""
         return self.folder / "trackers"
 
     @property
     def analyses(self) -> Path:
-        """Records of analyses, a folder each."""
+        """Records of analyses, one folder each."""
         return self.folder / "analyses"
 
     @property
@@ -167,17 +167,17 @@ class Run:
         return sorted(int(path.parent.name) for path in self.additions.glob("[0-9]*/recipe.yaml"))
 
     def cost(self, network: str) -> Path:
-        """What the teacher or the student costs."""
+        """Inference cost of the teacher or the student."""
         return self.folder / f"cost-{network}.json"
 
     @property
     def results(self) -> Path:
-        """All that was found out."""
+        """Results of the training."""
         return self.folder / "results.json"
 
     @property
     def language(self) -> Path:
-        """All that a study of language models found out."""
+        """Results of a study of language models."""
         return self.folder / "language.json"
 
     @property
@@ -191,7 +191,7 @@ class Run:
 
     @property
     def has_trained(self) -> bool:
-        """Whether a network of the run has finished an epoch, or its numbers are there."""
+        """Whether a network of the run has finished an epoch or has numbers."""
         return any(
             next(self.folder.rglob(name), None) is not None for name in ("state.pt", "cell.json")
         )

@@ -45,11 +45,11 @@ class OpenRun:
     recipe
         The plain values of the recipe, with everything that was added.
     result
-        What the training found out, over all networks.
+        Results of the training of all networks.
     data
-        What ``data.json`` holds.
+        The content of ``data.json``.
     additions
-        What was added after the run had been finished, in order.
+        Additions after the run had been finished, in order.
     """
 
     files: Run
@@ -194,12 +194,12 @@ class OpenRun:
         fingerprint
             The fingerprint of the data that were loaded.
         where
-            Where they come from, for the message.
+            Source of the data, for the message.
 
         Raises
         ------
         RunError
-            They are others.
+            The data differ.
         """
         check_fingerprint(self.files, str(self.data["fingerprint"]), fingerprint, where)
 
@@ -265,8 +265,8 @@ def read_training(run: Run, stage: Run | None = None) -> StudyResult:
 def _from_schema_1(content: dict[str, Any], run: Run) -> dict[str, Any]:
     """Convert results of version 0.1, which told networks apart by the titles of their supervisions.
 
-    The complexity curves and deviations that they held are left out: the former lie in files of their
-    own, and the latter are measured in another way now.
+    Complexity curves, which have separate files, and deviations, whose definition has changed, are
+    left out.
     """
     positions: dict[str, int] = {}
     for place, entry in enumerate(read_recipe_values(run)["supervisions"]):

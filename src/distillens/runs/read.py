@@ -1,4 +1,4 @@
-"""Read what a run folder holds, without torch."""
+"""Read the files of a run folder without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distillens.runs.layout import Run
 
 
 def read_arrays(path: Path, advice: str = "run the recipe again") -> dict[str, np.ndarray]:
-    """Read an npz of plain arrays; ``advice`` tells how to get it back.
+    """Read an npz of plain arrays; ``advice`` is the remedy that errors name.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def read_arrays(path: Path, advice: str = "run the recipe again") -> dict[str, n
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run, which writes it again if it is deleted.
+    """Read a JSON file of a run, which running the recipe again restores.
 
     Raises
     ------
@@ -55,7 +55,7 @@ class _Origin(_Scale):
 
 
 class _Data(BaseModel):
-    """What data.json holds. Earlier versions wrote no input_type, normalisations and vocabularies."""
+    """Content of data.json. Earlier versions wrote no input_type, normalisations and vocabularies."""
 
     fingerprint: str
     classes: list[str] = Field(min_length=2)
@@ -76,7 +76,7 @@ class _Data(BaseModel):
 
 
 def read_data(run: Run) -> dict[str, Any]:
-    """Read what a run says of its data.
+    """Read the description of a run's data.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def read_data(run: Run) -> dict[str, Any]:
         _Data.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        said = [".".join(str(part) for part in first["loc"]), first["msg"]]
-        text = ": ".join(part.removeprefix("Value error, ") for part in said if part)
+        parts = [".".join(str(part) for part in first["loc"]), first["msg"]]
+        text = ": ".join(part.removeprefix("Value error, ") for part in parts if part)
         raise RunError(f"{run.data} is damaged: {text}; {WRITE_AGAIN}") from None
     return content

@@ -144,7 +144,7 @@ def delete_record(run: Run, name: str) -> Path:
         raise RunError(f"{run.folder} has no record {name!r}; its records: {listed}")
     folder = run.analyses / name
     try:
-        # Without its record.json the rest of the folder counts for nothing.
+        # Without record.json, the rest of the folder is not a record.
         (folder / RECORD).unlink()
         shutil.rmtree(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Recipes and how they are carried out."""
+"""Recipes and their execution."""
 
 import lazy_loader
 

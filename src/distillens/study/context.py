@@ -1,4 +1,4 @@
-"""What all networks of a study share: recipe, run folder, data and accelerator."""
+"""The context of a study: recipe, run folder, data and accelerator."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from distillens.training import (
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What all networks of a study share."""
+    """Recipe, run folder, data and accelerator, which all networks of a study share."""
 
     recipe: Recipe
     run: Run
     splits: Splits
     scales: Mapping[str, InputScale]
-    """What the inputs of "teacher" and "student" are normalised with, and what "data" says."""
+    """Normalisations of "teacher", "student" and "data"."""
     accelerator: Accelerator
     progress: Progress
     trust_code: bool
     tracked: Steps = field(default_factory=Steps)
-    """Epochs of all networks that trackers have seen."""
+    """Epochs of all networks that were logged to trackers."""
 
     @classmethod
     def of(
@@ -54,7 +54,7 @@ class StudyContext:
         return cls(recipe, run, splits, scales, accelerator, progress, trust_code)
 
     def normalisation_of(self, role: Role) -> Normalisation | None:
-        """Return what a network's inputs are normalised with; None leaves them as they are."""
+        """Return the normalisation of a network's inputs; None for none."""
         return self.scales[role].normalisation
 
     def on_student_inputs(self, teacher: nn.Module) -> nn.Module:
@@ -69,13 +69,13 @@ class StudyContext:
 
     @property
     def outputs(self) -> int:
-        """Outputs of every network: one for two classes, else one a class."""
+        """Number of outputs of every network: one for two classes, else one per class."""
         classes = len(self.splits.train.classes)
         return 1 if classes == 2 else classes
 
     @property
     def top_k(self) -> int | None:
-        """How many teacher logits are kept, where that is fewer than all."""
+        """Number of teacher logits kept per example; None for all."""
         asked = self.recipe.cache_top_k
         return asked if asked is not None and asked < self.outputs else None
 

@@ -1,4 +1,4 @@
-"""A teacher that was not trained here: a checkpoint or logits, read and measured before a run exists.
+"""A teacher given as a checkpoint or as logits, read and measured before a run exists.
 
 Shapes: N examples, C classes.
 """
@@ -32,7 +32,7 @@ ARRAY_SUFFIXES = (".npz", ".safetensors")
 
 @dataclass(frozen=True, eq=False)
 class GivenTeacher:
-    """What a given teacher outputs on the examples of a study.
+    """Outputs of a given teacher on the examples of a study.
 
     Attributes
     ----------
@@ -43,8 +43,8 @@ class GivenTeacher:
     parameters
         Trainable parameters; 0 where only logits are known.
     note
-        How the weights were found in the checkpoint, or what was done with the given logits, in a
-        line; empty if as they are.
+        One-line note on how the weights were found in the checkpoint, or how the given logits were
+        converted; empty if as they are.
     """
 
     logits: Mapping[str, NDArray[np.float32]]
@@ -121,7 +121,7 @@ def _present(place: str, key: str) -> Path:
 
 
 def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
-    """Show the accuracy of a given teacher; refuse one that knows nothing of the labels.
+    """Show the accuracy of a given teacher; refuse one that is no better than a constant prediction.
 
     Returns a note if the teacher is not measurably better than naming the most frequent class, else
     an empty text.
@@ -171,7 +171,7 @@ def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
 
 
 def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
-    """Return the logits of every split, and what was done with the given numbers."""
+    """Return the logits of every split, and notes on their conversion."""
     splits = context.splits
     notes: list[str] = []
     rows = _rows_of_splits(context)
@@ -234,7 +234,7 @@ def _rows_of_one_file(path: Path) -> dict[str, Rows]:
 def _rows_of_examples(
     rows: Rows, examples: Examples, outputs: int, what: str
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Return the (N, C) logits of the examples in their order, and what was done to get them.
+    """Return the (N, C) logits of the examples in their order, and a note on their conversion.
 
     With an index the rows are looked up by it. Without, there must be a row for every example of the
     source, or one for each of the N examples in use in the order of their indices.
@@ -261,7 +261,7 @@ def _rows_of_examples(
             "every example in use, or an index"
         )
     values, notes = _as_logits(array[places], rows.names, examples.classes, what)
-    # What is finite in float64 may be too large for the float32 that networks compute in.
+    # A value that is finite in float64 may overflow float32.
     with np.errstate(over="ignore"):
         found = values.astype(np.float32)
     if not np.isfinite(found).all():

@@ -1,4 +1,4 @@
-"""Train the networks of a study: one cell a network, skipped where it is done."""
+"""Train the networks of a study: one cell per network, skipped if it is finished."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def train_network(
     start: int | None = None,
     role: Role = "student",
 ) -> Cell:
-    """Train a network, or take up where it was left, and return its numbers.
+    """Train a network, or resume its training, and return its numbers.
 
     ``seed`` names the cell and sets the order of the examples; ``start`` sets the initial weights
-    and what dropout draws, by default the same.
+    and the random numbers of dropout, by default the same.
     """
 
     measure = _measure(context, files, training, name, seed, role)
@@ -85,7 +85,7 @@ def train_networks(
     seed: int,
     done: Callable[[int, Cell], object],
 ) -> None:
-    """Train students at the same time on the batches of one seed, or take up where they were left.
+    """Train students at the same time on the batches of one seed, or resume their training.
 
     They have one batch size. ``done`` is called with the place of each and its numbers when it is
     finished.
@@ -100,7 +100,7 @@ def train_networks(
 
         hooks = []
         if context.recipe.trackers:
-            # Epochs that trackers have seen before the run was taken up again.
+            # Epochs that were logged before the run was resumed.
             context.tracked.take(epochs_done(one.files))
             hooks = [_next_step(context, one.title)]
         return _prepared(
@@ -139,7 +139,7 @@ def _measure(
     seed: int,
     role: Role,
 ) -> Callable[[nn.Module, History], None]:
-    """Return what writes the cell of a network that was trained."""
+    """Return a function that writes the cell of a trained network."""
     return lambda network, history: evaluate(
         context,
         files,
@@ -165,9 +165,9 @@ def train_trial(
     title: str,
     start: int | None = None,
 ) -> Trial:
-    """Train a network that tries a learning rate, or take up where it was left.
+    """Train a network that tries a learning rate, or resume its training.
 
-    It is measured on the validation split alone; test examples are not looked at. A training that
+    It is measured on the validation split alone; test examples are not used. A training that
     diverges is a trial without accuracy. Parameters are those of `train_network`.
     """
     trial = Trial(name, seed, training.learning_rate, training.epochs, 0.0, None, None, "")
@@ -209,7 +209,7 @@ def _train(
     title: str,
     role: Role = "student",
 ) -> None:
-    """Train a network unless its cell is there; ``measure`` writes the cell on the main process."""
+    """Train a network unless its cell exists; ``measure`` writes the cell on the main process."""
     seed, start = seeds
     # Every process must see the same state of the folder before one of them changes it.
     context.accelerator.wait_for_everyone()
@@ -253,7 +253,7 @@ def _prepared(
         supervision(),
         training,
         files,
-        # One for each network: an accelerator holds on to all that it ever prepared.
+        # One accelerator per network, because it keeps references to everything that it prepared.
         accelerator_for(context.recipe.precision),
         tuple(hooks),
         title,
@@ -278,25 +278,25 @@ def read_cell(files: NetworkFiles) -> Cell:
 
 
 def read_trial(files: NetworkFiles) -> Trial:
-    """Return what a finished trial of a learning rate found."""
+    """Return the result of a finished trial of a learning rate."""
     return from_json(Trial, files.cell.read_bytes(), str(files.cell))
 
 
 def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None) -> str:
     """Return the digest of a checkpoint that is about to teach.
 
-    ``expected`` is what the network's numbers say, known for its last epoch.
+    ``expected`` is the digest in the network's numbers, known for its last epoch.
 
     Raises
     ------
     CheckpointError
-        The checkpoint is missing or another one.
+        The checkpoint is missing or has another digest.
     """
     path = files.weights(epoch)
     digest = digest_file(path) if path.is_file() else None
     if digest is None or expected not in (None, digest):
         raise CheckpointError(
-            f"{path} is missing or not what {files.cell.name} beside it describes; "
+            f"{path} is missing or not what {files.cell.name} describes; "
             f"delete {files.folder} to train it again"
         )
     return digest
@@ -350,7 +350,7 @@ def write_cell(
     digest: str,
     parameters: int,
 ) -> None:
-    """Write logits and numbers; the numbers come last, since they say that a network is done."""
+    """Write logits and numbers; the numbers come last, because they mark a network as finished."""
     splits = context.splits
     shares = {
         split: accuracy(values, getattr(splits, split).labels.numpy())[0]

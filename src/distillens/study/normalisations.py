@@ -1,4 +1,4 @@
-"""What the inputs of the teacher and of the student are normalised with, and why."""
+"""Normalisations of the inputs of the teacher and of the student, and their origins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from distillens.runs.read import read_data
 from distillens.study.recipe import Recipe
 
 Role = Literal["teacher", "student"]
-"""Whose inputs."""
+"""Role whose inputs are normalised."""
 Numbers = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
 
@@ -56,14 +56,14 @@ class InputScale:
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What a run keeps of it; None for text."""
+        """Form stored in a run; None for text."""
         if self.numbers is None:
             return None
         return {"mean": self.numbers[0], "deviation": self.numbers[1], "from": self.origin}
 
     @property
     def words(self) -> str:
-        """What it is, in words; the numbers where they are few."""
+        """Description, with the numbers if they are few."""
         if self.numbers is None or self.normalisation is None or (self.channels or 0) > 4:
             return self.origin
         mean, deviation = (", ".join(f"{x:.4g}" for x in each) for each in self.numbers)
@@ -76,8 +76,8 @@ def choose_scales(
     """Return the scales of "data", "teacher" and "student".
 
     A network's own ``normalisation`` comes first, then that of the data. Where the recipe names
-    neither, networks with pretrained weights of another library get what that library's
-    preprocessing says, and all others what is measured on the training examples. The teacher of
+    neither, networks with pretrained weights of another library get the normalisation of that
+    library's preprocessing, and all others one measured on the training examples. The teacher of
     another run keeps what it was trained with.
 
     Raises
@@ -107,7 +107,7 @@ def choose_scales(
     if teacher.run is not None:
         of_teacher = _of_another_run(Path(teacher.run), examples, channels)
     elif teacher.logits is not None:
-        # It sees no inputs.
+        # A teacher given as logits has no inputs.
         of_teacher = student
     else:
         of_teacher = of_network("teacher", teacher.normalisation, teacher.model)
@@ -115,7 +115,7 @@ def choose_scales(
 
 
 def described(scales: Mapping[str, InputScale]) -> str:
-    """Return what the teacher's and the student's inputs are normalised with, in words."""
+    """Return a description of the normalisation of the teacher's and the student's inputs."""
     teacher, student = scales["teacher"].words, scales["student"].words
     return teacher if teacher == student else f"teacher: {teacher}; student: {student}"
 
@@ -123,7 +123,7 @@ def described(scales: Mapping[str, InputScale]) -> str:
 def between(
     inputs: Normalisation | None, wanted: Normalisation | None, network: nn.Module
 ) -> nn.Module:
-    """Return a network that takes inputs normalised in one way, where it wants them in another."""
+    """Return a network that takes inputs with one normalisation and converts them to its own."""
     if same(inputs, wanted):
         return network
     mine, theirs = (_scale(inputs), _scale(wanted))
@@ -133,7 +133,7 @@ def between(
 
 
 def same(first: Normalisation | None, second: Normalisation | None) -> bool:
-    """Say whether two normalisations give the same inputs."""
+    """Return whether two normalisations give the same inputs."""
     pairs = zip(_scale(first), _scale(second), strict=True)
     return all(a.numel() == b.numel() and torch.equal(a, b) for a, b in pairs) or (
         first is None and second is None
@@ -156,7 +156,7 @@ def _asked(
 
 
 def _recorded(data: Mapping[str, Any], role: Role, examples: Examples) -> InputScale | None:
-    """Return what a run's ``data.json`` says of a network; None where an earlier version wrote it."""
+    """Return the normalisation of a network in a run's ``data.json``; None in those of version 0.1."""
     record = data.get(f"{role}_normalisation")
     if record is None:
         return None

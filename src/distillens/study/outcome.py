@@ -1,4 +1,4 @@
-"""What a study found out so far, as results on disk."""
+"""Write the results of a study, also of an unfinished one."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class Outcome:
 
     context: StudyContext
     stage: Run
-    """Whose ``results.json`` is written: that of the run, or of an addition to it."""
+    """The run, or the addition to it, whose ``results.json`` is written."""
     teacher: StudyTeacher
     began: datetime
     clock: float
     earlier: Provenance | None = None
-    """Of the run's results before this session."""
+    """Provenance of the run's results before this process."""
     known: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
-    """Which test examples students classify correctly, by place and seed."""
+    """Masks of the test examples that students classify correctly, by place and seed."""
 
     def write(self, students: Sequence[Sequence[Cell]]) -> StudyResult:
-        """Write and return what is known; networks that are not trained yet are named as open."""
+        """Write and return the results so far; networks that are not trained yet are named as open."""
         recipe, splits, cell = self.context.recipe, self.context.splits, self.teacher.cell
         tuning = read_tuning(self.context.run) if recipe.tune is not None else None
         result = StudyResult(
@@ -107,7 +107,7 @@ class Outcome:
         now = replace(provenance(self.began, seconds, fingerprint, teacher), normalisation=scales)
         if self.earlier is None:
             return now
-        # A run that was taken up again began when it first did, and took the time of all sessions.
+        # A resumed run keeps the start of its first process and sums the seconds of all processes.
         return replace(
             now, started=self.earlier.started, seconds=now.seconds + self.earlier.seconds
         )
@@ -157,7 +157,7 @@ class Outcome:
         return notes + self._device_notes()
 
     def _device_notes(self) -> list[str]:
-        """Return what kept an accelerator from being busy, and in the training of which networks."""
+        """Return what kept an accelerator idle, with the networks in whose training it did."""
         networks = {"the teacher": self.teacher.files}
         for place, entry in enumerate(self.context.recipe.supervisions):
             for seed in self.context.recipe.seeds_of(entry):
@@ -173,7 +173,7 @@ class Outcome:
 def level_after(additions: Iterable[bool]) -> float:
     """Return the level of intervals over seeds after additions to a run.
 
-    Whoever adds seeds has usually seen the results before. The k-th addition of seeds therefore shows
+    Seeds are usually added after results have been seen. The k-th addition of seeds therefore shows
     intervals of level 1 − 0.05/2ᵏ: the probabilities that one of them misses sum to at most 0.05, so
     with probability 0.95 every interval that is shown after an addition covers the true value, however
     it was decided to add seeds. Without an addition of seeds the level is 0.95.
@@ -188,7 +188,7 @@ def level_after(additions: Iterable[bool]) -> float:
 
 
 def tuning_notes(tuning: Tuning | None) -> list[str]:
-    """Return what a reader must know of the selection of learning rates."""
+    """Return notes on the selection of learning rates."""
     if tuning is None:
         return []
     grid = ", ".join(f"{rate:g}" for rate in sorted(tuning.grid))

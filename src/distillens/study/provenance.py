@@ -1,4 +1,4 @@
-"""What a result was made from: versions, machine, command, times."""
+"""Provenance of a result: versions, machine, command and times."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PACKAGES = ("distillens", "torch", "numpy", "scipy", "accelerate", "datasets", "
 
 
 def now() -> datetime:
-    """Return the time, with its zone."""
+    """Return the current time with its time zone."""
     return datetime.now(UTC)
 
 
 def provenance(began: datetime, seconds: float, fingerprint: str, teacher: str) -> Provenance:
-    """Describe this process and what it worked on."""
+    """Return the provenance of a result of this process."""
     return Provenance(
         command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),  # noqa: PTH119
         started=began.isoformat(timespec="milliseconds"),

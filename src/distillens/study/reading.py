@@ -24,14 +24,14 @@ from distillens.study.recipe import Recipe
 from distillens.supervision.recipe import SUPERVISIONS, SupervisionEntry, parts_of
 
 REPLACED = {"budget/cifar100-full": "budget/cifar100-long"}
-"""Recipes that were shipped before, and the recipe that replaces each."""
+"""Names of removed recipes, with their replacements."""
 
 
 class _Loader(Loader):
-    """Safe loading that refuses a key written twice, of which YAML would keep the last."""
+    """Safe loader that refuses duplicate keys, of which YAML would keep the last."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        # Looked at as it is written: constructing it writes what is merged (<<) into the node.
+        # Checked before construction, which writes merged keys (<<) into the node.
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -57,16 +57,16 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 def describe(path: Path) -> str:
-    """Return what a recipe says of itself, on one line."""
+    """Return the description of a recipe on one line."""
     return " ".join(str(load_recipe(path).get("description", "")).split())
 
 
 def read_recipe(
     where: str | Path, overrides: Sequence[str] = (), *, trust_code: bool = False
 ) -> Recipe:
-    """Read a recipe file (or the name of a shipped one) and apply ``key=value`` overrides.
+    """Read a recipe file (or a recipe of the package, by name) and apply ``key=value`` overrides.
 
-    The folder of the file comes first where ``module:function`` names are imported.
+    ``module:function`` names are imported from the folder of the file first.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def read_recipe(
 
 
 def is_language_recipe(where: str | Path) -> bool:
-    """Say whether a recipe file, or a recipe that comes with distillens, is one of language models.
+    """Return whether a recipe file, or a recipe that comes with distillens, is one of language models.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def read_content(
 
 
 def recipe_problems(content: dict[str, Any]) -> list[str]:
-    """Return everything that is wrong with the plain values of a recipe, one sentence each."""
+    """Return all problems of the plain values of a recipe, one sentence each."""
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
@@ -132,10 +132,9 @@ def recipe_problems(content: dict[str, Any]) -> list[str]:
 
 
 def missing_places(recipe: Recipe) -> list[str]:
-    """Return what is wrong with the files and folders that a recipe names, one sentence each.
+    """Return all problems of the files and folders that a recipe names, one sentence each.
 
-    The name of a data set on a hub, and of anything else that is no place on this machine, is left
-    to whoever loads it.
+    Names of data sets on a hub, and others that are no paths on this machine, are not checked.
     """
     data, teacher = recipe.data, recipe.teacher
     found: list[tuple[Path, str]] = []
@@ -160,7 +159,7 @@ def missing_places(recipe: Recipe) -> list[str]:
 
 
 def check_places(recipe: Recipe) -> None:
-    """Refuse a recipe that names a file or folder which is not there.
+    """Refuse a recipe that names a missing file or folder.
 
     Raises
     ------
@@ -212,7 +211,7 @@ def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError
     for part in (part for entry in recipe.supervisions for part in parts_of(entry)):
         loss = getattr(part, "loss", None)
         if loss is not None and loss.is_custom:
-            # Imports torch, which a recipe without code of its author is checked without.
+            # Imports torch, which recipes without user code do not need.
             from distillens.supervision.build import check_losses
 
             try:
@@ -222,7 +221,7 @@ def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError
 
 
 def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe that a run holds with the keys that have come since, at their defaults."""
+    """Return a stored recipe with the keys of later versions at their defaults."""
     try:
         recipe = Recipe.model_validate(content)
         return with_periods(recipe.model_dump(mode="json"))
@@ -245,7 +244,7 @@ def with_periods(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(where: str | Path) -> dict[str, Any]:
-    """Return the plain values of a recipe file, or of a shipped recipe, unchecked.
+    """Return the unchecked plain values of a recipe file, or of a recipe of the package.
 
     Raises
     ------
@@ -266,9 +265,9 @@ def _find(where: str | Path) -> Path:
     path = user_path(where)
     if _holds(path.is_file):
         return path
-    shipped = packaged_recipes()
-    if str(where) in shipped:
-        return shipped[str(where)]
+    packaged = packaged_recipes()
+    if str(where) in packaged:
+        return packaged[str(where)]
     if _holds(path.is_dir):
         inside = path / "recipe.yaml"
         hint = f", such as {inside}" if inside.is_file() else ""
@@ -278,14 +277,14 @@ def _find(where: str | Path) -> Path:
         raise RecipeError(f"the recipe {name!r} was removed; use {REPLACED[name]!r}")
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"there is no recipe {path}; check the path")
-    raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), shipped)}")
+    raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), packaged)}")
 
 
 def _holds(asked: Callable[[], bool]) -> bool:
     try:
         return asked()
     except OSError:
-        # A name that is too long for a file is no file either.
+        # A name can be too long for the file system.
         return False
 
 
@@ -335,7 +334,7 @@ _IN_YAML = {
     "model_type": "keys with values are needed",
     "dict_type": "keys with values are needed",
 }
-"""What a value of the wrong kind should be, in words of YAML instead of Python, by error type."""
+"""Expected YAML values, by pydantic's error type."""
 
 
 def _explain(error: ErrorDetails) -> str:

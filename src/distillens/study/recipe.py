@@ -1,4 +1,4 @@
-"""The recipe: everything a study does, as one value."""
+"""The recipe: all settings of a study."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CheckpointRecipe(_Part):
 
 
 class TeacherRecipe(_Part):
-    """Where the teacher comes from: trained here, read from a checkpoint, or given as logits.
+    """The teacher: trained here, taken from another run, read from a checkpoint, or given as logits.
 
     ``model`` and ``training`` train one on the labels with cross-entropy; ``run`` takes the one that
     another run trained on the same data; ``model`` and ``checkpoint`` read one (``checkpoint`` is a
@@ -131,9 +131,9 @@ class StudentRecipe(_Part):
 class ComplexityRecipe(_Part):
     """Supervision complexity along the training of the one-hot student of the first seed.
 
-    ``epochs`` lists the checkpoints (None: about eight, denser at the start). ``form`` says which
-    kernel stands for several logits. ``temperatures`` are those that the final teacher is measured
-    at, at the last of the epochs. ``ridge`` is added to the diagonal as a share of its mean.
+    ``epochs`` lists the checkpoints (None: about eight, denser at the start). ``form`` selects the
+    kernel of several logits. The final teacher is measured at each of the ``temperatures``, at the
+    last of the epochs. ``ridge`` is added to the diagonal as a share of its mean.
     """
 
     examples: int = Field(default=256, ge=2)
@@ -170,13 +170,13 @@ class Recipe(_Part):
     loss: Loss = "cross-entropy"
     """The form of the students' losses."""
     precision: Precision = "float32"
-    """What networks compute in during training; weights stay in float32."""
+    """Data type of the computations in training; weights stay in float32."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers, through Accelerate; JSON lines are always written."""
     cache_gigabytes: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Room for teacher logits on disk; the least recently used are deleted first."""
+    """Disk space for teacher logits; the least recently used are deleted first."""
     cache_on_disk: bool = False
-    """Write teacher logits to disk also where the memory of an accelerator holds them."""
+    """Write teacher logits to disk even if they are in the memory of an accelerator."""
     cache_top_k: int | None = Field(default=None, ge=1)
     """Keep only the k largest teacher logits of an example; the mass left out is reported."""
     data: DataRecipe
@@ -252,11 +252,11 @@ class Recipe(_Part):
 
     @property
     def cache_bytes(self) -> int:
-        """Room for teacher logits, in bytes."""
+        """Disk space for teacher logits, in bytes."""
         return round(self.cache_gigabytes * 1e9)
 
     def custom_parts(self) -> Iterator[ModelRecipe | LossRecipe]:
-        """Yield the models and losses that are code of the recipe's own."""
+        """Yield the models and losses that are user code."""
         parts: list[Any] = [self.teacher.model, self.student.model]
         parts += [getattr(p, "loss", None) for each in self.supervisions for p in parts_of(each)]
         for part in parts:

@@ -1,4 +1,4 @@
-"""Carry out a recipe, from data to results."""
+"""Run a recipe, from data to results."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def run(
     progress: Progress = silent,
     spread: Spread = on_this_device,
 ) -> StudyResult:
-    """Carry out a recipe and return what was found out.
+    """Run a recipe and return its results.
 
-    A run that was interrupted goes on where it was and ends with the same weights.
+    An interrupted run resumes and ends with the same weights.
 
     Parameters
     ----------
     recipe
-        A recipe, its plain values, a YAML file or the name of a shipped recipe.
+        A recipe, its plain values, a YAML file or the name of a recipe of the package.
     out
         The run folder; by default ``runs/<name of the recipe>``.
     overrides
@@ -58,15 +58,16 @@ def run(
     trust_code
         Allow ``module:function`` models, which run code that the recipe names.
     progress
-        Where to show how far it is.
+        Progress display.
     spread
-        Who trains the students; by default this process: on a GPU those of one seed at the same time,
-        otherwise one by one. See `distillens.integrations.ray.ray_workers`.
+        Function that trains the students. By default they are trained in this process: on a GPU
+        those of one seed at the same time, otherwise one by one. See
+        `distillens.integrations.ray.ray_workers`.
 
     Raises
     ------
     DistillensError
-        One of its kinds: the recipe, the data, a teacher or the folder cannot be used as given, or
+        A subclass of it: the recipe, the data, a teacher or the folder cannot be used as given, or
         a training diverged.
     """
     if isinstance(recipe, (str, Path)):
@@ -78,18 +79,18 @@ def run(
     folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
     accelerator = accelerator_for(recipe.precision)
     trainings = (recipe.teacher.training, *map(recipe.training_of, recipe.supervisions))
-    # Said before the teacher is trained, though only the student may be meant.
+    # Reported before the teacher is trained, even if it concerns the student only.
     check_accelerator(accelerator, compiled=any(t is not None and t.compile for t in trainings))
     described = recipe.as_written_in(folder)
     if accelerator.is_main_process:
         check_folder(folder, described, as_of_today)
-    # The folder is made when all that the recipe names is there, so that a start which failed leaves
+    # The folder is created after everything that the recipe names was found, so a failed start leaves
     # nothing in the way of the corrected recipe.
     run_files = Run(folder)
     context = StudyContext.of(recipe, run_files, accelerator, trust_code, progress)
     context.build(recipe.student.model, 0)
     given = find_teacher(context)
-    # Under a launcher one process opens, locks and writes; the others take part in the training.
+    # Under a launcher, one process opens, locks and writes; the others only train.
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         _train(replace(context, progress=silent), run_files, given, spread)
@@ -116,7 +117,7 @@ def _joined(recipe: Recipe, run: Run, stage: Run, trust_code: bool) -> Recipe:
 def _train(
     context: StudyContext, stage: Run, given: GivenTeacher | None, spread: Spread
 ) -> StudyTeacher:
-    """Train what is not trained yet, and write results where something was."""
+    """Train the networks that are not trained yet, and write results if there were any."""
     began, clock = now(), time.perf_counter()
     recipe, run, accelerator = context.recipe, context.run, context.accelerator
     if context.main:
@@ -127,7 +128,7 @@ def _train(
     earlier = _earlier(stage)
     finished = earlier is not None and not earlier.open_cells
     outcome = Outcome(context, stage, teacher, began, clock, earlier and earlier.provenance)
-    # Written after every network, so that a run which is cut short shows what is there. The results of
+    # Written after every network, so that an interrupted run shows its results so far. The results of
     # a finished training are never written again.
     write = outcome.write if context.main and not finished else _nothing
     write(train_students(context, teacher, write, spread))
@@ -137,7 +138,7 @@ def _train(
 
 
 def _measure(run: FinishedRun) -> None:
-    """Make the analyses that the recipe asks for, unless the run has their records."""
+    """Run the analyses of the recipe, unless the run has their records."""
     if run.recipe.deviation:
         measure(run, "confidence")
     if run.recipe.complexity is not None:
@@ -149,7 +150,7 @@ def _earlier(stage: Run) -> StudyResult | None:
 
 
 def _nothing(students: object) -> None:
-    """What a process that does not write does after a network."""
+    """Called after a network in a process that does not write."""
 
 
 def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> None:

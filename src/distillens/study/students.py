@@ -39,7 +39,7 @@ from distillens.supervision import (
 from distillens.training import TrainingRecipe, make_optimizer
 
 APART = 10_000
-"""Between the seeds of two generations, which must not start from the same weights."""
+"""Difference between the seeds of two generations, whose initial weights must differ."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class StudentTeachers:
     context: StudyContext
     teacher: StudyTeacher
     cache: LogitCache
-    """Of the teacher's logits."""
+    """Cache of the teacher's logits."""
     own: LogitCache
-    """Of the logits of students, whose inputs may be normalised in another way."""
+    """Cache of the logits of students, whose inputs may have another normalisation."""
     epochs: int
-    """Of the student."""
+    """Seed of the student."""
     before: Previous | None
     """The finished student of the generation before."""
 
@@ -79,7 +79,7 @@ class StudentTeachers:
         return self.teacher.lowest_validation_loss()
 
     def cotrained(self) -> Teacher:
-        """Return a fresh teacher that will learn beside the student, on its own schedule."""
+        """Return a fresh teacher that is co-trained with the student on its own schedule."""
         model, training = self.teacher.model, self.teacher.training
         assert model is not None  # the recipe refuses a co-trained teacher without training
         assert training is not None
@@ -118,7 +118,7 @@ class Student:
     rate: float | None = None
 
     def title(self, recipe: Recipe) -> str:
-        """Return what it is called where several are listed."""
+        """Return its name in lists."""
         return f"{recipe.supervisions[self.place].title}, {self._told()}"
 
     def _told(self) -> str:
@@ -172,10 +172,10 @@ class Student:
 
 
 Done = Callable[[Student, Cell | Trial], object]
-"""Called with a student that was trained now, and its numbers: of a trial a `Trial`."""
+"""Called with each newly trained student and its numbers; those of a trial are a `Trial`."""
 
 Spread = Callable[[StudyContext, StudyTeacher, Sequence[Student], Done], None]
-"""Trains the given students, each by `train_student` and after its origin, wherever it likes."""
+"""Trains the given students, each by `train_student` and after its origin, in any processes."""
 
 
 def one_by_one(
@@ -253,7 +253,7 @@ def _train_group(
     except DistillensError as error:
         if error.__cause__ is None or not ran_out_of_memory(error.__cause__):
             raise
-        # The error holds on to the memory until this block is left.
+        # The error keeps the memory until this block ends.
         fits = False
     if not fits:
         warnings.warn(
@@ -274,8 +274,8 @@ def train_students(
 ) -> list[list[Cell]]:
     """Return the cells of every supervision of the recipe, one list each in the order of seeds.
 
-    ``done`` is called with what there is after every network that is trained now; ``spread`` trains
-    those that are open.
+    ``done`` is called with the cells so far after every newly trained network; ``spread`` trains
+    the others.
     """
     recipe = context.recipe
     students = _in_order(recipe)
@@ -284,7 +284,7 @@ def train_students(
         files = student.files(context)
         if files.cell.is_file():
             found[student] = read_cell(files)
-            # Trackers have seen its epochs; those that follow come after them.
+            # Its epochs were logged; later ones are logged after them.
             context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
 
     def table() -> list[list[Cell]]:
@@ -303,7 +303,7 @@ def train_students(
 
 
 def _in_order(recipe: Recipe) -> list[Student]:
-    # Seed by seed, so that a run which is cut short has whole rows to show; labels first, since
+    # Seed by seed, so that an interrupted run has complete rows; labels first, because
     # self-distillation starts from their student.
     places = sorted(
         range(len(recipe.supervisions)), key=lambda k: not recipe.supervisions[k].is_baseline
@@ -317,7 +317,7 @@ def _in_order(recipe: Recipe) -> list[Student]:
 
 
 def train_student(context: StudyContext, teacher: StudyTeacher, student: Student) -> Cell | Trial:
-    """Train a student, or take up where it was left; its origin must be finished.
+    """Train a student, or resume its training; its origin must be finished.
 
     A trial ends with the first generation that diverges.
     """

@@ -57,7 +57,7 @@ class StudyTeacher:
     """A finished teacher.
 
     ``training`` is None where its trajectory is not known, ``model`` where only its logits are.
-    ``cache_folder`` holds what it says of augmented pictures.
+    ``cache_folder`` contains its logits on augmented images.
     """
 
     context: StudyContext
@@ -69,7 +69,7 @@ class StudyTeacher:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs of its trajectory."""
+        """Number of epochs of its trajectory."""
         return self.training.epochs if self.training else None
 
     def logits(self, split: str) -> np.ndarray:
@@ -88,7 +88,7 @@ class StudyTeacher:
         return self.at(self.epochs) if self.epochs is not None else self._given()
 
     def final(self, cache: LogitCache) -> Teacher:
-        """Return the finished teacher as students see it."""
+        """Return the finished teacher in the form that students use."""
         if self.model is None:
             return RecordedTeacher(self.logits("train"), self.context.splits.train.indices)
         if self.epochs is not None:
@@ -119,7 +119,9 @@ class StudyTeacher:
         assert examples is not None  # the recipe refuses early stopping without validation
         if self.context.main and not path.is_file():
             losses = [
-                float(cross_entropy(torch.from_numpy(self._says(epoch, examples)), examples.labels))
+                float(
+                    cross_entropy(torch.from_numpy(self._logits(epoch, examples)), examples.labels)
+                )
                 for epoch in kept
             ]
             write_atomically(path, json.dumps(losses) + "\n")
@@ -133,7 +135,7 @@ class StudyTeacher:
             raise RunError(f"{path} is damaged; delete it to have the losses measured again")
         return kept[int(np.argmin(losses))]
 
-    def _says(self, epoch: int, examples: Examples) -> np.ndarray:
+    def _logits(self, epoch: int, examples: Examples) -> np.ndarray:
         context = self.context
         device = context.accelerator.device
         return predict(self.at(epoch), examples, context.normalisation_of("teacher"), device=device)
@@ -151,7 +153,7 @@ class StudyTeacher:
 
 
 def find_teacher(context: StudyContext) -> GivenTeacher | None:
-    """Read whatever teacher exists before the run does; nothing is written.
+    """Read a teacher that exists before the run; nothing is written.
 
     A failure leaves no run folder behind, so that the corrected recipe can use the same one. Returns
     a teacher that is given as a checkpoint or as logits, unless the run holds its logits already.
@@ -159,7 +161,7 @@ def find_teacher(context: StudyContext) -> GivenTeacher | None:
     Raises
     ------
     ModelError, CheckpointError, DataError, RunError
-        The teacher does not fit the examples or the classes, or knows nothing of the labels.
+        The teacher does not fit the examples or the classes, or is no better than a constant prediction.
     """
     recipe = context.recipe.teacher
     if recipe.run is not None:
@@ -173,7 +175,7 @@ def find_teacher(context: StudyContext) -> GivenTeacher | None:
 
 
 def prepare_teacher(context: StudyContext, given: GivenTeacher | None = None) -> StudyTeacher:
-    """Train, find or take the teacher that the recipe asks for.
+    """Train, find or load the teacher of the recipe.
 
     ``given`` is what :func:`find_teacher` returned; None where the run holds the teacher's logits.
 

@@ -2,7 +2,7 @@
 
 τ² and the teacher's weight α scale a supervision's gradients, so a rate that suits one supervision may
 not suit another. Each supervision, labels alone included, is therefore trained once in full with every
-rate of ``tune.learning_rate`` and a seed that no student has. Test examples are not looked at.
+rate of ``tune.learning_rate`` and a seed that no student has. Test examples are not used.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def tune_students(
 
 
 def read_tuning(run: Run) -> Tuning | None:
-    """Return what was selected so far; None where nothing was."""
+    """Return the selection so far; None if nothing was selected."""
     if not run.tuning.is_file():
         return None
     return from_json(Tuning, run.tuning.read_bytes(), str(run.tuning))
@@ -72,7 +72,7 @@ def tuned(recipe: Recipe, run: Run) -> Recipe:
 def _trials(
     context: StudyContext, teacher: StudyTeacher, spread: Spread, places: Sequence[int]
 ) -> list[Trial]:
-    """Train what is open and return the trials of supervisions, rate by rate."""
+    """Run the missing trials and return the trials of supervisions, rate by rate."""
     recipe = context.recipe
     assert recipe.tune is not None
     students = [
@@ -85,7 +85,7 @@ def _trials(
         files = student.files(context)
         if files.cell.is_file():
             found[student] = read_trial(files)
-            # Trackers have seen its epochs; those that follow come after them.
+            # Its epochs were logged; later ones are logged after them.
             context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
 
     def trained(student: Student, trial: Cell | Trial) -> None:
@@ -116,7 +116,7 @@ def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:
 
 
 def _merit(trial: Trial) -> tuple[float, float, float]:
-    """Return what a trial is ranked by: accuracy, then a lower loss, then a smaller rate."""
+    """Return the sort key of a trial: accuracy, then lower loss, then smaller rate."""
     loss = trial.validation_loss
     if trial.validation_accuracy is None or loss is None:
         return (-math.inf, -math.inf, -trial.learning_rate)

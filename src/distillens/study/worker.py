@@ -22,13 +22,13 @@ from distillens.training import accelerator_for
 def train_in_worker(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
     """Train a student of a run whose teacher is finished, and write its folder.
 
-    Nothing comes here but the folder's name: the recipe and the teacher are read out of it, the
-    data from where the recipe says. The results are left to the process that holds the run.
+    The recipe and the teacher are read from the folder, and the data from the path in the recipe.
+    Results are written by the process that holds the run.
 
     Raises
     ------
     RunError
-        The folder or its teacher is not there, or the data are others than those of the run.
+        The folder or its teacher is missing, or the data differ from those of the run.
     DistillensError
         As `distillens.run` for this student.
     """

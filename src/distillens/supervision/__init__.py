@@ -1,4 +1,4 @@
-"""What a student is asked to fit: labels, teachers and mixtures, as values of one protocol."""
+"""Supervisions, which define what a student fits: labels, teachers and mixtures."""
 
 import lazy_loader
 

@@ -11,7 +11,7 @@ SHARE = 0.25
 """Share of a device's memory that blocks may take."""
 
 UNKNOWN_MEMORY_BYTES = 2 * 10**9
-"""Bytes that blocks may take where the memory of a device is unknown."""
+"""Bytes that blocks may take if the memory of a device is unknown."""
 
 
 class BlockMemory:
@@ -24,14 +24,14 @@ class BlockMemory:
         self._blocks: OrderedDict[tuple[str, torch.device], Tensor] = OrderedDict()
 
     def get(self, name: str, device: torch.device) -> Tensor | None:
-        """Return a block, if it is there."""
+        """Return a block, or None if it is not in memory."""
         block = self._blocks.get((name, device))
         if block is not None:
             self._blocks.move_to_end((name, device))
         return block
 
     def make_room(self, size: int, device: torch.device) -> bool:
-        """Say whether a block of so many bytes fits on a device, after others were evicted."""
+        """Return whether a block of a number of bytes fits on a device, after others were evicted."""
         room = _room(device)
         mine = [key for key in self._blocks if key[1] == device]
         used = sum(self._blocks[key].nbytes for key in mine)

@@ -21,7 +21,7 @@ from distillens.supervision.values import Distillation, Mixed, OneHot, TeacherLo
 
 
 class Teachers(Protocol):
-    """Where an entry's teachers come from; each is made only when an entry asks for it."""
+    """The source of an entry's teachers, which are created on demand."""
 
     def final(self) -> Teacher:
         """Return the finished teacher."""
@@ -46,7 +46,7 @@ class Teachers(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What entries share: the form of the losses, the student's steps, whose code may run."""
+    """Settings that entries share: form of the losses, the student's steps, trusted code."""
 
     loss: Loss
     steps: int
@@ -61,7 +61,7 @@ def build_supervision(entry: SupervisionEntry, setting: Setting, teachers: Teach
     SupervisionError
         The teacher has no such checkpoint.
     RecipeError
-        A loss of the recipe's author is not trusted or cannot be imported.
+        A user-defined loss is not trusted or cannot be imported.
     """
     return entry.build(setting, teachers)
 
@@ -115,14 +115,14 @@ def _custom(
     temperature: float,
     mask: Tensor | None,
 ) -> Tensor:
-    """Call a function of the recipe's author on the positions that count."""
+    """Call a user-defined loss on the positions that count."""
     if mask is not None:
         logits, teacher, labels = logits[mask], teacher[mask], labels[mask]
     try:
         value = function(logits, teacher, labels)
     except DistillensError:
         raise
-    # The author's code may fail in any way.
+    # User code may raise any exception.
     except Exception as error:
         text = " ".join(str(error).split())[:240]
         raise SupervisionError(

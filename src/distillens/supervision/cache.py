@@ -1,8 +1,8 @@
-"""Teacher logits computed once: for every example of an epoch, as its augmentation made it.
+"""A cache of teacher logits on every augmented example of an epoch.
 
 A block holds the logits of one checkpoint on one epoch of one data set. It is computed as a whole, in
-the order of the examples and always in chunks of the same size, so its bits do not depend on who
-asks first or on where a run was interrupted. Where training data are held on an accelerator, blocks are
+the order of the examples and always in chunks of the same size, so its bits depend neither on the
+first reader nor on interruptions of a run. Where training data are held on an accelerator, blocks are
 kept there in memory; otherwise, or on request, they are files.
 """
 
@@ -35,10 +35,10 @@ from distillens.supervision.protocol import NotCapturable, Stateless, phase_of, 
 from distillens.supervision.teachers.followed import RecordedTeacher, check_finite
 
 CHUNK = 128
-"""Examples the teacher sees at once. Part of what makes a block's bits, so the same for everybody."""
+"""Batch size of the teacher; it influences the bits of a block, so it is constant."""
 
 LARGE_CHUNK_BYTES = 2**25
-"""Bytes of float32 inputs that the teacher sees at once on an accelerator, where those are more."""
+"""Bytes of float32 inputs in a teacher's batch on an accelerator, if this is more examples."""
 
 
 class LogitCache:
@@ -47,15 +47,15 @@ class LogitCache:
     Parameters
     ----------
     folder
-        Where blocks are kept; may be shared by runs.
+        Folder of the blocks; may be shared by runs.
     batches
         The training batches, which know examples, augmentation and normalisation.
     precision
-        "float32" or "bfloat16": what the teacher computes in. Logits are stored in float32.
+        "float32" or "bfloat16": data type of the teacher's computations. Logits are stored in float32.
     max_bytes
-        Room for all blocks of the folder; the least recently used are deleted for a new one.
+        Disk space for all blocks of the folder; the least recently used are deleted for a new one.
     top_k
-        Keep only so many logits of an example (see `distillens.supervision.compressed`); the share
+        Number of logits kept per example (see `distillens.supervision.compressed`); the share
         of mass left out is in the JSON file of each block. None, or C and more, keeps all.
     on_disk
         Write every block to the folder, also where it could be kept in the memory of an accelerator.
@@ -79,7 +79,7 @@ class LogitCache:
         self.precision = precision
 
     def key(self, digest: str, epoch: int) -> dict[str, Any]:
-        """Return what the logits of a checkpoint in an epoch depend on."""
+        """Return the description of all that the logits of a checkpoint in an epoch depend on."""
         how = self.batches.augmentation
         changes = how is not None and how.changes
         normalisation = self.batches.normalisation
@@ -89,7 +89,7 @@ class LogitCache:
             "data": self.batches.examples.fingerprint,
             "normalisation": [round(float(x), 9) for t in scale for x in t.flatten()],
             "augmentation": how.model_dump() if how is not None and changes else None,
-            # Pictures that do not change serve every epoch.
+            # Without augmentation one block serves every epoch.
             "epoch": epoch if changes else None,
             "precision": self.precision,
             "top_k": self.top_k,
@@ -133,7 +133,7 @@ class LogitCache:
         Raises
         ------
         SupervisionError
-            A stored block is damaged, or was made from something else than its name says.
+            A stored block is damaged, or its name does not match its content.
         """
         key = self.key(digest, epoch)
         name = _name(key)
@@ -142,7 +142,7 @@ class LogitCache:
         here = path.is_file() and described.is_file()
         together = torch.distributed.is_initialized()
         if together:
-            # All processes come here at the same step: one computes, the others wait for it.
+            # All processes reach this point at the same step: one computes, the others wait for it.
             torch.distributed.barrier()
         if not here and (not together or torch.distributed.get_rank() == 0):
             with _alone(self.folder, name):
@@ -166,7 +166,7 @@ class LogitCache:
                 ) from None
             # Another process has just deleted it to make room for a block.
             return self.block(digest, epoch, module)
-        # NumPy takes a damaged start for other formats, whose readers raise kinds of their own.
+        # NumPy takes a damaged header for other formats, whose readers raise other exceptions.
         except Exception:
             block = None
         if not isinstance(block, np.ndarray) or block.ndim != 2:
@@ -255,7 +255,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     """Hold a block's lock, so that of several processes that lack it one computes it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
-        # A byte of one file for each block; the lock goes with the file however the process ends.
+        # One byte of a lock file per block; the lock is released when the process ends.
         fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(name[:15], 16))
         yield
 
@@ -286,9 +286,9 @@ class CachedTeacher(Stateless):
     Parameters
     ----------
     cache
-        Where blocks are.
+        The cache of the blocks.
     digest
-        Of the checkpoint's weights.
+        Digest of the checkpoint's weights.
     module
         Loads the checkpoint; called only where a block is missing.
     """
@@ -311,7 +311,7 @@ class CachedTeacher(Stateless):
         cache, arguments = self._cache, (self._digest, batch.epoch, self._network)
         held = None if batch.rows is None else cache.held(*arguments)
         if held is not None and wanted[1] is cache.batches.held:
-            # Its rows are the examples, so nothing is looked up.
+            # Its rows are in the order of the examples, so no lookup is needed.
             self._held, self._block = held, None
         else:
             self._held = None

@@ -118,7 +118,7 @@ def _scaled(
 def _decorrelation(other: Tensor, gap: Tensor, there: Tensor) -> Tensor:
     """Return (N,) values 1 − r, r Pearson's correlation of the rows of other + gap and other.
 
-    Only entries that are there count. It is computed as half the squared distance of the normalised
+    Only finite entries count. It is computed as half the squared distance of the normalised
     rows, from their gap: 1 − r itself would be lost in rounding where r is near 1. A correlation with
     a constant is undefined and taken as 0.
     """

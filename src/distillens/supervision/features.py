@@ -56,7 +56,7 @@ class Features(Stateless):
     Parameters
     ----------
     base
-        The supervision that the feature losses are added to.
+        The supervision to which the feature losses are added.
     student, teacher
         The modules whose layers are compared. The teacher is run as by `FixedTeacher`: in evaluation
         mode, without gradients, and copied first if training the student would change it.
@@ -66,15 +66,15 @@ class Features(Stateless):
         returned, also where a later layer modifies that tensor in place; of a layer that runs several
         times in a forward pass, it is the last output.
     weight
-        Of the sum over pairs.
+        Weight of the sum over pairs.
     loss
-        Of a pair; by default attention transfer, which needs no parameters of its own.
+        Loss of a pair; by default attention transfer, which needs no parameters of its own.
 
     Notes
     -----
     A loss of your own, or a base, that may compare the examples of a batch is refused together with
-    ``accumulate`` above 1, because the features of the whole batch are never there at once. A loss
-    that is a mean over examples says so by its attribute ``across_examples = False``.
+    ``accumulate`` above 1, because the features of the whole batch are never available at once. A loss
+    that is a mean over examples declares it by the attribute ``across_examples = False``.
 
     Call :meth:`close` (or use it as a context manager) to take the hooks off the student.
     """
@@ -167,11 +167,11 @@ class Features(Stateless):
         return self.base.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it up."""
+        """Load the state of the base supervision."""
         self.base.load_state_dict(state)
 
     def close(self) -> None:
-        """Take the hooks off both modules."""
+        """Remove the hooks from both modules."""
         _remove(self._student_hooks + self._teacher_hooks)
 
     def __enter__(self) -> Features:

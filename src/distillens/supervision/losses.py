@@ -28,7 +28,7 @@ from distillens.errors import SupervisionError
 
 
 def check_temperature(temperature: float) -> float:
-    """Return a temperature if it is one.
+    """Check and return a temperature.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def check_temperature(temperature: float) -> float:
         It is not a positive finite number.
     """
     if isinstance(temperature, Tensor) and temperature.ndim == 0:
-        # The host would wait for a value on a GPU; whoever fills the tensor checks it.
+        # Reading a value on a GPU would make the host wait; the code that fills the tensor checks it.
         return temperature
     try:
         sound = 0 < temperature < float("inf")
@@ -48,7 +48,7 @@ def check_temperature(temperature: float) -> float:
 
 
 def check_smoothing(smoothing: float) -> float:
-    """Return a label smoothing if it is one.
+    """Check and return a label smoothing.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def cross_entropy(
 
     ``smoothing`` ε replaces the label by (1 − ε)·one-hot + ε/C (Szegedy et al. 2016, section 7); classes
     whose logit is −inf are not among the C. Without a mask, labels equal to -100 do not count.
-    ``checked`` says that every label is known to be a class, so that none is looked up.
+    ``checked`` states that every label is known to be a class, so that labels are not inspected.
 
     Raises
     ------
@@ -272,7 +272,7 @@ def labelled(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return logits in the precision of the loss, and labels and mask that fit them.
 
-    Without a mask, labels equal to -100 do not count. ``checked`` labels are not looked at.
+    Without a mask, labels equal to -100 do not count. ``checked`` labels are not inspected.
     """
     labels = class_labels(labels)
     logits = full_precision(logits_of(logits, labels.shape))
@@ -288,7 +288,7 @@ def class_index(
 ) -> tuple[Tensor, Tensor | None]:
     """Return labels that can index the classes, and which did so from the start (None: all).
 
-    ``checked`` labels are not looked at.
+    ``checked`` labels are not inspected.
     """
     if checked:
         return labels, None

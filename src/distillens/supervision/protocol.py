@@ -1,4 +1,4 @@
-"""What a student is asked to fit, as one protocol; the training loop knows nothing else of it."""
+"""The protocol of supervisions, through which alone the training loop uses them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distillens.errors import SupervisionError
 
 @runtime_checkable
 class Supervision(Protocol):
-    """What the student fits at a step.
+    """What the student fits at each step: a loss of its logits.
 
     The loop calls ``advance(batch, step)`` once a global step, then ``loss`` for each of its
     micro-batches. Logits have shape (B, C), or (B, T, C) with ``batch.mask`` (B, T).
@@ -38,17 +38,17 @@ class Supervision(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors, numbers and strings."""
+        """Return the state that a resumed run needs: tensors, numbers and strings."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned."""
+        """Load a state that ``state_dict`` returned."""
         ...
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """What gives the logits that a student learns from, at a step."""
+    """A source of the logits that a student learns from."""
 
     def advance(self, batch: Batch, step: int) -> None:
         """Prepare for a step."""
@@ -59,34 +59,34 @@ class Teacher(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs; empty for a teacher that does not learn."""
+        """Return the state that a resumed run needs; empty for a teacher that does not learn."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that ``state_dict`` returned."""
+        """Load a state that ``state_dict`` returned."""
         ...
 
 
 def separate_from(part: object, student: nn.Module) -> bool:
-    """Let a supervision or a teacher part with tensors that training the student would change.
+    """Let a supervision or a teacher copy tensors that training the student would change.
 
     The training loop calls this once before the first step. It calls the optional method
-    ``separate_from(student) -> bool`` of the supervision, which says whether something was copied.
+    ``separate_from(student) -> bool`` of the supervision, which returns whether something was copied.
     """
     method = getattr(part, "separate_from", None)
     return False if method is None else bool(method(student))
 
 
 class NotCapturable(Exception):  # noqa: N818 (a reason, not an error)
-    """Says why the steps of a supervision cannot be captured."""
+    """Reason why the steps of a supervision cannot be captured."""
 
 
 def phase_of(part: object, step: int) -> Hashable:
-    """Return what a captured step depends on besides tensors that stay in place.
+    """Return all that a captured step depends on apart from tensors that stay in place.
 
     Steps of equal phase call the same operations on the same tensors: what differs between them,
-    ``advance(batch, step)`` writes into these tensors. There, ``batch`` has no examples, but says which
-    epoch and which source the step is from. None means that this step is not captured.
+    ``advance(batch, step)`` writes into these tensors. There, ``batch`` has no examples, but has the
+    epoch and the source of the step. None means that this step is not captured.
 
     Raises
     ------
@@ -103,16 +103,16 @@ def phase_of(part: object, step: int) -> Hashable:
 def table_of(teacher: object, rows: Rows) -> Tensor | None:
     """Return a teacher's logits for all examples of a source that is held on the device.
 
-    They are (N, C), on the device and in the order of ``rows.examples``. None where the teacher has no
-    such table: it is asked for the logits of each batch. A teacher that has one returns it from a method
-    ``table(rows)``; as long as it returns the same object, the values are the same.
+    They are (N, C), on the device and in the order of ``rows.examples``. None if the teacher has no
+    such table; its logits are then computed for each batch. A teacher that has one returns it from a
+    method ``table(rows)``; as long as it returns the same object, the values are the same.
     """
     method = getattr(teacher, "table", None)
     return None if method is None else method(rows)
 
 
 def notes_of(part: object) -> tuple[str, ...]:
-    """Return what a supervision or teacher says about where its data are held."""
+    """Return a supervision's or teacher's note on the device of its data."""
     method = getattr(part, "notes", None)
     return () if method is None else tuple(method())
 
@@ -121,14 +121,14 @@ class Stateless:
     """Base of supervisions and teachers that are a pure function of the step."""
 
     def advance(self, batch: Batch, step: int) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take up."""
+        """Do nothing: there is no state."""
 
 
 class Composite:
@@ -137,7 +137,7 @@ class Composite:
     parts: Sequence[Any]
 
     def notes(self) -> tuple[str, ...]:
-        """Return what the parts say about where their data are held."""
+        """Return the parts' notes on the device of their data."""
         return tuple(note for part in self.parts for note in notes_of(part))
 
     def separate_from(self, student: nn.Module) -> bool:
@@ -156,22 +156,22 @@ class Composite:
         return {place: state for place, state in states.items() if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the states of the parts."""
+        """Load the states of the parts."""
         for place, part in enumerate(self.parts):
             part.load_state_dict(state.get(str(place), {}))
 
 
 def is_across_examples(supervision: Any) -> bool:
-    """Say whether a loss may compare the examples of a batch, so that it must see all of them.
+    """Return whether a loss may compare the examples of a batch, so that it must see all of them.
 
-    This is assumed of a supervision or loss function that does not say otherwise by an attribute
+    This is assumed of a supervision or loss function without an attribute
     ``across_examples = False``.
     """
     return bool(getattr(supervision, "across_examples", True))
 
 
 def reads_layers(supervision: Any) -> bool:
-    """Say whether a supervision reads inner features, which belong to one forward pass."""
+    """Return whether a supervision reads inner features, which belong to one forward pass."""
     return bool(getattr(supervision, "reads_layers", False))
 
 
@@ -182,14 +182,14 @@ def class_counts(source: Any, batch: Batch) -> set[int]:
 
 
 def checked_supervision(given: Any) -> Any:
-    """Return a supervision if it is one.
+    """Check and return a supervision.
 
     Raises
     ------
     SupervisionError
         It lacks the methods of a supervision.
     """
-    # The state is asked for only where a training is stored.
+    # The state is only needed if a training is stored.
     if all(callable(getattr(given, name, None)) for name in ("advance", "loss")):
         return given
     raise SupervisionError(
@@ -243,5 +243,5 @@ def teacher_logits(output: Any, batch: Batch) -> Tensor:
     """
     known = {batch.classes} if batch.classes else set()
     logits = logits_of(output, batch.labels.shape, lambda: known, whose="the teacher")
-    # Of a forward under torch.inference_mode, which no loss may keep for its backward pass.
+    # An inference tensor, which no loss may save for its backward pass.
     return logits.clone() if logits.is_inference() else logits

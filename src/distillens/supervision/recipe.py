@@ -36,7 +36,7 @@ Loss = Literal["cross-entropy", "squared-error"]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Need = Literal["final teacher", "trajectory", "co-trained teacher", "previous student"]
-"""What a supervision needs from its study.
+"""Needs of a supervision.
 
 The finished teacher; the checkpoints of its training; a fresh teacher that is trained together with
 the student; the student of the generation before, of which the first is the baseline.
@@ -77,16 +77,16 @@ class SupervisionEntry(Part):
     """
 
     is_baseline: ClassVar[bool] = False
-    """Whether its student is trained on the labels alone and is what others are compared with.
+    """Whether its student is trained on the labels alone and is the baseline of comparisons.
 
     Complexity is measured along the baseline, and self-distillation starts from it.
     """
 
     kind: str
     name: str | None = Field(default=None, min_length=1, max_length=60)
-    """What tables call it; by default made of the kind and its values."""
+    """Title in tables; by default made of the kind and its values."""
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
-    """Which of the recipe's seeds; None for all."""
+    """Seeds of the recipe that it uses; None for all."""
     training: dict[str, Any] | None = None
     """Keys of the student's training with another value under this supervision.
 
@@ -95,7 +95,7 @@ class SupervisionEntry(Part):
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Title in tables."""
         return self.name or self.described()
 
     def described(self) -> str:
@@ -103,7 +103,7 @@ class SupervisionEntry(Part):
         return self.kind
 
     def needs(self) -> frozenset[Need]:
-        """Return what `build` may ask the study for; by default nothing."""
+        """Return the needs that `build` has of the study; by default none."""
         return frozenset()
 
     def parts(self) -> tuple[SupervisionEntry, ...]:
@@ -129,9 +129,9 @@ class SupervisionEntry(Part):
         Parameters
         ----------
         setting
-            What the entries of a study share: the form of the losses, and the student's steps.
+            Settings that the entries of a study share: form of the losses and the student's steps.
         teachers
-            Where the teachers that it needs come from.
+            Source of the teachers that it needs.
         """
         raise NotImplementedError
 
@@ -164,9 +164,9 @@ def _by_kind(value: Any, handler: Callable[[Any], SupervisionEntry]) -> Supervis
         return handler(value)
     kind, known = value.get("kind"), SUPERVISIONS.names()
     if not isinstance(kind, str) or kind not in known:
-        said = "kind is missing" if kind is None else f"no kind {kind!r}"
+        problem = "kind is missing" if kind is None else f"no kind {kind!r}"
         hint = nearest("" if kind is None else str(kind), known)
-        raise ValueError(f"{said}{hint}")
+        raise ValueError(f"{problem}{hint}")
     entry = SUPERVISIONS.get(kind)
     try:
         return entry.model_validate(value)

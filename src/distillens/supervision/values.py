@@ -91,9 +91,9 @@ class Distillation(Composite):
     loss
         "cross-entropy", "squared-error", or a function (student logits, teacher logits, labels,
         temperature, mask) → scalar. A function gets float32 logits. It may compare the examples of a
-        batch; if it is a mean over them, its attribute ``across_examples = False`` says so and lets
+        batch; if it is a mean over them, its attribute ``across_examples = False`` declares it and lets
         micro-batches and several processes compute it in parts. If it does the same operations in every
-        step, its attribute ``capturable = True`` says so and lets a GPU repeat them as a CUDA graph.
+        step, its attribute ``capturable = True`` declares it and lets a GPU replay them as a CUDA graph.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Distillation(Composite):
         return check_temperature(now(step)) if callable(now) else now
 
     def advance(self, batch: Batch, step: int) -> None:
-        """Let the teacher follow."""
+        """Advance the teacher."""
         self.teacher.advance(batch, step)
         if batch.rows is None:
             return
@@ -144,7 +144,7 @@ class Distillation(Composite):
         self._table_source = table
 
     def phase(self, step: int) -> Hashable:
-        """Return what tells steps apart that need another graph: where the teacher's logits are.
+        """Return the phase, in which steps share a CUDA graph: the place of the teacher's logits.
 
         Raises
         ------
@@ -192,7 +192,7 @@ class Distillation(Composite):
         return self.teacher.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the teacher's state."""
+        """Load the teacher's state."""
         self.teacher.load_state_dict(state)
 
 
@@ -240,8 +240,8 @@ class _Pair(Composite):
         raise NotImplementedError
 
     def phase(self, step: int) -> Hashable:
-        """Return which parts count, and what tells their steps apart."""
-        # Of both: whether steps can be captured must not depend on the step.
+        """Return the parts with non-zero weight and their phases."""
+        # Both phases, because capturability must not depend on the step.
         phases = [phase_of(part, step) for part in self.parts]
         counting = [weight > 0 for _, weight in self._weighed(step)]
         if any(phase is None for phase, counts in zip(phases, counting, strict=True) if counts):

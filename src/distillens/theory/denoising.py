@@ -1,7 +1,7 @@
 """Thm. 4.3, exploratory: is the distillation gradient closer to the truth than the alternatives?
 
 Source: Nagarajan et al., first arXiv version of 2301.12923, Thm. 4.3 (not in later abstracts).
-Shapes: N examples, K classes (channels), D inputs a channel, S samples drawn, M = 2N terms of sums.
+Shapes: N examples, K classes (channels), D inputs per channel, S samples, M = 2N terms of sums.
 
 A K-channel linear model f(x) = (w₁·x₁, …, w_K·x_K) under softmax cross-entropy. An example of class y
 has x_y ~ N(0, I/D) given x_y·μ_y = t, a similar class z ≠ y (uniform) x_z ~ N(0, I/D) given
@@ -9,10 +9,10 @@ x_z·μ_z = t/2, and zeros elsewhere. The student's weights are αμ_k; the teac
 1 − ε to μ_k. Compared are, by their cosine with μ_k: the descent direction of node k with one-hot
 targets, that with the teacher's probabilities, averaged over N examples, and the teacher's weights.
 
-**Drawn exactly, in few dimensions.** The coefficients (q − p) of an average Σ cᵢxᵢ depend on x only by
+**Exact sampling in few dimensions.** The coefficients (q − p) of an average Σ cᵢxᵢ depend on x only by
 its parts along μ_k and along the teacher's error. The remaining D − 2 parts of the sum are, given the
 coefficients, independent Gaussians of variance Σcᵢ²/D, so their squared length is a χ² variable. The
-two gradients are drawn together, from the same examples.
+two gradients are sampled together, from the same examples.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ def _rest_lengths(
     of which one part lies along the first.
     """
     squared = rng.chisquare(dimension - 2, size=len(hard_K))
-    part, beside = rng.normal(size=len(hard_K)), rng.chisquare(dimension - 3, size=len(hard_K))
+    part, orthogonal = rng.normal(size=len(hard_K)), rng.chisquare(dimension - 3, size=len(hard_K))
     share = np.divide(mixed_K, np.sqrt(hard_K), out=np.zeros_like(hard_K), where=hard_K > 0)
     # Rounding may leave a variance just below zero, as where N = 1 and both sums are parallel.
     own = np.sqrt(np.maximum(soft_K - share**2, 0))
     first = hard_K * squared
-    second = (share * np.sqrt(squared) + own * part) ** 2 + own**2 * beside
+    second = (share * np.sqrt(squared) + own * part) ** 2 + own**2 * orthogonal
     return first / dimension, second / dimension
 
 

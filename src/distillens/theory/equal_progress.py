@@ -76,24 +76,24 @@ def compare_at_equal_progress(
         positive(teacher_time, "the teacher's time"),
         positive(student_time, "the student's time"),
     )
-    late, early = np.maximum(teacher, student) * first, np.minimum(teacher, student) * first
+    later, earlier = np.maximum(teacher, student) * first, np.minimum(teacher, student) * first
     # Where e^{−u} underflows, nothing is left to compare.
-    if (late > 700).any() or (late * second / first > 700).any():
+    if (later > 700).any() or (later * second / first > 700).any():
         raise TheoryError(
-            f"eigenvalue × time is {max(late.max(), (late * second / first).max()):g}; give at "
+            f"eigenvalue × time is {max(later.max(), (later * second / first).max()):g}; give at "
             "most 700, above it teacher and student have learnt everything"
         )
-    step = np.log1p(np.exp(-late) * np.expm1(early))
-    progress = np.expm1(-late) * np.expm1(-early)
+    step = np.log1p(np.exp(-later) * np.expm1(earlier))
+    progress = np.expm1(-later) * np.expm1(-earlier)
     if (progress < 1e-290).any():
         raise TheoryError(
             "a time is so early that nothing is learnt to 290 digits; give later ones"
         )
-    # Small times nearly cancel in early − step, late ones in the logarithm.
-    reached = np.where(progress < 0.5, -np.log1p(-np.minimum(progress, 0.5)), early - step)
+    # Small times nearly cancel in earlier − step, late ones in the logarithm.
+    reached = np.where(progress < 0.5, -np.log1p(-np.minimum(progress, 0.5)), earlier - step)
     # Subtracting first keeps the digits of eigenvalues that are nearly equal.
     gap = (first - second) / first
-    shortfall = -_log_ratio(late, gap) + _log_fall(reached, step, gap)
+    shortfall = -_log_ratio(later, gap) + _log_fall(reached, step, gap)
     return EqualProgress(
         progress=progress,
         one_hot_time=reached / first,

@@ -1,4 +1,4 @@
-"""What gradient flow has learnt along each eigenvector when it is stopped.
+"""Filters of gradient flow: the learnt share along each eigenvector at a stop time.
 
 Source: Nagarajan et al. 2023, arXiv 2301.12923, section on eigenspace (A(t) and Ã).
 Shapes: K eigenvalues λ of XXᵀ, G generations. Time is that of gradient flow on ½‖Xβ − y‖²; for a mean
@@ -40,7 +40,7 @@ def distilled_filter(eigenvalues_K: ArrayLike, times_G: Sequence[float]) -> Arra
     eigenvalues_K
         λ ≥ 0, (K,).
     times_G
-        When each generation was stopped, the teacher first; infinity for the end.
+        Stop time of each generation, the teacher first; infinity for the end.
 
     Returns
     -------

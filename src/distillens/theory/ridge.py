@@ -29,7 +29,7 @@ class RidgeRounds:
     ridges_R: Array
     """c of each round."""
     filters_RK: Array
-    """What is left of the labels after each round: Π d_k/(c + d_k), the paper's B."""
+    """Remaining share of the labels after each round: Π d_k/(c + d_k), the paper's B."""
     norms_R: Array
     """‖y‖ of the targets of each round; the first is that of the labels."""
     collapsed: bool
@@ -103,7 +103,7 @@ def self_distil_ridge(
     eigenvalues_K, targets_K, tolerance
         As for `ridge_for_tolerance`; the targets are the labels.
     rounds
-        How many at most; fewer where the targets collapse.
+        Largest number of rounds; fewer if the targets collapse.
 
     Raises
     ------

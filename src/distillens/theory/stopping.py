@@ -1,7 +1,7 @@
 """The best time to stop a teacher, a student of a given teacher, and a whole line of generations.
 
 Shapes: K directions, G generations. The risk is that of `theory.risk`. As a function of one stop time it
-may have several minima, so it is looked at on a grid of the logarithm of time and refined around
+may have several minima, so it is evaluated on a grid of the logarithm of time and refined around
 each of them.
 """
 
@@ -25,7 +25,7 @@ _GRID = 400
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop each generation, the teacher first, and the risk of the last one."""
+    """Stop times of all generations, the teacher first, and the risk of the last one."""
 
     times_G: tuple[float, ...]
     """Infinity where training to the end is best."""
@@ -40,7 +40,7 @@ def best_time(problem: Spectra, teacher_filter_K: ArrayLike | None = None) -> St
     problem
         The spectra.
     teacher_filter_K
-        What the teacher has learnt, (K,); by default the labels themselves are fitted.
+        Filter of the teacher, (K,); by default the labels themselves are fitted.
 
     Raises
     ------

@@ -4,8 +4,8 @@ Small networks are bound by the number of kernel launches: each costs the host s
 more than most kernels of a small network take. A graph launches all kernels of a step at once. It
 repeats the operations that it was captured from on the same memory, so whatever changes from step to
 step lies in tensors that stay in place: the positions of the batch's examples, the learning rate, the
-temperature and the teacher's logits of the epoch. Everything else must not change, which two steps are
-watched for beforehand.
+temperature and the teacher's logits of the epoch. Everything else must be constant, which is verified on
+two eager steps before the capture.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 class Graph(Protocol):
-    """What repeats the operations of a function."""
+    """A graph that replays the operations of a function."""
 
     def capture(self, body: Callable[[], None]) -> None:
-        """Capture the operations that a function calls; they are not carried out."""
+        """Capture the operations that a function calls without executing them."""
         ...
 
     def replay(self) -> None:
-        """Carry out what was captured, on the same memory."""
+        """Replay the captured operations on the same memory."""
         ...
 
     def close(self) -> None:
-        """Wait until it is carried out, and free its memory."""
+        """Wait until the graph has finished, and free its memory."""
         ...
 
 
@@ -58,33 +58,33 @@ class CudaGraph:
             body()
 
     def replay(self) -> None:
-        """Carry out what was captured."""
+        """Replay the captured operations."""
         self._graph.replay()
 
     def close(self) -> None:
-        """Wait until it is carried out, and free its memory."""
+        """Wait until the graph has finished, and free its memory."""
         torch.cuda.current_stream().synchronize()
         self._graph.reset()
 
 
 def graph_for(device: torch.device) -> Callable[[], Graph] | None:
-    """Return what makes graphs on a device; None where steps are never captured."""
+    """Return a function that creates graphs on a device; None if steps are never captured."""
     return CudaGraph if device.type == "cuda" else None
 
 
 class CapturedStep:
     """The steps of one network on batches that are held on the device, captured where that is possible.
 
-    Where it is not, steps run eagerly and ``reason`` says why.
+    Otherwise, steps run eagerly and ``reason`` is the reason.
 
     Parameters
     ----------
     step
-        What a step does.
+        The training step.
     batches
-        Where its batches come from.
+        Source of its batches.
     new_graph
-        Makes a graph.
+        Creates a graph.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class CapturedStep:
             self._warm_up(body)
 
     def _warm_up(self, body: Callable[[], None]) -> None:
-        """Run a step eagerly and see what it does."""
+        """Run a step eagerly and record its operations."""
         watch = Watch(self._positions.device, looks=not self._step.recipe.compile)
         with watch:
             body()
@@ -172,7 +172,7 @@ class CapturedStep:
 
 
 def reason_against(step: TrainingStep, batches: Batches) -> str | None:
-    """Return why the steps of a training cannot be captured; None if nothing is known against it."""
+    """Return why the steps of a training cannot be captured; None if no reason is known."""
     recipe = step.recipe
     parameters = list(step.model.parameters())
     if recipe.accumulate > 1:
@@ -199,7 +199,7 @@ def reason_against(step: TrainingStep, batches: Batches) -> str | None:
 
 
 class Watch(TorchDispatchMode):
-    """Sees what a step does that a graph would not repeat.
+    """Detects operations of a step that a graph would not replay.
 
     A step may be captured if the step before called the same operations, on tensors of the same shapes
     and with the same numbers, drew nothing from the random generators of the host, and did not wait for
@@ -255,7 +255,7 @@ class Watch(TorchDispatchMode):
 
 
 def _waits(func: Any, args: Any, result: Any) -> bool:
-    """Say whether the host waits for the device in an operation."""
+    """Return whether the host waits for the device in an operation."""
     name = func.overloadpacket.__name__
     if name.startswith("index"):
         # By positions nothing is waited for; a mask is turned into positions first.
@@ -298,7 +298,7 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _prepare_optimizer(optimizer: Any, device: torch.device) -> None:
-    """Put what the optimizer reads into tensors on the device."""
+    """Put the values that the optimizer reads into tensors on the device."""
     for group in optimizer.param_groups:
         group["lr"] = torch.full((), float(group["lr"]), dtype=torch.float32, device=device)
         if "capturable" in group:

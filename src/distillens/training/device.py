@@ -1,4 +1,4 @@
-"""How training uses a device: streams, looks at the losses, and settings of the numerics."""
+"""How training uses a device: streams, checks of the losses, and numerical settings."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 import torch
 
 CHECK_EVERY = 50
-"""Steps between two looks at the losses on a CPU."""
+"""Steps between two checks of the losses on a CPU."""
 
 CHECK_EVERY_ON_ACCELERATORS = 1000
-"""The same on an accelerator, which the host waits for at each look, and after every epoch."""
+"""The same on an accelerator, for which the host waits at each check and after every epoch."""
 
 
 def check_every(device: torch.device) -> int:
-    """Return how many steps are taken between two looks at the losses within an epoch."""
+    """Return the number of steps between two checks of the losses within an epoch."""
     return CHECK_EVERY if device.type == "cpu" else CHECK_EVERY_ON_ACCELERATORS
 
 
 class Lane:
-    """The CUDA stream of one network; on other devices nothing.
+    """The CUDA stream of one network; without effect on other devices.
 
     As a context manager it makes the stream the current one.
     """

@@ -65,7 +65,7 @@ FSDP the model is sharded: it runs on all processes together or not at all.
 
 @dataclass(frozen=True)
 class History:
-    """What a training did. ``seconds`` is the time of all epochs, also those before a resumption."""
+    """History of a training. ``seconds`` is the time of all epochs, also those before a resumption."""
 
     records: tuple[EpochRecord, ...]
     digest: str | None
@@ -73,7 +73,7 @@ class History:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What kept an accelerator from being busy in some epoch, each once."""
+        """Reasons why an accelerator was idle in some epoch, without repetitions."""
         return tuple(dict.fromkeys(note for record in self.records for note in record.notes))
 
     @property
@@ -111,34 +111,34 @@ def fit(
         it holds the last weights; under FSDP it is sharded in place and stays so, and the store has
         the whole weights.
     supervision
-        What it fits. A fixed teacher that shares weights with the model is copied before training.
+        Supervision that it fits. A fixed teacher that shares weights with the model is copied first.
     batches
-        Source of the epochs' batches: as many in each epoch as its length says. Another iterable, for
+        Source of the epochs' batches; its length is their number per epoch. Another iterable, for
         example a `DataLoader`, is read as `LoaderBatches(batches)`. Labels are integer class labels of
         shape (B,) or (B, T); on the CPU, those equal to -100 do not count where a batch has no mask.
     recipe
         Epochs, batch size, learning rate and so on.
     store
-        Where checkpoints go: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
+        Store of checkpoints: the weights of epoch 0, of every ``recipe.checkpoint_every`` epochs and
         of the last epoch are kept. The state to resume from is written with them, and after every other
         epoch that ends ten seconds or more after the last checkpoint; weights that are not kept are
-        deleted when later ones are safe. A training that was interrupted continues from the last
+        deleted after later ones were written. A training that was interrupted continues from the last
         checkpoint and ends with the weights it would have had, bit for bit
         on one machine. For this, the global random states of torch, NumPy and Python are saved, and
-        those of the source of batches (:class:`~distillens.data.LoaderBatches` says which).
+        those of the source of batches (see :class:`~distillens.data.LoaderBatches`).
     accelerator
-        Of Accelerate: device, processes and mixed precision; by default what the launcher gives,
+        Accelerate's device, processes and mixed precision; by default those of the launcher,
         in float32.
     hooks
         Called after every epoch.
     progress, title
-        Where and under which name to show how far it is.
+        Progress display, and the name in it.
 
     Raises
     ------
     TrainingError
         The loss is no longer finite; the checkpoint of the last whole epoch is kept. Or the model has
-        no trainable parameters, the number of batches is not what their source says, the accelerator
+        no trainable parameters, the number of batches is not the length of their source, the accelerator
         asks for what this loop does not support, or the loss compares the examples of a batch that
         several processes share.
     DataError
@@ -149,7 +149,7 @@ def fit(
         A checkpoint cannot be written or read.
     DeviceError
         A batch does not fit into the memory of the device; the message names the size that fits. Or
-        the device is not there, or lacks a deterministic implementation that was asked for.
+        the device does not exist, or lacks a deterministic implementation that was asked for.
     """
     training = Training(model, supervision, recipe, store, accelerator, tuple(hooks), title)
     return _explained([training], _as_source(batches), progress)[0]
@@ -164,7 +164,7 @@ class Training:
     Attributes
     ----------
     seed : int or None
-        What `torch.manual_seed` is called with before the first step; None keeps the random state.
+        Seed for `torch.manual_seed` before the first step; None keeps the random state.
     finished : callable
         Called with the `History` of the training as soon as its last epoch is over.
     """
@@ -197,7 +197,7 @@ def fit_together(
     batches
         The source of the batches of all of them.
     progress
-        Where to show how far each is.
+        Progress display of all trainings.
 
     Raises
     ------
@@ -216,11 +216,11 @@ def fit_together(
 def _explained(
     trainings: list[Training], batches: EpochSource, progress: Progress
 ) -> list[History]:
-    """Train networks; what the device refuses becomes one line."""
+    """Train networks; errors of the device become one-line errors."""
     for training in trainings:
         _check_kinds(training.model, training.supervision, training.recipe)
     networks = [Trained(each.title, each.model, each.recipe) for each in trainings]
-    # Outside the function that trains: the frames of one that has not returned hold its memory.
+    # Outside the training function, whose frames hold its memory until it has returned.
     with training_memory(networks, batches, trainings[0].accelerator):
         return _fit(trainings, batches, progress)
 
@@ -256,7 +256,7 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
 
 
 def _train_epoch(students: list[_Student], batches: EpochSource, epoch: int) -> None:
-    """Train networks for an epoch, and write what they need to go on from there."""
+    """Train networks for an epoch, and write the states from which they resume."""
     began = time.perf_counter()
     opened = batches.open_epoch(epoch) if isinstance(batches, Batches) else None
     for student in students:
@@ -344,10 +344,10 @@ def _call_hooks(hooks: Sequence[Hook], record: EpochRecord, model: nn.Module) ->
         return
     # A hook that draws, if only by iterating over a DataLoader, must not change the training: an
     # interrupted one would miss what its last hook drew.
-    drawn = global_random_state()
+    random_state = global_random_state()
     for hook in hooks:
         hook(record, model)
-    restore_global_random_state(drawn)
+    restore_global_random_state(random_state)
 
 
 def _check_weights(
@@ -379,7 +379,7 @@ class _Student:
             raise TrainingError("several networks are trained at the same time by one process only")
         check_parts(supervision, self.recipe.accumulate, accelerator.num_processes)
         _check_trainable(model, batches)
-        # Before a checkpoint is loaded: a teacher remains what it was when it was given.
+        # Before a checkpoint is loaded, so that a teacher keeps the weights it was given with.
         separate_from(supervision, model)
         self.error: DivergenceError | None = None
         self.history: History | None = None
@@ -394,12 +394,12 @@ class _Student:
         self._random = global_random_state() if takes_turns else None
 
     def _start(self, sharded: bool) -> None:
-        """Take up the training where it was interrupted, and wrap the network for its steps."""
+        """Resume the training if it was interrupted, and wrap the network for its steps."""
         model, store, accelerator = self.training.model, self.training.store, self.accelerator
         supervision, batches = self.training.supervision, self.batches
         self.optimizer = make_optimizer(model, self.recipe, fused=not sharded)
         fused = self.optimizer.defaults["fused"]
-        # Sharding moves layer by layer what it keeps: the whole network need not fit on the device.
+        # Sharding moves shards layer by layer: the whole network need not fit on the device.
         if not sharded:
             model.to(accelerator.device)
         state = read_state(store.state) if store is not None and store.state.is_file() else None
@@ -411,7 +411,7 @@ class _Student:
         elif store is not None and accelerator.is_main_process:
             save_weights(store.weights(0), model)
         for group in self.optimizer.param_groups:
-            # A training that began under another launcher brings the other way along.
+            # A training that began under another launcher has the other setting in its state.
             group["fused"] = fused
         self._wrapped, prepared = prepare(accelerator, model, self.optimizer)
         trained = self._wrapped
@@ -432,11 +432,11 @@ class _Student:
         return len(self.records)
 
     def is_at(self, epoch: int) -> bool:
-        """Say whether an epoch is the next one to train."""
+        """Return whether an epoch is the next one to train."""
         return self.error is None and self.epochs_done == epoch < self.recipe.epochs
 
     def show(self, stack: ExitStack, progress: Progress, steps: int) -> None:
-        """Show how far it is until the stack is closed."""
+        """Show the progress until the stack is closed."""
         total, done = self.recipe.epochs * steps, self.epochs_done * steps
         self._advance = stack.enter_context(progress(self.training.title, total, done))
 
@@ -492,20 +492,20 @@ class _Student:
             return
         self.records.append(record)
         with self._turn(ends_epoch=True):
-            drawn = gather_object([_random_states(self.batches)])
-            self._write(drawn)
+            states = gather_object([_random_states(self.batches)])
+            self._write(states)
             _call_hooks(self.training.hooks, record, model)
         if self.epochs_done == self.recipe.epochs:
             self.finish()
 
     def _is_due(self) -> bool:
-        """Say whether a checkpoint is written after this epoch."""
+        """Return whether a checkpoint is written after this epoch."""
         epoch, several = self.epochs_done, self.accelerator.num_processes > 1
         # Clocks of several processes may differ, and all of them take part.
-        late = time.monotonic() - self._saved >= SAVE_SECONDS
-        return several or late or self.recipe.keeps(epoch) or epoch == self.recipe.epochs
+        overdue = time.monotonic() - self._saved >= SAVE_SECONDS
+        return several or overdue or self.recipe.keeps(epoch) or epoch == self.recipe.epochs
 
-    def _write(self, drawn: list[dict[str, Any]]) -> None:
+    def _write(self, states: list[dict[str, Any]]) -> None:
         main, store = self.accelerator.is_main_process, self.training.store
         if not self._is_due():
             return
@@ -517,7 +517,7 @@ class _Student:
                 self.optimizer,
                 self.training.supervision,
                 self.records,
-                drawn,
+                states,
                 rate=self.step.rate,
                 writes=main,
             )
@@ -525,7 +525,7 @@ class _Student:
                 remove_passed(store, self.recipe, self.epochs_done)
 
     def finish(self) -> None:
-        """Give back the model as it came, and say what the training did."""
+        """Unwrap the model and report the history of the training."""
         self.accelerator.wait_for_everyone()
         # Mixed precision wraps the model's forward.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
@@ -559,7 +559,7 @@ class _Student:
         )
 
     def _notes(self) -> tuple[str, ...]:
-        """Return what keeps an accelerator from being busy."""
+        """Return the reasons why an accelerator is idle."""
         if self.accelerator.device.type == "cpu" and self._captured is None:
             return ()
         notes = [*notes_of(self.training.supervision)]
@@ -611,7 +611,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     supervision: Supervision,
     records: list[EpochRecord],
-    drawn: list[dict[str, Any]],
+    states: list[dict[str, Any]],
     *,
     rate: float,
     writes: bool,
@@ -638,9 +638,9 @@ def _save(
             "digest": digest,
             "optimizer": moments,
             "supervision": supervision.state_dict(),
-            "random": drawn[0]["random"],
-            "batches": drawn[0]["batches"],
-            "others": drawn[1:],
+            "random": states[0]["random"],
+            "batches": states[0]["batches"],
+            "others": states[1:],
         },
     )
 
@@ -664,7 +664,7 @@ def _resume(
     weights = store.weights(state["epoch"])
     if not weights.is_file() or digest_file(weights) != state["digest"]:
         raise CheckpointError(
-            f"{weights} is missing or not what the training state beside it describes; "
+            f"{weights} is missing or not what the training state describes; "
             "delete the folder to train again"
         )
     load_weights(weights, model)
@@ -684,11 +684,11 @@ def _resume_random(
     another = CheckpointError(
         f"{store.state} belongs to another training; delete its folder to train again"
     )
-    drawn, others = state, state.get("others", [])
+    mine, others = state, state.get("others", [])
     # Another number of processes continues from the main one's state.
     if accelerator.process_index and len(others) == accelerator.num_processes - 1:
-        drawn = others[accelerator.process_index - 1]
-    saved = drawn.get("batches", {})
+        mine = others[accelerator.process_index - 1]
+    saved = mine.get("batches", {})
     if _source_state(batches) and not saved:
         raise CheckpointError(
             f"{store.state} lacks the random state of the loader, which decides the order of the "
@@ -697,7 +697,7 @@ def _resume_random(
     try:
         if saved:
             cast(Any, batches).load_state_dict(saved)
-        restore_global_random_state(drawn["random"])
+        restore_global_random_state(mine["random"])
     except DataError as error:
         raise CheckpointError(f"{store.state} does not fit: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):

@@ -1,4 +1,4 @@
-"""What to say when memory runs out in training: which batch there was, and which one fits."""
+"""Errors when memory runs out in training, with the batch size that fits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from distillens.training.recipe import TrainingRecipe
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in training, as messages speak of it."""
+    """A network in training, for messages."""
 
     title: str
     model: nn.Module
@@ -42,7 +42,7 @@ def training_memory(
 ) -> Iterator[None]:
     """Turn a device's failures in training into one line, with the batch size that fits.
 
-    Where memory ran out, everything that the training held is let go, and the first network takes a
+    If memory ran out, all memory of the training is freed, and the first network takes a
     step of ever smaller micro-batches until one fits. With several processes no step is tried, since
     all of them would have to take part.
 
@@ -56,10 +56,10 @@ def training_memory(
     except (RuntimeError, MemoryError) as error:
         title = networks[0].title
         if not ran_out_of_memory(error):
-            said = translate(error, f"a step of {title}", "")
-            if said is None:
+            message = translate(error, f"a step of {title}", "")
+            if message is None:
                 raise
-            raise said from error
+            raise message from error
         there = memory_there(error)
         # The frames of the failed step hold its activations.
         traceback.clear_frames(error.__traceback__)
@@ -76,7 +76,7 @@ def _message(
     there: str,
 ) -> str:
     first, others = networks[0], len(networks) - 1
-    who = first.title + (f" and {others} networks beside it" if others else "")
+    who = first.title + (f" and {others} networks trained with it" if others else "")
     recipe = first.recipe
     what = f"memory ran out on a step of {who}: {there}"
     batch = _first_batch(batches)
@@ -99,7 +99,7 @@ def _message(
         )
     if fits == size:
         return (
-            f"{what}, which fits by itself: what is held beside it takes the rest (the teacher, its "
+            f"{what}, which fits by itself: other data take the rest of the memory (the teacher, its "
             "logits, other networks, other programs); free the device of these, or set "
             f"training.accumulate={2 * recipe.accumulate}"
         )

@@ -1,4 +1,4 @@
-"""What a network says of examples: logits on the un-augmented pictures."""
+"""Predictions: logits of a network on un-augmented inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def predict(
     Raises
     ------
     DeviceError
-        The device is not there, or its memory does not hold one example.
+        The device does not exist, or its memory does not suffice for one example.
     """
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
     rows: list[Tensor] = []

@@ -31,7 +31,7 @@ REFUSED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor or context parallelism)",
 }
-"""What a launcher asks for by the environment, where checkpoints here do not support it."""
+"""Settings of launchers' environment variables that checkpoints here do not support."""
 
 
 def accelerator_for(precision: Precision) -> Accelerator:
@@ -46,7 +46,7 @@ def accelerator_for(precision: Precision) -> Accelerator:
         The launcher asks for what this loop does itself, or for a way to share work out that
         checkpoints here do not support.
     DeviceError
-        The environment names a device that is not there.
+        The environment names a device that does not exist.
     """
     for variable, name in REFUSED.items():
         if _asked(variable):
@@ -57,7 +57,7 @@ def accelerator_for(precision: Precision) -> Accelerator:
         # would leave all but the first empty, and wait for a broadcast that buffers have no part in.
         disable_fsdp_ram_efficient_loading()
     if asked := os.environ.get("ACCELERATE_TORCH_DEVICE"):
-        # Accelerate takes it as it is, and the first tensor would fail.
+        # Accelerate does not check the device, so the first tensor would fail.
         checked_device(asked, "ACCELERATE_TORCH_DEVICE")
     wanted = "bf16" if precision == "bfloat16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
@@ -65,7 +65,7 @@ def accelerator_for(precision: Precision) -> Accelerator:
     accelerator = Accelerator(mixed_precision=wanted)
     started = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if started != accelerator.num_processes:
-        # Accelerate would let each of them train for itself.
+        # Accelerate would train an independent copy in each of them.
         why = "" if torch.cuda.is_available() else f" ({why_no_cuda()})"
         raise TrainingError(
             f"the launcher started {started} processes, but this machine has no GPU for them{why}; set "
@@ -83,7 +83,7 @@ def accelerator_for(precision: Precision) -> Accelerator:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Say whether each process holds a share of a network's parameters only."""
+    """Return whether each process holds a share of a network's parameters only."""
     return accelerator.distributed_type is DistributedType.FSDP
 
 
@@ -95,7 +95,7 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin:
 def check_accelerator(accelerator: Accelerator, *, compiled: bool = False) -> None:
     """Refuse an Accelerator that the training loop cannot use.
 
-    ``compiled`` says whether a network is to be trained through `torch.compile`.
+    ``compiled`` is true if a network will be trained through `torch.compile`.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
         "fsdp_activation_checkpointing": plugin.activation_checkpointing,
         # Gathering shards from host memory needs a second backend, which Accelerate does not open.
         "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
-        # Nobody averages the gradients of what is left out.
+        # Gradients of ignored modules are not averaged.
         "fsdp_ignored_modules": plugin.ignored_modules,
     }
     for name, value in asked.items():
@@ -149,7 +149,7 @@ def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
 
 
 def _shard_on_cpus(accelerator: Accelerator) -> None:
-    """Finish what Accelerate does for GPUs alone; on CPUs it would train unsharded without a word."""
+    """Complete Accelerate's setup, which covers GPUs only; on CPUs it would silently not shard."""
     if torch.accelerator.is_available():
         raise TrainingError(
             "FSDP on CPUs would put its shards on the GPU that torch sees; hide it "

@@ -9,17 +9,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["float32", "bfloat16"]
-"""What networks compute in during training; weights stay in float32."""
+"""Data type of the computations in training; weights stay in float32."""
 
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 """An experiment tracker that Accelerate can write to."""
 
 
 class Schedule(BaseModel):
-    """How the learning rate moves after a linear warm-up.
+    """The learning rate after a linear warm-up.
 
     ``step`` multiplies it by ``factor`` at every milestone; milestones are shares of the training
-    (0.375 of 256 epochs = epoch 96). ``cosine`` lets it fall to zero. ``warmup`` is in epochs.
+    (0.375 of 256 epochs = epoch 96). ``cosine`` decreases it to zero. ``warmup`` is in epochs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +52,7 @@ class Schedule(BaseModel):
 
 
 class TrainingRecipe(BaseModel):
-    """How a network is trained.
+    """Settings of the training of a network.
 
     ``sgd`` is stochastic gradient descent with Nesterov momentum. ``adam`` and ``adamw`` have torch's
     β₁ = 0.9, β₂ = 0.999 and ε = 1e-8; ``momentum`` does not concern them. ``weight_decay`` is added to
@@ -74,7 +74,7 @@ class TrainingRecipe(BaseModel):
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per step; they change memory use, not the result (except BatchNorm's statistics)."""
     checkpoint_every: int = Field(default=1, ge=1)
-    """Epochs between checkpoints whose weights are kept, beside those of epoch 0 and the last one."""
+    """Epochs between checkpoints whose weights are kept, in addition to epoch 0 and the last one."""
     deterministic: bool = False
     """Use only implementations that give the same bits whenever they are run. On a GPU, a training that
     was interrupted otherwise ends with weights that agree to rounding; on a CPU, bits agree anyway."""
@@ -92,10 +92,10 @@ class TrainingRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> TrainingRecipe:
-        # A resolved recipe holds the default; only another value was meant for something.
+        # A resolved recipe contains the default; only another value was set by the user.
         if self.optimizer != "sgd" and self.momentum != 0.9:
             raise ValueError(
-                f"momentum {self.momentum:g} is of optimizer sgd; {self.optimizer} has its own, "
+                f"momentum {self.momentum:g} belongs to optimizer sgd; {self.optimizer} has its own, "
                 "leave it out"
             )
         return self

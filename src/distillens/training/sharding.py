@@ -1,6 +1,6 @@
-"""Networks whose parameters are shared out over processes (FSDP 2), and back to whole tensors.
+"""Networks whose parameters are sharded over processes (FSDP 2), and the gathering of shards.
 
-Files hold whole tensors in either case, so a training may go on under another launcher.
+Files contain whole tensors in either case, so a training may resume under another launcher.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distillens.training.processes import fsdp_plugin, is_sharded
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
-    """Wrap a network and its optimizer for the processes there are.
+    """Wrap a network and its optimizer for the processes of the launcher.
 
     Under FSDP the network is sharded in place, and the optimizer's state with it.
 
@@ -75,7 +75,7 @@ def first_not_finite(
 ) -> str | None:
     """Return the first name in a network's state that holds a NaN or an infinity, if any.
 
-    Shards are looked at where they are; all processes give the same answer. ``allowed`` names are
+    Shards are checked on their devices; all processes return the same name. ``allowed`` names are
     passed over.
     """
     return next((name for name in _not_finite(accelerator, model) if name not in allowed), None)

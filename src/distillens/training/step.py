@@ -1,6 +1,6 @@
-"""One training step of one network, and the sums of an epoch; nothing here looks at a value.
+"""One training step of one network, and the sums of an epoch, without reading values on the host.
 
-What is added up stays on the device, so an accelerator is never waited for within an epoch.
+Sums stay on the device, so the host never waits for an accelerator within an epoch.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ class Tally:
 
 
 class TrainingStep:
-    """A network, what it fits, and its optimizer: `update` does one step on one batch.
+    """A network, its supervision and its optimizer: `update` does one step on one batch.
 
     Parameters
     ----------
     model
         Wrapped by Accelerate, and compiled if that is asked for.
     supervision
-        What it fits.
+        Supervision that it fits.
     optimizer
         Prepared by Accelerate.
     recipe
         Learning rate, micro-batches and so on.
     accelerator
-        Of Accelerate.
+        Accelerate's `Accelerator`.
     steps
-        Batches of an epoch.
+        Number of batches of an epoch.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class TrainingStep:
         self.rate = -1.0
         """Learning rate of the last step; negative before the first."""
         self.labels: list[list[tuple[Tensor, Tensor | None]]] = []
-        """Labels and masks of each step since somebody looked, where their range is not known."""
+        """Labels and masks of each step since the last check, if their range is not known."""
         self.label_span: tuple[int, int] | None = None
-        """The lowest and the highest label, where they are known."""
+        """The lowest and the highest label, if they are known."""
         self._across_examples = is_across_examples(supervision)
         self._frozen = frozen_statistics(model)
         self._input_type = input_type(model)
@@ -113,7 +113,7 @@ class TrainingStep:
     def begin_epoch(self) -> None:
         """Put the network into training mode and forget the sums of the epoch before."""
         train_mode(self.model, self._frozen)
-        # Of whoever ran the model before, a hook for example.
+        # A hook, for example, may have left gradients.
         self.forget_gradients()
         self.tally.clear()
         self.labels.clear()
@@ -156,7 +156,7 @@ class TrainingStep:
         if batch.labels_are_known():
             return batch if batch.classes == classes else replace(batch, classes=classes)
         labels, mask = class_labels(batch.labels), batch.mask
-        # Labels on a GPU are not looked at, since the host would wait when their batch is split.
+        # Labels on a GPU are not inspected, because the host would wait when their batch is split.
         if mask is not None or labels.device.type == "cpu":
             mask = counting_mask(labels, mask)
         return replace(batch, labels=labels, mask=mask, classes=classes)

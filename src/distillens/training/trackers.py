@@ -20,12 +20,12 @@ from distillens.training.trajectory import EpochRecord
 def start_trackers(
     accelerator: Accelerator, trackers: Sequence[Tracker], folder: Path, name: str
 ) -> None:
-    """Start trackers that log below a folder, or wherever they are set up to.
+    """Start trackers that log below a folder, or where they are configured to log.
 
     Raises
     ------
     TrainingError
-        A tracker is not installed, which Accelerate alone would pass over without a word, or it
+        A tracker is not installed, which Accelerate alone would ignore silently, or it
         cannot start.
     """
     for tracker in trackers:
@@ -48,7 +48,7 @@ class Steps:
     """The epochs of all networks of a study, one after the other.
 
     Trackers drop steps that go back, so a network's steps begin after those of the networks before
-    it, whether these were trained now or before the run was taken up again.
+    it, whether these were trained now or before the run was resumed.
     """
 
     taken: int = 0
@@ -88,7 +88,7 @@ def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step:
 def _one_line(what: str, advice: str) -> Iterator[None]:
     try:
         yield
-    # Each tracker raises kinds of its own, for a server out of reach, a missing key, a bad folder.
+    # Each tracker raises its own exceptions, for example for an unreachable server or a missing key.
     except Exception as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{what}: {text}; {advice}") from None

@@ -19,16 +19,16 @@ from distillens.training.recipe import TrainingRecipe
 
 
 class Store(Protocol):
-    """Where a training keeps its files; a run folder has one for each network."""
+    """The files of a training; a run folder has one store per network."""
 
     @property
     def state(self) -> Path:
-        """The state to go on from: one file, replaced every epoch."""
+        """The state to resume from: one file, replaced every epoch."""
         ...
 
     @property
     def history(self) -> Path:
-        """One JSON line an epoch."""
+        """One JSON line per epoch."""
         ...
 
     def weights(self, epoch: int) -> Path:
@@ -49,7 +49,7 @@ def remove_passed(store: Store, recipe: TrainingRecipe, epoch: int) -> None:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What an epoch of training was like. Accuracies are shares of the examples seen in training."""
+    """Record of an epoch. Accuracies are shares of the examples seen in training."""
 
     epoch: int
     step: int
@@ -58,7 +58,7 @@ class EpochRecord:
     accuracy: float
     seconds: float
     notes: tuple[str, ...] = ()
-    """What kept an accelerator from being busy, for example why steps were not captured."""
+    """Reasons why an accelerator was idle, for example why steps were not captured."""
 
     def __post_init__(self) -> None:
         # JSON has lists.
@@ -88,7 +88,7 @@ def read_history(path: Path, epochs: int) -> list[EpochRecord]:
 
 STATE_KEYS = {"epoch", "digest", "optimizer", "supervision", "random"}
 LATER_KEYS = {"batches", "others"}
-"""What states of earlier versions lack: those of the source of batches and of the other processes."""
+"""Keys that earlier versions did not store: states of the source of batches and other processes."""
 
 
 def global_random_state() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def global_random_state() -> dict[str, Any]:
 
 
 def restore_global_random_state(state: dict[str, Any]) -> None:
-    """Take up what `global_random_state` returned; states of older versions have torch's part only."""
+    """Restore a state from `global_random_state`; older versions stored torch's part only."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

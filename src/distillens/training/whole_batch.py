@@ -3,7 +3,7 @@
 The logits of all micro-batches are computed first, without a graph. The loss of the whole batch gives
 the gradient at these logits. Each micro-batch then runs again, with its graph, and the gradient goes
 on from its logits (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited
-Setup, 2021). Random numbers are drawn alike in both runs, and buffers such as the running statistics
+Setup, 2021). Random numbers are sampled alike in both runs, and buffers such as the running statistics
 of BatchNorm change once.
 """
 

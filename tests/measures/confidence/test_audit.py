@@ -386,7 +386,7 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int):
     assert mcnemar_exact(gained, lost) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_the_most_telling_example_comes_first():
+def test_the_most_informative_departure_comes_first():
     teacher, student, labels = made()
     teacher[17] = np.eye(C)[0] * 12
     student[17] = np.eye(C)[1] * 12
@@ -394,7 +394,7 @@ def test_the_most_telling_example_comes_first():
     texts = np.array([f"sentence {i}" for i in range(N)])
     index = np.arange(N) + 1000
     rows = dl.Rows(teacher, index)
-    first, *rest = one(rows, student, labels, inputs=texts, telling=3).ledger.telling
+    first, *rest = one(rows, student, labels, inputs=texts, listed_departures=3).ledger.telling
     assert (first.row, first.index, first.text, first.outcome) == (
         17, 1017, "sentence 17", "gained",
     )  # fmt: skip

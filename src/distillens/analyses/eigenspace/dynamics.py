@@ -60,10 +60,10 @@ Kernel = Literal["data", "ntk"]
 
 @dataclass(frozen=True)
 class EigenspaceTask:
-    """What to measure; pairs are drawn as `draw_pairs` says."""
+    """Settings of the measurement; pairs are sampled by `draw_pairs`."""
 
     student: str | None = None
-    """A supervision's name; by default all of them."""
+    """Title of a supervision; by default all of them."""
     layer: str | None = None
     """By default the first trained Linear or Conv2d of each network."""
     split: Literal["train", "validation", "test"] = "train"
@@ -77,7 +77,7 @@ class EigenspaceTask:
     """Predictions are shown on the eigenvectors of XXᵀ, X being the layer's inputs in the teacher, or
     of the teacher's tangent kernel (the mean over outputs) at its initialisation."""
 
-    def drawn(self) -> tuple[Pair, ...]:
+    def sampled_pairs(self) -> tuple[Pair, ...]:
         """Return the pairs."""
         return draw_pairs(self.pairs, self.pair_seed, top=self.top, bottom=self.bottom)
 
@@ -97,7 +97,7 @@ def measure_eigenspace(
         Run folders of one recipe, which may differ in seeds alone: teachers of several seeds are
         what an interval needs.
     task
-        What to measure.
+        Settings of the measurement.
     trust_code, progress
         As for `distillens.run`.
 
@@ -109,12 +109,12 @@ def measure_eigenspace(
     Raises
     ------
     DistillensError
-        One of its kinds: a run is not finished, left no checkpoints or is of another recipe; the layer,
-        the split or the student is not there; there are too few examples for the pairs.
+        A subclass of it: a run is not finished, left no checkpoints or is of another recipe; the layer,
+        the split or the student does not exist; there are too few examples for the pairs.
     """
     began = time.perf_counter()
     asked = task or EigenspaceTask()
-    pairs = asked.drawn()
+    pairs = asked.sampled_pairs()
     contexts = [_context(folder, trust_code) for folder in folders]
     check_comparable(
         [(str(context.run.folder), _with_its_teacher(context)) for context in contexts]
@@ -152,7 +152,7 @@ class _Measured:
     layer: str
     examples: int
     teacher: str
-    """The digest of its teacher, which tells teachers apart."""
+    """Digest of its teacher, which identifies the teacher."""
     digest: str
     arrays: Arrays
     notes: tuple[str, ...]
@@ -246,7 +246,7 @@ def _compare(
     if not (shared or theirs.moved or mine.moved):
         raise ModelError(
             f"layer {theirs.layer!r} of the teacher and {mine.layer!r} of the student are given "
-            "other inputs, which do not move; their eigenvectors cannot be compared"
+            "different inputs, which do not change in training; their eigenvectors cannot be compared"
         )
 
     def directions(one: NetworkCourse) -> Directions:

@@ -1,7 +1,7 @@
-"""A layer of a network by name: what goes into it, and its weight as a matrix of those inputs.
+"""A layer of a network by name: its inputs, and its weight as a matrix that multiplies them.
 
-Shapes: N examples, M rows (N times the positions of a layer that has them), D values a row, H units,
-F values an example.
+Shapes: N examples, M rows (N times the positions of a layer that has them), D values per row, H units,
+F values per example.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from distillens.errors import MeasureError, ModelError, nearest
 from distillens.forward.device_errors import device_errors
 
 MOST_VALUES = 300_000_000
-"""Of the inputs of a layer that are kept, 1.2 GB in float32."""
+"""Largest number of values of a layer's inputs in memory, 1.2 GB in float32."""
 
 _BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What a layer is given."""
+    """Inputs of a layer."""
 
     rows_MD: NDArray[np.float32]
-    """What meets its weight matrix: for a convolution, the patches."""
+    """Inputs that its weight matrix multiplies: for a convolution, the patches."""
     examples_NF: NDArray[np.float32]
-    """The same a row an example, a convolution's as the picture it is."""
+    """The inputs with one row per example; those of a convolution are flattened images."""
 
 
 def find_layer(network: nn.Module, name: str | None, who: str) -> str:
@@ -39,14 +39,14 @@ def find_layer(network: nn.Module, name: str | None, who: str) -> str:
     Raises
     ------
     ModelError
-        There is no such layer, or its weights are no matrix of its inputs.
+        There is no such layer, or its weights are not a matrix that multiplies its inputs.
     """
     known = {key: module for key, module in network.named_modules() if _has_matrix(module)}
     if name is None:
         for key in known:
             if all(p.requires_grad for p in known[key].parameters(recurse=False)):
                 return key
-        raise ModelError(f"the {who} has no Linear or Conv2d layer; there is nothing to project")
+        raise ModelError(f"the {who} has no Linear or Conv2d layer, so no weights can be projected")
     if name in known:
         return name
     modules = dict(network.named_modules())
@@ -71,14 +71,14 @@ def layer_inputs(
     normalisation: Normalisation | None,
     device: torch.device | str,
 ) -> LayerInputs:
-    """Return what a layer is given for some examples, in evaluation mode and without augmentation.
+    """Return the inputs of a layer for some examples, in evaluation mode without augmentation.
 
     Raises
     ------
     MeasureError
-        The inputs take more room than `MOST_VALUES`.
+        The inputs have more values than `MOST_VALUES`.
     ModelError
-        The layer is called more or less than once for a batch, or not with one row an example.
+        The layer is not called exactly once per batch with one row per example.
     """
     module = network.get_submodule(name)
     seen: list[Tensor] = []
@@ -93,15 +93,15 @@ def layer_inputs(
                 network(batch.inputs)
             if len(seen) != 1 or len(seen[0]) != len(batch.inputs):
                 raise ModelError(
-                    f"layer {name!r} is called {len(seen)} times for a batch, or with other rows "
-                    "than examples; name a layer that sees each example once"
+                    f"layer {name!r} is called {len(seen)} times per batch, or with rows other "
+                    "than the examples; name a layer that is called once for each example"
                 )
             part = _rows(module, seen[0].float())
             if part.numel() / len(batch.inputs) * len(examples) > MOST_VALUES:
                 most = int(MOST_VALUES * len(batch.inputs) // part.numel())
                 raise MeasureError(
                     f"layer {name!r} takes {part.shape[0] // len(batch.inputs)} rows of "
-                    f"{part.shape[1]} values an example; of {len(examples)} examples they do not "
+                    f"{part.shape[1]} values per example; of {len(examples)} examples they do not "
                     f"fit into memory; give at most {most} examples"
                 )
             rows.append(part.cpu().numpy())
@@ -114,7 +114,7 @@ def layer_inputs(
 def _rows(module: nn.Module, given: Tensor) -> Tensor:
     if not isinstance(module, nn.Conv2d):
         return given.reshape(-1, given.shape[-1])
-    # "same" padding has been refused: what is left is a number a side.
+    # "same" padding was refused above, so padding is one number per side.
     assert not isinstance(module.padding, str)
     patches = nn.functional.unfold(
         given, module.kernel_size, module.dilation, module.padding, module.stride

@@ -10,13 +10,13 @@ from distillens.errors import RunError
 from distillens.study.recipe import Recipe
 
 SEEDS = ("seed", "seeds", "features_seed")
-"""Keys, wherever they stand, in which repetitions may differ."""
+"""Keys, at any depth, in which repetitions may differ."""
 
-BESIDE = (
+IGNORED_KEYS = (
     "name", "description", "data.path", "complexity", "deviation", "trackers", "cache_gigabytes",
     "cache_on_disk",
 )  # fmt: skip
-"""Keys that change no network."""
+"""Keys that do not influence the networks."""
 
 
 def check_comparable(recipes: Sequence[tuple[str, Recipe]]) -> None:
@@ -47,7 +47,7 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
     parts = value.items() if isinstance(value, dict) else enumerate(value)
     for key, part in parts:
         name = f"{prefix}.{key}" if prefix else str(key)
-        if key in SEEDS or name in BESIDE:
+        if key in SEEDS or name in IGNORED_KEYS:
             continue
         if isinstance(part, (dict, list)) and part:
             found |= _leaves(part, name)

@@ -1,4 +1,4 @@
-"""A network over its training, as its checkpoints hold it: what a layer is given, weights, predictions.
+"""A network at its checkpoints: the inputs of a layer, weights and predictions.
 
 Shapes: E checkpoints, K eigenvectors.
 """
@@ -28,13 +28,13 @@ from distillens.training import predict
 
 @dataclass(eq=False)
 class NetworkCourse:
-    """A network with its checkpoints: what the layer is given, and its course."""
+    """A network with its checkpoints, the inputs of its layer and its trajectory."""
 
     context: StudyContext
     files: NetworkFiles
     model: ModelRecipe
     kept: tuple[int, ...]
-    """The epochs whose weights are there, in order: E of them."""
+    """The E epochs whose weights exist, in order."""
     layer: str
     examples: Examples
     count: int
@@ -44,7 +44,7 @@ class NetworkCourse:
     role: Role = "student"
     inputs: LayerInputs = field(init=False)
     moved: bool = field(init=False)
-    """Whether training changes what the layer is given."""
+    """Whether training changes the inputs of the layer."""
 
     def __post_init__(self) -> None:
         first, last = self._inputs(0), self._inputs(self.epochs)
@@ -61,7 +61,7 @@ class NetworkCourse:
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """What its inputs are normalised with."""
+        """Normalisation of its inputs."""
         return self.context.normalisation_of(self.role)
 
     @cached_property
@@ -71,7 +71,7 @@ class NetworkCourse:
         )
 
     def network(self, epoch: int) -> nn.Module:
-        """Return the network after an epoch: one for all epochs, good until the next call."""
+        """Return the network after an epoch; the next call reuses the same module."""
         load_weights(self.files.kept_weights(epoch), self._built)
         return self._built
 
@@ -90,7 +90,7 @@ class NetworkCourse:
 
     @cached_property
     def predictions(self) -> NDArray[np.float64]:
-        """What it says at every checkpoint, in the coding of its targets."""
+        """Predictions at every checkpoint, in the coding of its targets."""
         code = prediction_targets if self.squared else teacher_targets
         device = self.context.accelerator.device
         return np.stack(

@@ -1,1 +1,1 @@
-"""Where examples come from: one module for each source, which registers it."""
+"""Sources of examples: one module per source, which registers it."""

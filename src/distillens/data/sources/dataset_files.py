@@ -25,7 +25,7 @@ SPLIT_NAMES = {
 }
 """Splits, and the names under which they are found."""
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv")
-"""Of tables."""
+"""Endings of tables."""
 ROOT = "."
 """Name of the configuration whose files lie in the folder itself."""
 
@@ -34,7 +34,7 @@ _SHARD = re.compile(r"(.*?)[-_.](\d{1,6})-of-(\d{1,6})(?:[-.][0-9a-f]{8,})?")
 _NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)")
 _PREFIXED = re.compile(rf"(.+)[-_.]({'|'.join(_CANONICAL)})")
 _PLAIN = frozenset(("", "part", "shard", "data", "chunk"))
-"""Names that say nothing about the split."""
+"""Names that do not identify a split."""
 
 Splits = dict[str, list[Path]]
 """Files of each split, by its name in the folder."""
@@ -42,7 +42,7 @@ Splits = dict[str, list[Path]]
 
 @dataclass(frozen=True)
 class _Part:
-    """A file and what its path says."""
+    """A file, with the split and configuration that its path names."""
 
     path: Path
     config: str
@@ -95,7 +95,7 @@ def _only(names: list[str], split: str, where: str) -> str:
 
 
 def has_tables(folder: Path) -> bool:
-    """Say whether a table lies anywhere below a folder."""
+    """Return whether a table lies anywhere below a folder."""
     return any(file.suffix.lower() in SUFFIXES for file in visible_files(folder))
 
 
@@ -105,9 +105,9 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
     Parameters
     ----------
     folder
-        Where the data set lies.
+        Folder of the data set.
     config
-        Which configuration to read; needed only where there are several.
+        Configuration to read; required if there are several.
 
     Raises
     ------
@@ -193,23 +193,23 @@ def _numbered(stem: str) -> tuple[str, int | None, int | None]:
 
 
 def _whole(parts: list[_Part], where: str) -> list[Path]:
-    """Return the files of a split in the order of their shards, if all of them are there, once."""
+    """Return the files of a split in the order of their shards, if each of them exists exactly once."""
     suffixes = sorted({part.path.suffix.lower() for part in parts})
     if len(suffixes) > 1:
-        raise DataError(f"{where} is there as {' and '.join(suffixes)}; keep one of them")
+        raise DataError(f"{where} exists as {' and '.join(suffixes)}; keep one of them")
     totals = {part.total for part in parts}
     kinds = {(part.total, part.number is None) for part in parts}
     whole = [part for part in parts if part.path.stem.lower() in _CANONICAL]
     if len(kinds) > 1 or (whole and len(parts) > 1):
         names = ", ".join(sorted(str(part.path) for part in parts)[:4])
-        raise DataError(f"{where} is there in several versions, {names}; keep one of them")
+        raise DataError(f"{where} exists in several versions, {names}; keep one of them")
     numbers = sorted(part.number for part in parts if part.number is not None)
     total = totals.pop()
     if len(set(numbers)) < len(numbers):
         twice = next(number for number in numbers if numbers.count(number) > 1)
         names = [part.path.name for part in parts if part.number == twice]
         raise DataError(f"{where} has shard {twice} twice: {', '.join(names)}; delete one")
-    # Shards without a total are counted from 0 or 1; a year, say, is no such number.
+    # Shards without a total are counted from 0 or 1; a year, for example, is no such number.
     first = numbers[0] if numbers and total is None and numbers[0] == 1 else 0
     wanted = total if total is not None else numbers[-1] + 1 - first if numbers else 0
     if numbers and (total is not None or numbers[0] < 1000):
@@ -241,7 +241,7 @@ def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
         if isinstance(entry, dict) and "data_files" in entry:
             name = str(entry.get("config_name", "default"))
             splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
-            # What of a data set was not fetched is not there to choose.
+            # Files that were not downloaded cannot be chosen.
             if any(splits.values()):
                 found[name] = splits
     for name, splits in found.items():

@@ -1,4 +1,4 @@
-"""Folders of image files: a folder a class, or as Tiny ImageNet lays them out.
+"""Folders of image files: one folder per class, or the layout of Tiny ImageNet.
 
 train/<class>/….jpg              and test/<class>/… or val/<class>/…
 train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotations.txt, wnids.txt
@@ -44,7 +44,7 @@ class Listing:
 
 @register_source("folder")
 class ImageFolder(PathSource):
-    """A folder with ``train/<class>/`` and perhaps a test split, with an image file an example.
+    """A folder with ``train/<class>/`` and perhaps a test split, with one image file per example.
 
     Classes are numbered in the order of their sorted names, files within a class are sorted by path;
     so an example's index does not depend on the file system. The test split is the first of ``test/``,
@@ -203,7 +203,7 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
                 "file, class and a box, with tabs between"
             )
         if name in labels:
-            raise DataError(f"{path} line {number}: {name} is there twice; fetch the file again")
+            raise DataError(f"{path} line {number}: {name} is listed twice; fetch the file again")
         labels[name] = known[label]
     there = {file.name for file in _entries(images) if _is_visible(file) and _is_image(file)}
     for name in sorted(there.symmetric_difference(labels)):

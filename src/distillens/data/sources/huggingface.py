@@ -58,7 +58,7 @@ class HuggingFace(TableSource):
         Raises
         ------
         DataError
-            Nothing is there, a file is damaged, a column is missing or ambiguous, an example has no
+            Files are missing or damaged, a column is missing or ambiguous, an example has no
             label, images differ in size and no ``image_size`` is given, or as `load_tables`.
         """
         path = self.path
@@ -83,9 +83,9 @@ def load_tables(
         A folder with tables as the hub lays them out (see `dataset_files`), one that
         ``DatasetDict.save_to_disk`` wrote, or a name that ``datasets.load_dataset`` knows.
     config
-        Which configuration to read; needed only where there are several.
+        Configuration to read; required if there are several.
     test_split
-        Which split is the test split; by default the one called test, else validation.
+        Name of the test split; by default test, else validation.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def read_labels(
     labels = {split: np.asarray(each) for split, each in cells.items()}
     listed = _label_file(path)
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
-    # Of several columns of numbers, the file names the classes of one.
+    # The file names the classes of one of several columns of numbers.
     if listed is not None and (len(fitting) == 1 or len(listed) == highest + 1):
         return name, labels, listed
     return name, labels, None
@@ -198,7 +198,7 @@ def _label_columns(features: Any) -> list[str]:
 
 
 def counts_examples(name: str) -> bool:
-    """Say whether a column of integers counts examples by its name, such as id or __index_level_0__.
+    """Return whether a column of integers counts examples by its name, such as id or __index_level_0__.
 
     Those named as numbers of classes, such as ``label_id``, do not.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distillens.data.examples import Examples
 
 PREFIXES = {"train": "train", "test": "t10k"}
-"""How the names of the files of each split begin."""
+"""Prefixes of the file names of each split."""
 
 
 @register_source("idx")
@@ -34,7 +34,7 @@ class IdxFolder(PathSource):
         Raises
         ------
         DataError
-            A file is missing, damaged or shorter than its header says.
+            A file is missing, damaged or shorter than its header states.
         """
         folder = Path(self.path)
         images, labels = (

@@ -34,7 +34,7 @@ def decode_all(
     opened
         Opens the Pillow image of a number.
     name
-        What errors call the image of a number.
+        Function from the number of an image to its name in errors.
     side
         Height and width in pixels to which images are brought; None leaves them as they are.
     exif

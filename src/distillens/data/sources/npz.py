@@ -97,9 +97,9 @@ def _npz_pair(
                 f"{'' if split is None else f' of {split}'}; leave out all but one"
             )
     if split in ("test", "validation") and any(there) and not all(there):
-        lone, lacking = ("inputs", "labels") if there[0] else ("labels", "inputs")
+        present, lacking = ("inputs", "labels") if there[0] else ("labels", "inputs")
         raise DataError(
-            f"{path} has {(there[0] or there[1])[0]}, but no {lacking} for these {lone}; "
+            f"{path} has {(there[0] or there[1])[0]}, but no {lacking} for these {present}; "
             f"add {labels[0] if there[0] else inputs[0]} or leave the array out"
         )
     return (there[0][0], there[1][0]) if all(there) else None

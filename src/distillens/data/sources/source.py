@@ -1,4 +1,4 @@
-"""What a source of examples is, and what sources share; imported without torch."""
+"""The contract of sources of examples, and code that they share; imported without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_UNNAMED = 100_000
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a recipe asks of every source.
+    """Settings of every source.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class PathSource(DataSource):
     """Base of the sources that read a file or a folder."""
 
     place: ClassVar[Literal["file", "folder", "name"]] = "name"
-    """What ``path`` is. A name may also be one that a library knows, unless it begins like a path."""
+    """Kind of ``path``. A name may also be known to a library, unless it begins like a path."""
 
     path: UserPath
 

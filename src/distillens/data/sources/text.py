@@ -55,7 +55,7 @@ class Text(TableSource):
         Raises
         ------
         DataError
-            Nothing is there, a file is damaged, a column is missing or ambiguous, a cell is empty.
+            Files are missing or damaged, a column is missing or ambiguous, a cell is empty.
         """
         tables = {split: _with_numbers(table) for split, table in self._tables().items()}
         where = {split: f"{self.path} ({split})" for split in tables}
@@ -93,7 +93,7 @@ def _files(folder: Path) -> dict[str, Path]:
         ]
         if len(there) > 1:
             raise DataError(
-                f"{folder} holds {there[0].name} and {there[1].name}; keep one file a split"
+                f"{folder} holds {there[0].name} and {there[1].name}; keep one file per split"
             )
         if there:
             found[split] = there[0]

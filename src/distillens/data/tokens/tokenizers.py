@@ -20,7 +20,7 @@ from distillens.data.recipe import TokenizerRecipe
 from distillens.errors import DataError, one_line
 
 PADDING = -1
-"""Behind the last token of a sentence. No tokenizer has this id, so it alone says what is masked."""
+"""Behind the last token of a sentence. No tokenizer has this id, so it marks padding unambiguously."""
 UNKNOWN, BEGIN, END = "[UNK]", "[CLS]", "[SEP]"
 
 

@@ -190,7 +190,7 @@ class BlockMaker:
         return PassMemory(_SMALL_BYTES, each)
 
     def timed(self, sample: Tensor, count: int) -> float:
-        """Return the seconds of a pass of so many examples, measured once."""
+        """Return the seconds of a pass of ``count`` examples, measured once."""
         seconds = self._seconds
         if (self.outputs, count) not in seconds:
             seconds[self.outputs, count] = timed_pass(self.make, sample, count)

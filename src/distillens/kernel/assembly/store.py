@@ -132,7 +132,7 @@ class GramStore:
         if not about.exists():
             if values.exists():
                 raise KernelError(
-                    f"{self._folder} holds a gram.npy but no gram.json that says what it is; "
+                    f"{self._folder} holds a gram.npy but no gram.json that describes it; "
                     "give an empty folder"
                 )
             return None

@@ -40,7 +40,7 @@ _SAMPLE = 2
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
 """How far outputs may differ by rounding, relative to the largest."""
 _ROOMY = 2
-"""A bound from shapes that fits the budget so many times is not replaced by counting."""
+"""A bound from shapes that fits the budget this number of times is not replaced by counting."""
 
 
 class TracedNetwork:

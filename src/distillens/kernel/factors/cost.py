@@ -71,6 +71,6 @@ class Speed:
         return cost.pair_products / self.products + cost.pair_moved / self.moved
 
     def seconds(self, cost: Cost, examples: float, pairs: float) -> float:
-        """Return the time that so many examples and pairs of examples take."""
+        """Return the seconds for a number of examples and of pairs of examples."""
         each = self.forming_seconds(cost) + cost.held / self.moved
         return pairs * self.pair_seconds(cost) + examples * each

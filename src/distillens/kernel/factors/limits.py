@@ -61,7 +61,7 @@ class Limits:
         return self.accelerator_strip if self.on_accelerator(device) else self.strip
 
     def pieces_at_once(self, numbers: int, accelerator: bool) -> int:
-        """Return how many pieces are contracted together if each gives so many numbers.
+        """Return how many pieces are contracted together if each gives ``numbers`` numbers.
 
         One batch of products, in which each thread has pieces of its own, is faster than one small
         product after another.

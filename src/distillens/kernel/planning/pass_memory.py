@@ -15,7 +15,7 @@ from torch import Tensor
 from distillens.kernel.tracing.memory import peak_bytes, some_examples
 
 Make = Callable[[Tensor, int], object]
-"""Makes the gradients of examples in passes of so many examples."""
+"""Makes the gradients of examples in passes of a number of examples."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def counted_memory(make: Make, sample: Tensor) -> PassMemory:
 
 
 def timed_pass(make: Make, sample: Tensor, count: int) -> float:
-    """Return the seconds of a pass of so many examples."""
+    """Return the seconds of a pass of ``count`` examples."""
     inputs = some_examples(sample, count)
     began = time.perf_counter()
     make(inputs, count)

@@ -89,7 +89,7 @@ class Job:
         return self.budget - min(_ALLOCATOR_BYTES, free // 8)
 
     def fits_single_tile(self, examples: int) -> bool:
-        """Return whether a single tile of at most so many examples may hold the Gram."""
+        """Return whether a single tile of at most this number of examples may hold the Gram."""
         alone = self.shares == 1 and self.gram_bytes > 0
         return alone and self.symmetric and self.rows <= examples
 

@@ -117,7 +117,7 @@ def directions(
 
 
 def gram_shape(outputs: Outputs, count: int, rows: int, columns: int) -> tuple[int, ...]:
-    """Return the shape of a Gram of so many outputs and examples."""
+    """Return the shape of a Gram of ``count`` outputs."""
     if outputs == "full":
         return rows * count, columns * count
     return (count, rows, columns) if outputs == "class-diagonal" else (rows, columns)

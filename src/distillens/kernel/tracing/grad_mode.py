@@ -41,10 +41,12 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
             except (RuntimeError, MemoryError) as error:
                 what = f"{function.__name__}{_sizes(args)} of the kernel"
                 bounded = not {"max_memory", "self"}.isdisjoint(signature(function).parameters)
-                said = translate(error, what, _advice(error) if bounded else "give fewer examples")
-                if said is None:
+                message = translate(
+                    error, what, _advice(error) if bounded else "give fewer examples"
+                )
+                if message is None:
                     raise
-                raise KernelError(str(said)) from error
+                raise KernelError(str(message)) from error
 
     return called
 

@@ -156,7 +156,7 @@ def call_with_weights(network: nn.Module, weights: Mapping[str, Tensor], inputs:
 
 
 def logits_of(result: Any, examples: int) -> Tensor:
-    """Return the logits (B, O) among what a network returned for so many examples.
+    """Return the logits (B, O) among what a network returned for a number of examples.
 
     Accepted are a tensor of shape (B, O), (B, O, 1, …) or (B,), a mapping or an object with
     ``logits``, and a tuple in which one element has such a shape.

@@ -109,7 +109,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def some_examples(inputs: Tensor, count: int) -> Tensor:
-    """Return so many examples, repeating them if there are fewer."""
+    """Return ``count`` examples, repeating them if there are fewer."""
     return inputs[torch.arange(count, device=inputs.device) % len(inputs)]
 
 

@@ -216,7 +216,7 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Turn an exception of a model into an error that says where the model failed.
+    """Turn an exception of a model into an error that names the place of the failure.
 
     Raises
     ------
@@ -231,8 +231,8 @@ def explained(where: str) -> Iterator[None]:
         # A model may raise anything.
         if ran_out_of_memory(error):
             raise
-        said = " ".join(str(error).split()) or "no message"
-        raise KernelError(f"the model fails {where}: {type(error).__name__}: {said}") from error
+        text = " ".join(str(error).split()) or "no message"
+        raise KernelError(f"the model fails {where}: {type(error).__name__}: {text}") from error
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""How alike two kernels are, and how well one suits its targets: centred alignment.
+"""Centred alignment of two kernels, and of a kernel with targets.
 
 A(K, L) = ⟨HKH, HLH⟩/(‖HKH‖·‖HLH‖) in the Frobenius product, H = I − 11ᵀ/N. It does not change
 when a Gram is multiplied by a positive number or a constant is added to all its entries.
@@ -33,7 +33,7 @@ _CONSTANT = 1e-13
 class Alignment:
     """A cosine between matrices: in [0, 1] for Grams, 1 where they are proportional.
 
-    ``centred`` tells whether constants were taken out of both first.
+    ``centred`` is true if constants were subtracted from both first.
     """
 
     value: float
@@ -77,7 +77,7 @@ def centred_alignment(gram_NN: ArrayLike, other_NN: ArrayLike) -> Alignment:
 def kernel_target_alignment(
     gram_NN: ArrayLike, targets: ArrayLike, *, centred: bool = True
 ) -> Alignment:
-    """Compare a Gram with the one that the targets would like, YYᵀ, without forming it.
+    """Compare a Gram with the ideal one of the targets, YYᵀ, without forming it.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ chosen by looking at the examples.
 **M₀.** It counts the norms 1 … M₀ that a union bound covers. A larger norm makes the bound vacuous by
 itself where the diagonal of K is constant; where Tr K is below N·κ the printed sum can be below 1
 for a norm above M₀, which the union bound does not prove. Such margins are passed over, and where
-none is left the result says that it is not covered. The union bound asks of κ only that it was
+none is left the result is marked as not covered. The union bound asks of κ only that it was
 fixed beforehand: a smaller κ covers larger norms, at the price of a larger M₀ in the logarithm.
 """
 
@@ -218,7 +218,7 @@ def _lowest(
 
 
 def _check_kappa(fit: KernelFit, kappa: float | None) -> tuple[float, list[str]]:
-    """Return κ and what is to be said about it."""
+    """Return κ and notes about it."""
     if kappa is None:
         return float(fit.largest_diagonal), [
             f"kappa is the largest k(x, x) of {len(fit.predictions)} examples, "

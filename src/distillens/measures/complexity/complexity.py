@@ -24,8 +24,8 @@ Array = NDArray[np.float64]
 class ComplexityMeter:
     """A factorised Gram that measures any number of target sets; made by `factorise_gram`.
 
-    ``factors`` holds one factor, or one a class in the class-diagonal form; it is empty where K is
-    singular, and ``singular`` then says why in words. ``trace`` is the trace of one factorised
+    ``factors`` holds one factor, or one per class in the class-diagonal form; it is empty where K is
+    singular, and ``singular`` is then the reason. ``trace`` is the trace of one factorised
     Gram, or the sum over classes, with the ridge.
     """
 
@@ -118,7 +118,7 @@ def factorise_gram(gram: ArrayLike, form: KernelForm, ridge: float = 0.0) -> Com
     Returns
     -------
     ComplexityMeter
-        Where K is singular, one that measures infinities.
+        If K is singular, its values are infinite.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def gradient_residual(
     Parameters
     ----------
     meter
-        Of the student's Gram.
+        Meter of the student's Gram.
     targets
         Y as for `ComplexityMeter.measure`.
     student_logits_NC

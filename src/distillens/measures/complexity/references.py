@@ -26,7 +26,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class RandomLabelReference:
-    """What independent zero-mean labels cost on a Gram, in the mean over draws.
+    """Expected complexity of independent zero-mean labels on a Gram.
 
     ``plain`` is E[YᵀK⁻¹Y]. ``adjusted_star`` is (1/N)·√(E[YᵀK⁻¹Y]·Tr K), the root mean square of
     eq. 50 over draws; the mean of eq. 50 is a little lower (Jensen). The floors are what no Gram
@@ -55,7 +55,7 @@ def diagonal_reference(targets: ArrayLike, form: KernelForm) -> float:
     targets
         Y, (N,) for the binary form, else (N, C).
     form
-        Of the Gram that it is compared with.
+        Form of the Gram that it is compared with.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def random_label_reference(
     classes: int = 2,
     second_moment: float | ArrayLike | None = None,
 ) -> RandomLabelReference:
-    """Return what random labels cost on a Gram, in closed form instead of by drawing.
+    """Return the complexity of random labels on a Gram in closed form instead of by sampling.
 
     For labels that are independent over examples and of mean zero, E[YᵀK⁻¹Y] = E[Y²]·Tr K⁻¹, and
     Tr K⁻¹ ≥ N²/Tr K. For the class-diagonal form it is Σ_c E[Y_c²]·Tr K_cc⁻¹ ≥ Σ_c E[Y_c²]·N²/Tr K_cc,
@@ -93,7 +93,7 @@ def random_label_reference(
     classes
         C; 2 for the binary form.
     second_moment
-        E[Y²], a number or one a class, (C,). By default that of labels drawn uniformly, as coded by
+        E[Y²], a number or one per class, (C,). By default that of uniformly sampled labels, as coded by
         `random_label_targets`: 1 for the binary form, else (1/C)(1 − 1/C).
 
     Raises
@@ -102,7 +102,7 @@ def random_label_reference(
         K is singular.
     MeasureError
         The form is full (classes of one example are not independent, so the diagonal of K⁻¹ does
-        not say enough), the classes do not fit, or a second moment is not finite and ≥ 0.
+        not suffice), the classes do not fit, or a second moment is not finite and ≥ 0.
     """
     if meter.form == "full":
         raise MeasureError(
@@ -138,13 +138,13 @@ def random_target_level(
 ) -> float:
     """Return the normalised* complexity of random targets of any size, from a Gram's eigenvalues.
 
-    The targets are independent with mean zero and one variance; for uniformly drawn labels it is
+    The targets are independent with mean zero and one variance; for uniformly sampled labels it is
     ``adjusted_star`` of `random_label_reference` over their size, without its N solves.
 
     Parameters
     ----------
     eigenvalues_K
-        Of the Gram, K = N or, for the class-diagonal form, those of all blocks, K = CN.
+        Eigenvalues of the Gram, K = N or, for the class-diagonal form, those of all blocks, K = CN.
     form
         "binary", "class-diagonal" or "trace".
     outputs

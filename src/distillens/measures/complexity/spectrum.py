@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class EnergyCurve:
-    """How the energy ‖Y‖² of targets spreads over the eigenvectors, largest eigenvalue first.
+    """Distribution of the energy ‖Y‖² of targets over the eigenvectors, largest eigenvalue first.
 
     ``energy_K`` is (u_k·Y)², ``share_K`` the share of ‖Y‖² in the first k + 1 eigenvectors; its
     last value is 1 but for rounding. Within one eigenvalue that repeats, only the sum is meaningful.

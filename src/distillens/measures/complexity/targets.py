@@ -28,7 +28,7 @@ CODING_WORDS: dict[Coding, str] = {
 
 
 def coding_of(outputs: int) -> Coding:
-    """Return the coding that fits a network with so many outputs."""
+    """Return the coding for a network with a number of outputs."""
     return "binary" if outputs == 1 else "centred"
 
 
@@ -58,7 +58,7 @@ def label_targets(labels_N: ArrayLike, classes: int, coding: Coding = "centred")
 def teacher_targets(
     logits_NC: ArrayLike, temperature: float = 1.0, coding: Coding | None = None
 ) -> Array:
-    """Code what a teacher says at temperature τ.
+    """Code a teacher's outputs at temperature τ.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def teacher_targets(
     temperature
         τ > 0.
     coding
-        By default what fits the teacher's own outputs; give the student's where they differ, say a
+        By default the coding of the teacher's own outputs; give the student's if it differs, as for a
         one-output student with a two-class teacher.
 
     Returns
@@ -125,7 +125,7 @@ def check_labels(labels_N: ArrayLike, classes: int) -> NDArray[np.integer]:
         raise MeasureError(
             f"{classes} classes; labels need at least 2 (one output means 2 classes)"
         )
-    # Truth values are classes where there are two; with more they are a mask that was meant elsewhere.
+    # Truth values are classes where there are two; with more classes they are probably a mask.
     if labels.ndim != 1 or labels.dtype.kind not in ("iub" if classes == 2 else "iu"):
         raise MeasureError(
             f"labels have shape {labels.shape} and type {labels.dtype}; give integers, shape (N,)"

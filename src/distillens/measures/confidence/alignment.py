@@ -15,7 +15,7 @@ from distillens.files.arrays import Rows
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """Which rows of each role are audited, in order; None for all of them as they are."""
+    """Indices of the audited rows of each role, in order; None for all rows in their order."""
 
     index_N: NDArray | None
     rows: Mapping[str, NDArray[np.integer] | None]
@@ -67,7 +67,7 @@ def _checked_index(role: str, rows: Rows) -> NDArray:
     if index_N.shape != (len(rows.values),):
         raise MeasureError(
             f"the {role}'s index has shape {index_N.shape} for {len(rows.values)} rows; "
-            "give one index a row"
+            "give one index per row"
         )
     if index_N.dtype.kind == "O":
         texts = [one.decode() if isinstance(one, bytes) else str(one) for one in index_N.tolist()]

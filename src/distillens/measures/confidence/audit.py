@@ -52,7 +52,7 @@ def audit(
     tolerance: float = SUM_TOLERANCE,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
-    telling: int = 10,
+    listed_departures: int = 10,
 ) -> Audit:
     """Audit a student against its teacher, in one pass over the arrays.
 
@@ -85,13 +85,13 @@ def audit(
     kind
         "logits" or "probabilities" for all outputs, or a mapping from role ("teacher", "student",
         "one-hot student", "other teacher") to one of them. What is not stated is detected, and the
-        result says why; it is an error if it cannot be detected.
+        result gives the reason; it is an error if it cannot be detected.
     tolerance
-        How far the sum of a row of probabilities may be from one, because they were rounded. Rows
+        Largest accepted deviation of the sum of a row of rounded probabilities from one. Rows
         are divided by their sum, and the result notes by how much they were off.
     resamples, bootstrap_seed
         Number of bootstrap resamples and their seed; see `distillens.measures.statistics.bootstrap`.
-    telling
+    listed_departures
         Number of departures to list of each outcome: gained, lost, both wrong.
 
     Returns
@@ -113,7 +113,7 @@ def audit(
     }  # fmt: skip
     return audit_with_points(
         given, kind=kind, tolerance=tolerance, resamples=resamples, bootstrap_seed=bootstrap_seed,
-        telling=telling,
+        listed_departures=listed_departures,
     )[0]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def audit_with_points(
     tolerance: float = SUM_TOLERANCE,
     resamples: int = 1000,
     bootstrap_seed: int = 0,
-    telling: int = 10,
+    listed_departures: int = 10,
 ) -> tuple[Audit, dict[str, Points]]:
     """Return `audit`'s result, and the points of the confidence plot by split.
 
@@ -153,7 +153,9 @@ def audit_with_points(
             )
         except MeasureError as error:
             raise _about(name, error) from None
-        audits.append(_audit_split(name, split, found, resampler, bootstrap_seed, telling))
+        audits.append(
+            _audit_split(name, split, found, resampler, bootstrap_seed, listed_departures)
+        )
         points[name] = _points(found, split)
     result = Audit(
         schema_version=SCHEMA,
@@ -179,7 +181,7 @@ def _audit_split(
     found: PerExampleStatistics,
     resampler: Resampler,
     seed: int,
-    telling: int,
+    listed_departures: int,
 ) -> SplitAudit:
     notes = [*split.notes]
     notes += [note for outputs in split.outputs.values() for note in outputs.notes]
@@ -200,7 +202,7 @@ def _audit_split(
         for who, predictions in predicted
     )
     ledger = departure_ledger(
-        found, split.classes, split.mislabelled_N, split.index_N, split.inputs, telling
+        found, split.classes, split.mislabelled_N, split.index_N, split.inputs, listed_departures
     )
     return SplitAudit(
         split=name,

@@ -85,14 +85,14 @@ class _Bins:
         return float(np.abs(right_K - self.confidence_K).sum() / self.count_K.sum())
 
     def if_calibrated(self, rng: np.random.Generator) -> Interval:
-        """Return the central range of the error when each answer is right as often as it says.
+        """Return the central range of the error if each confidence is the probability of being right.
 
-        Right answers of a bin are drawn as binomial with its mean confidence, which spreads them a
+        Right answers of a bin are sampled as binomial with its mean confidence, which spreads them a
         little more than confidences that differ within the bin would.
         """
         p_K = np.clip(self.confidence_K / self.count_K, 0, 1)
-        drawn_DK = rng.binomial(self.count_K, p_K, size=(_DRAWS, len(p_K)))
-        errors_D = np.abs(drawn_DK - self.confidence_K).sum(axis=1) / self.count_K.sum()
+        sampled_DK = rng.binomial(self.count_K, p_K, size=(_DRAWS, len(p_K)))
+        errors_D = np.abs(sampled_DK - self.confidence_K).sum(axis=1) / self.count_K.sum()
         low, high = np.quantile(errors_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(
             float(low), float(high), LEVEL, f"{_DRAWS} draws of a calibrated classifier"

@@ -39,9 +39,9 @@ def refuse_other_columns(rows: Rows, who: str, tolerance: float, option: str = "
     rows
         Outputs (N, C). Columns in ``rows.keep`` are accepted.
     who
-        Whose outputs they are, for messages.
+        Role of the outputs, for messages.
     tolerance
-        How far the sum of probabilities may be from one.
+        Largest accepted deviation of the sum of probabilities from one.
     option
         Prefix of a column's position on the command line, such as "teacher=".
 
@@ -95,9 +95,7 @@ def _suspects(head_BC: NDArray, names: Sequence[str], tolerance: float) -> dict[
         elif rows >= _FEWEST_COUNTED and _counts(column_B):
             found[name] = f"counts the rows ({column_B[0]:.0f}, {column_B[1]:.0f}, …)"
         elif mixed:
-            found[name] = (
-                f"holds integers ({column_B[0]:.0f}, {column_B[1]:.0f}, …) beside decimals"
-            )
+            found[name] = f"holds integers ({column_B[0]:.0f}, {column_B[1]:.0f}, …) among decimals"
         elif (
             rows >= _FEWEST_COUNTED
             and place in (0, len(names) - 1)

@@ -17,7 +17,7 @@ from scipy import stats
 from distillens.measures.confidence.per_example_statistics import PerExampleStatistics
 from distillens.measures.statistics.intervals import LEVEL, normal_quantile
 from distillens.results.base import Estimate, Interval
-from distillens.results.confidence import Agreement, Ledger, LedgerEntry, TellingExample
+from distillens.results.confidence import Agreement, InformativeDeparture, Ledger, LedgerEntry
 
 _BANDS = 5
 _LONGEST_TEXT = 200
@@ -117,7 +117,7 @@ def _largest(
     index_N: NDArray | None,
     inputs: NDArray | None,
     listed: int,
-) -> tuple[TellingExample, ...]:
+) -> tuple[InformativeDeparture, ...]:
     """Return the departures of each outcome that moved the most probability, largest first."""
     teacher, student = found.teacher, found.student
     moved_N = (teacher.confidence_N - student.on_other_N) + (
@@ -131,7 +131,7 @@ def _largest(
         chosen += [(int(row), outcome) for row in rows]
     chosen.sort(key=lambda pair: (-moved_N[pair[0]], pair[0]))
     return tuple(
-        TellingExample(
+        InformativeDeparture(
             row=row,
             index=None if index_N is None else _plain(index_N[row]),
             outcome=outcome,

@@ -66,7 +66,7 @@ def measure_exaggeration(
     references
         φ of each reference for the same class, by name.
     mislabelled_N
-        Where labels are wrong, or None if that is not known.
+        Mask of wrong labels, or None if that is not known.
     clipped
         Number of points with an infinite φ, which were placed at a finite one.
     resampler

@@ -23,7 +23,7 @@ _EDGE = float(np.log(1e7 - 1))
 class Points:
     """The points of the confidence plot: x = φ(p_teacher[k]), y = φ(p_student[k]).
 
-    k is the teacher's top class. ``who_N`` says which network predicts the label: 0 both, 1 only the
+    k is the teacher's top class. ``who_N`` is the network that predicts the label: 0 both, 1 only the
     student, 2 only the teacher, 3 neither. Labels are the true ones where they are known.
     """
 
@@ -31,7 +31,7 @@ class Points:
     y_N: Array
     who_N: NDArray[np.uint8]
     mislabelled_N: NDArray[np.bool_] | None = None
-    """Where the label that the networks were given is wrong; None if that is not known."""
+    """Mask of the examples whose given label is wrong; None if that is not known."""
 
     def arrays(self) -> dict[str, NDArray]:
         """Return the arrays x, y, who, and mislabelled where it is known, as files hold them."""

@@ -107,7 +107,7 @@ class Outputs:
             if looks is None:
                 raise MeasureError(
                     f"the {role}'s outputs may be logits or probabilities: {why}; "
-                    "say which with kind (--kind logits or --kind probabilities)"
+                    "name it with kind (--kind logits or --kind probabilities)"
                 )
             self.how = f"detected: {why}"
         elif kind == "logits" and looks == "probabilities":
@@ -126,7 +126,7 @@ class Outputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the outputs read so far."""
+        """Notes on the conversion of the outputs read so far."""
         if self._total != 1:
             return (*self._notes, f"the {self.role}'s percentages were divided by 100")
         if self._off <= _EXACT:
@@ -243,7 +243,7 @@ class Outputs:
                 f"the {self.role}'s outputs are no probabilities ({self.how}): they go from "
                 f"{low:.4g} to {high:.4g}, first at row "
                 f"{self._row(start + int(np.argmax(outside_B)))}; "
-                "if they are logits, say so with kind (--kind logits)"
+                "if they are logits, set kind (--kind logits)"
             )
 
     def _check_sums(self, p_BC: Array, start: int) -> None:
@@ -257,7 +257,7 @@ class Outputs:
                 f"the {self.role}'s probabilities sum to {float(total_B1[place, 0]):.4g} at row "
                 f"{self._row(start + place)}; they must sum to one within {self.tolerance:g}: if they "
                 f"were rounded, accept up to {self._off:.2g} with --tolerance "
-                f"{_rounded_up(self._off)}, otherwise apply softmax or say --kind logits"
+                f"{_rounded_up(self._off)}, otherwise apply softmax or set --kind logits"
             )
         p_BC /= total_B1
 

@@ -48,7 +48,7 @@ class CheckpointMeter:
     given_N
         The classes that the networks were trained on, if some of them differ; otherwise None.
     student_kind
-        What the checkpoints output: "logits" or "probabilities".
+        Kind of the checkpoints' outputs: "logits" or "probabilities".
     resamples, seed
         Number of bootstrap resamples and their seed.
 

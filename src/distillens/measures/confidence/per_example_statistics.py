@@ -25,7 +25,7 @@ _NEAR = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one network predicts for each example."""
+    """Predictions of one network for each example."""
 
     top_N: NDArray[np.int32]
     confidence_N: Array

@@ -189,7 +189,7 @@ def _without_headers(roles: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[s
         return dict(roles), []
     if not sure:
         raise MeasureError(
-            f"the first row of the {unclear[0]} may be a header or the first example; say which with "
+            f"the first row of the {unclear[0]} may be a header or the first example; choose with "
             "--header or --no-header (read_rows takes header)"
         )
     found, notes = dict(roles), []
@@ -212,7 +212,7 @@ def _column(values: NDArray, role: str) -> NDArray:
     column = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if column.ndim != 1:
         raise MeasureError(
-            f"{role} have shape {values.shape}; give one value an example, shape (N,)"
+            f"{role} have shape {values.shape}; give one value per example, shape (N,)"
         )
     return np.asarray(column)
 

@@ -80,14 +80,14 @@ class PredictionCourse:
 def project_predictions(
     predictions: ArrayLike, directions: Directions, targets: ArrayLike
 ) -> PredictionCourse:
-    """Show predictions over a training, and the target beside them, along a kernel's eigenvectors.
+    """Project predictions over a training, and the target, onto a kernel's eigenvectors.
 
     Parameters
     ----------
     predictions
         F at every checkpoint, (E, N, C) or (E, N).
     directions
-        Of the kernel's Gram; see `gram_directions`.
+        Eigenvectors of the kernel's Gram; see `gram_directions`.
     targets
         Y, (N, C) or (N,), in the units of F.
 

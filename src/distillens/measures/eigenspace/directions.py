@@ -50,10 +50,10 @@ def input_directions(
     count
         K.
     exact
-        By default exact up to `EXACT_OPERATIONS`, randomised above; the result says which, and with
-        what residual.
+        By default exact up to `EXACT_OPERATIONS`, randomised above; the result names the method and its
+        residual.
     seed
-        Of the randomised SVD.
+        Seed of the randomised SVD.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def input_directions(
         _, singular, rows = np.linalg.svd(x, full_matrices=False)
         decomposition: Decomposition = "exact SVD"
     else:
-        # Its signature says str for the number of iterations, which it documents as either.
+        # Its signature declares str for the number of iterations, which it documents as either.
         iterations: Any = _ITERATIONS
         _, singular, rows = randomized_svd(
             x, count, n_oversamples=_OVERSAMPLES, n_iter=iterations, random_state=seed

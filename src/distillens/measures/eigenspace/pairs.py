@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 Pair = tuple[int, int]
 
 TOP = 15
-"""The paper draws top indices among the first so many."""
+"""The paper samples top indices from this number of leading ranks."""
 BOTTOM = (20, 60)
 """And bottom indices from here, ends included."""
 LEAST_OVERLAP = 0.1
@@ -48,7 +48,7 @@ def draw_pairs(
     Raises
     ------
     MeasureError
-        The ranges are empty or meet, there are not so many pairs, or the seed is negative.
+        The ranges are empty or overlap, there are fewer pairs, or the seed is negative.
     """
     low, high = bottom
     if not 1 <= top < low <= high:
@@ -61,8 +61,8 @@ def draw_pairs(
         raise MeasureError(f"{count} pairs were asked for; give 1 to {top * bottoms}")
     if seed < 0:
         raise MeasureError(f"the seed of the pairs is {seed}; give 0 or more")
-    drawn = np.random.default_rng(seed).choice(top * bottoms, count, replace=False)
-    return tuple((int(n) // bottoms + 1, int(n) % bottoms + low) for n in drawn)
+    sampled = np.random.default_rng(seed).choice(top * bottoms, count, replace=False)
+    return tuple((int(n) // bottoms + 1, int(n) % bottoms + low) for n in sampled)
 
 
 def compare_pairs(
@@ -81,7 +81,7 @@ def compare_pairs(
     pairs
         (top, bottom), counted from 1.
     projected
-        What the components are of, kept in the result.
+        Description of the components, stored in the result.
 
     Raises
     ------

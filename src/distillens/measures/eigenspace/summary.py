@@ -26,9 +26,9 @@ def summarise_bias(
     Parameters
     ----------
     student
-        What they are called.
+        Title of the students.
     projected
-        Which of their pairs to take.
+        Kind of pairs.
     compared
         A name of the teacher and the pairs of each student. Names tell teachers apart.
 

@@ -1,9 +1,9 @@
 """A bootstrap whose cost hardly grows with the number of examples.
 
 Every statistic of an audit is a function of sums over examples. So a resample, in which example i
-counts w_i times, needs only weighted sums. Up to `BLOCKS` examples each is drawn by itself. Beyond
+counts w_i times, needs only weighted sums. Up to `BLOCKS` of them, single examples are resampled. Beyond
 that, the examples are dealt at random into blocks of equal size (to within one) and whole blocks
-are drawn.
+are resampled.
 
 Why blocks are valid: for independent examples the sums over randomly dealt blocks are independent
 with the same distribution, and a sum over N examples is a sum over B blocks. So drawing B blocks
@@ -67,8 +67,8 @@ class Resampler:
             )
         self._weights_RB = np.empty((resamples, self.blocks))
         for row in self._weights_RB:
-            drawn = rng.integers(self.blocks, size=self.blocks)
-            row[:] = np.bincount(drawn, minlength=self.blocks)
+            sampled = rng.integers(self.blocks, size=self.blocks)
+            row[:] = np.bincount(sampled, minlength=self.blocks)
 
     def sums(self, columns: Sequence[NDArray]) -> Array:
         """Return the resampled sums (R, K) of K arrays of shape (N,)."""
@@ -81,15 +81,15 @@ class Resampler:
             )
         return self._weights_RB @ blocks_BK
 
-    def estimate(self, value: float, drawn_R: Array) -> Estimate:
+    def estimate(self, value: float, values_R: Array) -> Estimate:
         """Return a value with the percentile interval of its resamples.
 
         None stands for the interval where more than 5 % of the resamples do not define the value.
         """
-        drawn = drawn_R[np.isfinite(drawn_R)]
-        if len(drawn) < LEVEL * self.resamples:
+        finite = values_R[np.isfinite(values_R)]
+        if len(finite) < LEVEL * self.resamples:
             return Estimate(value)
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Estimate(value, Interval(float(low), float(high), LEVEL, self.method))
 
     def mean(self, values_N: NDArray) -> Estimate:

@@ -54,7 +54,7 @@ def accuracy_estimate(
     test_count
         Examples that each of them was measured on.
     level
-        Of the interval, 0.95 = 95 %.
+        Level of the interval, 0.95 = 95 %.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def paired_gain(
     accuracies_S, baseline_S
         One share in [0, 1] a seed.
     level
-        Of the interval, 0.95 = 95 %.
+        Level of the interval, 0.95 = 95 %.
     differences_N
         For each test example the mean over the S seeds of student right (1 or 0) minus baseline
         right (1 or 0); its mean is the gain.
@@ -172,7 +172,7 @@ def paired_interval(differences_N: NDArray[np.floating], level: float = LEVEL) -
     differences_N
         First right (1 or 0) minus second right (1 or 0), or its mean over seeds, in [−1, 1].
     level
-        Of the interval, 0.95 = 95 %.
+        Level of the interval, 0.95 = 95 %.
 
     Raises
     ------

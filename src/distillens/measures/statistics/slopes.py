@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 HUBER_K = 1.345
-"""Residuals up to so many scales count fully: 95 % efficiency under normal noise."""
+"""Residuals up to this number of scales have full weight: 95 % efficiency under normal noise."""
 
 _MAD_TO_DEVIATION = 1.4826
 _SMALLEST_SCALE = 1e-6

@@ -27,8 +27,8 @@ class RandomFeatures(nn.Module):
         super().__init__()
         inputs = math.prod(input_shape)
         # Of NumPy, whose streams stay the same over versions and devices.
-        drawn = np.random.default_rng(features_seed).standard_normal((width, inputs))
-        scaled = torch.from_numpy((drawn * math.sqrt(2 / inputs)).astype(np.float32))
+        weights = np.random.default_rng(features_seed).standard_normal((width, inputs))
+        scaled = torch.from_numpy((weights * math.sqrt(2 / inputs)).astype(np.float32))
         self.register_buffer("features_WD", scaled, persistent=False)
         self.output = nn.Linear(width, outputs)
 

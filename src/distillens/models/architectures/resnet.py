@@ -107,7 +107,7 @@ class CifarResNet(nn.Module):
         return name
 
     def _check_layout(self, published: set[str], problems: list[str]) -> None:
-        """Say which argument makes a network of a published layout that this one is not."""
+        """Return the argument that selects another published layout."""
         found = [re.match(r"layer([123])\.(\d+)\.(.*)", name) for name in published]
         places = [match for match in found if match]
         if not places:

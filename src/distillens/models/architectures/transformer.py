@@ -99,7 +99,7 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A classifier of sentences: the mean of the features over the tokens that are there."""
+    """A classifier of sentences: the mean of the features over the tokens that are not padding."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ def draw(picture: Picture) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(picture.title, fontsize=11)
     if picture.caption:
-        # A caption may hold names of a recipe, in which dollars mean no formula.
+        # Dollar signs in names of a recipe do not mark formulas.
         figure.supxlabel(picture.caption, fontsize=7.5, color="#555555", parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, picture.panels, strict=False):
@@ -100,7 +100,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         axes.fill_between(curve.x_M, *curve.band, color=colour, alpha=0.18, lw=0)
     if curve.style in ("points", "dots"):
         size, opacity = (2, 0.4) if curve.style == "points" else (4, 0.8)
-        # A cloud as vectors would make a file of megabytes.
+        # Many points as vectors would take megabytes.
         axes.plot(
             curve.x_M,
             curve.y_M,
@@ -129,7 +129,7 @@ def _draw_surface(figure: Figure, axes: Axes, surface: Surface) -> None:
     values = np.ma.masked_invalid(surface.values_RQ)
     if surface.centred:
         reach = float(np.abs(values).max()) or 1.0
-        # Turned round, so that red is the higher value.
+        # Reversed, so that red is the higher value.
         norm, colours = Normalize(-reach, reach), "RdBu_r"
     else:
         low, high = surface.limits or (float(values.min()), float(values.max()))

@@ -1,4 +1,4 @@
-"""The frame of a page: one HTML file that opens anywhere and asks the network for nothing."""
+"""The frame of a page: one self-contained HTML file that makes no network requests."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _own(name: str) -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """Return a policy under which only these scripts run and nothing is fetched.
+    """Return a content security policy that allows these scripts only, and no requests.
 
-    Escaping keeps a run's strings out of the markup; this holds even where that failed.
+    Strings of a run are also escaped; the policy is a second safeguard.
     """
     digests = [
         base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts

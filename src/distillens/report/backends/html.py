@@ -1,4 +1,4 @@
-"""HTML that is escaped unless it was built here: no string of a run reaches the page as markup."""
+"""HTML elements whose text is escaped, so that no string of a run becomes markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Complexity curves: what each target set costs the student's kernel, over its training."""
+"""Complexity curves: complexity of each target set for the student's kernel, over its training."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def measured(curves: ComplexityCurves, measure: Measure) -> bool:
     return any(value is not None and math.isfinite(value) for value in values)
 
 
-def undrawn(curves: ComplexityCurves, measure: Measure) -> list[int]:
+def missing_epochs(curves: ComplexityCurves, measure: Measure) -> list[int]:
     """Return the epochs at which a value is infinite or not a number, so that a curve breaks."""
     values = ((point.epoch, measure.of(point)) for point in curves.points)
     return sorted(
@@ -119,12 +119,12 @@ def complexity_panel(curves: ComplexityCurves, measure: Measure) -> Panel:
 
     The check boxes ``t0``, ``t1`` … of the page switch them, in the order of `target_sets`.
     """
-    drawn = [
+    curves_shown = [
         target_curve(name, *zip(*points, strict=True), key=f"t{index}")
         for index, name in enumerate(target_sets(curves))
         if (points := series(curves, name, measure))
     ]
-    return measure_panel(measure, "student's epoch", drawn)
+    return measure_panel(measure, "student's epoch", curves_shown)
 
 
 def complexity_picture(curves: ComplexityCurves) -> Picture | None:
@@ -154,8 +154,8 @@ def measure_panel(
     measure: Measure, x_label: str, curves: Sequence[Curve], x_ticks: Sequence[float] = ()
 ) -> Panel:
     """Return the panel of a measure; its y axis is logarithmic if the values are far apart."""
-    drawn = [float(value) for curve in curves for value in curve.y_M if np.isfinite(value)]
-    far = bool(drawn) and min(drawn) > 0 and max(drawn) > _LOG_RATIO * min(drawn)
+    finite = [float(value) for curve in curves for value in curve.y_M if np.isfinite(value)]
+    far = bool(finite) and min(finite) > 0 and max(finite) > _LOG_RATIO * min(finite)
     return Panel(
         measure.title,
         x_label,
@@ -182,7 +182,7 @@ def pictured_measures(curves: ComplexityCurves) -> list[Measure]:
 def picture(
     title: str, curves: ComplexityCurves, panels: Sequence[Panel], more: str
 ) -> Picture | None:
-    """Return panels with a caption that says what was measured; None without panels."""
+    """Return panels with a caption on the measurement; None without panels."""
     if not panels:
         return None
     caption = (

@@ -40,7 +40,7 @@ class Cloud:
     groups: tuple[Group, ...]
 
 
-# Most points are right in both; they are drawn first and faint, so that the few others are visible.
+# Most points are right in both; they are plotted first and faint, so that the few others are visible.
 BY_WHO = (
     Group("w0", "both right", WHO[0], "circle"),
     Group("w1", "only the student", WHO[1], "triangle-up"),
@@ -82,7 +82,7 @@ def clouds_of(
 
 
 def shared_range(clouds: Sequence[Cloud]) -> tuple[float, float]:
-    """Return one range for both axes of all panels, which includes 99.6 % of the drawn values.
+    """Return one range for both axes of all panels, which includes 99.6 % of the plotted values.
 
     With one range the diagonal is the same line in all panels, and a few extreme points do not
     compress all others.
@@ -97,7 +97,7 @@ def shared_range(clouds: Sequence[Cloud]) -> tuple[float, float]:
 
 
 def outside(sample: Sample, limits: tuple[float, float]) -> int:
-    """Return how many of the drawn points lie outside the range."""
+    """Return the number of plotted points outside the range."""
     low, high = limits
     inside = (sample.x >= low) & (sample.x <= high) & (sample.y >= low) & (sample.y <= high)
     return int((~inside).sum())

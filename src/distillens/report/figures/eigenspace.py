@@ -1,4 +1,4 @@
-"""Pictures of eigenspace dynamics: trajectories over pairs, and what predictions learn where.
+"""Figures of eigenspace dynamics: trajectories over pairs, and predictions along eigenvectors.
 
 Shapes: E checkpoints, K eigenvectors.
 """
@@ -21,7 +21,7 @@ _TEACHER = 6
 """The grey of the palette."""
 
 _SHOWN = 2
-"""Pairs that get a panel."""
+"""Number of pairs that get a panel."""
 
 _STYLE: Mapping[str, Style] = {
     "weights": "dashed",
@@ -31,18 +31,18 @@ _STYLE: Mapping[str, Style] = {
 }
 
 _LEAST_PART = 0.001
-"""Of the targets' energy: a band with less has hardly anything to learn."""
+"""Smallest share of the targets' energy in a band that is plotted."""
 
 
 def pairs_picture(result: Eigenspace, arrays: Arrays) -> Picture:
     """Return the first pairs' trajectories in the first run, and each teacher's share of pairs."""
     first = _first_run(result)
-    drawn = list(dict.fromkeys((pair.top, pair.bottom) for pair in result.students[0].pairs))
+    pairs = list(dict.fromkeys((pair.top, pair.bottom) for pair in result.students[0].pairs))
     kinds: tuple[Projected, ...] = ("weights", "change")
     panels = [
         _trajectories(result, arrays, first, pair, projected)
         for projected in kinds
-        for pair in drawn[:_SHOWN]
+        for pair in pairs[:_SHOWN]
     ]
     if len({one.run for one in result.students}) > 1:
         panels.append(_shares(result))
@@ -52,7 +52,7 @@ def pairs_picture(result: Eigenspace, arrays: Arrays) -> Picture:
         panels=tuple(panels),
         caption=(
             f"{result.examples:,} {result.split} examples; trajectories: teacher seed "
-            f"{one.teacher_seed}, student seed {one.seed}; a point a checkpoint"
+            f"{one.teacher_seed}, student seed {one.seed}; one point per checkpoint"
         ),
     )
 

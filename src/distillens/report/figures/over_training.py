@@ -29,7 +29,7 @@ class Quantity:
     """Each with what it adds to the label of a curve."""
     scale: float = 1.0
     level: float | None = None
-    """Where nothing is exaggerated, gained or lost."""
+    """Reference value of each quantity: no exaggeration, gain or loss."""
 
 
 QUANTITIES = (

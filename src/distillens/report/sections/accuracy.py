@@ -15,10 +15,10 @@ _WIDTH, _HEIGHT = 180, 22
 
 
 def accuracy_part(result: StudyResult, colours: dict[str, str]) -> Safe:
-    """Return the section with the accuracy table, or words where there is none."""
+    """Return the section with the accuracy table, or a note if there is none."""
     title = element("h2", "Accuracy")
     if not result.rows:
-        words = "This run holds no accuracies: no network finished its training."
+        words = "This run has no accuracies: no network finished its training."
         return element("section", title, element("p", words, class_="missing"), id="accuracy")
     rows = ranking.ordered(result)
     digits = ranking.accuracy_digits(result)

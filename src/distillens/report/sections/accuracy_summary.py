@@ -1,4 +1,4 @@
-"""Which supervision validation selects, in sentences that claim no more than intervals allow."""
+"""Sentences on the supervision that validation selects, supported by intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second part of the page: complexity curves, one panel a measure, and what the Grams were."""
+"""The section on complexity: curves with one panel per measure, and properties of the Grams."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from distillens.report.figures.complexity import (
     MEASURES,
     complexity_panel,
     measured,
+    missing_epochs,
     style_of,
     target_sets,
     target_title,
-    undrawn,
 )
 from distillens.report.figures.temperature import (
     TAUGHT,
@@ -42,14 +42,14 @@ _STANDING = (
     "How to read it: a kernel learns the directions of its largest eigenvalues first, so targets "
     "with much of their energy in a few of them are easy. Compare adjusted* complexity with what a "
     "kernel that only memorises (diagonal) and random targets of the same size would cost. A bound "
-    "is on the error of the kernel's own fit, not of the network; one that is vacuous says nothing."
+    "is on the error of the kernel's own fit, not of the network; a vacuous one carries no information."
 )
 
 _DASHES = {"solid": None, "dotted": "2 4", "dashed": "7 4"}
 
 
 def complexity_part(measured_curves: Sequence[ComplexityCurves]) -> Safe:
-    """Return the section with the complexity curves, or words where none were measured."""
+    """Return the section with the complexity curves, or a note if none were measured."""
     title = element("h2", "Supervision complexity")
     if not measured_curves:
         words = "Complexity was not measured in this run, so there are no curves to show."
@@ -105,8 +105,8 @@ def _curves(curves: ComplexityCurves, index: int) -> Safe:
     for measure in shown:
         identity = f"complexity-{index}-{measure.field}"
         figure = interactive(complexity_panel(curves, measure), legend=False)
-        gaps = undrawn(curves, measure)
-        gap = f" ∞ at epoch {_some(gaps)}, not drawn." if gaps else ""
+        epochs = missing_epochs(curves, measure)
+        gap = f" ∞ at epoch {_some(epochs)}, not plotted." if epochs else ""
         panels.append(
             element(
                 "figure",

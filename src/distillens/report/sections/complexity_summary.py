@@ -1,4 +1,4 @@
-"""Which targets were easy for the student, early and late, in sentences."""
+"""Sentences on which targets were easy for the student, early and late in training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def complexity_summary(measured_curves: Sequence[ComplexityCurves]) -> list[tupl
 
 def _sentences(curves: ComplexityCurves) -> str:
     # Adjusted is the paper's first choice; it is missing where no predictions were given. The
-    # gradient residual is there for students trained with cross-entropy, and then said as well.
+    # gradient residual is measured for students trained with cross-entropy, and then reported as well.
     chosen = [measure for measure in MEASURES[:2] if measured(curves, measure)][:1]
     chosen += [GRADIENT] * measured(curves, GRADIENT)
     if not chosen:

@@ -70,7 +70,7 @@ def confidence_part(
     Parameters
     ----------
     contents
-        What the report shows; students whose points are missing are named.
+        Contents of the report; students whose points are missing are named.
     colours
         A colour for each supervision.
     first
@@ -125,7 +125,7 @@ def audit_page(
     Parameters
     ----------
     title
-        What was audited.
+        Name of the audited arrays or run.
     confidence
         The audits of one or more students; a drop-down selects one.
     points
@@ -154,9 +154,7 @@ def audit_page(
     return framed(
         title,
         element("header", element("h1", title), element("p", "Audit of student against teacher")),
-        element(
-            "section", element("h2", "What this says"), element("dl", *verdicts), class_="says"
-        ),
+        element("section", element("h2", "Summary"), element("dl", *verdicts), class_="says"),
         *(element("p", note, class_="note") for note in confidence.notes),
         element(
             "section",
@@ -192,18 +190,18 @@ def _students(
     clouds = [
         clouds_of(student, by_split, limit) for student, by_split in _paired(students, points)
     ]
-    without = [name for name, drawn in zip(names, clouds, strict=True) if not drawn]
-    limits = shared_range([cloud for drawn in clouds for cloud in drawn])
+    without = [name for name, plotted in zip(names, clouds, strict=True) if not plotted]
+    limits = shared_range([cloud for plotted in clouds for cloud in plotted])
     place = next((k for k, one in enumerate(students) if one.student == first), 0)
     words = []
     if without:
-        text = f"The points of {listed(without)} are missing, so they are not drawn."
+        text = f"The points of {listed(without)} are missing, so they are not plotted."
         words.append(element("p", text, class_="missing"))
     blocks = []
-    for index, (student, drawn) in enumerate(zip(students, clouds, strict=True)):
+    for index, (student, plotted) in enumerate(zip(students, clouds, strict=True)):
         splits = student.audit.splits
         parts = [
-            _plots(index, drawn, colours.get(student.student, BLUE), limits),
+            _plots(index, plotted, colours.get(student.student, BLUE), limits),
             *(
                 element("p", f"{split.split}: {sentence}")
                 for split in splits

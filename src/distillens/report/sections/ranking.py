@@ -1,4 +1,4 @@
-"""Which row is which: the teacher, the reference, and the student that validation selects."""
+"""Roles of rows: the teacher, the reference, and the student that validation selects."""
 
 from __future__ import annotations
 

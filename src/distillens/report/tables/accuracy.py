@@ -29,7 +29,7 @@ def accuracy_table(result: StudyResult) -> Table:
     Parameters
     ----------
     result
-        What a run found out.
+        Results of a run.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def markdown_table(result: StudyResult) -> str:
     Parameters
     ----------
     result
-        What a run found out.
+        Results of a run.
 
     Returns
     -------

@@ -20,7 +20,7 @@ def certified_table(result: KernelComplexity) -> Table:
     )
     for row in sorted(result.targets, key=lambda row: row.adjusted_star):
         _add(table, row)
-    for row in sorted(result.beside, key=lambda row: row.adjusted_star):
+    for row in sorted(result.uncertified, key=lambda row: row.adjusted_star):
         _add(table, row, f" (ridge {number(result.with_ridge or 0.0)})")
     ridge = f"ridge {number(result.ridge)}, " if result.ridge else "no ridge, "
     notes = [f"{result.method}, {ridge}Tr K {number(result.trace)}, {result.seconds:.1f} s"]

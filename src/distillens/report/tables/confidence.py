@@ -52,7 +52,9 @@ def audit_text(audit: Audit) -> Group:
         title = f"\n{printable(split.split)}: {plural(split.examples, 'example')}"
         notes = (f"note: {printable(note)}" for note in split.notes)
         parts.append(Text(title, style="bold"))
-        parts += [Text(line) for line in (*split_sentences(split), *_most_telling(split), *notes)]
+        parts += [
+            Text(line) for line in (*split_sentences(split), *_most_informative(split), *notes)
+        ]
     grids = (slope_grid, accuracy_grid, departure_grid)
     parts += [terminal_table(grid(audit.splits)) for grid in grids]
     return Group(*parts)
@@ -393,7 +395,7 @@ def _chance(interval: Interval) -> str:
     return f"{percent(interval.low, 2)}–{percent(interval.high, 2)} if calibrated"
 
 
-def _most_telling(split: SplitAudit) -> list[str]:
+def _most_informative(split: SplitAudit) -> list[str]:
     lines = []
     for one in split.ledger.telling[:_SHOWN]:
         place = f"row {one.row}" if one.index is None else f"index {one.index}"

@@ -1,4 +1,4 @@
-"""What the networks cost, for the terminal and for Markdown."""
+"""Inference cost of networks, for the terminal and for Markdown."""
 
 from __future__ import annotations
 

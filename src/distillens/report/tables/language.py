@@ -12,7 +12,7 @@ from distillens.results.language import LanguageStudy
 
 
 def language_table(result: LanguageStudy) -> Group:
-    """Return what each model says of the test tokens, and the audit of each student."""
+    """Return the accuracy of each model on the test tokens, and the audit of each student."""
     models = Table(box=box.SIMPLE)
     for heading in ("model", "seed", "parameters", "nats a token", "accuracy %", "seconds"):
         models.add_column(heading, justify="left" if heading == "model" else "right")

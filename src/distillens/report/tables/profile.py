@@ -1,4 +1,4 @@
-"""What a Gram is like and where target sets stand on it: for the terminal and for the page."""
+"""Properties of a Gram and of target sets on it, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ def profile_rows(profile: GramProfile) -> list[list[str]]:
 
 
 def profile_lines(profile: GramProfile) -> list[str]:
-    """Return what is to be said below the rows: the spectrum, what the columns are, the notes."""
+    """Return the lines below the table: the spectrum, the meaning of the columns, the notes."""
     spectrum = (
         f"{profile.ranks[-1]:,} eigenvalues: condition {number(profile.condition)}, effective rank "
         f"{number(profile.effective_rank)}, stable rank {number(profile.stable_rank)}"
     )
     if profile.negative:
         spectrum += f", {profile.negative} below 0 by rounding"
-    said = [
+    lines = [
         spectrum,
         "diagonal, random: adjusted* of a kernel that only memorises, and of random targets of that "
         "size",
     ]
     bounds = [row.bound for row in profile.targets if row.bound is not None]
     if bounds:
-        said.append(f"risk of the kernel's fit, with probability {1 - bounds[0].delta:g}")
+        lines.append(f"risk of the kernel's fit, with probability {1 - bounds[0].delta:g}")
     whose: dict[str, list[str]] = {}
     for row in profile.targets:
         for note in row.bound.notes if row.bound is not None else ():
             whose.setdefault(note, []).append(row.name)
     notes = [f"{', '.join(names)}: {note}" for note, names in whose.items()]
-    return [*said, *map(printable, [*notes, *profile.notes])]
+    return [*lines, *map(printable, [*notes, *profile.notes])]
 
 
 def bound_words(bound: RiskBound | None) -> str:
-    """Return a bound in a few words; one that says nothing is called vacuous."""
+    """Return a bound as text; one of 1 or more is called vacuous."""
     if bound is None:
         return DASH
     value = "vacuous" if bound.vacuous else f"{100 * bound.value:.1f} %"

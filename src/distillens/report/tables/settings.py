@@ -1,4 +1,4 @@
-"""The settings table, for the terminal and as Markdown: one line a run and supervision."""
+"""The settings table, for the terminal and as Markdown: one line per run and supervision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADINGS = (
 
 
 def settings_table(settings: Settings) -> Table:
-    """Return the settings for the terminal, a row a split."""
+    """Return the settings for the terminal, one row per split."""
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False,
         caption=Text(_caption(settings)), caption_justify="left",
@@ -46,7 +46,7 @@ def settings_blocks(settings: Settings) -> Table:
 
 
 def settings_markdown(settings: Settings) -> str:
-    """Return the settings as Markdown, a row a split, the caption as a paragraph below."""
+    """Return the settings as Markdown, one row per split, the caption as a paragraph below."""
     lines = [markdown_line(list(_HEADINGS))]
     lines.append(markdown_line([":--"] * 3 + ["--:"] * (len(_HEADINGS) - 3)))
     for setting in settings.settings:

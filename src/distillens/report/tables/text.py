@@ -1,4 +1,4 @@
-"""How names and numbers are written, the same way in the terminal, in Markdown and in HTML."""
+"""Formats of names and numbers in the terminal, in Markdown and in HTML."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class _Study:
             given["labels"],
             reference=given.get("reference"),
             kind="logits",
-            telling=0,
+            listed_departures=0,
         )
 
     def _bind_data(self) -> None:

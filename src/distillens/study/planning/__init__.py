@@ -1,1 +1,1 @@
-"""What a recipe will take in time, memory and disk space, and whether it can be run."""
+"""Expected time, memory and disk space of a recipe, and checks whether it can be run."""

@@ -1,4 +1,4 @@
-"""Which blocks of logits the students of a run read: a teacher on all training examples of an epoch."""
+"""Blocks of logits that the students of a run read: a teacher on the training examples of an epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distillens.supervision.recipe import Schedules
 from distillens.training import TrainingRecipe
 
 Block = tuple[Role, Hashable, int]
-"""Whose logits: a teacher's or a student's; of which network; in which epoch."""
+"""Logits of a network in an epoch: role (teacher or student), network and epoch."""
 
 
 def read_blocks(context: StudyContext, training: TrainingRecipe | None) -> set[Block]:
@@ -24,7 +24,7 @@ def read_blocks(context: StudyContext, training: TrainingRecipe | None) -> set[B
     Parameters
     ----------
     context
-        What the networks share.
+        Context of the study.
     training
         The teacher's; None where its trajectory is not known.
     """

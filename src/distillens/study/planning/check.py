@@ -1,4 +1,4 @@
-"""Check a recipe without carrying it out: everything that is wrong with it, and what it will take."""
+"""Check a recipe without running it: all problems, and expected time, memory and disk space."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """Return what work returns; None where it fails, which is a problem of the recipe."""
+        """Return the result of work; if it fails, note the problem of the recipe and return None."""
         try:
             return work()
         except DistillensError as error:
@@ -67,8 +67,8 @@ def check(
     Returns
     -------
     RecipeCheck
-        All problems that were found, not only the first one. What depends on a part that has a
-        problem is left out.
+        All problems that were found, not only the first one. Values that depend on
+        a part with a problem are left out.
 
     Raises
     ------

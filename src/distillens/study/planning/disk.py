@@ -20,17 +20,17 @@ from distillens.training import TrainingRecipe
 TRIALS = "selecting learning rates"
 
 STATE_BYTES, TENSOR_BYTES = 15_000, 250
-"""Of a training state without its tensors: random states, and what describes each tensor."""
+"""Bytes of a training state without its tensors: random states and metadata of tensors."""
 
 NPY_BYTES = 128
-"""Of the header of a block of logits."""
+"""Bytes of the header of a block of logits."""
 
-POINT_BYTES, AUDIT_BYTES = 10, 33_000
-"""Of an example in the points of a confidence plot (two numbers and two bytes), and of the audit of a
-student in the record of the confidence analysis."""
+POINT_BYTES, AUDIT_BYTES = 10, 85_000
+"""Bytes of an example in the points of a confidence plot (two numbers and two bytes), and of the audit
+of a student in the record of the confidence analysis."""
 
 REPORT_BYTES, NETWORK_BYTES = 5_000_000, 7_000
-"""Of the report, which holds the program that draws it, and of each network in the JSON files."""
+"""Bytes of the report, which contains plotly.js, and of each network in the JSON files."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class PlannedNetwork:
     """A network that a run trains."""
 
     part: str
-    """The part of the work that it belongs to."""
+    """Part of the work that it belongs to."""
     title: str
-    """Of its supervision; networks of one title take the same time for an epoch."""
+    """Title of its supervision; networks of one title take the same time for an epoch."""
     files: NetworkFiles
     training: TrainingRecipe
     role: Role
@@ -96,13 +96,13 @@ def disk_use(
     Parameters
     ----------
     context
-        What the networks share.
+        Context of the study.
     networks
-        Those that the run trains.
+        Networks that the run trains.
     modules
-        The teacher, where its network is known, and the student.
+        The teacher, if its network is known, and the student.
     blocks
-        How many blocks of logits are cached.
+        Number of cached blocks of logits.
     """
     recipe, splits = context.recipe, context.splits
     weights = {role: len(state_bytes(module)) for role, module in modules.items()}

@@ -1,4 +1,4 @@
-"""What carrying out a recipe will take: a few training steps are timed, the rest is counted."""
+"""Estimate time, memory and disk space of a run: a few training steps are timed, the rest is counted."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WARM_UP = 3
 """Training steps before the clock starts: the first ones allocate memory and choose kernels."""
 
 SECONDS = 1.0
-"""Steps are timed for about so long, for at least five steps and at most one epoch."""
+"""Seconds for which steps are timed: at least five steps, at most one epoch."""
 
 PREDICTED = 1024
 """Examples on which a teacher's forward pass is timed."""
 
 EPOCHS_TRAINED = "epochs that the run trained"
 STEPS_TIMED = "training steps timed now"
-"""What the time of a training is estimated from: epochs of its supervision, if the run holds any."""
+"""Basis of the estimated time of a training: epochs of its supervision, if the run holds any."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def seconds_per_step(
     Raises
     ------
     TrainingError
-        The network cannot be trained as the recipe says.
+        The network cannot be trained with the settings of the recipe.
     """
     network = context.build(model, 0, role).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = context.batches(training, 0, role)
@@ -118,11 +118,11 @@ def estimate_run(
     Parameters
     ----------
     context
-        What the networks share.
+        Context of the study.
     speeds
-        Of training steps.
+        Seconds of training steps.
     modules
-        The student, and the teacher where its network is known.
+        The student, and the teacher if its network is known.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def _teacher_training(context: StudyContext) -> TrainingRecipe | None:
 def _trainings(
     context: StudyContext, networks: Sequence[PlannedNetwork], speeds: Speeds
 ) -> Iterator[PlannedWork]:
-    """Yield the trainings, part by part; epochs that are there say how long others take."""
+    """Yield the trainings, part by part; times of others are estimated from existing epochs."""
     records = [(network, read_epochs(network.files)) for network in networks]
     for name in dict.fromkeys(network.part for network in networks):
         mine = [(network, there) for network, there in records if network.part == name]

@@ -1,4 +1,4 @@
-"""Say what carrying out a recipe would take now, and what its run folder holds already."""
+"""Plan a run: expected time, memory and disk space, and the work that its folder contains already."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def plan_run(
     workers: int = 1,
     threads: int | None = None,
 ) -> RunPlan:
-    """Return what `distillens.run` would do with a recipe, and what that takes; nothing is written.
+    """Return the work that `distillens.run` would do with a recipe, and its cost; nothing is written.
 
-    Times are estimates. Where the folder holds epochs of a supervision, they say how long its other
-    epochs take; otherwise a few training steps are timed now.
+    Times are estimates. If the folder contains epochs of a supervision, the times of its other
+    epochs are estimated from them; otherwise a few training steps are timed now.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def plan_run(
     trust_code
         Allow ``module:function`` models, which run code that the recipe names.
     workers
-        Students trained at once, each by a process of its own.
+        Number of students trained in parallel, each by a separate process.
     threads
-        Of each worker; None for as many as this process has.
+        Threads of each worker; None for as many as this process has.
 
     Raises
     ------
     DistillensError
-        One of its kinds, as `distillens.run` would before it trains.
+        As `distillens.run` before training.
     """
     folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
     check_folder(folder, recipe.as_written_in(folder), as_of_today)
@@ -98,14 +98,14 @@ def plan_run(
 
 
 def side_by_side(parts: Sequence[tuple[float, int]], workers: int) -> float:
-    """Return the seconds that parts of equally long trainings take with so many workers.
+    """Return the seconds that parts of equally long trainings take with parallel workers.
 
     Parameters
     ----------
     parts
         Seconds of each part and its number of trainings, which begin in this order.
     workers
-        Each takes the next training when it is free.
+        Number of workers; each takes the next training when it is free.
     """
     ends = [0.0] * workers
     for seconds, count in parts:

@@ -52,7 +52,7 @@ class SwitchedRecipe(SupervisionEntry):
         return self.first.needs() | self.then.needs()
 
     def step(self, steps: int) -> int:
-        """Return the step of a training of so many at which the change begins."""
+        """Return the step at which the change begins, in a training of ``steps`` steps."""
         return math.ceil(round(self.at * steps, 6))
 
     def build(self, setting: Setting, teachers: Teachers) -> Switched:

@@ -67,7 +67,7 @@ class OfflineRecipe(TaughtEntry):
 
 
 class PeriodRecipe(Part):
-    """How often the online teacher moves on: in the teacher's epochs or steps."""
+    """Period of the online teacher's checkpoints, in the teacher's epochs or steps."""
 
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)

@@ -77,7 +77,7 @@ class AveragedTeacher(Composite):
         return self._table[1]
 
     def phase(self, step: int) -> Hashable:
-        """Return what tells the teachers' steps apart."""
+        """Return the phases of the teachers."""
         return tuple(phase_of(teacher, step) for teacher in self.parts)
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:

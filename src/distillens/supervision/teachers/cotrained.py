@@ -35,9 +35,9 @@ class CotrainedTeacher:
     module
         The teacher, freshly initialised or pre-trained.
     optimizer
-        Of its parameters.
+        Optimizer of its parameters.
     supervision
-        What the teacher itself fits, usually one-hot.
+        Supervision of the teacher itself, usually one-hot.
     rate
         Learning rate: a number, or a function of the step.
     bfloat16
@@ -107,7 +107,7 @@ class CotrainedTeacher:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Load a state."""
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.supervision.load_state_dict(state["supervision"])

@@ -108,14 +108,14 @@ class FixedTeacher(Stateless):
 
 
 def as_teacher(given: Teacher | nn.Module) -> Teacher:
-    """Return a teacher; a module that is none is taken as a :class:`FixedTeacher`.
+    """Return a teacher; other modules are wrapped in a :class:`FixedTeacher`.
 
     Raises
     ------
     SupervisionError
         It is neither a teacher nor a module.
     """
-    # The state is asked for only where a training is stored.
+    # The state is only needed if a training is stored.
     if all(callable(getattr(given, name, None)) for name in ("advance", "logits")):
         return cast(Teacher, given)
     if isinstance(given, nn.Module):
@@ -329,11 +329,11 @@ class TeacherCheckpoint:
     step: int
     load: Callable[[], Teacher | nn.Module]
     epoch: int | None = None
-    """The epoch after which it was saved; None where the trajectory has one checkpoint an epoch."""
+    """The epoch after which it was saved; None where the trajectory has one checkpoint per epoch."""
 
 
 def epochs_of(path: Sequence[TeacherCheckpoint]) -> list[int]:
-    """Return the epochs of checkpoints, counted from 1 where they do not say which they are of."""
+    """Return the epochs of checkpoints, counted from 1 if they have no epochs."""
     return [place if point.epoch is None else point.epoch for place, point in enumerate(path, 1)]
 
 
@@ -356,7 +356,7 @@ def periodic(
     if steps % per_epoch or wanted - {point.step for point in path}:
         raise SupervisionError(
             f"a period of {period} does not fit the teacher's checkpoints, which are of the epochs "
-            f"{listed(epochs)} ({per_epoch} steps an epoch); use a multiple of {path[0].step} steps, "
+            f"{listed(epochs)} ({per_epoch} steps per epoch); use a multiple of {path[0].step} steps, "
             "or a smaller training.checkpoint_every of the teacher"
         )
     return [point for point in path if point.step in wanted or point is path[-1]]
@@ -430,11 +430,11 @@ class OnlineTeacher(Stateless):
         return None if self._teacher is None else table_of(self._teacher, rows)
 
     def phase(self, step: int) -> Hashable:
-        """Return which checkpoint is current, and what tells its steps apart."""
+        """Return the current checkpoint and its phase."""
         return self._place, None if self._teacher is None else phase_of(self._teacher, step)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what the current checkpoint says about where its logits are held."""
+        """Return the current checkpoint's note on the device of its logits."""
         return notes_of(self._teacher)
 
     def logits(self, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""The theory lab: each study carries out closed forms and says what came out, with a picture."""
+"""The theory lab: each study evaluates closed forms and returns findings and a figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STUDIES: Mapping[str, Callable[[], Shown]] = {
 
 
 def run_study(name: str) -> Shown:
-    """Carry out a study by name.
+    """Run a study by name.
 
     Raises
     ------

@@ -31,7 +31,7 @@ class BiasStudy:
     one_hot_bottom_M: Array
     student_bottom_M: Array
     log_shortfall_M: Array
-    """ln(one-hot share/student share) of the bottom direction: the theorem says > 0."""
+    """ln(one-hot share/student share) of the bottom direction: by the theorem > 0."""
     swapped_M: Array
     """The same with the eigenvalues swapped, so that the premise λ_{k1} > λ_{k2} does not hold."""
     earlier_M: Array

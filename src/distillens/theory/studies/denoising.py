@@ -115,7 +115,7 @@ class DenoisingStudy:
             "Thm. 4.3, exploratory: distillation gradient against one-hot gradient and teacher",
             tuple(panels),
             f"Share of nodes, over {self.samples} samples a cell (seed {self.seed}), where "
-            f"the distillation gradient is nearer to the truth than both. Elsewhere "
+            f"the distillation gradient is nearer to the truth than both. In the other cells "
             f"N = {base.examples}, D = {base.dimension}, "
             f"K = {base.classes}, t = {base.signal:g}, α = {base.student_norm:g}, "
             f"r = {base.teacher_norm:g}, ε = {base.teacher_error:g}.",
@@ -153,7 +153,7 @@ def denoising_map(
     samples
         Samples of N examples a cell; at least 2, for standard errors.
     seed
-        Of the random draws.
+        Seed of the random numbers.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def denoising_map(
 def denoising_study(
     model: ChannelModel | None = None, samples: int = 20, seed: int = 0
 ) -> DenoisingStudy:
-    """Carry out the study: signal and student norm against teacher error, examples against dimension."""
+    """Run the study: signal and student norm against teacher error, examples against dimension."""
     base = ChannelModel() if model is None else model
     errors = np.geomspace(0.001, 0.8, 13)
     axes = (
@@ -206,21 +206,23 @@ def denoising_study(
 def _cell(
     model: ChannelModel, samples: int, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    drawn = draw_cosines(model, samples, rng)
-    reached = np.isfinite(drawn.margin())
+    sample = draw_cosines(model, samples, rng)
+    reached = np.isfinite(sample.margin())
     if not reached.any():
         return np.nan, np.nan, np.nan, np.nan
-    over_one_hot = (drawn.distilled_SK - drawn.one_hot_SK)[reached]
-    over_teacher = (drawn.distilled_SK - drawn.teacher)[reached]
+    over_one_hot = (sample.distilled_SK - sample.one_hot_SK)[reached]
+    over_teacher = (sample.distilled_SK - sample.teacher)[reached]
     means = float(over_one_hot.mean()), float(over_teacher.mean())
-    difference = drawn.distilled_SK - (
-        drawn.one_hot_SK if means[0] < means[1] else np.full_like(drawn.one_hot_SK, drawn.teacher)
+    difference = sample.distilled_SK - (
+        sample.one_hot_SK
+        if means[0] < means[1]
+        else np.full_like(sample.one_hot_SK, sample.teacher)
     )
     # Nodes of one sample share examples, so a sample counts once; those without any are left out.
     rows = reached.any(axis=1)
     by_sample = np.nanmean(np.where(reached, difference, np.nan)[rows], axis=1)
     error = float(by_sample.std(ddof=1) / np.sqrt(len(by_sample))) if len(by_sample) > 1 else np.nan
-    return float((drawn.margin()[reached] > _TIE).mean()), *means, float(error)
+    return float((sample.margin()[reached] > _TIE).mean()), *means, float(error)
 
 
 def _words(name: str) -> str:

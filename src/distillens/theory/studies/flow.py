@@ -1,4 +1,4 @@
-"""How fast teacher, student and later generations learn each direction."""
+"""Learning speed of teacher, student and later generations in each direction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class FlowStudy:
 
     eigenvalues_K: Array
     progress: float
-    """What every generation's line has learnt of the first direction when it is stopped."""
+    """Share of the first direction that each sequence of generations has learnt at its stop time."""
     times_H: Array
     teacher_HK: Array
     student_HK: Array
     """The student of a teacher that was stopped at ``teacher_time``."""
     teacher_time: float
     stop_times_G: Array
-    """When each member of a line of 1, 2, … generations is stopped."""
+    """Stop time of each member of a sequence of 1, 2, … generations."""
     filters_GK: Array
     dimensions_G: Array
     """Σ_k f_k, the number of directions in use."""
@@ -102,7 +102,7 @@ class FlowStudy:
 def flow_study(
     eigenvalues: Sequence[float] | None = None, progress: float = 0.9, generations: int = 5
 ) -> FlowStudy:
-    """Carry out the study.
+    """Run the study.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def flow_study(
     progress
         Share of the first direction at which lines of generations are compared.
     generations
-        How many lines: the teacher alone, with a student, and so on.
+        Number of sequences: the teacher alone, with a student, and so on.
 
     Raises
     ------

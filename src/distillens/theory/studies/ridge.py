@@ -1,4 +1,4 @@
-"""Self-distillation of kernel ridge beside that of gradient flow."""
+"""Self-distillation with kernel ridge regression, compared with gradient flow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RidgeStudy:
             Finding(
                 "rounds before collapse",
                 len(self.rounds.ridges_R),
-                "at one tolerance; 'collapsed' says whether the next fit is zero",
+                "at one tolerance; 'collapsed' states whether the next fit is zero",
             ),
             Finding("collapsed", int(self.rounds.collapsed), "1: yes"),
             Finding("rounds that are sure", self.rounds.sure_rounds, "⌈‖y‖/√(Nε)⌉ − 1"),
@@ -67,7 +67,7 @@ class RidgeStudy:
         }
         return Shown(
             "ridge",
-            "Mobahi et al. 2020, arXiv 2002.05715; beside arXiv 2301.12923",
+            "Mobahi et al. 2020, arXiv 2002.05715; compared with arXiv 2301.12923",
             {
                 "directions": len(self.eigenvalues_K),
                 "progress": self.progress,
@@ -125,7 +125,7 @@ def ridge_study(
     rounds: int = 5,
     tolerance: float = 0.02,
 ) -> RidgeStudy:
-    """Carry out the study, with d_k = λ_k = k^−a and targets of size 1 in every direction.
+    """Run the study, with d_k = λ_k = k^−a and targets of size 1 in every direction.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""When a student generalises better than its teacher: known signal and noise, risk in closed form."""
+"""Risk of student and teacher in closed form, for known signal and noise."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class RiskStudy:
     best_teacher_time: float
     best_teacher_risk: float
     best_student_risk: float
-    """Of the best pair of times that was found."""
+    """Risk at the best pair of times found."""
     wiener_risk: float
     decays_B: Array
     best_risk_BG: Array
-    """Of the best line of G generations at each decay of the signal."""
+    """Risk of the best sequence of G generations at each decay of the signal."""
     wiener_B: Array
     noise: float
 
@@ -79,9 +79,9 @@ class RiskStudy:
             Curve(self.times_H, self.best_student_H, "its best student", 1, "dashed"),
         )
         gain = np.log10(self.student_risk_HH / self.teacher_risk_H[:, None])
-        # Where the student is a copy of its teacher, the sign of rounding would be drawn as a border.
-        drawn = np.where(np.abs(gain) < 1e-9, np.nan, np.clip(gain, -1, 1))
-        surface = Surface(self.times_H, self.times_H, drawn, "log₁₀(student/teacher)")
+        # If the student is a copy of its teacher, signs of rounding errors would look like a border.
+        shown = np.where(np.abs(gain) < 1e-9, np.nan, np.clip(gain, -1, 1))
+        surface = Surface(self.times_H, self.times_H, shown, "log₁₀(student/teacher)")
         lines = [
             Curve(
                 self.decays_B,
@@ -123,7 +123,7 @@ def risk_study(
     decays: int = 13,
     generations: int = 3,
 ) -> RiskStudy:
-    """Carry out the study.
+    """Run the study.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def risk_study(
     noise
         ν, the noise variance in each direction, to a signal of sum 1.
     decays
-        How many b between 0 and 6 lines of generations are compared at.
+        Number of b between 0 and 6 at which sequences of generations are compared.
     generations
         The longest line; at least 2.
 
