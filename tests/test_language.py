@@ -16,10 +16,11 @@ from cases import write_tsv
 from conftest import command, refused
 
 import distillens
+from distillens.analyses.measure import measure_run
 from distillens.data import Batches, DataRecipe, Examples, load_splits
 from distillens.data.tokens.next_tokens import NextTokens
 from distillens.errors import DataError, ModelError
-from distillens.files.arrays import Rows
+from distillens.files.tables import Rows
 from distillens.measures.statistics.intervals import mean_over_sentences
 from distillens.models import LanguageModel, load_weights
 from distillens.progress import Progress
@@ -30,6 +31,7 @@ from distillens.study.language_models.token_outputs import (
     token_labels,
     token_logits,
 )
+from distillens.study.worker import train_in_worker
 from distillens.supervision import Distillation, FixedTeacher, OneHot
 from distillens.training import TrainingRecipe, fit
 
@@ -101,6 +103,20 @@ def test_shares_of_a_batch_add_up_to_its_mean_over_tokens() -> None:
     whole = losses_of(1, 1)
     for parts, processes in ((3, 1), (1, 3), (2, 2)):
         assert losses_of(parts, processes) == pytest.approx(whole, rel=1e-6)
+
+
+def test_batches_held_on_the_device_are_those_of_the_host() -> None:
+    held, host = (
+        list(NextTokens(Batches(tokens(), 8, seed=0, resident=resident)).epoch(1))
+        for resident in (True, False)
+    )
+    for mine, other in zip(held, host, strict=True):
+        assert torch.equal(mine.inputs, other.inputs)
+        assert torch.equal(mine.labels, other.labels)
+        assert mine.weight == other.weight
+        # Rows of a table of labels of examples would not be those of tokens.
+        assert mine.rows is None
+        assert not mine.labels_are_known()
 
 
 def test_a_student_of_sure_logits_is_the_student_of_labels() -> None:
@@ -257,6 +273,13 @@ def test_a_run_holds_the_audit_of_its_tokens(recipe: dict[str, Any], tmp_path: P
     assert mine.audit.splits == alone.splits
     assert 100 < mine.audit.splits[1].examples <= 150
     assert "each token is an example" in mine.notes[0]
+    # The teacher of another run is a reference.
+    other = {**recipe, "name": "other", "teacher": {**recipe["teacher"], "seed": 7}}
+    distillens.run({**other, "deviation": False}, tmp_path / "other")
+    settings = {"other_teacher_run": str(tmp_path / "other"), "resamples": 100}
+    again = measure_run(tmp_path / "run", "confidence", settings).result(Confidence)
+    assert again.other_teacher == "other"
+    assert "other teacher" in {read.role for read in again.students[0].audit.kinds}
 
 
 def test_students_and_trained_teachers_teach_tokens(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -277,6 +300,18 @@ def test_students_and_trained_teachers_teach_tokens(recipe: dict[str, Any], tmp_
         assert row.loss is not None
         assert row.loss.interval is not None
         assert row.loss.interval.low < row.loss.value < 0.95 * np.log(result.classes)
+
+
+def test_a_worker_trains_the_same_students(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {**recipe, "supervisions": recipe["supervisions"][:2], "deviation": False}
+
+    def by_workers(context: Any, teacher: Any, students: Any, done: Any) -> None:
+        for student in students:
+            done(student, train_in_worker(context.run.folder, student))
+
+    mine = distillens.run(recipe, tmp_path / "mine")
+    theirs = distillens.run(recipe, tmp_path / "theirs", spread=by_workers)
+    assert [c.weights_digest for c in mine.cells] == [c.weights_digest for c in theirs.cells]
 
 
 class CutError(Exception):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distillens.errors import MeasureError
-from distillens.files.arrays import Rows
+from distillens.files.tables import Rows
 from distillens.measures.confidence.outputs import OutputKind
 from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent

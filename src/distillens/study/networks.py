@@ -138,17 +138,17 @@ def _measure(
     seed: int,
     role: Role,
 ) -> Callable[[nn.Module, History], None]:
-    """Return what writes the cell of a network that was trained."""
-    return lambda network, history: evaluate(
+    """Return what writes the outputs and the numbers of a network that was trained."""
+    return lambda network, history: write_cell(
         context,
         files,
-        network,
+        predict_splits(context, network, role),
         name=name,
         seed=seed,
         epochs=training.epochs,
         seconds=history.seconds,
         digest=history.digest or "",
-        role=role,
+        parameters=count_parameters(network),
     )
 
 
@@ -306,32 +306,6 @@ def predict_splits(context: StudyContext, network: nn.Module, role: Role) -> dic
         for split in ("train", "validation", "test")
         if (examples := getattr(context.splits, split)) is not None
     }
-
-
-def evaluate(
-    context: StudyContext,
-    files: NetworkFiles,
-    network: nn.Module,
-    *,
-    name: str,
-    seed: int,
-    epochs: int,
-    seconds: float,
-    digest: str,
-    role: Role = "student",
-) -> None:
-    """Write a finished network's outputs and numbers."""
-    write_cell(
-        context,
-        files,
-        predict_splits(context, network, role),
-        name=name,
-        seed=seed,
-        epochs=epochs,
-        seconds=seconds,
-        digest=digest,
-        parameters=count_parameters(network),
-    )
 
 
 def write_cell(

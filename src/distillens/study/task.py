@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -43,144 +43,72 @@ class TeacherSource(Protocol):
         ...
 
 
-class Task(Protocol):
-    """What the networks of a study predict."""
+class Task:
+    """What the networks of a study predict: the class of each example.
 
-    every_position: bool
+    Other tasks are subclasses.
+    """
+
+    every_position: ClassVar[bool] = False
     """Whether a network gives logits for every position of its inputs, (B, T, C)."""
-    notes: tuple[str, ...]
+    notes: ClassVar[tuple[str, ...]] = ()
     """What a reader of the results must know of the task."""
-    audit_notes: tuple[str, ...]
-    """What a reader of the audits must know of the task."""
+
+    @property
+    def audit_notes(self) -> tuple[str, ...]:
+        """What a reader of the audits must know of the task."""
+        return ()
 
     def classes(self, splits: Splits) -> int:
         """Return how many classes a prediction chooses from."""
-        ...
-
-    def source(self, batches: Batches) -> EpochSource:
-        """Return the batches of a training."""
-        ...
-
-    def teachers(self, cache: LogitCache) -> TeacherSource:
-        """Return what makes teachers out of checkpoints, from a cache for the same batches."""
-        ...
-
-    def file(self, files: NetworkFiles) -> Path:
-        """Return the npz file that holds what `predict` returns for each split."""
-        ...
-
-    def predict(
-        self, context: StudyContext, network: nn.Module, examples: Examples, role: Role
-    ) -> NDArray:
-        """Return what a run stores of a network's outputs on examples, (N, …)."""
-        ...
-
-    def accuracy(self, stored: NDArray, examples: Examples) -> float:
-        """Return the share of right predictions."""
-        ...
-
-    def count(self, examples: Examples) -> int:
-        """Return the number of predictions."""
-        ...
-
-    def loss(self, stored: NDArray, examples: Examples, form: str) -> float:
-        """Return the mean loss of a prediction, in the form of the recipe's losses."""
-        ...
-
-    def outcomes(self, stored: NDArray, examples: Examples) -> NDArray:
-        """Return what the estimates below need of a network, (N, …)."""
-        ...
-
-    def accuracy_estimate(
-        self, cells: Sequence[Cell], outcomes: Outcomes, level: float
-    ) -> Estimate:
-        """Return the mean test accuracy of networks of several seeds."""
-        ...
-
-    def gain(
-        self, cells: Sequence[Cell], baseline: Sequence[Cell], outcomes: Outcomes, level: float
-    ) -> Estimate:
-        """Return the mean difference of test accuracies, paired by seed."""
-        ...
-
-    def loss_estimate(
-        self, cells: Sequence[Cell], outcomes: Outcomes, level: float
-    ) -> Estimate | None:
-        """Return the mean test loss of networks of several seeds; None where it is not reported."""
-        ...
-
-    def logits(
-        self,
-        context: StudyContext,
-        files: NetworkFiles,
-        network: Callable[[], nn.Module | None],
-        split: str,
-    ) -> NDArray:
-        """Return the logits of a trained network that an audit compares, (M, C)."""
-        ...
-
-    def labels(self, context: StudyContext, split: str) -> tuple[NDArray, NDArray]:
-        """Return the labels of the predictions that an audit compares, and their indices, (M,)."""
-        ...
-
-
-class ClassifyExamples:
-    """Networks name the class of each example."""
-
-    every_position = False
-    notes: tuple[str, ...] = ()
-    audit_notes: tuple[str, ...] = ()
-
-    def classes(self, splits: Splits) -> int:
-        """Return the number of classes of the examples."""
         return len(splits.train.classes)
 
     def source(self, batches: Batches) -> EpochSource:
-        """Return the batches as they are."""
+        """Return the batches of a training; by default as they are."""
         return batches
 
     def teachers(self, cache: LogitCache) -> TeacherSource:
-        """Return the cache."""
+        """Return what makes teachers out of checkpoints; by default the cache for the same batches."""
         return cache
 
     def file(self, files: NetworkFiles) -> Path:
-        """Return the file of the logits."""
+        """Return the npz file that holds what `predict` returns for each split."""
         return files.logits
 
     def predict(
         self, context: StudyContext, network: nn.Module, examples: Examples, role: Role
     ) -> NDArray:
-        """Return the logits on the un-augmented examples, (N, C)."""
+        """Return what a run stores of a network on un-augmented examples; by default logits, (N, C)."""
         normalisation = context.normalisation_of(role)
         return predict(network, examples, normalisation, device=context.accelerator.device)
 
     def accuracy(self, stored: NDArray, examples: Examples) -> float:
-        """Return the share of examples whose class is right."""
+        """Return the share of right predictions, from what a run stores."""
         return accuracy(stored, examples.labels.numpy())[0]
 
     def count(self, examples: Examples) -> int:
-        """Return the number of examples."""
+        """Return the number of predictions."""
         return len(examples)
 
     def loss(self, stored: NDArray, examples: Examples, form: str) -> float:
-        """Return the mean loss to the labels."""
+        """Return the mean loss of a prediction, in the form of the recipe's losses."""
         loss = cross_entropy if form == "cross-entropy" else squared_error
         return float(loss(torch.from_numpy(stored), examples.labels))
 
     def outcomes(self, stored: NDArray, examples: Examples) -> NDArray:
-        """Return for each example whether its class is right, (N,)."""
+        """Return what the estimates below need: by default whether each class is right, (N,)."""
         return is_right(stored, examples.labels.numpy())
 
     def accuracy_estimate(
         self, cells: Sequence[Cell], outcomes: Outcomes, level: float
     ) -> Estimate:
-        """Return the mean with an interval over seeds and examples."""
+        """Return the mean test accuracy of networks of several seeds."""
         return accuracy_estimate([c.test_accuracy for c in cells], cells[0].test_count, level)
 
     def gain(
         self, cells: Sequence[Cell], baseline: Sequence[Cell], outcomes: Outcomes, level: float
     ) -> Estimate:
-        """Return the mean difference, paired by seed and by example."""
+        """Return the mean difference of test accuracies, paired by seed and by example."""
         differences_SN = [
             outcomes(cell).astype(float) - outcomes(other)
             for cell, other in zip(cells, baseline, strict=True)
@@ -195,7 +123,7 @@ class ClassifyExamples:
     def loss_estimate(
         self, cells: Sequence[Cell], outcomes: Outcomes, level: float
     ) -> Estimate | None:
-        """Return None: classifiers are compared by their accuracies."""
+        """Return the mean test loss of networks of several seeds; None where it is not reported."""
         return None
 
     def logits(
@@ -205,10 +133,10 @@ class ClassifyExamples:
         network: Callable[[], nn.Module | None],
         split: str,
     ) -> NDArray:
-        """Return the stored logits of all examples."""
+        """Return the logits of a trained network that an audit compares, (M, C)."""
         return stored_arrays(files.logits, files)[split]
 
     def labels(self, context: StudyContext, split: str) -> tuple[NDArray, NDArray]:
-        """Return the given labels of the examples and their stable indices."""
+        """Return the labels of the predictions that an audit compares, and their indices, (M,)."""
         examples = getattr(context.splits, split)
         return examples.labels.numpy(), examples.indices.numpy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from distillens.study.language_models.token_outputs import (
     token_logits,
 )
 from distillens.study.normalisations import Role
-from distillens.study.task import Outcomes, TeacherSource
+from distillens.study.task import Outcomes, Task, TeacherSource
 from distillens.supervision import FixedTeacher, LogitCache, Teacher
 
 
@@ -40,8 +41,8 @@ class _RunningTeachers:
 
 
 @dataclass(frozen=True)
-class PredictNextTokens:
-    """Networks predict each next token; see `distillens.study.task.Task`.
+class PredictNextTokens(Task):
+    """Networks predict each next token.
 
     A run stores of each sentence the number of tokens that have the highest logit, the sum of the
     cross-entropies in nats, and the number of tokens, (N, 3). Intervals take sentences as independent.
@@ -53,8 +54,8 @@ class PredictNextTokens:
     """
 
     audited_tokens: int
-    every_position = True
-    notes = (
+    every_position: ClassVar[bool] = True
+    notes: ClassVar[tuple[str, ...]] = (
         "examples are sentences and classes are the tokens of the vocabulary; accuracies and losses are "
         "those of next tokens, and their intervals take sentences as independent",
     )
