@@ -10,7 +10,6 @@ import yaml
 
 from distillens.errors import RecipeError
 from distillens.study import packaged_recipes, parse_recipe, read_recipe
-from distillens.study.language_models.recipe import LanguageRecipe, read_language_recipe
 
 
 def edited(tiny: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -135,18 +134,7 @@ def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
         read_recipe("digts")
 
 
-LANGUAGE = {"budget/sst2-language"}
-"""Recipes of kind "language", which have a command of their own."""
-
-
-@pytest.mark.parametrize("name", sorted(LANGUAGE))
-def test_shipped_recipes_of_language_models_are_valid(name: str) -> None:
-    recipe = read_language_recipe(name)
-    assert recipe.description
-    assert LanguageRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
-
-
-@pytest.mark.parametrize("name", sorted(set(packaged_recipes()) - LANGUAGE))
+@pytest.mark.parametrize("name", sorted(packaged_recipes()))
 def test_shipped_recipes_are_valid_and_resolve_to_themselves(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.description

@@ -19,8 +19,8 @@ from distillens.measures import paired_gain
 from distillens.report import markdown_table
 from distillens.results.training import StudyResult, Trial
 from distillens.runs.layout import Run
-from distillens.runs.read import read_arrays
 from distillens.runs.open import OpenRun
+from distillens.runs.read import read_arrays
 from distillens.study import parse_recipe
 from distillens.study.tuning import _select
 

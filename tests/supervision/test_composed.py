@@ -281,17 +281,20 @@ def test_generations_start_from_other_weights(tiny: dict[str, Any], tmp_path: Pa
 def test_gains_are_paired_by_seed_whatever_the_order(tiny: dict[str, Any]) -> None:
     recipe = parse_recipe({**composed(tiny, {"kind": "offline"}), "seeds": [0, 1, 2]})
 
-    def cell(name: str, seed: int, accuracy: float) -> Cell:
-        return Cell(name, seed, 1, 1, 1.0, 0.5, accuracy, 100, None, "", -1)
+    def cell(name: str, seed: int, accuracy: float, position: int = -1) -> Cell:
+        return Cell(name, seed, 1, 1, 1.0, 0.5, accuracy, 100, None, "", position)
 
-    labels = [cell("no KD", seed, 0.5 + 0.1 * seed) for seed in (0, 1, 2)]
-    taught = [cell("offline τ=1", seed, 0.52 + 0.1 * seed) for seed in (2, 0)]
+    labels = [cell("no KD", seed, 0.5 + 0.1 * seed, 0) for seed in (0, 1, 2)]
+    taught = [cell("offline τ=1", seed, 0.52 + 0.1 * seed, 1) for seed in (2, 0)]
 
     def right(place: int, seed: int) -> np.ndarray:
         correct = round(100 * (0.5 + 0.02 * place + 0.1 * seed))
         return np.arange(100) < correct
 
-    gain = rows(recipe, cell("teacher", 9, 0.9), [labels, taught], right)[2].gain
+    def outcomes(cell: Cell) -> np.ndarray:
+        return right(cell.position, cell.seed)
+
+    gain = rows(recipe, cell("teacher", 9, 0.9), [labels, taught], outcomes)[2].gain
     assert gain is not None
     assert gain.value == pytest.approx(0.02)
     assert gain.interval is not None

@@ -57,7 +57,8 @@ def compare(
 
 def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
     rows = {row.position: row for row in run.result.rows}
-    one_hot = next((row for row in run.result.rows if row.kind == "one-hot"), None)
+    labelled = [k for k, entry in enumerate(run.recipe.supervisions) if entry.is_baseline]
+    one_hot = next((rows[k] for k in labelled if k in rows), None)
     model = run.teacher.model
     found = []
     for position, entry in enumerate(run.recipe.supervisions):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from distillens.analyses.finished import SPLITS, FinishedRun, FinishedStudent, described
 from distillens.analyses.registry import Analysis, Measured, register_analysis
@@ -25,7 +26,7 @@ from distillens.results.confidence import Confidence, StudentAudit
 from distillens.runs.folder import find_run
 from distillens.runs.open import check_fingerprint
 from distillens.runs.read import read_data
-from distillens.study.networks import network_logits, read_cell
+from distillens.study.networks import read_cell
 from distillens.study.reading import read_recipe
 
 
@@ -124,8 +125,13 @@ def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArr
         raise RunError(
             f"the teacher of {folder} is this run's own teacher; give a run with another teacher.seed"
         )
-    logits = network_logits(other.teacher)
-    return recipe.name, {split: logits[split] for split in SPLITS}
+    context, model, epochs = run.context, recipe.teacher.model, recipe.teacher.training.epochs
+
+    def network() -> nn.Module | None:
+        return None if model is None else context.load(model, other.teacher, epochs, "teacher")
+
+    logits = context.task.logits
+    return recipe.name, {split: logits(context, other.teacher, network, split) for split in SPLITS}
 
 
 def _values(model: ModelRecipe | None) -> dict[str, object] | None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from distillens.errors import MeasureError
-from distillens.files.arrays import Rows
+from distillens.files.tables import Rows
 from distillens.measures.confidence.outputs import OutputKind
 from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
@@ -22,7 +23,6 @@ from distillens.runs.folder import latest_recipe
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import OpenRun
 from distillens.study.context import StudyContext
-from distillens.study.networks import network_logits
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import StudyTeacher, prepare_teacher
@@ -91,7 +91,7 @@ class FinishedRun:
 
     def given_labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels that networks were trained or tested on, (N,)."""
-        return getattr(self.context.splits, split).labels.numpy()
+        return self.context.task.labels(self.context, split)[0]
 
     def true_labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels before the recipe's noise, (N,)."""
@@ -105,8 +105,17 @@ class FinishedRun:
 
     def outputs(self, student: FinishedStudent) -> dict[str, NDArray]:
         """Return a student's outputs by split, of the kind `student_kind`, (N, C)."""
-        logits = network_logits(student.files)
-        return {split: as_outputs(logits[split], self.student_kind) for split in SPLITS}
+        context, files = self.context, student.files
+
+        def network() -> nn.Module:
+            return context.load(self.recipe.student.model, files, student.cell.epochs)
+
+        return {
+            split: as_outputs(
+                context.task.logits(context, files, network, split), self.student_kind
+            )
+            for split in SPLITS
+        }
 
     def one_hot(self, student: FinishedStudent) -> FinishedStudent | None:
         """Return the one-hot student of the same seed, unless it is this one or there is none."""
@@ -144,7 +153,7 @@ class FinishedRun:
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on the preparation of the audited arrays."""
-        notes = []
+        notes = list(self.context.task.audit_notes)
         if self.context.splits.changed:
             notes.append(
                 f"{len(self.context.splits.changed):,} training labels were changed on purpose; "
@@ -159,7 +168,7 @@ class FinishedRun:
 
     def _indexed(self, by_split: dict[str, NDArray]) -> dict[str, Any]:
         return {
-            split: Rows(values, getattr(self.context.splits, split).indices.numpy())
+            split: Rows(values, self.context.task.labels(self.context, split)[1])
             for split, values in by_split.items()
         }
 

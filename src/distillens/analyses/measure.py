@@ -56,6 +56,7 @@ def measure(
     chosen = ANALYSES.get(analysis)
     if not isinstance(settings, BaseModel):
         settings = settings_of(chosen, run.recipe, settings or {})
+    run.recipe.refuse_unavailable(analysis)
     students = chosen.choose(run, supervision, seed)
     networks = _networks(run, students)
     values = settings.model_dump(mode="json")
@@ -140,6 +141,7 @@ def plan(
         As `measure`, or the analysis provides no estimate.
     """
     chosen = ANALYSES.get(analysis)
+    run.recipe.refuse_unavailable(analysis)
     if chosen.plan is None:
         raise RecipeError(f"--plan is not available for {analysis}; leave it out")
     students = chosen.choose(run, supervision, seed)

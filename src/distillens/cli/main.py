@@ -31,7 +31,6 @@ from distillens.cli.options import (
 from distillens.cli.report import report_command, table_command
 from distillens.cli.terminal import (
     console,
-    error_console,
     prepare_streams,
     show,
     show_json,
@@ -75,12 +74,8 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: train, measure and report. The same command resumes an interrupted run."""
-    from distillens.study.reading import check_places, is_language_recipe, read_recipe
+    from distillens.study.reading import check_places, read_recipe
 
-    if is_language_recipe(recipe):
-        _refuse_of_language(trust_code=trust_code, workers=workers > 1, plan=plan)
-        _run_language(recipe, overrides or [], out, as_json)
-        return
     if as_json and not plan:
         raise RecipeError("--json needs --plan; leave it out, results.json contains the results")
     # Everything that does not need torch is checked before its import, which takes seconds.
@@ -157,32 +152,6 @@ def export_command(
     lines.append(f"export: {out if out is not None else default_folder(done)}")
     for line in lines:
         show_line(line)
-
-
-def _run_language(recipe: str, overrides: list[str], out: Path | None, as_json: bool) -> None:
-    from distillens.progress import terminal
-    from distillens.report import language_table
-    from distillens.results.base import to_json
-    from distillens.study.language_models.recipe import read_language_recipe
-    from distillens.study.language_models.study import run_language
-
-    parsed = read_language_recipe(recipe, overrides)
-    folder = out if out is not None else _default_folder(parsed.name)
-    progress = terminal(error_console if as_json else console)
-    result = run_language(parsed, folder, progress=progress)
-    if as_json:
-        show_json(to_json(result))
-    else:
-        show(language_table(result))
-
-
-def _refuse_of_language(**options: bool) -> None:
-    for name, given in options.items():
-        if given:
-            raise RecipeError(
-                f"--{name.replace('_', '-')} is not available for recipes of language models; leave "
-                "it out"
-            )
 
 
 def _removed(name: str, instead: str) -> None:

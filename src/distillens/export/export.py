@@ -114,6 +114,7 @@ def export_run(
     opened = OpenRun.open(folder, unfinished=True)
     run = opened.files
     recipe = read_recipe(latest_recipe(run), trust_code=trust_code)
+    recipe.refuse_unavailable("export")
     choice = choose(opened, student, seed)
     data = _complete_data(opened)
     accepted = ExportInputs.of(recipe.student.model, data)

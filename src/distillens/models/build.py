@@ -31,12 +31,14 @@ def build_model(
     vocabularies: tuple[int, ...] = (),
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     trust_code: bool = False,
+    every_position: bool = False,
 ) -> nn.Module:
     """Build a freshly initialised network; its weights are a function of the seed.
 
     The global random state is left as it was. ``vocabularies`` are those of text, whose inputs are
     tokens (see `distillens.data.Examples`). ``normalisation`` is the mean and the standard deviation
     of each channel that inputs are normalised with; a ``module:function`` gets it if it asks for it.
+    With ``every_position`` the network gives logits for every token of its inputs.
 
     Raises
     ------
@@ -72,10 +74,13 @@ def build_model(
             seed=seed,
             folder=recipe.code_folder,
         )
-    shape = check_outputs(model, input_shape, outputs, recipe.name, tokens=bool(vocabularies))
-    if shape != (2, outputs):
+    labels = (2, *input_shape) if every_position else (2,)
+    shape = check_outputs(
+        model, input_shape, outputs, recipe.name, tokens=bool(vocabularies), labels=labels
+    )
+    if shape != (*labels, outputs):
         # The model then returns logits in training, kernels and exports.
-        model.register_forward_hook(_GiveLogits(outputs))
+        model.register_forward_hook(_GiveLogits(outputs, len(labels)))
     return model
 
 
@@ -85,12 +90,16 @@ class _GiveLogits:
     The softmax of two logits is the sigmoid of their difference, which is the one logit of two classes.
     """
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, outputs: int, axes: int) -> None:
         self.outputs = outputs
+        self.axes = axes
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         logits = logits_of(
-            output, (inputs[0].shape[0],), lambda: _possible(self.outputs), whose="the model"
+            output,
+            inputs[0].shape[: self.axes],
+            lambda: _possible(self.outputs),
+            whose="the model",
         )
         return logits if logits.shape[-1] == self.outputs else logits[:, 1:] - logits[:, :1]
 
@@ -101,10 +110,18 @@ def _possible(outputs: int) -> set[int]:
 
 
 def check_outputs(
-    model: nn.Module, input_shape: tuple[int, ...], outputs: int, what: str, *, tokens: bool = False
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    what: str,
+    *,
+    tokens: bool = False,
+    labels: tuple[int, ...] = (2,),
 ) -> tuple[int, ...] | None:
     """Run two zero inputs through a model and refuse it if its logits are not (2, outputs).
 
+    ``labels`` is the shape of the labels of the two inputs, (2, T) where each token has one; the logits
+    then have shape (2, T, outputs).
     For two classes, which need one output, two logits are accepted as well.
     With ``tokens`` they are whole numbers, the first token of every vocabulary; the last one is the
     token that the network requires, if there is one. Logits are found in an output as
@@ -137,12 +154,12 @@ def check_outputs(
     finally:
         model.train(was_training)
     try:
-        shape = tuple(logits_of(outcome, (2,), lambda: _possible(outputs), whose=what).shape)
+        shape = tuple(logits_of(outcome, labels, lambda: _possible(outputs), whose=what).shape)
     except DataError:
         shape = tuple(bare_logits(outcome).shape)
-    if shape not in {(2, width) for width in _possible(outputs)}:
+    if shape not in {(*labels, width) for width in _possible(outputs)}:
         raise ModelError(
-            f"{what} gives outputs of shape {shape} for 2 inputs; the task needs (2, {outputs})"
+            f"{what} gives outputs of shape {shape} for 2 inputs; the task needs {(*labels, outputs)}"
         )
     return tuple(outcome.shape) if isinstance(outcome, Tensor) else None
 

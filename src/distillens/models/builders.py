@@ -59,6 +59,23 @@ def vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> A
     return VGG16(input_shape, outputs, dropout)
 
 
+@register_model("causal-transformer")
+def causal_transformer(
+    input_shape: tuple[int, ...],
+    vocabularies: tuple[int, ...] = (),
+    layers: int = 2,
+    width: int = 128,
+    heads: int = 4,
+    dropout: float = 0.1,
+) -> Any:
+    from distillens.models.architectures.transformer import LanguageModel, text_shape
+
+    length, vocabulary = text_shape("causal-transformer", input_shape, vocabularies, 0)
+    return LanguageModel(
+        vocabulary, length, layers=layers, width=width, heads=heads, dropout=dropout
+    )
+
+
 @register_model("encoder")
 def encoder(
     input_shape: tuple[int, ...],

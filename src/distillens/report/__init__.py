@@ -11,7 +11,6 @@ from distillens.report.tables.complexity import certified_table, curves_table, t
 from distillens.report.tables.confidence import audit_text, confidence_text
 from distillens.report.tables.costs import cost_table
 from distillens.report.tables.eigenspace import eigenspace_table
-from distillens.report.tables.language import language_table
 from distillens.report.tables.plan import plan_text
 from distillens.report.tables.profile import profile_table, teacher_kernel_line
 from distillens.report.tables.settings import settings_blocks, settings_markdown, settings_table
@@ -31,7 +30,6 @@ __all__ = [
     "eigenspace_table",
     "lab_json",
     "lab_table",
-    "language_table",
     "markdown_table",
     "plan_text",
     "profile_table",

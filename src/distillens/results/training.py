@@ -168,6 +168,8 @@ class Row(Result):
     """Validation accuracy of the students; None for the teacher and in results of earlier versions."""
     training: dict[str, Any] = field(default_factory=dict)
     """Keys of the student's training that the recipe overrides for this supervision."""
+    loss: Estimate | None = None
+    """Mean cross-entropy of a test token in nats, of language models; None for classifiers."""
 
 
 @dataclass(frozen=True)

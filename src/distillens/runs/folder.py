@@ -30,8 +30,6 @@ def open_run(
     folder: Path,
     recipe: Mapping[str, Any],
     as_now: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-    *,
-    grows: bool = True,
 ) -> Run:
     """Create a run folder for a resolved recipe, or open the one of this recipe.
 
@@ -49,7 +47,7 @@ def open_run(
     RunError
         As `check_folder`.
     """
-    stage, run = check_folder(folder, recipe, as_now, grows=grows), Run(folder)
+    stage, run = check_folder(folder, recipe, as_now), Run(folder)
     if not run.has_trained:
         run.data.unlink(missing_ok=True)
     if not (run.has_trained and stage.recipe.is_file()):
@@ -61,8 +59,6 @@ def check_folder(
     folder: Path,
     recipe: Mapping[str, Any],
     as_now: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-    *,
-    grows: bool = True,
 ) -> Run:
     """Check that a folder can hold the run of a resolved recipe; nothing is written.
 
@@ -77,8 +73,6 @@ def check_folder(
         The resolved recipe.
     as_now
         Converts a recipe of an earlier version to the current keys.
-    grows
-        Whether seeds and supervisions can be added to the run.
 
     Returns
     -------
@@ -108,7 +102,7 @@ def check_folder(
     for stage, before in reversed(list(zip(stages, recipes, strict=True))):
         if difference(before, now) is None:
             return stage
-    _check_addition(folder, recipes[-1], now, grows)
+    _check_addition(folder, recipes[-1], now)
     if not stages[-1].results.is_file():
         raise RunError(
             f"{folder} is not finished, so nothing can be added to it; run its recipe "
@@ -117,7 +111,7 @@ def check_folder(
     return run.addition(len(stages))
 
 
-def _check_addition(folder: Path, before: dict[str, Any], now: dict[str, Any], grows: bool) -> None:
+def _check_addition(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Check that a recipe only adds seeds and supervisions to an earlier one."""
     entries, further = (each["supervisions"] for each in (before, now))
     grown = {**now, "seeds": before["seeds"], "supervisions": entries}
@@ -131,8 +125,6 @@ def _check_addition(folder: Path, before: dict[str, Any], now: dict[str, Any], g
     lost = sorted(students_of(before) - students_of(now))
     if found is None and lost:
         found = ("seeds", before["seeds"], now["seeds"])
-    if not grows:
-        found = found or difference(before, now)
     if found is not None:
         key, there, here = found
         raise RunError(

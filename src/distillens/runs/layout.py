@@ -17,7 +17,7 @@
 
 A network's folder holds ``epoch-0000.safetensors`` … (the epochs that ``checkpoint_every`` keeps),
 ``state.pt``, ``history.jsonl``, and when it is done ``cell.json`` and ``logits.npz`` (arrays train and
-test).
+test), or ``scores.npz`` for a language model, whose logits would be too large.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class NetworkFiles:
     def logits(self) -> Path:
         """Logits at the last epoch: arrays train and test, in the order of the examples."""
         return self.folder / "logits.npz"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of a language model on each sentence at the last epoch: arrays train and test."""
+        return self.folder / "scores.npz"
 
     @property
     def loading(self) -> Path:
@@ -177,7 +182,7 @@ class Run:
 
     @property
     def language(self) -> Path:
-        """Results of a study of language models."""
+        """The results of language models in a run of version 0.1, which has no ``results.json``."""
         return self.folder / "language.json"
 
     @property

@@ -76,7 +76,10 @@ class OpenRun:
         """
         run = find_run(Path(folder))
         if run.language.is_file():
-            raise RunError(f"{run.folder} is a run of language models; see its {run.language.name}")
+            raise RunError(
+                f"{run.folder} is a run of language models of version 0.1, which this version cannot "
+                f"read; see its {run.language.name}, or run the recipe with another --out"
+            )
         recipe = read_recipe_values(run)
         result = read_training(run)
         data = read_data(run)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_valid
 from distillens.errors import RunError
 from distillens.files.npz import load_npz
 from distillens.results.base import WRITE_AGAIN
-from distillens.runs.layout import Run
+from distillens.runs.layout import NetworkFiles, Run
 
 
 def read_arrays(path: Path, advice: str = "run the recipe again") -> dict[str, np.ndarray]:
@@ -27,6 +27,21 @@ def read_arrays(path: Path, advice: str = "run the recipe again") -> dict[str, n
         return load_npz(path)
     except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}; {advice}") from None
+
+
+def stored_arrays(path: Path, files: NetworkFiles) -> dict[str, np.ndarray]:
+    """Return what a run stored of a finished network's outputs, by split.
+
+    Raises
+    ------
+    RunError
+        The file is missing or damaged, or lacks a split.
+    """
+    advice = f"delete {files.cell} and run the recipe again with the same --out"
+    arrays = read_arrays(path, advice)
+    if not {"train", "test"} <= set(arrays):
+        raise RunError(f"{path} lacks train or test; {advice}")
+    return arrays
 
 
 def read_json(path: Path) -> Any:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from distillens.data import Batches, Normalisation, Splits, load_splits
+from distillens.data.batches import EpochSource
 from distillens.models import (
     ModelRecipe,
     build_model,
@@ -18,6 +19,7 @@ from distillens.progress import Progress, silent
 from distillens.runs.layout import NetworkFiles, Run
 from distillens.study.normalisations import InputScale, Role, between, choose_scales
 from distillens.study.recipe import Recipe
+from distillens.study.task import Task
 from distillens.training import (
     Steps,
     TrainingRecipe,
@@ -49,6 +51,8 @@ class StudyContext:
         progress: Progress = silent,
     ) -> StudyContext:
         """Load the data of a recipe, for the run that it makes."""
+        if accelerator.num_processes > 1:
+            recipe.refuse_unavailable("several processes")
         splits = load_splits(recipe.data)
         scales = choose_scales(recipe, run, splits.train, trust_code=trust_code)
         return cls(recipe, run, splits, scales, accelerator, progress, trust_code)
@@ -70,8 +74,17 @@ class StudyContext:
     @property
     def outputs(self) -> int:
         """Number of outputs of every network: one for two classes, else one per class."""
-        classes = len(self.splits.train.classes)
-        return 1 if classes == 2 else classes
+        return 1 if self.classes == 2 else self.classes
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that a prediction chooses from."""
+        return self.task.classes(self.splits)
+
+    @property
+    def task(self) -> Task:
+        """The task of the networks: classes of examples, or next tokens."""
+        return self.recipe.task()
 
     @property
     def top_k(self) -> int | None:
@@ -90,6 +103,7 @@ class StudyContext:
             vocabularies=train.vocabularies,
             normalisation=self.scales[role].numbers,
             trust_code=self.trust_code,
+            every_position=self.task.every_position,
         )
 
     def load(
@@ -99,6 +113,10 @@ class StudyContext:
         network = self.build(model, 0, role)
         load_weights(files.kept_weights(epoch), network)
         return network.to(self.accelerator.device).eval()
+
+    def source(self, training: TrainingRecipe, seed: int, role: Role = "student") -> EpochSource:
+        """Return what a training reads: `batches`, as the task makes them."""
+        return self.task.source(self.batches(training, seed, role))
 
     def batches(self, training: TrainingRecipe, seed: int, role: Role = "student") -> Batches:
         """Return the training batches in the order of a seed, normalised for a network."""

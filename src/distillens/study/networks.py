@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillens.errors import CheckpointError, DivergenceError, RunError
+from distillens.errors import CheckpointError, DivergenceError
 from distillens.files.atomic import write_atomically
 from distillens.models import (
     ModelRecipe,
@@ -21,10 +21,10 @@ from distillens.models import (
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cell, Trial
 from distillens.runs.layout import NetworkFiles
-from distillens.runs.read import read_arrays
+from distillens.runs.read import stored_arrays
 from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
-from distillens.supervision import Supervision, cross_entropy, squared_error
+from distillens.supervision import Supervision
 from distillens.training import (
     EpochRecord,
     History,
@@ -32,11 +32,9 @@ from distillens.training import (
     Training,
     TrainingRecipe,
     accelerator_for,
-    accuracy,
     fit_together,
     is_sharded,
     log_epoch,
-    predict,
     read_history,
     tracking,
 )
@@ -116,7 +114,8 @@ def train_networks(
         )
 
     trainings = [prepared(place, one) for place, one in enumerate(several)]
-    fit_together(trainings, context.batches(several[0].training, seed), progress=context.progress)
+    source = context.source(several[0].training, seed)
+    fit_together(trainings, source, progress=context.progress)
 
 
 def _next_step(context: StudyContext, title: str) -> Hook:
@@ -139,17 +138,17 @@ def _measure(
     seed: int,
     role: Role,
 ) -> Callable[[nn.Module, History], None]:
-    """Return a function that writes the cell of a trained network."""
-    return lambda network, history: evaluate(
+    """Return a function that writes the outputs and the cell of a trained network."""
+    return lambda network, history: write_cell(
         context,
         files,
-        network,
+        predict_splits(context, network, role),
         name=name,
         seed=seed,
         epochs=training.epochs,
         seconds=history.seconds,
         digest=history.digest or "",
-        role=role,
+        parameters=count_parameters(network),
     )
 
 
@@ -173,16 +172,14 @@ def train_trial(
     trial = Trial(name, seed, training.learning_rate, training.epochs, 0.0, None, None, "")
 
     def measure(network: nn.Module, history: History) -> None:
-        examples = context.splits.validation
+        examples, task = context.splits.validation, context.task
         assert examples is not None  # the recipe refuses tune without validation examples
-        normalisation = context.normalisation_of("student")
-        logits = predict(network, examples, normalisation, device=context.accelerator.device)
-        loss = cross_entropy if context.recipe.loss == "cross-entropy" else squared_error
+        stored = task.predict(context, network, examples, "student")
         measured = replace(
             trial,
             seconds=history.seconds,
-            validation_accuracy=accuracy(logits, examples.labels.numpy())[0],
-            validation_loss=float(loss(torch.from_numpy(logits), examples.labels)),
+            validation_accuracy=task.accuracy(stored, examples),
+            validation_loss=task.loss(stored, examples, context.recipe.loss),
             weights_digest=history.digest or "",
         )
         write_atomically(files.cell, to_json(measured))
@@ -220,7 +217,7 @@ def _train(
     prepared = _prepared(
         context, files, model, training, supervision, measure, start, title, hooks, role
     )
-    fit_together([prepared], context.batches(training, seed, role), progress=context.progress)
+    fit_together([prepared], context.source(training, seed, role), progress=context.progress)
     context.accelerator.wait_for_everyone()
 
 
@@ -303,45 +300,18 @@ def weights_digest(files: NetworkFiles, epoch: int, expected: str | None = None)
 
 
 def predict_splits(context: StudyContext, network: nn.Module, role: Role) -> dict[str, np.ndarray]:
-    """Return a network's (N, C) logits on the un-augmented examples of every split."""
-    normalisation, device = context.normalisation_of(role), context.accelerator.device
+    """Return what a run stores of a network's outputs on the un-augmented examples of every split."""
     return {
-        split: predict(network, examples, normalisation, device=device)
+        split: context.task.predict(context, network, examples, role)
         for split in ("train", "validation", "test")
         if (examples := getattr(context.splits, split)) is not None
     }
 
 
-def evaluate(
-    context: StudyContext,
-    files: NetworkFiles,
-    network: nn.Module,
-    *,
-    name: str,
-    seed: int,
-    epochs: int,
-    seconds: float,
-    digest: str,
-    role: Role = "student",
-) -> None:
-    """Write a finished network's logits and numbers."""
-    write_cell(
-        context,
-        files,
-        predict_splits(context, network, role),
-        name=name,
-        seed=seed,
-        epochs=epochs,
-        seconds=seconds,
-        digest=digest,
-        parameters=count_parameters(network),
-    )
-
-
 def write_cell(
     context: StudyContext,
     files: NetworkFiles,
-    logits: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray],
     *,
     name: str,
     seed: int,
@@ -350,11 +320,10 @@ def write_cell(
     digest: str,
     parameters: int,
 ) -> None:
-    """Write logits and numbers; the numbers come last, because they mark a network as finished."""
-    splits = context.splits
+    """Write outputs by split and numbers; the numbers come last and mark a network as finished."""
+    splits, task = context.splits, context.task
     shares = {
-        split: accuracy(values, getattr(splits, split).labels.numpy())[0]
-        for split, values in logits.items()
+        split: task.accuracy(values, getattr(splits, split)) for split, values in stored.items()
     }
     cell = Cell(
         supervision=name,
@@ -364,12 +333,12 @@ def write_cell(
         seconds=seconds,
         train_accuracy=shares["train"],
         test_accuracy=shares["test"],
-        test_count=len(splits.test),
+        test_count=task.count(splits.test),
         validation_accuracy=shares.get("validation"),
         weights_digest=digest,
         position=files.position,
     )
-    write_arrays(files.logits, logits)
+    write_arrays(task.file(files), stored)
     write_atomically(files.cell, to_json(cell))
 
 
@@ -382,8 +351,4 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def network_logits(files: NetworkFiles) -> dict[str, np.ndarray]:
     """Return a finished network's logits by split."""
-    advice = f"delete {files.cell} and run the recipe again with the same --out"
-    arrays = read_arrays(files.logits, advice)
-    if not {"train", "test"} <= set(arrays):
-        raise RunError(f"{files.logits} lacks train or test; {advice}")
-    return arrays
+    return stored_arrays(files.logits, files)

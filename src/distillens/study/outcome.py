@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
-from distillens.measures import accuracy_estimate, paired_gain
 from distillens.measures.statistics.intervals import LEVEL
 from distillens.models import ModelRecipe, measure_cost
-from distillens.results.base import Estimate, from_json, to_json
+from distillens.results.base import from_json, to_json
 from distillens.results.training import (
     TEACHER,
     Cell,
     NetworkCost,
+    NetworkId,
     Provenance,
     Row,
     StudyResult,
@@ -29,16 +28,18 @@ from distillens.results.training import (
 )
 from distillens.runs.folder import more_seeds, read_recipe_values
 from distillens.runs.layout import Run
+from distillens.runs.read import stored_arrays
 from distillens.study.context import StudyContext
-from distillens.study.networks import epochs_done, network_logits
+from distillens.study.networks import epochs_done
 from distillens.study.normalisations import described
 from distillens.study.provenance import provenance
 from distillens.study.recipe import Recipe
 from distillens.study.students import Student
+from distillens.study.task import Outcomes
 from distillens.study.teacher import StudyTeacher
 from distillens.study.tuning import read_tuning
 from distillens.supervision import LogitCache
-from distillens.training import is_right, read_history
+from distillens.training import read_history
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Outcome:
     clock: float
     earlier: Provenance | None = None
     """Provenance of the run's results before this process."""
-    known: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
-    """Masks of the test examples that students classify correctly, by place and seed."""
+    known: dict[NetworkId, NDArray] = field(default_factory=dict)
+    """Outcomes of networks on the test examples; see `distillens.study.task.Task.outcomes`."""
 
     def write(self, students: Sequence[Sequence[Cell]]) -> StudyResult:
         """Write and return the results so far; networks that are not trained yet are named as open."""
@@ -65,12 +66,12 @@ class Outcome:
             name=recipe.name,
             description=recipe.description,
             loss=recipe.loss,
-            classes=len(splits.train.classes),
+            classes=self.context.classes,
             train_examples=len(splits.train),
             validation_examples=len(splits.validation) if splits.validation else 0,
             test_examples=len(splits.test),
             changed_labels=len(splits.changed),
-            rows=rows(recipe, cell, students, self._right, self._level),
+            rows=rows(recipe, cell, students, self._outcomes, self._level),
             cells=(cell, *(cell for cells in students for cell in cells)),
             provenance=self._provenance(splits.fingerprint, cell.weights_digest),
             notes=(*self._notes(), *tuning_notes(tuning)),
@@ -94,12 +95,14 @@ class Outcome:
         """The number of the addition; 0 for the first training."""
         return 0 if self.stage == self.context.run else int(self.stage.folder.name)
 
-    def _right(self, place: int, seed: int) -> NDArray[np.bool_]:
-        if (place, seed) not in self.known:
-            logits = network_logits(Student(place, seed).files(self.context))["test"]
-            right = is_right(logits, self.context.splits.test.labels.numpy())
-            self.known[place, seed] = right
-        return self.known[place, seed]
+    def _outcomes(self, cell: Cell) -> NDArray:
+        if cell.id not in self.known:
+            context, task = self.context, self.context.task
+            student = Student(cell.position, cell.seed)
+            files = self.teacher.files if cell.id.is_teacher else student.files(context)
+            stored = stored_arrays(task.file(files), files)["test"]
+            self.known[cell.id] = task.outcomes(stored, context.splits.test)
+        return self.known[cell.id]
 
     def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
         seconds = time.perf_counter() - self.clock
@@ -124,6 +127,7 @@ class Outcome:
     def _notes(self) -> list[str]:
         recipe = self.context.recipe
         notes = ["accuracies are those of the last epoch; nothing was chosen by test labels"]
+        notes += self.context.task.notes
         if self.teacher.model is None and recipe.data.augmentation.changes:
             notes.append(
                 "the teacher is known by its logits on the original pictures; students saw "
@@ -207,16 +211,11 @@ def tuning_notes(tuning: Tuning | None) -> list[str]:
     return notes
 
 
-Right = Callable[[int, int], NDArray[np.bool_]]
-"""Returns for the student of a supervision (its place in the recipe) and a seed which test examples it
-classifies correctly, (N,)."""
-
-
 def rows(
     recipe: Recipe,
     teacher: Cell,
     students: Sequence[Sequence[Cell]],
-    right: Right,
+    outcomes: Outcomes,
     level: float = LEVEL,
 ) -> tuple[Row, ...]:
     """Return the teacher's row and one for each supervision that has a network, in the recipe's order.
@@ -226,49 +225,47 @@ def rows(
     Gains are against the first one-hot supervision, paired by seed and by test example, over the
     seeds that both have.
     """
+    task = recipe.task()
     baseline = next((k for k, e in enumerate(recipe.supervisions) if e.is_baseline), None)
-    found = [_row(TEACHER, "teacher", "teacher", [teacher], None, level)]
+
+    def row(position: int, name: str, kind: str, cells: Sequence[Cell], **more: Any) -> Row:
+        accuracies = [cell.test_accuracy for cell in cells]
+        return Row(
+            position=position,
+            name=name,
+            kind=kind,
+            seeds=tuple(cell.seed for cell in cells),
+            accuracy=task.accuracy_estimate(cells, outcomes, level),
+            deviation=statistics.stdev(accuracies) if len(cells) > 1 else None,
+            train_accuracy=statistics.fmean(cell.train_accuracy for cell in cells),
+            parameters=cells[0].parameters,
+            seconds=statistics.fmean(cell.seconds for cell in cells),
+            loss=task.loss_estimate(cells, outcomes, level),
+            **more,
+        )
+
+    found = [row(TEACHER, "teacher", "teacher", [teacher], gain=None)]
     for place, (entry, cells) in enumerate(zip(recipe.supervisions, students, strict=True)):
         if not cells:
             continue
         gain = None
         if baseline is not None and baseline != place:
-            gain = _gain((place, cells), (baseline, students[baseline]), right, level)
+            known = {cell.seed: cell for cell in students[baseline]}
+            paired = [cell for cell in cells if cell.seed in known]
+            others = [known[cell.seed] for cell in paired]
+            gain = task.gain(paired, others, outcomes, level) if paired else None
         found.append(
-            _row(
+            row(
                 place,
                 entry.title,
                 entry.kind,
                 cells,
-                gain,
-                level,
-                recipe.training_of(entry).learning_rate,
-                _overridden(recipe, entry),
+                gain=gain,
+                learning_rate=recipe.training_of(entry).learning_rate,
+                training=_overridden(recipe, entry),
             )
         )
     return tuple(found)
-
-
-def _gain(
-    student: tuple[int, Sequence[Cell]],
-    baseline: tuple[int, Sequence[Cell]],
-    right: Right,
-    level: float,
-) -> Estimate | None:
-    (place, cells), (other, others) = student, baseline
-    known = {cell.seed: cell.test_accuracy for cell in others}
-    paired = [cell for cell in cells if cell.seed in known]
-    if not paired:
-        return None
-    differences_SN = [
-        right(place, cell.seed).astype(float) - right(other, cell.seed) for cell in paired
-    ]
-    return paired_gain(
-        [cell.test_accuracy for cell in paired],
-        [known[cell.seed] for cell in paired],
-        level,
-        differences_N=np.mean(differences_SN, axis=0),
-    )
 
 
 def _overridden(recipe: Recipe, entry: Any) -> dict[str, Any]:
@@ -280,33 +277,6 @@ def _overridden(recipe: Recipe, entry: Any) -> dict[str, Any]:
         for key in entry.training or {}
         if recipe.tune is None or key != "learning_rate"
     }
-
-
-def _row(
-    position: int,
-    name: str,
-    kind: str,
-    cells: Sequence[Cell],
-    gain: Estimate | None,
-    level: float,
-    learning_rate: float | None = None,
-    training: dict[str, Any] | None = None,
-) -> Row:
-    accuracies = [cell.test_accuracy for cell in cells]
-    return Row(
-        position=position,
-        name=name,
-        kind=kind,
-        seeds=tuple(cell.seed for cell in cells),
-        accuracy=accuracy_estimate(accuracies, cells[0].test_count, level),
-        deviation=statistics.stdev(accuracies) if len(cells) > 1 else None,
-        gain=gain,
-        train_accuracy=statistics.fmean(cell.train_accuracy for cell in cells),
-        parameters=cells[0].parameters,
-        seconds=statistics.fmean(cell.seconds for cell in cells),
-        learning_rate=learning_rate,
-        training=training or {},
-    )
 
 
 def network_costs(context: StudyContext, teacher: StudyTeacher) -> tuple[NetworkCost, ...]:

@@ -20,7 +20,7 @@ from distillens.files.paths import user_path
 from distillens.files.yaml_values import Loader, load_yaml
 from distillens.models.registry import check_model
 from distillens.runs.layout import other_epochs
-from distillens.study.recipe import Recipe
+from distillens.study.recipe import RECIPES, Recipe
 from distillens.supervision.recipe import SUPERVISIONS, SupervisionEntry, parts_of
 
 REPLACED = {"budget/cifar100-full": "budget/cifar100-long"}
@@ -85,17 +85,6 @@ def read_recipe(
     return recipe.model_copy(update={"code": None})
 
 
-def is_language_recipe(where: str | Path) -> bool:
-    """Return whether a recipe file, or a recipe that comes with distillens, is one of language models.
-
-    Raises
-    ------
-    RecipeError
-        The file is missing or is no YAML.
-    """
-    return load_recipe(_find(where)).get("kind") == "language"
-
-
 def read_content(
     where: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[dict[str, Any], str | None]:
@@ -107,12 +96,10 @@ def read_content(
     Raises
     ------
     RecipeError
-        The file is missing or no YAML of keys, or is a recipe of language models.
+        The file is missing or no YAML of keys.
     """
     path = _find(where)
     content = load_recipe(path)
-    if content.get("kind") == "language":
-        raise RecipeError(f"{where} is a recipe of language models; use `distillens run`")
     for override in overrides:
         override_key(content, override)
     named = content.get("code")
@@ -121,12 +108,25 @@ def read_content(
     return content, named
 
 
+def recipe_type(content: dict[str, Any]) -> type[Recipe]:
+    """Return the class of a recipe that is given as plain values.
+
+    Raises
+    ------
+    RecipeError
+        It names a kind of recipe that does not exist.
+    """
+    kind = content.get("kind")
+    return Recipe if kind is None else RECIPES.get(str(kind))
+
+
 def recipe_problems(content: dict[str, Any]) -> list[str]:
     """Return all problems of the plain values of a recipe, one sentence each."""
+    made = recipe_type(content)
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = made.model_validate(content)
     except ValidationError as error:
-        return [_explain(each) for each in error.errors()]
+        return [_explain(made, each) for each in error.errors()]
     problem = _unwritable(recipe)
     return [problem] if problem else []
 
@@ -178,10 +178,11 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
     RecipeError
         As :func:`read_recipe`.
     """
+    made = recipe_type(content)
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = made.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(_explain(error.errors()[0])) from None
+        raise RecipeError(_explain(made, error.errors()[0])) from None
     if problem := _unwritable(recipe):
         raise RecipeError(problem)
     for error in part_errors(recipe, trust_code=trust_code):
@@ -223,9 +224,9 @@ def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError
 def as_of_today(content: dict[str, Any]) -> dict[str, Any]:
     """Return a stored recipe with the keys of later versions at their defaults."""
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = recipe_type(content).model_validate(content)
         return with_periods(recipe.model_dump(mode="json"))
-    except ValidationError:
+    except (ValidationError, RecipeError):
         # Not readable any more: compared as it is, which names the key that differs.
         return content
 
@@ -337,17 +338,17 @@ _IN_YAML = {
 """Expected YAML values, by pydantic's error type."""
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(made: type[Recipe], error: ErrorDetails) -> str:
     location = error["loc"]
     # A location also names the member of a union that was tried; only keys and places are shown.
-    keys = _all_keys(Recipe)
+    keys = _all_keys(made)
     unknown = error["type"] == "extra_forbidden"
     parts = [part for part in location if isinstance(part, int) or part in keys]
     if unknown and (not parts or parts[-1] != location[-1]):
         parts.append(location[-1])
     where = ".".join(map(str, parts)) or "the recipe"
     if unknown:
-        known = _keys_at(Recipe, location[:-1])
+        known = _keys_at(made, location[:-1])
         return f"unknown key {where!r}{nearest(str(location[-1]), known)}"
     if error["type"] == "missing":
         return f"{where!r} is missing; the recipe must set it"

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,9 +18,10 @@ from pydantic import (
 )
 
 from distillens.data.recipe import AnyNormalisation, DataRecipe
-from distillens.errors import listed
+from distillens.errors import RecipeError, listed
 from distillens.files.paths import UserPath
 from distillens.models.registry import ModelRecipe
+from distillens.registry import Registry
 from distillens.supervision.recipe import (
     SUPERVISIONS,
     AnySupervision,
@@ -31,6 +32,9 @@ from distillens.supervision.recipe import (
     parts_of,
 )
 from distillens.training.recipe import Precision, Tracker, TrainingRecipe
+
+if TYPE_CHECKING:
+    from distillens.study.task import Task
 
 MAX_SEED = 2**32 - 1
 
@@ -162,7 +166,14 @@ class TuneRecipe(_Part):
 
 
 class Recipe(_Part):
-    """A study: one teacher, one student, several supervisions and seeds."""
+    """A study: one teacher, one student, several supervisions and seeds.
+
+    Networks classify examples. Studies of another task are subclasses, which recipes name by the key
+    ``kind``; see `RECIPES`.
+    """
+
+    unavailable: ClassVar[Mapping[str, str]] = {}
+    """What a kind of recipe does not offer, by name, with a sentence that says so."""
 
     name: str = Field(min_length=1, max_length=80)
     description: str = ""
@@ -249,6 +260,25 @@ class Recipe(_Part):
         if on_validation and not self.data.validation_size:
             raise ValueError("complexity.split is validation, but data.validation_size is 0")
         return self
+
+    def task(self) -> Task:
+        """Return what the networks predict."""
+        # Imports torch, which a recipe is read without.
+        from distillens.study.task import Task
+
+        return Task()
+
+    @classmethod
+    def refuse_unavailable(cls, what: str) -> None:
+        """Refuse an analysis or another part of distillens that is not there for this kind of recipe.
+
+        Raises
+        ------
+        RecipeError
+            It is one of `unavailable`.
+        """
+        if what in cls.unavailable:
+            raise RecipeError(cls.unavailable[what])
 
     @property
     def cache_bytes(self) -> int:
@@ -344,6 +374,12 @@ class Recipe(_Part):
                 raise ValueError(
                     f"{entry.title!r} needs a validation split; set data.validation_size"
                 )
+
+
+RECIPES: Registry[type[Recipe]] = Registry(
+    "kind of recipe", package="distillens.study.language_models.recipe"
+)
+"""The kinds of recipes that have the key ``kind``, by its value."""
 
 
 def trajectory_problem(entry: SupervisionEntry, training: TrainingRecipe) -> str:

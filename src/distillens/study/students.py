@@ -24,9 +24,9 @@ from distillens.study.networks import (
     weights_digest,
 )
 from distillens.study.recipe import Recipe
+from distillens.study.task import TeacherSource
 from distillens.study.teacher import StudyTeacher
 from distillens.supervision import (
-    CachedTeacher,
     CotrainedTeacher,
     LogitCache,
     OneHot,
@@ -57,22 +57,24 @@ class StudentTeachers:
 
     context: StudyContext
     teacher: StudyTeacher
-    cache: LogitCache
-    """Cache of the teacher's logits."""
-    own: LogitCache
-    """Cache of the logits of students, whose inputs may have another normalisation."""
+    source: TeacherSource
+    """Source of the teacher's checkpoints."""
+    own: TeacherSource
+    """Source of students as teachers, whose inputs may have another normalisation."""
     epochs: int
-    """Seed of the student."""
+    """Number of epochs of the student."""
+    steps: int
+    """Number of steps in an epoch of the student."""
     before: Previous | None
     """The finished student of the generation before."""
 
     def final(self) -> Teacher:
         """Return the finished teacher."""
-        return self.teacher.final(self.cache)
+        return self.teacher.final(self.source)
 
     def trajectory(self) -> Sequence[TeacherCheckpoint]:
         """Return the teacher's checkpoints."""
-        return self.teacher.trajectory(self.cache)
+        return self.teacher.trajectory(self.source)
 
     def lowest_validation_loss(self) -> int:
         """Return the teacher's epoch with the lowest validation loss."""
@@ -87,8 +89,7 @@ class StudentTeachers:
         module = self.context.build(model, recipe.teacher.seed, "teacher")
         # It is given the student's batches.
         module = self.context.on_student_inputs(module.to(self.context.accelerator.device))
-        steps = len(self.cache.batches)
-        total = self.epochs * steps
+        steps, total = self.steps, self.epochs * self.steps
         return CotrainedTeacher(
             module,
             make_optimizer(module, training),
@@ -103,7 +104,7 @@ class StudentTeachers:
         files, last = self.before.files, self.before.epochs
         model = self.context.recipe.student.model
         digest = weights_digest(files, last, self.before.digest)
-        return CachedTeacher(self.own, digest, lambda: self.context.load(model, files, last))
+        return self.own.teacher(digest, lambda: self.context.load(model, files, last))
 
 
 @dataclass(frozen=True)
@@ -362,17 +363,20 @@ def _supervision(
     seed: int,
     before: Previous | None,
 ) -> Supervision:
-    cache, own = (
-        LogitCache(
-            teacher.cache_folder,
-            context.batches(training, seed, role),
-            context.recipe.precision,
-            max_bytes=context.recipe.cache_bytes,
-            top_k=context.top_k,
-            on_disk=context.recipe.cache_on_disk,
+    steps = len(context.batches(training, seed))
+    source, own = (
+        context.task.teachers(
+            LogitCache(
+                teacher.cache_folder,
+                context.batches(training, seed, role),
+                context.recipe.precision,
+                max_bytes=context.recipe.cache_bytes,
+                top_k=context.top_k,
+                on_disk=context.recipe.cache_on_disk,
+            )
         )
         for role in ("teacher", "student")
     )
-    setting = Setting(context.recipe.loss, training.epochs * len(own.batches), context.trust_code)
-    teachers = StudentTeachers(context, teacher, cache, own, training.epochs, before)
+    setting = Setting(context.recipe.loss, training.epochs * steps, context.trust_code)
+    teachers = StudentTeachers(context, teacher, source, own, training.epochs, steps, before)
     return build_supervision(entry, setting, teachers)

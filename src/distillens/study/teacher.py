@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from distillens.data import Examples
@@ -28,7 +27,6 @@ from distillens.study.given_teacher import (
     read_given_teacher,
 )
 from distillens.study.networks import (
-    network_logits,
     read_cell,
     train_network,
     weights_digest,
@@ -36,18 +34,16 @@ from distillens.study.networks import (
 )
 from distillens.study.reading import read_recipe
 from distillens.study.recipe import trajectory_problem
+from distillens.study.task import TeacherSource
 from distillens.supervision import (
-    CachedTeacher,
-    LogitCache,
     OneHot,
     OnlineTeacher,
     RecordedTeacher,
     Teacher,
     TeacherCheckpoint,
-    cross_entropy,
     parts_of,
 )
-from distillens.training import TrainingRecipe, predict
+from distillens.training import TrainingRecipe
 
 TEACHER = "teacher"
 
@@ -73,8 +69,8 @@ class StudyTeacher:
         return self.training.epochs if self.training else None
 
     def logits(self, split: str) -> np.ndarray:
-        """Return its logits on the un-augmented examples of a split, (N, C)."""
-        return network_logits(self.files)[split]
+        """Return its logits on the un-augmented examples of a split, (N, C), as audits compare them."""
+        return self.context.task.logits(self.context, self.files, self.network, split)
 
     def at(self, epoch: int) -> nn.Module:
         """Return the network after an epoch of its training."""
@@ -87,20 +83,20 @@ class StudyTeacher:
             return None
         return self.at(self.epochs) if self.epochs is not None else self._given()
 
-    def final(self, cache: LogitCache) -> Teacher:
+    def final(self, source: TeacherSource) -> Teacher:
         """Return the finished teacher in the form that students use."""
         if self.model is None:
             return RecordedTeacher(self.logits("train"), self.context.splits.train.indices)
         if self.epochs is not None:
-            return self._checkpoint(cache, self.epochs)
-        return CachedTeacher(cache, self.cell.weights_digest, self._given)
+            return self._checkpoint(source, self.epochs)
+        return source.teacher(self.cell.weights_digest, self._given)
 
-    def trajectory(self, cache: LogitCache) -> list[TeacherCheckpoint]:
+    def trajectory(self, source: TeacherSource) -> list[TeacherCheckpoint]:
         """Return the checkpoints of its training."""
         assert self.training is not None  # the recipe refuses what needs a trajectory without one
         steps = -(-len(self.context.splits.train) // self.training.batch_size)
         return [
-            TeacherCheckpoint(epoch * steps, partial(self._checkpoint, cache, epoch), epoch)
+            TeacherCheckpoint(epoch * steps, partial(self._checkpoint, source, epoch), epoch)
             for epoch in self.training.kept_epochs[1:]
         ]
 
@@ -118,12 +114,7 @@ class StudyTeacher:
         kept = self.training.kept_epochs[1:]
         assert examples is not None  # the recipe refuses early stopping without validation
         if self.context.main and not path.is_file():
-            losses = [
-                float(
-                    cross_entropy(torch.from_numpy(self._logits(epoch, examples)), examples.labels)
-                )
-                for epoch in kept
-            ]
+            losses = [self._loss(epoch, examples) for epoch in kept]
             write_atomically(path, json.dumps(losses) + "\n")
         self.context.accelerator.wait_for_everyone()
         losses = read_json(path)
@@ -135,15 +126,15 @@ class StudyTeacher:
             raise RunError(f"{path} is damaged; delete it to have the losses measured again")
         return kept[int(np.argmin(losses))]
 
-    def _logits(self, epoch: int, examples: Examples) -> np.ndarray:
-        context = self.context
-        device = context.accelerator.device
-        return predict(self.at(epoch), examples, context.normalisation_of("teacher"), device=device)
+    def _loss(self, epoch: int, examples: Examples) -> float:
+        context, task = self.context, self.context.task
+        stored = task.predict(context, self.at(epoch), examples, "teacher")
+        return task.loss(stored, examples, "cross-entropy")
 
-    def _checkpoint(self, cache: LogitCache, epoch: int) -> Teacher:
+    def _checkpoint(self, source: TeacherSource, epoch: int) -> Teacher:
         expected = self.cell.weights_digest if epoch == self.epochs else None
         digest = weights_digest(self.files, epoch, expected)
-        return CachedTeacher(cache, digest, lambda: self.at(epoch))
+        return source.teacher(digest, lambda: self.at(epoch))
 
     def _given(self) -> nn.Module:
         assert self.model is not None

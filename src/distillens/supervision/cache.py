@@ -31,7 +31,13 @@ from distillens.forward.device_errors import device_errors
 from distillens.forward.evaluation import bring, evaluate, evaluation_mode
 from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
-from distillens.supervision.protocol import NotCapturable, Stateless, phase_of, teacher_logits
+from distillens.supervision.protocol import (
+    NotCapturable,
+    Stateless,
+    Teacher,
+    phase_of,
+    teacher_logits,
+)
 from distillens.supervision.teachers.followed import RecordedTeacher, check_finite
 
 CHUNK = 128
@@ -94,6 +100,10 @@ class LogitCache:
             "precision": self.precision,
             "top_k": self.top_k,
         }
+
+    def teacher(self, digest: str, module: Callable[[], nn.Module]) -> Teacher:
+        """Return a checkpoint as a teacher whose logits come from this cache; see `CachedTeacher`."""
+        return CachedTeacher(self, digest, module)
 
     def held(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> Tensor | None:
         """Return the (N, C) logits of `block` in the memory of the device that holds the examples.

@@ -181,7 +181,7 @@ class Training:
 
 
 def fit_together(
-    trainings: Sequence[Training], batches: Batches, *, progress: Progress = silent
+    trainings: Sequence[Training], batches: EpochSource, *, progress: Progress = silent
 ) -> list[History]:
     """Train several networks at the same time, each as `fit` trains it alone, bit for bit.
 
@@ -205,10 +205,10 @@ def fit_together(
         As `fit`; or the source of the batches has a random state of its own, or there are several
         processes.
     """
-    if not isinstance(batches, Batches):
+    if not callable(getattr(batches, "epoch", None)) or hasattr(batches, "load_state_dict"):
         raise TrainingError(
             f"the batches are a {type(batches).__name__}; several networks are trained at the same time "
-            "on distillens.data.Batches"
+            "on distillens.data.Batches, or another source without a random state of its own"
         )
     return _explained(list(trainings), batches, progress)
 

@@ -161,6 +161,7 @@ class _Measured:
 def _context(folder: Path, trust_code: bool) -> StudyContext:
     run = OpenRun.open(folder)
     recipe = read_recipe(latest_recipe(run.files), trust_code=trust_code)
+    recipe.refuse_unavailable("eigenspace")
     context = StudyContext.of(recipe, run.files, accelerator_for(recipe.precision), trust_code)
     run.check_data(context.splits.fingerprint, "at data.path")
     return context

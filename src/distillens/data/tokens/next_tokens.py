@@ -19,7 +19,15 @@ def next_tokens(batch: Batch) -> Batch:
     tokens_BT = batch.inputs
     labels = tokens_BT[:, 1:]
     # The classes of the examples are not the tokens that are predicted here.
-    return replace(batch, inputs=tokens_BT[:, :-1], labels=labels, mask=labels >= 0, classes=None)
+    return replace(
+        batch,
+        inputs=tokens_BT[:, :-1],
+        labels=labels,
+        mask=labels >= 0,
+        classes=None,
+        rows=None,
+        label_range=None,
+    )
 
 
 class NextTokens:

@@ -227,6 +227,34 @@ def mean_of_estimates(
     return Estimate(mean, Interval(max(low, within[0]), min(high, within[1]), level, method))
 
 
+def mean_over_sentences(
+    sums_N: NDArray[np.floating], counts_N: NDArray[np.floating], level: float = LEVEL
+) -> Estimate:
+    """Return Σ sums / Σ counts with an interval that takes sentences, not tokens, as independent.
+
+    The variance is that of a ratio by linearisation. For one sentence there is no interval.
+
+    Source: Cochran, Sampling Techniques, 1977, section 6.3.
+
+    Parameters
+    ----------
+    sums_N
+        The sum over the tokens of each sentence.
+    counts_N
+        The number of tokens of each sentence; their sum is positive.
+    level
+        Of the interval, 0.95 = 95 %.
+    """
+    total, count = float(counts_N.sum()), len(sums_N)
+    mean = float(sums_N.sum()) / total
+    if count < 2:
+        return Estimate(mean)
+    squares = float(((sums_N - mean * counts_N) ** 2).sum())
+    half = normal_quantile(level) * math.sqrt(squares * count / (count - 1)) / total
+    method = f"normal, over {count} test sentences"
+    return Estimate(mean, Interval(mean - half, mean + half, level, method))
+
+
 def wilson_interval(share: float, count: int, level: float = LEVEL) -> Interval:
     """Return Wilson's score interval of a share seen in ``count`` independent examples.
 

@@ -100,7 +100,13 @@ def headings(result: StudyResult) -> list[str]:
         "train %, given labels" if result.changed_labels else "train %",
         "parameters",
         "seconds per network",
+        *(["test loss (nats)"] if _losses(result) else []),
     ]
+
+
+def _losses(result: StudyResult) -> bool:
+    """Say whether test losses are reported."""
+    return any(row.loss is not None for row in result.rows)
 
 
 def cells_of(row: Row, digits: int) -> list[str]:
@@ -115,6 +121,7 @@ def cells_of(row: Row, digits: int) -> list[str]:
         percent(row.train_accuracy, digits),
         count(row.parameters),
         seconds(row.seconds),
+        *([] if row.loss is None else [estimate(row.loss, 3)]),
     ]
 
 
@@ -133,6 +140,11 @@ def caption(result: StudyResult) -> str:
         f"loss: {printable(result.loss)}.",
         f"Accuracy at the last epoch{last}, std over n seeds, gain paired by seed.",
     ]
+    if _losses(result):
+        parts.append(
+            "Classes are the tokens of the vocabulary; accuracy is the share of tokens that are "
+            "predicted, test loss the mean cross-entropy of a token."
+        )
     if result.changed_labels:
         parts.append(
             f"{plural(result.changed_labels, 'training label')} changed on purpose: training accuracy "
@@ -209,7 +221,7 @@ def _settings(training: dict[str, Any]) -> str:
 
 def _stacked(cells: list[str]) -> list[str]:
     """Return the columns for a terminal of 80: each interval stands under its number."""
-    name, seeds, accuracy, interval, gain, train, parameters, time = cells
+    name, seeds, accuracy, interval, gain, train, parameters, time, *losses = cells
     value, _, bracketed = gain.partition(" [")
     return [
         name,
@@ -219,6 +231,7 @@ def _stacked(cells: list[str]) -> list[str]:
         train.replace(" ", "\n"),
         parameters,
         time.replace(" ", "\n"),
+        *(loss.replace(" [", "\n[").replace(" (", "\n(") for loss in losses),
     ]
 
 

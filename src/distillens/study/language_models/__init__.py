@@ -1,1 +1,1 @@
-"""Studies of language models: training, audits and results of next tokens."""
+"""Studies of language models: what differs from studies of classifiers."""

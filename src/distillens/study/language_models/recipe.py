@@ -1,110 +1,109 @@
-"""Recipes of language models: one teacher, one student, several supervisions and seeds."""
+"""Recipes of language models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from distillens.data import DataRecipe
-from distillens.errors import RecipeError
-from distillens.study.reading import load_recipe, override_key, with_periods
-from distillens.study.recipe import trajectory_problem
-from distillens.supervision import AnySupervision, parts_of
-from distillens.training import TrainingRecipe
+from distillens.study.recipe import RECIPES, ComplexityRecipe, Recipe
+from distillens.supervision.recipe import parts_of
 
+if TYPE_CHECKING:
+    from distillens.study.task import Task
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+MODEL = "causal-transformer"
+"""The model of a recipe that names none."""
 
 
-class LanguageModelRecipe(_Part):
-    """A transformer that sees the tokens up to each place; see `distillens.models.LanguageModel`."""
+@RECIPES.register("language")
+class LanguageRecipe(Recipe):
+    """A study of language models, which predict each next token.
 
-    layers: int = Field(default=2, ge=1)
-    width: int = Field(default=128, ge=1)
-    heads: int = Field(default=4, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-
-
-class LanguagePart(_Part):
-    """A language model and how it is trained."""
-
-    model: LanguageModelRecipe
-    training: TrainingRecipe
-
-
-class LanguageRecipe(_Part):
-    """A study of language models: one teacher, one student, several supervisions and seeds.
-
-    ``data`` is text with one tokenizer; its labels are not used. ``audited_tokens`` bounds the tokens
-    of a split that are audited, whole sentences in their order.
+    ``data`` is text with one tokenizer; its labels are not used. Models are causal transformers
+    (`distillens.models.architectures.transformer.LanguageModel`), or models of yours that give logits
+    (B, T, V) for tokens (B, T). ``audited_tokens`` bounds the tokens of a split that are audited: those
+    of its first sentences, as many whole sentences as fit.
     """
 
-    kind: Literal["language"]
-    name: str = Field(min_length=1, max_length=80)
-    description: str = ""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
-    data: DataRecipe
-    teacher: LanguagePart
-    teacher_seed: int = Field(default=1000, ge=0)
-    student: LanguagePart
-    supervisions: tuple[AnySupervision, ...] = Field(min_length=1)
+    unavailable: ClassVar[Mapping[str, str]] = {
+        name: f"{words} not available for language models; {advice}"
+        for name, words, advice in (
+            ("complexity", "complexity is", "leave it out"),
+            ("kernels", "kernels are", "measure confidence instead"),
+            ("over-training", "over-training is", "measure confidence instead"),
+            ("eigenspace", "eigenspace is", "give runs of classifiers"),
+            ("export", "exports are", "the run holds the weights as safetensors"),
+            ("check", "`distillens check` is", "use `distillens run`"),
+            ("plan", "--plan is", "leave it out"),
+            (
+                "several processes",
+                "training by several processes is",
+                "start it without a launcher",
+            ),
+        )
+    }
+
+    kind: Literal["language"] = "language"
+    complexity: ComplexityRecipe | None = None
     audited_tokens: int = Field(default=5000, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _models_have_a_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if "teacher_seed" in values:
+            raise ValueError("teacher_seed was replaced by teacher.seed")
+        return {
+            key: _with_model(part) if key in ("teacher", "student") else part
+            for key, part in values.items()
+        }
+
     @model_validator(mode="after")
-    def _consistent(self) -> LanguageRecipe:
+    def _fits_tokens(self) -> LanguageRecipe:
         if len(self.data.tokenizers) != 1:
             raise ValueError("a language model needs data of source text with one tokenizer")
-        titles = [entry.title for entry in self.supervisions]
-        if len(set(titles)) < len(titles):
-            raise ValueError("two supervisions have one name; give one another name")
-        for entry in self.supervisions:
-            if unfit := entry.needs() & {"co-trained teacher", "previous student"}:
+        if self.data.label_noise or self.data.groups:
+            raise ValueError(
+                "a language model does not use the labels of the data; leave data.label_noise and "
+                "data.groups out"
+            )
+        if self.teacher.training is None:
+            raise ValueError(
+                "the teacher of language models is trained here; give teacher.model and "
+                "teacher.training"
+            )
+        if self.complexity is not None:
+            raise ValueError(self.unavailable["complexity"])
+        self._refuse_unused_keys()
+        for part in (part for entry in self.supervisions for part in parts_of(entry)):
+            if getattr(part, "loss", None) is not None:
                 raise ValueError(
-                    f"a language model cannot have {entry.title!r}, which needs a {min(unfit)}; "
-                    "use a supervision by labels or by the finished teacher and its checkpoints"
+                    f"{part.title!r}: language models know cross-entropy alone; leave loss out"
                 )
-            if entry.seeds is not None:
-                raise ValueError("supervisions of language models take all seeds; leave seeds out")
-            for part in parts_of(entry):
-                if getattr(part, "loss", None) is not None:
-                    raise ValueError("tokens know cross-entropy alone; leave loss out")
-                stop = getattr(part, "early_stop", None)
-                if stop == "validation":
-                    raise ValueError("a language model's early_stop names an epoch")
-                if problem := trajectory_problem(part, self.teacher.training):
-                    raise ValueError(problem)
         return self
 
+    def task(self) -> Task:
+        """Return the task of next tokens."""
+        # Imports torch, which a recipe is read without.
+        from distillens.study.language_models.task import PredictNextTokens
 
-def language_recipe_of_today(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe that a run holds with the keys that have come since, at their defaults."""
-    try:
-        return with_periods(LanguageRecipe.model_validate(content).model_dump(mode="json"))
-    except ValidationError:
-        return content
+        return PredictNextTokens(self.audited_tokens)
+
+    def _refuse_unused_keys(self) -> None:
+        """Refuse keys that have no effect here, unless they have their defaults."""
+        for key in ("loss", "precision", "cache_gigabytes", "cache_on_disk", "cache_top_k"):
+            default = type(self).model_fields[key].default
+            if (value := getattr(self, key)) != default:
+                raise ValueError(
+                    f"{key} is {value!r}, but language models are trained with cross-entropy in "
+                    f"float32 and their teachers' logits are not cached; leave {key} out"
+                )
 
 
-def read_language_recipe(where: str | Path, overrides: Sequence[str] = ()) -> LanguageRecipe:
-    """Read a recipe of kind "language", a YAML file or a shipped name, with ``key=value`` overrides.
-
-    Raises
-    ------
-    RecipeError
-        As `distillens.read_recipe`.
-    """
-    content = load_recipe(where)
-    if content.get("kind") != "language":
-        raise RecipeError(f"{where} is no recipe of language models, which have kind: language")
-    for each in overrides:
-        override_key(content, each)
-    try:
-        return LanguageRecipe.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        text = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{place or 'the recipe'}: {text}") from None
+def _with_model(part: Any) -> Any:
+    if not isinstance(part, dict) or not isinstance(part.get("model"), dict):
+        return part
+    return {**part, "model": {"name": MODEL, **part["model"]}}

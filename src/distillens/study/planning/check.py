@@ -20,8 +20,8 @@ from distillens.study.reading import (
     part_errors,
     read_content,
     recipe_problems,
+    recipe_type,
 )
-from distillens.study.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -81,10 +81,11 @@ def check(
             override_key(content, override)
     else:
         content, _ = read_content(recipe, overrides)
+    recipe_type(content).refuse_unavailable("check")
     found = Findings(recipe_problems(content))
     if found.problems:
         return RecipeCheck(str(content.get("name", recipe)), tuple(found.problems), ())
-    parsed = Recipe.model_validate(content)
+    parsed = recipe_type(content).model_validate(content)
     found.problems += [
         " ".join(str(error).split()) for error in part_errors(parsed, trust_code=trust_code)
     ]

@@ -61,6 +61,7 @@ def plan_run(
     DistillensError
         As `distillens.run` before training.
     """
+    recipe.refuse_unavailable("plan")
     folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
     check_folder(folder, recipe.as_written_in(folder), as_of_today)
     run = Run(folder)
