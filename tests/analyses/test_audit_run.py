@@ -424,6 +424,14 @@ def test_a_comparison_has_means_over_seeds(
     rows = {row.name: row for row in OpenRun.open(finished, unfinished=True).result.rows}
     assert one.accuracy == rows["offline τ=4"].accuracy
     assert one.one_hot_accuracy == rows["no KD"].accuracy
+    students = OpenRun.open(finished).students("offline τ=4")
+    cells = [OpenRun.open(finished).cell(student) for student in students]
+    assert one.digests == tuple(cell.weights_digest for cell in cells)
+    out = finished.parent / "compared"
+    assert command("compare", finished, "--resamples", 100, "--out", out) == 0
+    assert from_json(Settings, (out / "comparison.json").read_text(), "file") == found
+    assert "| digits" in (out / "comparison.md").read_text(encoding="utf-8")
+    capsys.readouterr()
     assert command("compare", finished, "--markdown", "--resamples", 100) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("| digits") for line in lines) == 4

@@ -89,6 +89,8 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
                     _over_seeds(split, [audit.splits[place] for audit in audits])
                     for place, split in enumerate(SPLITS)
                 ),
+                teacher_digest=run.teacher.cell.weights_digest,
+                digests=tuple(student.cell.weights_digest for student in students),
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""`distillens audit` and `distillens compare`: confidence of student and teacher."""
+"""`distillens audit`: the confidence of a student and its teacher, from arrays."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.measure import Measurement
 
-from distillens.cli.options import Json, RemovedArguments, Resamples, Runs, TrustCode
-from distillens.cli.terminal import console, show, show_json, show_line
+from distillens.cli.options import Json, RemovedArguments, Resamples
+from distillens.cli.terminal import show, show_json
 from distillens.errors import RecipeError, nearest
 from distillens.files.paths import user_path
 
@@ -200,29 +199,3 @@ def _audit_arrays(
     for path in write_audit(result, arrays, out):
         # With --json, standard output contains JSON only.
         typer.echo(f"written: {path}", err=as_json)
-
-
-def compare_command(
-    runs: Runs,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    as_json: Json = False,
-    resamples: Resamples = 1000,
-    trust_code: TrustCode = False,
-) -> None:
-    """Print one row per run and supervision: slopes, accuracies and the net gain of departures."""
-    from distillens.analyses.compare import compare
-    from distillens.report import settings_blocks, settings_markdown, settings_table
-    from distillens.results.base import to_json
-
-    if markdown and as_json:
-        raise RecipeError("give --markdown or --json, not both")
-    result = compare(runs, resamples=resamples, trust_code=trust_code)
-    if as_json:
-        show_json(to_json(result))
-    elif markdown:
-        show_line(settings_markdown(result).rstrip("\n"))
-    else:
-        table = settings_table(result)
-        unbounded = console.options.update(max_width=10_000)
-        fits = Measurement.get(console, unbounded, table).minimum <= console.width
-        show(table if fits else settings_blocks(result))

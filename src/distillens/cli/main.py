@@ -11,8 +11,9 @@ import typer
 from rich.table import Table
 
 from distillens import __version__
-from distillens.cli.audit import audit_command, compare_command
+from distillens.cli.audit import audit_command
 from distillens.cli.check import check_command
+from distillens.cli.compare import compare_command
 from distillens.cli.complexity import complexity_command
 from distillens.cli.eigenspace import eigenspace_command
 from distillens.cli.measure import measure_command, runs_command

@@ -13,7 +13,12 @@ from distillens.report.tables.costs import cost_table
 from distillens.report.tables.eigenspace import eigenspace_table
 from distillens.report.tables.plan import plan_text
 from distillens.report.tables.profile import profile_table, teacher_kernel_line
-from distillens.report.tables.settings import settings_blocks, settings_markdown, settings_table
+from distillens.report.tables.settings import (
+    settings_blocks,
+    settings_markdown,
+    settings_table,
+    write_comparison,
+)
 from distillens.report.write import write_report
 from distillens.report.write_confidence import write_audit
 from distillens.report.write_eigenspace import write_eigenspace
@@ -41,6 +46,7 @@ __all__ = [
     "teacher_kernel_line",
     "temperature_table",
     "write_audit",
+    "write_comparison",
     "write_eigenspace",
     "write_figures",
     "write_lab",

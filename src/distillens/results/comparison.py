@@ -44,6 +44,10 @@ class Setting(Result):
     accuracy: Estimate
     references: tuple[str, ...]
     splits: tuple[SettingSplit, ...]
+    teacher_digest: str = ""
+    """Digest of the teacher's weights; empty in results of version 0.1."""
+    digests: tuple[str, ...] = ()
+    """Digests of the weights of the students, in the order of ``seeds``."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,10 @@ class StudentBias(Result):
     residual: float
     """Largest ‖XᵀXv − λv‖/λ of the eigenvectors used."""
     pairs: tuple[PairBias, ...]
+    teacher_digest: str = ""
+    """Digest of the teacher's weights; empty in results of version 0.1."""
+    digest: str = ""
+    """Digest of the student's weights; empty in results of version 0.1."""
 
 
 @dataclass(frozen=True)

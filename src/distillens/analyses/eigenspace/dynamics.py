@@ -280,6 +280,8 @@ def _compare(
         decomposition=of_teacher.decomposition,
         residual=max(of_teacher.residual, of_student.residual),
         pairs=tuple(compared),
+        teacher_digest=theirs.digest,
+        digest=mine.digest,
     )
     layer = theirs.layer if theirs.layer == mine.layer else f"{theirs.layer} / {mine.layer}"
     return _Measured(bias, layer, len(theirs.examples), theirs.digest, mine.digest, arrays, notes)

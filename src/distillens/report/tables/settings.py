@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distillens.files.atomic import write_atomically
 from distillens.report.tables.accuracy import markdown_line, markdown_text
 from distillens.report.tables.text import DASH, estimate, number, plural, printable, slope
+from distillens.results.base import to_json
 from distillens.results.comparison import Setting, Settings, SettingSplit
 
 _HEADINGS = (
@@ -95,3 +98,17 @@ def _caption(settings: Settings) -> str:
             f"{' and others' if len(without) > 1 else ''}."
         )
     return " ".join([*parts, *(f"{note[0].upper()}{note[1:]}." for note in settings.notes)])
+
+
+def write_comparison(result: Settings, folder: Path) -> tuple[Path, ...]:
+    """Write ``comparison.json`` and ``comparison.md`` into a folder and return the paths.
+
+    Raises
+    ------
+    RunError
+        The folder cannot be written.
+    """
+    paths = (folder / "comparison.json", folder / "comparison.md")
+    for path, content in zip(paths, (to_json(result), settings_markdown(result)), strict=True):
+        write_atomically(path, content)
+    return paths
