@@ -243,6 +243,9 @@ def test_a_study_of_language_models(
     assert grown.rows[1].accuracy.interval.level == 0.975
     write_tsv(tmp_path / "data", train=82, test=40)
     assert "are not those that" in refused(capsys, "run", file, "--out", out)
+    # Version 0.1 wrote this file instead of results.json.
+    (out / "language.json").write_text("{}")
+    assert "language models of version 0.1" in refused(capsys, "table", out)
 
 
 def test_a_run_holds_the_audit_of_its_tokens(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ REMOVED_NAMES = {
     "distillens.deviation": "distillens.audit",
     "distillens.measure_settings": "distillens.compare",
     "distillens.measures.deviation": "distillens.audit",
+    "distillens.models.BUILDERS": "distillens.models.MODELS",
+    "distillens.supervision.SupervisionRecipe": "distillens.supervision.AnySupervision",
     "distillens.measures.phi_from_probabilities": "distillens.measures.phi_from_logits with log p",
 }
 """Documented names of earlier versions, with their replacements."""
