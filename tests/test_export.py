@@ -181,7 +181,7 @@ def test_validation_chooses_and_test_accuracy_does_not(finished: Path) -> None:
         assert choose(other, None, None).why == chosen.why
     without = {key: (None, test) for key, (_, test) in accuracies.items()}
     with pytest.raises(
-        RunError, match=r"no validation examples .*--student: 'no KD', 'offline τ=4'"
+        RunError, match=r"no validation examples .*--supervision: 'no KD', 'offline τ=4'"
     ):
         choose(without, None, None)
     assert choose(without, "offline τ=4", None).cell.seed == 0
