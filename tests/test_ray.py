@@ -115,7 +115,7 @@ def test_an_interrupted_run_is_taken_up_again(
 ) -> None:
     monkeypatch.setattr("distillens.integrations.ray.LOOK_EVERY", 0.05)
     grid |= {"seeds": [0, 1, 2], "supervisions": [{"kind": "one-hot"}]}
-    grid["student"]["training"]["epochs"] = 150
+    grid["student"]["training"]["epochs"] = 60
     distillens.run(grid, tmp_path / "one")
     opened: list[str] = []
 
@@ -136,7 +136,8 @@ def test_an_interrupted_run_is_taken_up_again(
     time.sleep(1)
     assert sorted((tmp_path / "two").rglob("epoch-*")) == left
     kept = {cell: cell.read_bytes() for cell in (tmp_path / "two").rglob("cell.json")}
-    assert len(kept) in (2, 3)
+    # The teacher and a student at least; on a busy machine the others may have finished, too.
+    assert 2 <= len(kept) <= 4
     distillens.run(grid, tmp_path / "two", spread=spread)
     assert {cell: cell.read_bytes() for cell in kept} == kept
     assert digests(tmp_path / "two") == digests(tmp_path / "one")

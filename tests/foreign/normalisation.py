@@ -300,11 +300,12 @@ def test_a_cotrained_teacher_and_the_eigenspace_have_the_teachers_pixels(
     }
     teacher = prepare_teacher(context)
     caches = [LogitCache(run.cache, batches[role], "float32") for role in ("teacher", "student")]
-    beside = StudentTeachers(context, teacher, caches[0], caches[1], 3, None).cotrained()
+    steps = len(batches["student"])
+    taught = StudentTeachers(context, teacher, caches[0], caches[1], 3, steps, None).cotrained()
     alone = context.build(teacher.model, 1000, "teacher").eval()  # type: ignore[arg-type]
     with torch.no_grad():
         expected = alone(next(batches["teacher"].epoch(0)).inputs)
-    found = beside.logits(next(batches["student"].epoch(0)))
+    found = taught.logits(next(batches["student"].epoch(0)))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     # The first layers of the two see other inputs, whose eigenvectors cannot be compared.
     with pytest.raises(ModelError, match="other inputs"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -135,7 +135,7 @@ def runs_command(
     show(table)
 
 
-def _described(folder: Path) -> dict[str, object]:
+def _described(folder: Path) -> dict[str, Any]:
     """Return the lines listed for a run, or the reason why it cannot be read."""
     from distillens.errors import DistillensError
     from distillens.runs.open import OpenRun

@@ -21,12 +21,14 @@ from distillens.files.csv_layout import INDEX_NAMES
 from distillens.files.paths import user_path
 from distillens.files.tables import (
     Columns,
-    Rows,
     array_of_table,
     read_csv,
     read_parquet,
     split_matrix,
     table_of,
+)
+from distillens.files.tables import (
+    Rows as Rows,
 )
 
 _SAFETENSORS_TYPES = {
