@@ -213,7 +213,10 @@ def test_selection_without_validation_examples_is_refused_before_anything_runs(
         ({"schedule": {"warmups": 1}}, "'supervisions.2.training.schedule.warmups'.*'warmup'"),
         ({"epochs": 0}, "supervisions.2.training.epochs: .*got 0"),
         ({"learning_rate": -1}, "supervisions.2.training.learning_rate: .*got -1"),
-        ({"optimizer": "adam", "momentum": 0.5}, "supervisions.2.training: momentum 0.5 belongs to"),
+        (
+            {"optimizer": "adam", "momentum": 0.5},
+            "supervisions.2.training: momentum 0.5 belongs to",
+        ),
         ({"learning_rate": 0.2}, "sets training.learning_rate, which tune selects"),
         (3, "supervisions.2.training: .*keys with values are needed, got 3"),
     ],
