@@ -63,6 +63,8 @@ class RemovedNameError(DistillensError, AttributeError):
 
 
 REMOVED_NAMES = {
+    "StudyResult.complexity": 'OpenRun.open(folder).records("complexity")',
+    "StudyResult.deviations": 'OpenRun.open(folder).records("confidence")',
     "distillens.audit_run": 'distillens.measure_run(folder, "confidence")',
     "distillens.deviation": "distillens.audit",
     "distillens.measure_settings": "distillens.compare",
@@ -75,10 +77,10 @@ REMOVED_NAMES = {
 
 
 def missing_name(module: str, name: str) -> AttributeError:
-    """Return the error for a name that a module does not have, for its ``__getattr__``."""
+    """Return the error for a name that a module or class does not have, for its ``__getattr__``."""
     replacement = REMOVED_NAMES.get(f"{module}.{name}")
     if replacement is None:
-        return AttributeError(f"module {module!r} has no attribute {name!r}")
+        return AttributeError(f"{module!r} has no attribute {name!r}")
     return RemovedNameError(f"{module}.{name} was removed; use {replacement}")
 
 

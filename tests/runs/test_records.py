@@ -278,6 +278,15 @@ def test_json_of_a_measurement_stands_alone_on_the_output(
     assert point["ridge"] > 0
 
 
+def test_removed_attributes_of_the_results_name_their_replacement(finished: Path) -> None:
+    result = OpenRun.open(finished).result
+    with pytest.raises(AttributeError, match=r'use OpenRun.open\(folder\).records\("complexity"\)'):
+        _ = result.complexity  # pyright: ignore[reportAttributeAccessIssue]
+    assert not hasattr(result, "deviations")
+    with pytest.raises(AttributeError, match="has no attribute 'acuracy'"):
+        _ = result.acuracy  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_moved_data_are_found_where_the_user_says(finished: Path) -> None:
     with pytest.raises(RecipeError, match=r"path"):
         finished_run(finished, data_path=Path("/nowhere"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from distillens.errors import missing_name
 from distillens.results.base import Estimate, Result
 
 
@@ -213,6 +214,11 @@ class StudyResult(Result):
     """Names of the networks that are not trained yet; empty if the run is finished."""
     tuning: Tuning | None = None
     """Selection of learning rates; None if the recipe sets them."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_name(type(self).__name__, name)
 
 
 def validation_means(result: StudyResult) -> dict[int, float]:
