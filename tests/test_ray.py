@@ -122,11 +122,10 @@ def test_an_interrupted_run_is_taken_up_again(
     @contextmanager
     def interrupting(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         opened.append(title)
-        yield stop if len(opened) == 4 else lambda steps: None
-
-    def stop(steps: int) -> None:
-        # The third student has an epoch, so one of the others is finished.
-        raise KeyboardInterrupt
+        if len(opened) == 4:
+            # The third student is about to begin, so one of the others is finished.
+            raise KeyboardInterrupt
+        yield lambda steps: None
 
     with pytest.raises(KeyboardInterrupt):
         distillens.run(grid, tmp_path / "two", progress=interrupting, spread=spread)
@@ -136,8 +135,7 @@ def test_an_interrupted_run_is_taken_up_again(
     time.sleep(1)
     assert sorted((tmp_path / "two").rglob("epoch-*")) == left
     kept = {cell: cell.read_bytes() for cell in (tmp_path / "two").rglob("cell.json")}
-    # The teacher and a student at least; on a busy machine the others may have finished, too.
-    assert 2 <= len(kept) <= 4
+    assert len(kept) in (2, 3)
     distillens.run(grid, tmp_path / "two", spread=spread)
     assert {cell: cell.read_bytes() for cell in kept} == kept
     assert digests(tmp_path / "two") == digests(tmp_path / "one")

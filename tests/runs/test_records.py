@@ -198,6 +198,27 @@ def test_what_is_no_addition_is_refused(
         distillens.run({**content, **change}, finished)
 
 
+def test_nothing_is_added_to_a_run_that_is_not_finished(
+    content: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    folder = copied(finished, tmp_path / "run")
+    path = folder / "results.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**stored, "open_cells": ["imitation, seed 0"]}), encoding="utf-8")
+    with pytest.raises(RunError, match="is not finished, so nothing can be added"):
+        distillens.run({**content, "seeds": [0, 1]}, folder)
+    assert not (folder / "additions").exists()
+
+
+def test_a_title_of_version_0_1_that_the_run_lacks_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(FIXTURES / "demo-184d4e4.tar.xz") as files:
+        files.extractall(tmp_path, filter="data")
+    path = tmp_path / "demo" / "results.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("online τ=4", "onlin τ=4"), "utf-8")
+    with pytest.raises(RunError, match="names the supervision 'onlin τ=4'"):
+        OpenRun.open(tmp_path / "demo")
+
+
 def test_a_run_of_version_0_1_opens_and_reports(tmp_path: Path) -> None:
     with tarfile.open(FIXTURES / "demo-184d4e4.tar.xz") as files:
         files.extractall(tmp_path, filter="data")

@@ -17,6 +17,7 @@ from distillens.files.atomic import write_atomically
 from distillens.files.yaml_values import dump_yaml, load_yaml
 from distillens.results.training import NetworkId
 from distillens.runs.layout import LOCK, Run
+from distillens.runs.read import read_json
 
 FREE_KEYS = (
     "data.path", "description", "complexity", "deviation", "cache_gigabytes", "cache_on_disk",
@@ -103,7 +104,7 @@ def check_folder(
         if difference(before, now) is None:
             return stage
     _check_addition(folder, recipes[-1], now)
-    if not stages[-1].results.is_file():
+    if not stages[-1].results.is_file() or read_json(stages[-1].results).get("open_cells"):
         raise RunError(
             f"{folder} is not finished, so nothing can be added to it; run its recipe "
             f"{stages[-1].recipe} again first"

@@ -274,16 +274,21 @@ def _from_schema_1(content: dict[str, Any], run: Run) -> dict[str, Any]:
     positions: dict[str, int] = {}
     for place, entry in enumerate(read_recipe_values(run)["supervisions"]):
         folders = list(run.folder.glob(f"students/{place:02d}-*/seed-*/cell.json"))
-        names = {json.loads(path.read_bytes())["supervision"] for path in folders}
+        names = {read_json(path)["supervision"] for path in folders}
         positions |= dict.fromkeys(names or {str(entry.get("name"))}, place)
-    for cell in content["cells"]:
-        cell["position"] = positions.get(cell["supervision"], TEACHER)
-    # The first row and the first cell are those of the teacher, whatever a student is called.
-    for first in (content["cells"][:1], content["rows"][:1]):
-        for one in first:
-            one["position"] = TEACHER
-    for row in content["rows"][1:]:
-        row["position"] = positions.get(row["name"], TEACHER)
+
+    def position(title: str) -> int:
+        if title not in positions:
+            raise RunError(
+                f"{run.results} names the supervision {title!r}, which {run.recipe} and students/ lack; "
+                "one of them was changed"
+            )
+        return positions[title]
+
+    # The first row and the first cell are those of the teacher.
+    for entries, key in ((content["cells"], "supervision"), (content["rows"], "name")):
+        for number, entry in enumerate(entries):
+            entry["position"] = position(entry[key]) if number else TEACHER
     left_out = ("complexity", "deviations")
     kept = {key: value for key, value in content.items() if key not in left_out}
     return {**kept, "schema_version": StudyResult.SCHEMA_VERSION}
