@@ -118,12 +118,8 @@ def private(path: Path) -> list[str]:
     return found
 
 
-UNFINISHED: tuple[str, ...] = ("language_models",)
-"""Folders of the package that are not searched yet."""
-
-
 def modules(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*.py")) if not {*UNFINISHED} & {*path.parts}]
+    return sorted(folder.rglob("*.py"))
 
 
 def packages() -> list[str]:

@@ -18,6 +18,7 @@ from distillens.measures import accuracy_estimate
 from distillens.report import write_report
 from distillens.results.complexity import ComplexityCurves
 from distillens.results.training import TEACHER, NetworkId, StudyResult
+from distillens.runs.layout import Run
 from distillens.runs.open import OpenRun
 from distillens.study.outcome import level_after
 
@@ -196,6 +197,15 @@ def test_what_is_no_addition_is_refused(
 ) -> None:
     with pytest.raises(RunError, match=message):
         distillens.run({**content, **change}, finished)
+
+
+@pytest.mark.parametrize("folder", ["run", "01-run", "2024-06-01/12-demo"])
+def test_the_position_of_a_network_does_not_depend_on_the_name_of_the_run(folder: str) -> None:
+    run = Run(Path(folder))
+    assert run.teacher.position == TEACHER
+    student = run.student(3, "online τ=4", 0)
+    assert (student.position, student.generation(1).position) == (3, 3)
+    assert run.trial(2, "offline", 0.01).position == 2
 
 
 def test_nothing_is_added_to_a_run_that_is_not_finished(

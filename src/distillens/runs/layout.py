@@ -98,9 +98,10 @@ class NetworkFiles:
     @property
     def position(self) -> int:
         """The position of the network's supervision in the recipe; -1 for the teacher."""
-        for part in (self.folder.parent.name, self.folder.parent.parent.name):
-            if match := re.match(r"(\d+)-", part):
-                return int(match[1])
+        # The folder of the run itself may have any name, so only the last parts of the path count.
+        path = "/".join(self.folder.parts[-3:])
+        if match := re.search(r"(?:^|/)(\d+)-[^/]*/(?:seed|rate)-[^/]*(?:/generation-\d+)?$", path):
+            return int(match[1])
         return TEACHER
 
     def epochs(self) -> list[int]:

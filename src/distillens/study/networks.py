@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillens.errors import CheckpointError, DivergenceError
+from distillens.errors import CheckpointError, DivergenceError, RunError
 from distillens.files.atomic import write_atomically
 from distillens.models import (
     ModelRecipe,
@@ -21,7 +22,7 @@ from distillens.models import (
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cell, Trial
 from distillens.runs.layout import NetworkFiles
-from distillens.runs.read import stored_arrays
+from distillens.runs.read import read_json, stored_arrays
 from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.supervision import Supervision
@@ -267,11 +268,15 @@ def read_epochs(files: NetworkFiles) -> list[EpochRecord]:
 
 def read_cell(files: NetworkFiles) -> Cell:
     """Return the numbers of a finished network."""
-    text = files.cell.read_bytes()
-    if b'"position"' not in text:
+    text, where = files.cell.read_bytes(), str(files.cell)
+    try:
+        return from_json(Cell, text, where)
+    except RunError:
         # Version 0.1 did not write the position, which the name of the folder holds.
-        text = text.rstrip().removesuffix(b"}") + f', "position": {files.position}}}'.encode()
-    return from_json(Cell, text, str(files.cell))
+        content = read_json(files.cell)
+        if not isinstance(content, dict) or "position" in content:
+            raise
+        return from_json(Cell, json.dumps({**content, "position": files.position}), where)
 
 
 def read_trial(files: NetworkFiles) -> Trial:

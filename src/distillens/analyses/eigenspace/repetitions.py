@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from distillens.errors import RunError
+from distillens.runs.folder import FREE_KEYS
 from distillens.study.recipe import Recipe
 
 SEEDS = ("seed", "seeds", "features_seed")
 """Keys, at any depth, in which repetitions may differ."""
 
-IGNORED_KEYS = (
-    "name", "description", "data.path", "complexity", "deviation", "trackers", "cache_gigabytes",
-    "cache_on_disk",
-)  # fmt: skip
+IGNORED_KEYS = ("name", *FREE_KEYS)
 """Keys that do not influence the networks."""
 
 

@@ -22,7 +22,7 @@ BATCH = 64
 
 
 def first_tokens(examples: Examples, most: int) -> Examples:
-    """Return as many of the first sentences as have no more than so many next tokens together.
+    """Return the first sentences whose next tokens together are at most ``most``.
 
     Raises
     ------
