@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillens.errors import CheckpointError, DivergenceError, RunError
+from distillens.errors import CheckpointError, DivergenceError
 from distillens.files.atomic import write_atomically
 from distillens.models import (
     ModelRecipe,
@@ -22,7 +22,7 @@ from distillens.models import (
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cell, Trial
 from distillens.runs.layout import NetworkFiles
-from distillens.runs.read import read_json, stored_arrays
+from distillens.runs.read import stored_arrays
 from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.supervision import Supervision
@@ -268,15 +268,15 @@ def read_epochs(files: NetworkFiles) -> list[EpochRecord]:
 
 def read_cell(files: NetworkFiles) -> Cell:
     """Return the numbers of a finished network."""
-    text, where = files.cell.read_bytes(), str(files.cell)
+    text = files.cell.read_bytes()
     try:
-        return from_json(Cell, text, where)
-    except RunError:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None  # Reported below, with the advice for damaged files.
+    if isinstance(content, dict):
         # Version 0.1 did not write the position, which the name of the folder holds.
-        content = read_json(files.cell)
-        if not isinstance(content, dict) or "position" in content:
-            raise
-        return from_json(Cell, json.dumps({**content, "position": files.position}), where)
+        text = json.dumps({"position": files.position, **content})
+    return from_json(Cell, text, str(files.cell))
 
 
 def read_trial(files: NetworkFiles) -> Trial:
