@@ -193,7 +193,9 @@ def tests(setting: Setting, record: Record, deadline: float) -> None:
     """Run the tests that need a GPU."""
     root = Path(__file__).resolve().parents[1]
     # Collecting all tests takes longer than running these.
-    files = [str(f) for f in sorted(root.glob("tests/test_*.py")) if "mark.cuda" in f.read_text()]
+    files = [
+        str(f) for f in sorted(root.glob("tests/**/test_*.py")) if "mark.cuda" in f.read_text()
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", *files]
     left = max(10.0, deadline - time.perf_counter())
     try:

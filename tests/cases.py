@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -116,3 +117,11 @@ def write_tsv(folder: Path, train: int = 60, test: int = 20) -> Path:
         lines = ["sentence\tlabel", *(f"{s}\t{y}" for s, y in sentences(count, len(name)))]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    cells = sorted(folder.rglob("cell.json"))
+    return {
+        str(cell.parent.relative_to(folder)): json.loads(cell.read_text())["weights_digest"]
+        for cell in cells
+    }

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_cases import contents, study
 from rich.console import Console
-from test_report import contents, study
 
 import distillens
 from distillens.report import audit_text, render

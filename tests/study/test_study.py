@@ -15,20 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import digests
 from conftest import curves_of_run, refused
 
 import distillens
 from distillens.errors import CheckpointError, DataError, DistillensError, ModelError, RunError
 from distillens.models import ModelRecipe, build_model, save_weights
 from distillens.runs.open import OpenRun
-
-
-def digests(folder: Path) -> dict[str, str]:
-    cells = sorted(folder.rglob("cell.json"))
-    return {
-        str(cell.parent.relative_to(folder)): json.loads(cell.read_text())["weights_digest"]
-        for cell in cells
-    }
 
 
 @pytest.fixture(scope="module")

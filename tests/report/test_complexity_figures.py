@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import command, refused
+from report_cases import contents, curves_of, figures, own_text, study, value_of
 from rich.console import Console
-from test_report import contents, curves_of, figures, own_text, study, value_of
 
 from distillens.report import render, temperature_table, write_figures
 from distillens.report.contents import Contents

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from foreign.weights import PublishedResNet, trained
 from safetensors.torch import save_file
+from test_weights import PublishedResNet, trained
 from torch import nn
 
 import distillens

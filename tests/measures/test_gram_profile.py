@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import command, curves_of_run, refused
+from report_cases import contents, curves_of, own_text
 from rich.console import Console
 from safetensors.torch import save_file
-from test_report import contents, curves_of, own_text
 
 import distillens
 from distillens.analyses.gram_profile import Truth, compare_kernels, decompose, profile

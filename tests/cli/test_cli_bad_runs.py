@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cases import digests
 from conftest import command, refused
-from test_study import digests
 
 import distillens
 

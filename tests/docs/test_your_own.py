@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "your-own.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import nn
 from distillens.study import parse_recipe
 from distillens.supervision import RecordedTeacher
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -63,7 +63,7 @@ def test_yaml_blocks_are_recipes() -> None:
 
 
 def test_the_kernel_page_runs() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "kernel.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "kernel.md").read_text()
     generator = torch.Generator().manual_seed(0)
     names: dict[str, Any] = {
         "model": nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)),

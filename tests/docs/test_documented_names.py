@@ -11,7 +11,7 @@ import pytest
 
 import distillens
 
-TABLE = Path(__file__).parents[1] / "docs" / "papers.md"
+TABLE = Path(__file__).parents[2] / "docs" / "papers.md"
 
 
 def named() -> list[str]:
