@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distillens.cli.options import Json, RemovedArguments, Resamples
-from distillens.cli.terminal import show, show_json
+from distillens.cli.options import Json, RemovedArguments, Resamples, path_option
+from distillens.cli.terminal import show_result
 from distillens.errors import RecipeError, nearest
-from distillens.files.paths import user_path
 
 if TYPE_CHECKING:
     from distillens.files.arrays import Rows
@@ -79,12 +78,7 @@ def audit_command(
     ] = None,
     as_json: Json = False,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            parser=user_path,
-            help="Folder for audit.json and the plotted points.",
-        ),
+        Path | None, path_option("Folder for audit.json and the plotted points.")
     ] = None,
     resamples: Resamples = 1000,
 ) -> None:
@@ -104,7 +98,21 @@ def audit_command(
         "mislabelled": mislabelled, "reference": reference, "other-teacher": other_teacher,
     }  # fmt: skip
     given = _read(files, {"--index": index, "--drop": drop, "--keep": keep}, header)
-    _audit_arrays(given, kind, tolerance, resamples, as_json, out)
+    from distillens.measures.confidence import SUM_TOLERANCE, audit_with_points
+    from distillens.report import audit_text, write_audit
+
+    result, points = audit_with_points(
+        given,
+        kind=kind,
+        tolerance=SUM_TOLERANCE if tolerance is None else tolerance,
+        resamples=resamples,
+    )
+    show_result(result, audit_text, as_json)
+    if out is not None:
+        arrays = {split: found.arrays() for split, found in points.items()}
+        for path in write_audit(result, arrays, out):
+            # With --json, standard output contains JSON only.
+            typer.echo(f"written: {path}", err=as_json)
 
 
 def _read(
@@ -124,78 +132,35 @@ def _read(
 
     found: dict[str, Rows | dict[str, Rows] | None] = {}
     known: set[str] = set()
-    used: set[str] = set()
+    given = [(option, text) for option, each in options.items() for text in each or ()]
+    unused = dict.fromkeys(given)
     for role, places in files.items():
+        found[_ROLES.get(role, role)] = None
         if not places:
-            found[_ROLES.get(role, role)] = None
             continue
-        named = {name: _columns_of(role, each or [], files) for name, each in options.items()}
-        if len(named["--index"]) > 1:
-            raise RecipeError(f"--index names {len(named['--index'])} columns for {role}; give one")
-        rows = read_splits(
-            places,
-            Columns(
-                next(iter(named["--index"].values()), None),
-                tuple(named["--drop"].values()),
-                tuple(named["--keep"].values()),
-                header,
-                strict=False,
-            ),
+        named = {pair: column for pair in given if (column := _column(role, pair[1], files))}
+        index, drop, keep = (
+            tuple(column for (option, _), column in named.items() if option == each)
+            for each in options
         )
-        found[_ROLES.get(role, role)] = rows
+        if len(index) > 1:
+            raise RecipeError(f"--index names {len(index)} columns for {role}; give one")
+        columns = Columns(next(iter(index), None), drop, keep, header, strict=False)
+        rows = found[_ROLES.get(role, role)] = read_splits(places, columns)
         for one in rows.values() if isinstance(rows, dict) else [rows]:
             # The only column of a file is its values.
-            columns = set(one.columns) if len(one.columns) > 1 else set()
-            known |= columns
-            each_written = [pair for each in named.values() for pair in each.items()]
-            used |= {written for written, name in each_written if name in columns}
-    for name, each in options.items():
-        for written in each or []:
-            if written not in used:
-                raise RecipeError(
-                    f"{name} {written}: no file has such a column{nearest(written, known)}"
-                )
+            there = set(one.columns) if len(one.columns) > 1 else set()
+            known |= there
+            for pair in [pair for pair, column in named.items() if column in there]:
+                unused.pop(pair, None)
+    for option, text in unused:
+        raise RecipeError(f"{option} {text}: no file has such a column{nearest(text, known)}")
     return found
 
 
-def _columns_of(role: str, written: Sequence[str], roles: Iterable[str]) -> dict[str, str]:
-    """Return the columns that an option names for a role, keyed by the text given: NAME or ROLE=NAME."""
-    found = {}
-    for one in written:
-        head, separator, rest = one.partition("=")
-        if separator and head in roles:
-            if head == role:
-                found[one] = rest
-        else:
-            found[one] = one
-    return found
-
-
-def _audit_arrays(
-    given: Mapping[str, Rows | dict[str, Rows] | None],
-    kind: str | None,
-    tolerance: float | None,
-    resamples: int,
-    as_json: bool,
-    out: Path | None,
-) -> None:
-    from distillens.measures.confidence import SUM_TOLERANCE, audit_with_points
-    from distillens.report import audit_text, write_audit
-    from distillens.results.base import to_json
-
-    result, points = audit_with_points(
-        given,
-        kind=kind,
-        tolerance=SUM_TOLERANCE if tolerance is None else tolerance,
-        resamples=resamples,
-    )
-    if as_json:
-        show_json(to_json(result))
-    else:
-        show(audit_text(result))
-    if out is None:
-        return
-    arrays = {split: found.arrays() for split, found in points.items()}
-    for path in write_audit(result, arrays, out):
-        # With --json, standard output contains JSON only.
-        typer.echo(f"written: {path}", err=as_json)
+def _column(role: str, text: str, roles: Iterable[str]) -> str | None:
+    """Return the column that NAME or ROLE=NAME names for a role."""
+    head, separator, rest = text.partition("=")
+    if not (separator and head in roles):
+        return text
+    return rest if head == role else None

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from distillens.cli.options import Json, RemovedArguments, TrustCode
-from distillens.cli.terminal import console, error_console, show, show_json, show_line
+from distillens.cli.options import Json, RemovedArguments, TrustCode, path_option
+from distillens.cli.terminal import progress_bars, show, show_line, show_result
 from distillens.errors import RecipeError
 from distillens.files.paths import user_path
-
-if TYPE_CHECKING:
-    from distillens.analyses.array_task import ArrayTask
-    from distillens.results.complexity import GramProfile, KernelComplexity, TeacherKernel
 
 
 def complexity_command(
@@ -26,20 +22,11 @@ def complexity_command(
         str | None, typer.Option(help="Model as in a recipe, e.g. '{name: lenet5, width: 8}'.")
     ] = None,
     weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=user_path,
-            help="Weights of the model: safetensors or a state dict.",
-        ),
+        Path | None, path_option("Weights of the model: safetensors or a state dict.", "FILE")
     ] = None,
     inputs: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=user_path,
-            help="npy file of inputs (N, ...), preprocessed for the model.",
-        ),
+        path_option("npy file of inputs (N, ...), preprocessed for the model.", "FILE"),
     ] = None,
     vocabulary: Annotated[
         list[int] | None,
@@ -57,10 +44,7 @@ def complexity_command(
     teacher: Annotated[
         str | None, typer.Option(help="Teacher in the form of --model, whose kernel is compared.")
     ] = None,
-    teacher_weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=user_path, help="Weights of the teacher."),
-    ] = None,
+    teacher_weights: Annotated[Path | None, path_option("Weights of the teacher.", "FILE")] = None,
     profile: Annotated[
         bool,
         typer.Option(
@@ -105,26 +89,18 @@ def complexity_command(
         teacher_weights=teacher_weights,
         trust_code=trust_code,
     )
-    _measure_task(task, ridge, max_memory, profile, plan, as_json)
-
-
-def _measure_task(
-    task: ArrayTask,
-    ridge: float,
-    max_memory: float | None,
-    profile: bool,
-    plan: bool,
-    as_json: bool,
-) -> None:
-    from distillens.progress import terminal
-
     most = None if max_memory is None else round(max_memory * 1e9)
     if plan:
         show_line(str(task.plan(most)))
         return
-    # With --json, standard output contains JSON only.
-    progress = terminal(error_console if as_json else console)
-    _show_certified(task.measure(ridge, most, progress, profiled=profile), as_json)
+    result = task.measure(ridge, most, progress_bars(as_json), profiled=profile)
+    from distillens.report import certified_table, profile_table, teacher_kernel_line
+
+    show_result(result, certified_table, as_json)
+    if result.profile is not None and not as_json:
+        show(profile_table(result.profile))
+    if result.teacher_kernel is not None and not as_json:
+        show_line(teacher_kernel_line(result.teacher_kernel))
 
 
 def _named_files(entries: list[str]) -> dict[str, Path]:
@@ -142,23 +118,3 @@ def _logits(text: str) -> int | tuple[int, int]:
     if not all(part.isdigit() for part in parts) or len(parts) > 2:
         raise RecipeError(f"output {text!r} is neither a logit such as 3 nor a difference as 3-5")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
-def _show_certified(result: KernelComplexity, as_json: bool) -> None:
-    from distillens.report import certified_table
-    from distillens.results.base import to_json
-
-    if as_json:
-        show_json(to_json(result))
-    else:
-        show(certified_table(result))
-        _show_profile(result.profile, result.teacher_kernel)
-
-
-def _show_profile(profile: GramProfile | None, teacher: TeacherKernel | None) -> None:
-    from distillens.report import profile_table, teacher_kernel_line
-
-    if profile is not None:
-        show(profile_table(profile))
-    if teacher is not None:
-        show_line(teacher_kernel_line(teacher))

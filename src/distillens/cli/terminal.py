@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+
+from distillens.progress import Progress, terminal
 
 console = Console()
 """Standard output."""
@@ -53,7 +56,7 @@ def show(*parts: RenderableType) -> None:
         if isinstance(part, Group):
             show(*part.renderables)
             continue
-        smallest = _smallest_width(part) if isinstance(part, Table) else 0
+        smallest = _uncut_width(part) if isinstance(part, Table) else 0
         fits = smallest <= console.width
         (console if fits else Console(width=smallest)).print(part)
 
@@ -73,7 +76,27 @@ def show_json(text: str) -> None:
     sys.stdout.write(text)
 
 
-def _smallest_width(table: Table) -> int:
+def show_result(result: Any, made: Callable[[Any], RenderableType], as_json: bool) -> None:
+    """Print a result as JSON, or what ``made`` makes of it for the terminal."""
+    from distillens.results.base import to_json
+
+    if as_json:
+        show_json(to_json(result))
+    else:
+        show(made(result))
+
+
+def progress_bars(as_json: bool = False) -> Progress:
+    """Return progress bars; with JSON on standard output they are shown on standard error."""
+    return terminal(error_console if as_json else console)
+
+
+def smallest_width(table: RenderableType) -> int:
+    """Return the smallest width at which rich does not break words."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+
+
+def _uncut_width(table: Table) -> int:
     """Return the smallest width at which rich neither truncates words nor drops columns."""
     unbounded = console.options.update(max_width=10_000)
     for column in table.columns:
@@ -84,8 +107,7 @@ def _smallest_width(table: Table) -> int:
             (size.maximum if column.no_wrap else size.minimum for size in sizes), default=0
         )
     # Rich omits some of the padding between columns from this sum.
-    padding = 2 * len(table.columns)
-    return Measurement.get(console, unbounded, table).minimum + padding
+    return smallest_width(table) + 2 * len(table.columns)
 
 
 def _writes_everything(stream: TextIO) -> bool:
