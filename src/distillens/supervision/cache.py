@@ -32,8 +32,8 @@ from distillens.forward.evaluation import bring, evaluate, evaluation_mode
 from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
 from distillens.supervision.protocol import (
+    Composite,
     NotCapturable,
-    Stateless,
     Teacher,
     phase_of,
     teacher_logits,
@@ -116,24 +116,20 @@ class LogitCache:
         together = torch.distributed.is_initialized()
         if batches.held is None or self.on_disk or self.top_k is not None or together:
             return None
-        key = self.key(digest, epoch)
-        name, device = _name(key), batches.held.labels.device
-        block = BLOCKS.get(name, device)
+        path, device = self._path(self.key(digest, epoch)), batches.held.labels.device
+        block = BLOCKS.get(path.stem, device)
         if block is not None:
             return block
         classes = len(batches.examples.classes)
         outputs = 1 if classes == 2 else classes
         if not BLOCKS.make_room(4 * len(batches.examples) * outputs, device):
             return None
-        path = self.folder / f"{name}.npy"
-        if path.is_file() and path.with_suffix(".json").is_file():
-            stored = self.block(digest, epoch, module)
-            read = torch.from_numpy(np.array(stored))
-            check_finite(read)
-            return BLOCKS.put(name, read.to(device))
-        computed = self._compute(module(), epoch)
-        check_finite(computed)
-        return BLOCKS.put(name, computed)
+        if _is_stored(path):
+            found = torch.from_numpy(np.array(self.block(digest, epoch, module)))
+        else:
+            found = self._compute(module(), epoch)
+        check_finite(found)
+        return BLOCKS.put(path.stem, found.to(device))
 
     def block(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> np.ndarray:
         """Return (N, C) logits in the order of the examples, computing them at most once.
@@ -146,26 +142,24 @@ class LogitCache:
             A stored block is damaged, or its name does not match its content.
         """
         key = self.key(digest, epoch)
-        name = _name(key)
-        path = self.folder / f"{name}.npy"
-        described = path.with_suffix(".json")
-        here = path.is_file() and described.is_file()
+        path = self._path(key)
+        # Before the barrier, so that no process sees what another one has computed behind it.
+        stored = _is_stored(path)
         together = torch.distributed.is_initialized()
         if together:
             # All processes reach this point at the same step: one computes, the others wait for it.
             torch.distributed.barrier()
-        if not here and (not together or torch.distributed.get_rank() == 0):
-            with _alone(self.folder, name):
+        if not stored and (not together or torch.distributed.get_rank() == 0):
+            with _alone(path):
                 # Another process may have computed it while this one waited.
-                if not (path.is_file() and described.is_file()):
-                    logits = self._compute(module(), epoch).cpu()
-                    self._store(path, described, key, logits)
+                if not _is_stored(path):
+                    self._store(path, key, self._compute(module(), epoch).cpu())
         if together:
             torch.distributed.barrier()
         # The time of the last use decides which block is deleted first.
         with suppress(FileNotFoundError):
             os.utime(path)
-        _check(described, key)
+        _check(path.with_suffix(".json"), key)
         try:
             block = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
@@ -200,14 +194,18 @@ class LogitCache:
             return None
         return float(np.mean([mean for mean, _ in shares])), max(most for _, most in shares)
 
-    def _store(self, path: Path, described: Path, key: dict[str, Any], logits_NC: Tensor) -> None:
+    def _path(self, key: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.npy"
+
+    def _store(self, path: Path, key: dict[str, Any], logits_NC: Tensor) -> None:
         if self.top_k is not None:
             logits_NC, mean, most = compress(logits_NC, self.top_k)
             key = {**key, "left_out": [mean, most]}
         stored = io.BytesIO()
         np.save(stored, logits_NC.numpy())
         self._make_room(stored.getbuffer().nbytes)
-        write_atomically(described, json.dumps(key, indent=1) + "\n")
+        write_atomically(path.with_suffix(".json"), json.dumps(key, indent=1) + "\n")
         write_atomically(path, stored.getvalue())
 
     def _make_room(self, wanted: int) -> None:
@@ -256,17 +254,17 @@ class LogitCache:
         return max(CHUNK, LARGE_CHUNK_BYTES // (4 * self.batches.examples.inputs[0].numel()))
 
 
-def _name(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+def _is_stored(path: Path) -> bool:
+    return path.is_file() and path.with_suffix(".json").is_file()
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """Hold a block's lock, so that of several processes that lack it one computes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / ".lock").open("a") as lock:
         # One byte of a lock file per block; the lock is released when the process ends.
-        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(name[:15], 16))
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(path.stem[:15], 16))
         yield
 
 
@@ -290,7 +288,7 @@ def _check(described: Path, key: dict[str, Any]) -> None:
             )
 
 
-class CachedTeacher(Stateless):
+class CachedTeacher(Composite):
     """A checkpoint whose logits come from a cache.
 
     Parameters

@@ -14,7 +14,6 @@ from distillens.errors import SupervisionError
 from distillens.supervision.losses import (
     both_logits,
     check_temperature,
-    class_index,
     labelled,
     mean_over,
     nan_outside,
@@ -40,10 +39,9 @@ def decoupled(
     Without a mask, labels equal to -100 do not count.
     """
     check_temperature(temperature)
-    logits, labels, mask = labelled(logits, labels, mask)
+    logits, index, valid, mask = labelled(logits, labels, mask)
     student, teacher, mask = both_logits(logits, teacher_logits, mask)
     _two_classes("dkd", student)
-    index, valid = class_index(labels, mask, student.shape[-1])
     student, teacher = student / temperature, teacher / temperature
     target = _divergence(_against_rest(student, index), _against_rest(teacher, index))
     # Without the label's logit what remains is the softmax over the other classes.

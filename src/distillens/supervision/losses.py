@@ -99,8 +99,7 @@ def cross_entropy(
         the loss of such a label is NaN, because looking it up would make the host wait.
     """
     check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
-    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
+    logits, index, valid, mask = labelled(logits, labels, mask, checked=checked)
     classes = two_classes(logits)
     if smoothing:
         each = soft_cross_entropy(classes, _smoothed(classes, index, smoothing).log())
@@ -139,8 +138,7 @@ def squared_error(
     treated as in :func:`cross_entropy`.
     """
     check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
-    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
+    logits, index, valid, mask = labelled(logits, labels, mask, checked=checked)
     if logits.shape[-1] == 1:
         targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
     else:
@@ -189,10 +187,8 @@ def both_logits(
     SupervisionError
         Their shapes differ.
     """
-    student, teacher = (
-        bare_logits(logits, "the student"),
-        bare_logits(teacher_logits, "the teacher"),
-    )
+    student = bare_logits(logits, "the student")
+    teacher = bare_logits(teacher_logits, "the teacher")
     if student.shape != teacher.shape:
         raise SupervisionError(
             f"the teacher gives logits of shape {tuple(teacher.shape)}, the student "
@@ -225,7 +221,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
-        return _cross_entropies(student, teacher)
+        q = softmax(teacher, -1)
+        # 0 · log 0 = 0: what the teacher rules out costs nothing.
+        return -(q * log_softmax(student, -1).masked_fill(q == 0, 0)).sum(-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -242,12 +240,6 @@ class _SoftCrossEntropy(torch.autograd.Function):
             bits = bits.masked_fill(q == 0, 0)
             to_teacher = grad[..., None] * q * ((q * bits).sum(-1, keepdim=True) - bits)
         return to_student, to_teacher
-
-
-def _cross_entropies(student: Tensor, teacher: Tensor) -> Tensor:
-    q = softmax(teacher, -1)
-    # 0 · log 0 = 0: what the teacher rules out costs nothing.
-    return -(q * log_softmax(student, -1).masked_fill(q == 0, 0)).sum(-1)
 
 
 def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -269,38 +261,30 @@ def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
 
 def labelled(
     logits: Any, labels: Any, mask: Tensor | None, *, checked: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return logits in the precision of the loss, and labels and mask that fit them.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return logits, labels that can index the classes, which did so from the start, and the mask.
 
-    Without a mask, labels equal to -100 do not count. ``checked`` labels are not inspected.
+    Logits are in the precision of the loss; None stands for all labels. Without a mask, labels equal to
+    -100 do not count. ``checked`` labels are not inspected.
     """
     labels = class_labels(labels)
     logits = full_precision(logits_of(logits, labels.shape))
     labels, mask = fit_to_logits(labels, mask, logits)
-    if mask is None and not checked:
+    if checked:
+        return counted_only(logits, mask), labels, None, mask
+    if mask is None:
         counts = labels != IGNORED
         mask = None if _all_known(counts) else counts
-    return counted_only(logits, mask), labels, mask
-
-
-def class_index(
-    labels: Tensor, mask: Tensor | None, classes: int, *, checked: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Return labels that can index the classes, and which did so from the start (None: all).
-
-    ``checked`` labels are not inspected.
-    """
-    if checked:
-        return labels, None
+    logits = counted_only(logits, mask)
     # Positions that do not count may carry any label, also one outside the classes.
-    safe = labels if mask is None else labels.masked_fill(~mask, 0)
-    valid = (safe >= 0) & (safe < max(classes, 2))
+    index = labels if mask is None else labels.masked_fill(~mask, 0)
+    valid = (index >= 0) & (index < max(logits.shape[-1], 2))
     known = _all_known(valid)
     if known:
-        return safe, None
+        return logits, index, None, mask
     if known is None:
-        return safe.masked_fill(~valid, 0), valid
-    raise outside(int(safe[~valid][0]), classes)
+        return logits, index.masked_fill(~valid, 0), valid, mask
+    raise outside(int(index[~valid][0]), logits.shape[-1])
 
 
 def _all_known(flags: Tensor) -> bool | None:

@@ -117,24 +117,13 @@ def notes_of(part: object) -> tuple[str, ...]:
     return () if method is None else tuple(method())
 
 
-class Stateless:
-    """Base of supervisions and teachers that are a pure function of the step."""
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Do nothing: there is nothing to prepare."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: there is no state."""
-
-
 class Composite:
-    """Base of supervisions and teachers that consist of others, to which they pass calls on."""
+    """Base of supervisions and teachers, which pass calls on to the parts that they consist of.
 
-    parts: Sequence[Any]
+    One without parts is a pure function of the step.
+    """
+
+    parts: Sequence[Any] = ()
 
     def notes(self) -> tuple[str, ...]:
         """Return the parts' notes on the device of their data."""
@@ -150,13 +139,22 @@ class Composite:
         for part in self.parts:
             part.advance(batch, step)
 
+    def class_counts(self, batch: Batch) -> set[int]:
+        """Return the numbers of classes that the parts know."""
+        return set().union(*(class_counts(part, batch) for part in self.parts))
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the parts that have one, by their place."""
+        """Return the states of the parts that have one, by their place; of one part, its state."""
+        if len(self.parts) == 1:
+            return self.parts[0].state_dict()
         states = {str(place): part.state_dict() for place, part in enumerate(self.parts)}
         return {place: state for place, state in states.items() if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the states of the parts."""
+        if len(self.parts) == 1:
+            self.parts[0].load_state_dict(state)
+            return
         for place, part in enumerate(self.parts):
             part.load_state_dict(state.get(str(place), {}))
 

@@ -21,11 +21,9 @@ from distillens.supervision.losses import (
 from distillens.supervision.protocol import (
     Composite,
     NotCapturable,
-    Stateless,
     Supervision,
     Teacher,
     checked_supervision,
-    class_counts,
     is_across_examples,
     phase_of,
     reads_layers,
@@ -45,7 +43,7 @@ Logits come in float32 (or float64), with zeros at positions that the mask leave
 """
 
 
-class OneHot(Stateless):
+class OneHot(Composite):
     """The dataset labels (eq. 1, or squared error).
 
     ``smoothing`` ε mixes them with the uniform distribution: (1 − ε)·one-hot + ε/C. Labels are
@@ -109,7 +107,7 @@ class Distillation(Composite):
         self._temperature = temperature
         self.across_examples = callable(loss) and is_across_examples(loss)
         self._capturable = not callable(loss) or bool(getattr(loss, "capturable", False))
-        self._loss = loss if callable(loss) else without_labels(_named(loss, TEACHER_LOSSES))
+        self._loss = loss if callable(loss) else _without_labels(_named(loss, TEACHER_LOSSES))
         # In place while steps are captured: the teacher's logits of an epoch, and the temperature.
         self._table: Tensor | None = None
         self._table_source: Tensor | None = None
@@ -167,33 +165,22 @@ class Distillation(Composite):
         """
         logits = student_logits(logits, batch, self)
         batch = replace(batch.fitted(logits), classes=logits.shape[-1])
-        given = teacher_logits(self._given(batch), batch)
+        if batch.rows is None or self._table is None:
+            given = self.teacher.logits(batch)
+        else:
+            given = self._table.index_select(0, batch.rows.positions)
+        given = teacher_logits(given, batch)
+        temperature: Any = self._temperature_there
+        if batch.rows is None or temperature is None:
+            temperature = self.temperature(step)
         # The teacher's logits are not rounded to the type of the student's.
         student, teacher, mask = both_logits(logits, given, batch.mask)
         with torch.autocast(student.device.type, enabled=False):
-            return self._loss(student, teacher, batch.labels, self._now(batch, step), mask)
-
-    def _given(self, batch: Batch) -> Tensor:
-        if batch.rows is None or self._table is None:
-            return self.teacher.logits(batch)
-        return self._table.index_select(0, batch.rows.positions)
-
-    def _now(self, batch: Batch, step: int) -> Any:
-        if batch.rows is None or self._temperature_there is None:
-            return self.temperature(step)
-        return self._temperature_there
+            return self._loss(student, teacher, batch.labels, temperature, mask)
 
     def class_counts(self, batch: Batch) -> set[int]:
         """Return the teacher's numbers of classes that are possible."""
-        return class_counts(self.teacher, batch) or {self.teacher.logits(batch).shape[-1]}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the teacher's state, where it has one."""
-        return self.teacher.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the teacher's state."""
-        self.teacher.load_state_dict(state)
+        return super().class_counts(batch) or {self.teacher.logits(batch).shape[-1]}
 
 
 def _named(name: str, losses: Mapping[str, _Loss]) -> _Loss:
@@ -202,17 +189,11 @@ def _named(name: str, losses: Mapping[str, _Loss]) -> _Loss:
     return losses[name]
 
 
-def without_labels(
-    loss: Callable[[Tensor, Tensor, float, Tensor | None], Tensor],
-) -> TeacherLoss:
+def _without_labels(loss: Callable[..., Tensor]) -> TeacherLoss:
     """Return a teacher's loss in the form that is also given the labels."""
-
-    def ignoring(
-        logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
-    ) -> Tensor:
-        return loss(logits, teacher, temperature, mask)
-
-    return ignoring
+    return lambda logits, teacher, labels, temperature, mask: loss(
+        logits, teacher, temperature, mask
+    )
 
 
 class _Pair(Composite):
@@ -230,10 +211,6 @@ class _Pair(Composite):
     def reads_layers(self) -> bool:
         """Whether a part reads inner features."""
         return any(reads_layers(part) for part in self.parts)
-
-    def class_counts(self, batch: Batch) -> set[int]:
-        """Return the numbers of classes that the parts know."""
-        return set().union(*(class_counts(part, batch) for part in self.parts))
 
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
