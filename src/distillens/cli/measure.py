@@ -19,7 +19,7 @@ from distillens.cli.options import (
     TrustCode,
     path_argument,
     path_option,
-    refuse_student,
+    removed_option,
 )
 from distillens.cli.runs import report_command
 from distillens.cli.terminal import (
@@ -147,16 +147,13 @@ def eigenspace_command(
     out: Annotated[Path, path_option("Output folder.")] = Path("eigenspace"),
     trust_code: TrustCode = False,
     student: RemovedStudent = None,
-    seed: Annotated[int | None, typer.Option(hidden=True)] = None,
+    seed: Annotated[int | None, removed_option("--seed", "--pair-seed")] = None,
 ) -> None:
     """Compare how fast teacher and students learn along eigenvectors of a layer's inputs.
 
     The runs have one recipe with different seeds. Writes eigenspace.json, the trajectories as
     eigenspace.npz, and figures (SVG, PNG).
     """
-    refuse_student(student)
-    if seed is not None:
-        raise RecipeError("--seed was replaced by --pair-seed")
     from distillens.analyses.eigenspace.dynamics import EigenspaceTask, measure_eigenspace
     from distillens.report import eigenspace_table, write_eigenspace
 

@@ -21,6 +21,16 @@ def path_argument(text: str, metavar: str) -> Any:
     return typer.Argument(metavar=metavar, parser=user_path, help=text)
 
 
+def removed_option(name: str, instead: str) -> Any:
+    """Return a hidden option of version 0.1, whose use is an error that names its replacement."""
+
+    def refuse(value: object) -> None:
+        if value is not None:
+            raise RecipeError(f"{name} was replaced by {instead}")
+
+    return typer.Option(name, hidden=True, callback=refuse)
+
+
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `recipes`.")
 ]
@@ -42,16 +52,7 @@ TrustCode = Annotated[
 ]
 Resamples = Annotated[int, typer.Option(help="Number of bootstrap resamples.")]
 RemovedArguments = Annotated[list[str] | None, typer.Argument(hidden=True)]
-RemovedStudent = Annotated[str | None, typer.Option("--student", hidden=True)]
-
-
-def refuse_student(value: str | None) -> None:
-    """Refuse ``--student``, which version 0.1 had for the supervision of a run.
-
-    Raises
-    ------
-    RecipeError
-        The option was given.
-    """
-    if value is not None:
-        raise RecipeError("--student was replaced by --supervision, which takes the same names")
+RemovedStudent = Annotated[
+    str | None,
+    removed_option("--student", "--supervision, which takes the same names"),
+]

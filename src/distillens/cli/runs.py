@@ -21,7 +21,6 @@ from distillens.cli.options import (
     TrustCode,
     path_argument,
     path_option,
-    refuse_student,
 )
 from distillens.cli.terminal import show, show_json, show_line
 from distillens.errors import DistillensError, RunError
@@ -134,7 +133,6 @@ def export_command(
 
     Without --supervision and --seed, the student with the highest validation accuracy is written.
     """
-    refuse_student(student)
     from distillens.export.export import default_folder, export_run
 
     names = [name.strip() for name in formats.split(",") if name.strip()]
