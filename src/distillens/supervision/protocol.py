@@ -13,8 +13,27 @@ from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 
 
+class Advanced(Protocol):
+    """What supervisions and teachers have in common."""
+
+    def advance(self, batch: Batch, step: int) -> None:
+        """Prepare for a step, for example follow the teacher to its next checkpoint."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a resumed run needs: tensors, numbers and strings.
+
+        It is empty for a teacher that does not learn.
+        """
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a state that ``state_dict`` returned."""
+        ...
+
+
 @runtime_checkable
-class Supervision(Protocol):
+class Supervision(Advanced, Protocol):
     """What the student fits at each step: a loss of its logits.
 
     The loop calls ``advance(batch, step)`` once a global step, then ``loss`` for each of its
@@ -29,41 +48,17 @@ class Supervision(Protocol):
     :func:`phase_of`.
     """
 
-    def advance(self, batch: Batch, step: int) -> None:
-        """Prepare for a step, for example follow the teacher to its next checkpoint."""
-        ...
-
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the scalar loss, a mean over examples (and positions that count)."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs: tensors, numbers and strings."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state that ``state_dict`` returned."""
-        ...
-
 
 @runtime_checkable
-class Teacher(Protocol):
+class Teacher(Advanced, Protocol):
     """A source of the logits that a student learns from."""
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Prepare for a step."""
-        ...
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (B, C) or (B, T, C) logits, without a gradient."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs; empty for a teacher that does not learn."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state that ``state_dict`` returned."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.text import Text
 
 from distillens.report.tables.grid import grid_of, terminal_table
@@ -73,7 +74,7 @@ def _estimate(estimate: RunEstimate) -> list[str]:
     return [
         f"time: about {duration(estimate.seconds)} on {estimate.device} ({parts}; from "
         "training steps that were timed now)",
-        f"memory: {_size(estimate.memory)} were used while steps were timed",
+        f"memory: {decimal(estimate.memory)} were used while steps were timed",
         _disk(estimate),
     ]
 
@@ -111,32 +112,24 @@ def _lines(plan: RunPlan) -> list[str]:
         left = f"about {duration(plan.seconds_left)} are left"
     else:
         left = "nothing is left"
-    memory = f"memory: {_size(plan.estimate.memory)} were used while steps were timed"
+    memory = f"memory: {decimal(plan.estimate.memory)} were used while steps were timed"
     return [
         f"time: about {duration(plan.seconds)} on {threads}{many}; {left}",
         memory + (f", by each of {plan.workers} processes" if plan.workers > 1 else ""),
         _disk(plan.estimate),
-        f"the folder holds {_size(plan.disk_there)}; up to {_size(plan.disk_left)} are still needed",
+        f"the folder holds {decimal(plan.disk_there)}; up to {decimal(plan.disk_left)} are still needed",
     ]
 
 
 def _disk(estimate: RunEstimate) -> str:
     """Return the disk space of a run, in a line."""
     trials = (
-        f" (and {_size(estimate.trials)} while learning rates are selected)"
+        f" (and {decimal(estimate.trials)} while learning rates are selected)"
         if estimate.trials
         else ""
     )
     return (
-        f"disk: {_size(estimate.checkpoints)} of checkpoints, {_size(estimate.states)} of training "
-        f"states, up to {_size(estimate.cache)} of teacher logits and {_size(estimate.outputs)} of "
-        f"outputs and report{trials}; {_size(estimate.free_disk)} are free"
+        f"disk: {decimal(estimate.checkpoints)} of checkpoints, {decimal(estimate.states)} of training "
+        f"states, up to {decimal(estimate.cache)} of teacher logits and {decimal(estimate.outputs)} of "
+        f"outputs and report{trials}; {decimal(estimate.free_disk)} are free"
     )
-
-
-def _size(amount: int) -> str:
-    """Write bytes with a unit: 4.0 GB, 12.5 MB, 300 kB."""
-    for unit, word in ((1e9, "GB"), (1e6, "MB")):
-        if amount >= unit:
-            return f"{amount / unit:.1f} {word}"
-    return f"{amount / 1e3:.0f} kB"

@@ -19,7 +19,7 @@ from distillens.data.resident import Rows, too_large
 from distillens.errors import DataError, SupervisionError, listed
 from distillens.files.array_likes import as_array
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
-from distillens.supervision.kinds.taught import PeriodRecipe
+from distillens.supervision.kinds.builtin import PeriodRecipe
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
 from distillens.supervision.protocol import (
