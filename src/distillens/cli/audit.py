@@ -15,6 +15,9 @@ from distillens.errors import RecipeError, nearest
 if TYPE_CHECKING:
     from distillens.files.arrays import Rows
 
+Texts = list[str] | None
+"""The values of an option that may be repeated."""
+
 _ROLES = {"reference": "one-hot student", "other-teacher": "other teacher"}
 """Names in the results of roles that have another name on the command line."""
 
@@ -26,28 +29,21 @@ _FILES = "An npy, npz, csv, tsv, parquet or safetensors file, or FILE::KEY; SPLI
 
 def audit_command(
     removed: RemovedArguments = None,
-    teacher: Annotated[
-        list[str] | None, typer.Option(help=f"The teacher's outputs. {_FILES}")
-    ] = None,
-    student: Annotated[
-        list[str] | None,
-        typer.Option(help="The student's outputs, in the same form."),
-    ] = None,
+    teacher: Annotated[Texts, typer.Option(help=f"The teacher's outputs. {_FILES}")] = None,
+    student: Annotated[Texts, typer.Option(help="The student's outputs, in the same form.")] = None,
     labels: Annotated[
-        list[str] | None,
+        Texts,
         typer.Option(help="True classes: integers from 0, or names in the header of the outputs."),
     ] = None,
     inputs: Annotated[
-        list[str] | None, typer.Option(help="Inputs; text is shown with the listed departures.")
+        Texts, typer.Option(help="Inputs; text is shown with the listed departures.")
     ] = None,
-    mislabelled: Annotated[
-        list[str] | None, typer.Option(help="A mask, 1 where the label is wrong.")
-    ] = None,
+    mislabelled: Annotated[Texts, typer.Option(help="A mask, 1 where the label is wrong.")] = None,
     reference: Annotated[
-        list[str] | None, typer.Option(help="Outputs of a student trained on labels alone.")
+        Texts, typer.Option(help="Outputs of a student trained on labels alone.")
     ] = None,
     other_teacher: Annotated[
-        list[str] | None, typer.Option(help="Outputs of a teacher of another seed.")
+        Texts, typer.Option(help="Outputs of a teacher of another seed.")
     ] = None,
     kind: Annotated[
         str | None,
@@ -60,11 +56,11 @@ def audit_command(
         ),
     ] = None,
     index: Annotated[
-        list[str] | None, typer.Option(help=f"Column with the index of each row. {_COLUMN}")
+        Texts, typer.Option(help=f"Column with the index of each row. {_COLUMN}")
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(help=f"Column to ignore. {_COLUMN}")] = None,
+    drop: Annotated[Texts, typer.Option(help=f"Column to ignore. {_COLUMN}")] = None,
     keep: Annotated[
-        list[str] | None,
+        Texts,
         typer.Option(
             help=f"Column that is a class although it looks like row numbers or labels. {_COLUMN}"
         ),
@@ -116,8 +112,8 @@ def audit_command(
 
 
 def _read(
-    files: Mapping[str, list[str] | None],
-    options: Mapping[str, list[str] | None],
+    files: Mapping[str, Texts],
+    options: Mapping[str, Texts],
     header: bool | None,
 ) -> dict[str, Rows | dict[str, Rows] | None]:
     """Read the files of each role, with the columns that options name.

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ LARGE_CHUNK_BYTES = 2**25
 """Bytes of float32 inputs in a teacher's batch on an accelerator, if this is more examples."""
 
 
+@dataclass(eq=False, repr=False)
 class LogitCache:
     """Blocks of teacher logits in a folder, bound to data, augmentation and precision.
 
@@ -67,22 +69,17 @@ class LogitCache:
         Write every block to the folder, also where it could be kept in the memory of an accelerator.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        batches: Batches,
-        precision: str,
-        *,
-        max_bytes: int = 20 * 10**9,
-        top_k: int | None = None,
-        on_disk: bool = False,
-    ) -> None:
-        self.max_bytes = max_bytes
-        self.on_disk = on_disk
-        self.top_k = top_k if top_k and top_k < len(batches.examples.classes) else None
-        self.folder = folder
-        self.batches = batches
-        self.precision = precision
+    folder: Path
+    batches: Batches
+    precision: str
+    _: KW_ONLY
+    max_bytes: int = 20 * 10**9
+    top_k: int | None = None
+    on_disk: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.top_k or self.top_k >= len(self.batches.examples.classes):
+            self.top_k = None
 
     def key(self, digest: str, epoch: int) -> dict[str, Any]:
         """Return the description of all that the logits of a checkpoint in an epoch depend on."""
