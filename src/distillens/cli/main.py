@@ -9,8 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from distillens import __version__
-from distillens.cli.audit import audit_command
-from distillens.cli.complexity import complexity_command
+from distillens.cli.arrays import audit_command, complexity_command
 from distillens.cli.measure import compare_command, eigenspace_command, measure_command
 from distillens.cli.options import Json, RemovedArguments, path_option
 from distillens.cli.recipes import check_command, recipes_command, run_command
