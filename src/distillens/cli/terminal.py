@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
+import io
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -20,31 +20,15 @@ console = Console()
 error_console = Console(stderr=True)
 """Standard error, where progress goes when standard output is JSON."""
 
-ERROR_HANDLER = "distillens.plain"
-_PLAIN = {
-    "–": "-", "−": "-", "—": "-", "·": "*", "×": "x", "±": "+/-", "…": "...", "→": "->", "≤": "<=",
-    "≥": ">=", "∞": "inf", "✓": "ok", "⁻": "-", "“": '"', "”": '"', "‖": "||", "√": "sqrt",
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "κ": "kappa",
-    "λ": "lambda", "μ": "mu", "ν": "nu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau",
-    "φ": "phi", "χ": "chi", "Σ": "sum", "Π": "prod", "∂": "d", "∝": "~", "≈": "~", "≠": "!=",
-    "÷": "/", "½": "1/2", "′": "'", "\N{COMBINING TILDE}": "~", "ᵀ": "^T", "ⁿ": "^n", "ᵢ": "_i",
-    "ₙ": "_n", "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|",
-    **{letter: f"^{digit}" for digit, letter in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-    **{letter: f"_{digit}" for digit, letter in enumerate("₀₁₂₃₄₅₆₇₈₉")},
-}  # fmt: skip
-
 
 def prepare_streams() -> None:
     """Make standard output and error accept every character in any encoding.
 
-    A character that the encoding lacks is transliterated, for example ``τ`` as ``tau``, or written as
-    ``?`` if it has no transliteration.
+    A character that the encoding lacks is written as an escape, for example ``τ`` as ``\\u03c4``.
     """
-    codecs.register_error(ERROR_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None and not _writes_everything(stream):
-            reconfigure(errors=ERROR_HANDLER)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show(*parts: RenderableType) -> None:
@@ -71,7 +55,9 @@ def show_json(text: str) -> None:
 
     Characters that the encoding lacks are written as JSON escapes.
     """
-    if not _writes_everything(sys.stdout):
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
         text = json.dumps(json.loads(text), indent=1) + "\n"
     sys.stdout.write(text)
 
@@ -108,17 +94,3 @@ def _uncut_width(table: Table) -> int:
         )
     # Rich omits some of the padding between columns from this sum.
     return smallest_width(table) + 2 * len(table.columns)
-
-
-def _writes_everything(stream: TextIO) -> bool:
-    try:
-        return codecs.lookup(stream.encoding or "").name.startswith("utf")
-    except LookupError:
-        return False
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    letters = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(letter, "?") for letter in letters), error.end

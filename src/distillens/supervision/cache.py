@@ -170,12 +170,11 @@ class LogitCache:
         # NumPy takes a damaged header for other formats, whose readers raise other exceptions.
         except Exception:
             block = None
-        if not isinstance(block, np.ndarray) or block.ndim != 2:
-            raise SupervisionError(f"{path} is damaged; delete it to have it computed again")
-        if len(block) != len(self.batches.examples):
+        rows = len(self.batches.examples)
+        if not isinstance(block, np.ndarray) or block.ndim != 2 or len(block) != rows:
             raise SupervisionError(
-                f"{path} holds {len(block)} rows for {len(self.batches.examples)} examples; "
-                "delete it to have it computed again"
+                f"{path} is damaged: it does not hold the logits of {rows} examples; delete it to have "
+                "it computed again"
             )
         return block
 

@@ -199,11 +199,21 @@ def loss_of(supervision: Supervision, logits: Tensor, batch: Batch, step: int) -
     SupervisionError
         It is not a tensor without axes.
     """
-    loss: Any = supervision.loss(logits, batch, step)
+    return checked_loss(supervision.loss(logits, batch, step), "a loss")
+
+
+def checked_loss(loss: Any, name: str) -> Tensor:
+    """Check and return a loss.
+
+    Raises
+    ------
+    SupervisionError
+        It is not a tensor without axes.
+    """
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise SupervisionError(
-            f"a loss must be a tensor without axes, the mean over examples; got {got}"
+            f"{name} must be a tensor without axes, the mean over examples; got {got}"
         )
     return loss
 

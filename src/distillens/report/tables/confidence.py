@@ -48,11 +48,9 @@ def audit_text(audit: Audit) -> Group:
         parts.append(Text(f"{role}: {'; '.join(kinds)}"))
     for split in audit.splits:
         title = f"\n{printable(split.split)}: {plural(split.examples, 'example')}"
-        notes = (f"note: {printable(note)}" for note in split.notes)
         parts.append(Text(title, style="bold"))
-        parts += [
-            Text(line) for line in (*split_sentences(split), *_most_informative(split), *notes)
-        ]
+        parts += [Text(line) for line in (*split_sentences(split), *_most_informative(split))]
+        parts += _notes(split.notes)
     grids = (slope_grid, accuracy_grid, departure_grid)
     parts += [terminal_table(grid(audit.splits)) for grid in grids]
     return Group(*parts)
