@@ -69,8 +69,7 @@ def theory_command(
         show_json(lab_json(shown))
         return
     show(lab_table(shown))
-    for path in paths:
-        show_line(f"{path}")
+    show_line(*map(str, paths))
 
 
 @app.callback(invoke_without_command=True)

@@ -88,8 +88,7 @@ def measure_command(
     if tables is not None:
         show(*tables)
     elif chosen.lines is not None:
-        for line in chosen.lines(record.result(chosen.result)):
-            show_line(line)
+        show_line(*chosen.lines(record.result(chosen.result)))
     else:
         show_json(to_json(record.content))
     show_line(f"record: {record.folder}")

@@ -53,6 +53,5 @@ TrustCode = Annotated[
 Resamples = Annotated[int, typer.Option(help="Number of bootstrap resamples.")]
 RemovedArguments = Annotated[list[str] | None, typer.Argument(hidden=True)]
 RemovedStudent = Annotated[
-    str | None,
-    removed_option("--student", "--supervision, which takes the same names"),
+    str | None, removed_option("--student", "--supervision, which takes the same names")
 ]

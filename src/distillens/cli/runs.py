@@ -50,8 +50,8 @@ def report_command(
     from distillens.report import write_figures, write_report
 
     show_line(f"report: {write_report(run)}")
-    for path in write_figures(run) if figures else ():
-        show_line(f"figure: {path}")
+    if figures:
+        show_line(*(f"figure: {path}" for path in write_figures(run)))
 
 
 def runs_command(
@@ -144,8 +144,6 @@ def export_command(
     for file in done.files:
         size = f"{file.size / 1000:,.0f} kB"
         show_line(f"{file.name}  {size}  outputs differ by at most {file.difference:.1g}")
-    for name in done.tokenizers:
-        show_line(f"{name}  reads sentences")
-    for note in done.notes:
-        show_line(f"note: {note}")
+    show_line(*(f"{name}  reads sentences" for name in done.tokenizers))
+    show_line(*(f"note: {note}" for note in done.notes))
     show_line(f"export: {out if out is not None else default_folder(done)}")

@@ -45,9 +45,10 @@ def show(*parts: RenderableType) -> None:
         (console if fits else Console(width=smallest)).print(part)
 
 
-def show_line(line: str) -> None:
-    """Print plain text without wrapping, markup or emoji names."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+def show_line(*lines: str) -> None:
+    """Print lines of plain text without wrapping, markup or emoji names."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show_json(text: str) -> None:

@@ -332,11 +332,7 @@ def _target(target: Path, card: Export) -> Path:
 
 
 def _export_file(
-    path: Path,
-    kind: str,
-    network: nn.Module,
-    rebuilt: Callable[[Path], nn.Module],
-    probe: _Probe,
+    path: Path, kind: str, network: nn.Module, rebuilt: Callable[[Path], nn.Module], probe: _Probe
 ) -> ExportedFile:
     try:
         if kind == "safetensors":

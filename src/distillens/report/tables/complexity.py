@@ -16,10 +16,7 @@ from distillens.results.complexity import CertifiedComplexity, ComplexityCurves,
 def certified_table(result: KernelComplexity) -> Table:
     """Return one row a target set, easiest first; what is not determined is marked."""
     with_ridge = f" (ridge {number(result.with_ridge or 0.0)})"
-    rows = [
-        *_sorted_rows(result.targets, ""),
-        *_sorted_rows(result.uncertified, with_ridge),
-    ]
+    rows = _sorted_rows(result.targets) + _sorted_rows(result.uncertified, with_ridge)
     headings = ["targets", "adjusted", "adjusted*", "normalised", "YᵀK⁻¹Y", "interval"]
     ridge = f"ridge {number(result.ridge)}, " if result.ridge else "no ridge, "
     notes = [f"{result.method}, {ridge}Tr K {number(result.trace)}, {result.seconds:.1f} s"]
@@ -30,7 +27,7 @@ def certified_table(result: KernelComplexity) -> Table:
     )
 
 
-def _sorted_rows(targets: Sequence[CertifiedComplexity], more: str) -> list[list[str]]:
+def _sorted_rows(targets: Sequence[CertifiedComplexity], more: str = "") -> list[list[str]]:
     return [
         [
             row.name + more,

@@ -10,13 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distillens.files.atomic import write_atomically
-from distillens.report.tables.grid import (
-    Grid,
-    grid_of,
-    markdown_text,
-    pipe_table,
-    terminal_table,
-)
+from distillens.report.tables.grid import Grid, grid_of, markdown_text, pipe_table, terminal_table
 from distillens.report.tables.text import estimate, number, plural, printable, slope
 from distillens.results.base import to_json
 from distillens.results.comparison import Settings, SettingSplit

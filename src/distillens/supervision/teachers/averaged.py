@@ -69,10 +69,7 @@ class AveragedTeacher(Composite):
         tables = [part for part in parts if part is not None]
         if len(tables) < len(parts):
             return None
-        before = [] if self._table is None else self._table[0]
-        if self._table is None or any(
-            mine is not theirs for mine, theirs in zip(before, tables, strict=True)
-        ):
+        if self._table is None or [*map(id, self._table[0])] != [*map(id, tables)]:
             self._table = (tables, self._mean(tables))
         return self._table[1]
 
