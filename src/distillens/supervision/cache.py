@@ -114,19 +114,18 @@ class LogitCache:
         if batches.held is None or self.on_disk or self.top_k is not None or together:
             return None
         path, device = self._path(self.key(digest, epoch)), batches.held.labels.device
-        block = BLOCKS.get(path.stem, device)
-        if block is not None:
-            return block
         classes = len(batches.examples.classes)
         outputs = 1 if classes == 2 else classes
-        if not BLOCKS.make_room(4 * len(batches.examples) * outputs, device):
-            return None
-        if _is_stored(path):
-            found = torch.from_numpy(np.array(self.block(digest, epoch, module)))
-        else:
-            found = self._compute(module(), epoch)
-        check_finite(found)
-        return BLOCKS.put(path.stem, found.to(device))
+
+        def make() -> Tensor:
+            if _is_stored(path):
+                found = torch.from_numpy(np.array(self.block(digest, epoch, module)))
+            else:
+                found = self._compute(module(), epoch)
+            check_finite(found)
+            return found.to(device)
+
+        return BLOCKS.fetch(path.stem, device, 4 * len(batches.examples) * outputs, make)
 
     def block(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> np.ndarray:
         """Return (N, C) logits in the order of the examples, computing them at most once.

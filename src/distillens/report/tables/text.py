@@ -51,9 +51,9 @@ def number(value: float | None, significant: int = 3) -> str:
     return f"{mantissa}·10{str(power).translate(_SUPERSCRIPTS)}".replace("-", "−")
 
 
-def percent(share: float | None, digits: int, signed: bool = False) -> str:
+def percent(share: float | None, digits: int) -> str:
     """Write a share in [0, 1] as a percentage without its sign."""
-    return fixed(None if share is None else 100 * share, digits, signed)
+    return fixed(None if share is None else 100 * share, digits)
 
 
 def bracket(
