@@ -16,7 +16,6 @@ from distillens.supervision.losses import (
     check_temperature,
     labelled,
     mean_over,
-    nan_outside,
     probability_gap,
     soft_cross_entropy,
 )
@@ -46,8 +45,7 @@ def decoupled(
     target = _divergence(_against_rest(student, index), _against_rest(teacher, index))
     # Without the label's logit what remains is the softmax over the other classes.
     other = _divergence(*(_without(each, index) for each in (student, teacher)))
-    total = nan_outside(target_weight * target + other_weight * other, valid)
-    return temperature**2 * mean_over(total, mask)
+    return temperature**2 * mean_over(target_weight * target + other_weight * other, mask, valid)
 
 
 def dist(

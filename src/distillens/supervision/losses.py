@@ -60,8 +60,13 @@ def check_smoothing(smoothing: float) -> float:
     return smoothing
 
 
-def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean of (B,) or (B, T) values over the positions that count."""
+def mean_over(values: Tensor, mask: Tensor | None, valid: Tensor | None = None) -> Tensor:
+    """Return the mean of (B,) or (B, T) values over the positions that count.
+
+    Those that are not ``valid`` make it NaN.
+    """
+    if valid is not None:
+        values = values.masked_fill(~valid, torch.nan)
     if mask is None:
         return values.mean()
     # Not a product with the mask: 0 times a NaN is a NaN.
@@ -109,7 +114,7 @@ def cross_entropy(
         hidden = torch.finfo(classes.dtype).min
         others = classes.scatter(-1, index[..., None], hidden).logsumexp(-1)
         each = -logsigmoid(right - others)
-    return mean_over(nan_outside(each, valid), mask)
+    return mean_over(each, mask, valid)
 
 
 def distillation_cross_entropy(
@@ -143,7 +148,7 @@ def squared_error(
         targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
     else:
         targets = _smoothed(logits, index, smoothing)
-    return 0.5 * mean_over(nan_outside(_squares(logits, targets), valid), mask)
+    return 0.5 * mean_over(_squares(logits, targets), mask, valid)
 
 
 def distillation_squared_error(
@@ -295,10 +300,6 @@ def _all_known(flags: Tensor) -> bool | None:
         return bool(flags.all())
     except RuntimeError:
         return None
-
-
-def nan_outside(values: Tensor, valid: Tensor | None) -> Tensor:
-    return values if valid is None else values.masked_fill(~valid, torch.nan)
 
 
 def _smoothed(logits: Tensor, index: Tensor, smoothing: float) -> Tensor:

@@ -119,27 +119,22 @@ class Distillation(Composite):
         return check_temperature(now(step)) if callable(now) else now
 
     def advance(self, batch: Batch, step: int) -> None:
-        """Advance the teacher."""
+        """Advance the teacher, and copy its logits of an epoch to where captured steps read them."""
         self.teacher.advance(batch, step)
         if batch.rows is None:
             return
-        self._hold(table_of(self.teacher, batch.rows))
+        table, own = table_of(self.teacher, batch.rows), self._table
+        if table is not self._table_source:
+            self._table_source = table
+            if table is None or own is None or own.shape != table.shape or own.dtype != table.dtype:
+                self._table = None if table is None else table.clone()
+            else:
+                own.copy_(table)
         if callable(self._temperature):
             now = self.temperature(step)
             if self._temperature_there is None:
                 self._temperature_there = torch.empty((), device=batch.inputs.device)
             self._temperature_there.fill_(now)
-
-    def _hold(self, table: Tensor | None) -> None:
-        """Copy the teacher's logits of an epoch to where captured steps read them."""
-        if table is self._table_source:
-            return
-        mine = self._table
-        if table is None or mine is None or (mine.shape, mine.dtype) != (table.shape, table.dtype):
-            self._table = None if table is None else table.clone()
-        else:
-            mine.copy_(table)
-        self._table_source = table
 
     def phase(self, step: int) -> Hashable:
         """Return the phase, in which steps share a CUDA graph: the place of the teacher's logits.

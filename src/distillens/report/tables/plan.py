@@ -74,8 +74,7 @@ def _estimate(estimate: RunEstimate) -> list[str]:
     return [
         f"time: about {duration(estimate.seconds)} on {estimate.device} ({parts}; from "
         "training steps that were timed now)",
-        f"memory: {decimal(estimate.memory)} were used while steps were timed",
-        _disk(estimate),
+        *_resources(estimate),
     ]
 
 
@@ -112,24 +111,20 @@ def _lines(plan: RunPlan) -> list[str]:
         left = f"about {duration(plan.seconds_left)} are left"
     else:
         left = "nothing is left"
-    memory = f"memory: {decimal(plan.estimate.memory)} were used while steps were timed"
     return [
         f"time: about {duration(plan.seconds)} on {threads}{many}; {left}",
-        memory + (f", by each of {plan.workers} processes" if plan.workers > 1 else ""),
-        _disk(plan.estimate),
+        *_resources(plan.estimate, plan.workers),
         f"the folder holds {decimal(plan.disk_there)}; up to {decimal(plan.disk_left)} are still needed",
     ]
 
 
-def _disk(estimate: RunEstimate) -> str:
-    """Return the disk space of a run, in a line."""
-    trials = (
-        f" (and {decimal(estimate.trials)} while learning rates are selected)"
-        if estimate.trials
-        else ""
-    )
-    return (
+def _resources(estimate: RunEstimate, workers: int = 1) -> list[str]:
+    """Return the memory and the disk space of a run, a line each."""
+    each = f", by each of {workers} processes" if workers > 1 else ""
+    trials = f" (and {decimal(estimate.trials)} while learning rates are selected)"
+    return [
+        f"memory: {decimal(estimate.memory)} were used while steps were timed{each}",
         f"disk: {decimal(estimate.checkpoints)} of checkpoints, {decimal(estimate.states)} of training "
         f"states, up to {decimal(estimate.cache)} of teacher logits and {decimal(estimate.outputs)} of "
-        f"outputs and report{trials}; {decimal(estimate.free_disk)} are free"
-    )
+        f"outputs and report{trials if estimate.trials else ''}; {decimal(estimate.free_disk)} are free",
+    ]
