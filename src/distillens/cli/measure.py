@@ -8,34 +8,13 @@ from typing import Annotated
 
 import typer
 
-from distillens.cli.options import (
-    Json,
-    Markdown,
-    RemovedStudent,
-    Resamples,
-    RunFolder,
-    Seed,
-    Supervision,
-    TrustCode,
-    path_argument,
-    path_option,
-    removed_option,
-)
+from distillens.cli import options, terminal
 from distillens.cli.runs import report_command
-from distillens.cli.terminal import (
-    console,
-    progress_bars,
-    show,
-    show_json,
-    show_line,
-    show_result,
-    smallest_width,
-)
 from distillens.errors import RecipeError
 
 
 def measure_command(
-    run: RunFolder,
+    run: options.RunFolder,
     analysis: Annotated[
         str,
         typer.Argument(
@@ -47,16 +26,16 @@ def measure_command(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the analysis, as KEY=VALUE."),
     ] = None,
-    supervision: Supervision = None,
-    seed: Seed = None,
+    supervision: options.Supervision = None,
+    seed: options.Seed = None,
     data_path: Annotated[
-        Path | None, path_option("Path of the data, if they have been moved.", "PATH")
+        Path | None, options.path_option("Path of the data, if they have been moved.", "PATH")
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the estimated time and memory without measuring.")
     ] = False,
-    as_json: Json = False,
-    trust_code: TrustCode = False,
+    as_json: options.Json = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Measure a finished run and store the result as a record; nothing else in the run changes."""
     from distillens.analyses.finished import finished_run
@@ -74,24 +53,24 @@ def measure_command(
     for override in settings or []:
         override_key(values, override)
     opened = finished_run(
-        run, data_path=data_path, trust_code=trust_code, progress=progress_bars(as_json)
+        run, data_path=data_path, trust_code=trust_code, progress=terminal.progress_bars(as_json)
     )
     if plan:
-        show_line(plan_of(opened, analysis, values, supervision=supervision, seed=seed))
+        terminal.show_line(plan_of(opened, analysis, values, supervision=supervision, seed=seed))
         return
     record = measure(opened, analysis, values, supervision=supervision, seed=seed)
     if as_json:
-        show_json(to_json(record.content))
+        terminal.show_json(to_json(record.content))
         write_report(run)
         return
     tables = record_tables(record)
     if tables is not None:
-        show(*tables)
+        terminal.show(*tables)
     elif chosen.lines is not None:
-        show_line(*chosen.lines(record.result(chosen.result)))
+        terminal.show_line(*chosen.lines(record.result(chosen.result)))
     else:
-        show_json(to_json(record.content))
-    show_line(f"record: {record.folder}")
+        terminal.show_json(to_json(record.content))
+    terminal.show_line(f"record: {record.folder}")
     report_command(run)
 
 
@@ -112,9 +91,10 @@ class KernelName(StrEnum):
 
 def eigenspace_command(
     runs: Annotated[
-        list[Path], path_argument("Run folders of one recipe with different seeds.", "RUN...")
+        list[Path],
+        options.path_argument("Run folders of one recipe with different seeds.", "RUN..."),
     ],
-    supervision: Supervision = None,
+    supervision: options.Supervision = None,
     layer: Annotated[
         str | None,
         typer.Option(help="Name of a Linear or Conv2d layer; by default the first trainable one."),
@@ -142,11 +122,11 @@ def eigenspace_command(
     kernel: Annotated[
         KernelName, typer.Option(help="Kernel on whose eigenvectors predictions are projected.")
     ] = KernelName.data,
-    as_json: Json = False,
-    out: Annotated[Path, path_option("Output folder.")] = Path("eigenspace"),
-    trust_code: TrustCode = False,
-    student: RemovedStudent = None,
-    seed: Annotated[int | None, removed_option("--seed", "--pair-seed")] = None,
+    as_json: options.Json = False,
+    out: Annotated[Path, options.path_option("Output folder.")] = Path("eigenspace"),
+    trust_code: options.TrustCode = False,
+    student: options.RemovedStudent = None,
+    seed: Annotated[int | None, options.removed_option("--seed", "--pair-seed")] = None,
 ) -> None:
     """Compare how fast teacher and students learn along eigenvectors of a layer's inputs.
 
@@ -171,23 +151,23 @@ def eigenspace_command(
         kernel=kernel.value,
     )
     result, arrays = measure_eigenspace(
-        runs, task, trust_code=trust_code, progress=progress_bars(as_json)
+        runs, task, trust_code=trust_code, progress=terminal.progress_bars(as_json)
     )
     paths = write_eigenspace(result, arrays, out)
-    show_result(result, eigenspace_table, as_json)
+    terminal.show_result(result, eigenspace_table, as_json)
     for path in paths:
         typer.echo(f"{path}", err=as_json)
 
 
 def compare_command(
-    runs: Annotated[list[Path], path_argument("Folders of finished runs.", "RUN...")],
-    markdown: Markdown = False,
-    as_json: Json = False,
+    runs: Annotated[list[Path], options.path_argument("Folders of finished runs.", "RUN...")],
+    markdown: options.Markdown = False,
+    as_json: options.Json = False,
     out: Annotated[
-        Path | None, path_option("A folder for comparison.json and comparison.md.")
+        Path | None, options.path_option("A folder for comparison.json and comparison.md.")
     ] = None,
-    resamples: Resamples = 1000,
-    trust_code: TrustCode = False,
+    resamples: options.Resamples = 1000,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Print one row per run and supervision: slopes, accuracies and the net gain of departures."""
     from distillens.analyses.compare import compare
@@ -204,7 +184,7 @@ def compare_command(
     for path in () if out is None else write_comparison(result, out):
         typer.echo(f"written: {path}", err=as_json)
     if markdown:
-        show_line(settings_markdown(result).rstrip("\n"))
+        terminal.show_line(settings_markdown(result).rstrip("\n"))
         return
-    fits = smallest_width(settings_table(result)) <= console.width
-    show_result(result, settings_table if fits else settings_blocks, as_json)
+    fits = terminal.smallest_width(settings_table(result)) <= terminal.console.width
+    terminal.show_result(result, settings_table if fits else settings_blocks, as_json)

@@ -9,19 +9,18 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from distillens.cli.options import Json, Overrides, RecipeName, TrustCode, path_option
+from distillens.cli import options, terminal
 from distillens.cli.runs import report_command, table_command
-from distillens.cli.terminal import progress_bars, show, show_result
 from distillens.errors import RecipeError
 
 
 def run_command(
-    recipe: RecipeName,
-    overrides: Overrides = None,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
     out: Annotated[
-        Path | None, path_option("The run folder; by default runs/<name of the recipe>.")
+        Path | None, options.path_option("The run folder; by default runs/<name of the recipe>.")
     ] = None,
-    trust_code: TrustCode = False,
+    trust_code: options.TrustCode = False,
     workers: Annotated[
         int,
         typer.Option(
@@ -35,7 +34,7 @@ def run_command(
             help="Print the remaining work with time, memory and disk space, without training.",
         ),
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run a recipe: train, measure and report. The same command resumes an interrupted run."""
     from distillens.study.reading import check_places, read_recipe
@@ -50,7 +49,7 @@ def run_command(
         from distillens.study.planning.plan import plan_run
 
         found = plan_run(parsed, out, trust_code=trust_code, workers=workers)
-        show_result(found, plan_text, as_json)
+        terminal.show_result(found, plan_text, as_json)
         if found.problems:
             raise typer.Exit(2)
         return
@@ -58,7 +57,7 @@ def run_command(
     from distillens.study.run_recipe import run
 
     folder = out if out is not None else Path("runs") / slug(parsed.name)
-    start = partial(run, parsed, folder, trust_code=trust_code, progress=progress_bars())
+    start = partial(run, parsed, folder, trust_code=trust_code, progress=terminal.progress_bars())
     if workers == 1:
         start()
     else:
@@ -71,14 +70,16 @@ def run_command(
 
 
 def check_command(
-    recipe: RecipeName,
-    overrides: Overrides = None,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
     out: Annotated[
         Path | None,
-        path_option("Run folder that the run would use; by default runs/<name of the recipe>."),
+        options.path_option(
+            "Run folder that the run would use; by default runs/<name of the recipe>."
+        ),
     ] = None,
-    as_json: Json = False,
-    trust_code: TrustCode = False,
+    as_json: options.Json = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Check data, classes, networks, time, memory and disk space of a recipe without training.
 
@@ -88,7 +89,7 @@ def check_command(
     from distillens.study.planning.check import check
 
     result = check(recipe, out, overrides=overrides or [], trust_code=trust_code)
-    show_result(result, check_text, as_json)
+    terminal.show_result(result, check_text, as_json)
     if result.problems:
         raise typer.Exit(2)
 
@@ -102,4 +103,4 @@ def recipes_command() -> None:
     table.add_column(no_wrap=True, style="bold")
     for name, path in packaged_recipes().items():
         table.add_row(name, describe(path))
-    show(table)
+    terminal.show(table)

@@ -11,37 +11,26 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from distillens.cli.options import (
-    Json,
-    Markdown,
-    RemovedStudent,
-    RunFolder,
-    Seed,
-    Supervision,
-    TrustCode,
-    path_argument,
-    path_option,
-)
-from distillens.cli.terminal import show, show_json, show_line
+from distillens.cli import options, terminal
 from distillens.errors import DistillensError, RunError
 
 
-def table_command(run: RunFolder, markdown: Markdown = False) -> None:
+def table_command(run: options.RunFolder, markdown: options.Markdown = False) -> None:
     """Print a run's accuracy table."""
     from distillens.report import accuracy_table, cost_table, markdown_table
     from distillens.runs.open import OpenRun
 
     result = OpenRun.open(run, unfinished=True).result
     if markdown:
-        show_line(markdown_table(result))
+        terminal.show_line(markdown_table(result))
         return
-    show(accuracy_table(result))
+    terminal.show(accuracy_table(result))
     if result.costs:
-        show(cost_table(result))
+        terminal.show(cost_table(result))
 
 
 def report_command(
-    run: RunFolder,
+    run: options.RunFolder,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write the complexity figures as SVG and PNG.")
     ] = False,
@@ -49,20 +38,20 @@ def report_command(
     """Rewrite report.html from the stored results of a run."""
     from distillens.report import write_figures, write_report
 
-    show_line(f"report: {write_report(run)}")
+    terminal.show_line(f"report: {write_report(run)}")
     if figures:
-        show_line(*(f"figure: {path}" for path in write_figures(run)))
+        terminal.show_line(*(f"figure: {path}" for path in write_figures(run)))
 
 
 def runs_command(
-    folder: Annotated[Path, path_argument("Folder that contains the runs.", "[FOLDER]")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, options.path_argument("Folder that contains the runs.", "[FOLDER]")
+    ] = Path("runs"),
     delete: Annotated[
         Path | None,
-        path_option("Delete a record, named as listed: RUN/analyses/NAME.", "RECORD"),
+        options.path_option("Delete a record, named as listed: RUN/analyses/NAME.", "RECORD"),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List runs with the records of their analyses, or delete a record."""
     from distillens.results.base import to_json
@@ -72,9 +61,9 @@ def runs_command(
     if delete is not None:
         deleted = str(delete_record(Run(delete.parent.parent), delete.name))
         if as_json:
-            show_json(to_json({"deleted": deleted}))
+            terminal.show_json(to_json({"deleted": deleted}))
         else:
-            show_line(f"deleted: {deleted}")
+            terminal.show_line(f"deleted: {deleted}")
         return
     found = [path.parent for path in sorted(folder.glob("*/recipe.yaml"))]
     if (folder / "recipe.yaml").is_file():
@@ -83,7 +72,7 @@ def runs_command(
         raise RunError(f"no run in {folder}; give the folder that holds the runs")
     listed = [_described(path) for path in found]
     if as_json:
-        show_json(to_json({"runs": listed}))
+        terminal.show_json(to_json({"runs": listed}))
         return
     table = Table(box=None, pad_edge=False, title_justify="left")
     for name in ("run", "networks", "records"):
@@ -91,7 +80,7 @@ def runs_command(
     for one in listed:
         records = "\n".join(record["path"] for record in one["records"]) or "–"
         table.add_row(one["run"], one["networks"], records)
-    show(table)
+    terminal.show(table)
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -117,17 +106,17 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def export_command(
-    run: RunFolder,
-    supervision: Supervision = None,
-    seed: Seed = None,
+    run: options.RunFolder,
+    supervision: options.Supervision = None,
+    seed: options.Seed = None,
     formats: Annotated[
         str, typer.Option("--format", help="Comma-separated formats: safetensors, torch, onnx.")
     ] = "safetensors,torch",
     out: Annotated[
-        Path | None, path_option("By default exports/<study>-<student>-seed-<s>.")
+        Path | None, options.path_option("By default exports/<study>-<student>-seed-<s>.")
     ] = None,
-    trust_code: TrustCode = False,
-    student: RemovedStudent = None,
+    trust_code: options.TrustCode = False,
+    student: options.RemovedStudent = None,
 ) -> None:
     """Export a trained student for deployment, and check each file against the run.
 
@@ -140,10 +129,10 @@ def export_command(
         run, student=supervision, seed=seed, formats=names, out=out, trust_code=trust_code
     )
     # Rich would parse brackets in a name as markup.
-    show_line(f"{done.student}, seed {done.seed}, epoch {done.epoch}: {done.chosen_by}")
+    terminal.show_line(f"{done.student}, seed {done.seed}, epoch {done.epoch}: {done.chosen_by}")
     for file in done.files:
         size = f"{file.size / 1000:,.0f} kB"
-        show_line(f"{file.name}  {size}  outputs differ by at most {file.difference:.1g}")
-    show_line(*(f"{name}  reads sentences" for name in done.tokenizers))
-    show_line(*(f"note: {note}" for note in done.notes))
-    show_line(f"export: {out if out is not None else default_folder(done)}")
+        terminal.show_line(f"{file.name}  {size}  outputs differ by at most {file.difference:.1g}")
+    terminal.show_line(*(f"{name}  reads sentences" for name in done.tokenizers))
+    terminal.show_line(*(f"note: {note}" for note in done.notes))
+    terminal.show_line(f"export: {out if out is not None else default_folder(done)}")
