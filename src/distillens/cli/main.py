@@ -9,12 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from distillens import __version__
-from distillens.cli.arrays import audit_command, complexity_command
-from distillens.cli.measure import compare_command, eigenspace_command, measure_command
-from distillens.cli.options import Json, RemovedArguments, path_option
-from distillens.cli.recipes import check_command, recipes_command, run_command
-from distillens.cli.runs import export_command, report_command, runs_command, table_command
-from distillens.cli.terminal import prepare_streams, show, show_json, show_line
+from distillens.cli import arrays, measure, options, recipes, runs, terminal
 from distillens.errors import DistillensError, RecipeError
 
 app = typer.Typer(
@@ -24,25 +19,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command("run")(run_command)
-app.command("check")(check_command)
-app.command("table")(table_command)
-app.command("complexity")(complexity_command)
-app.command("report")(report_command)
-app.command("audit")(audit_command)
-app.command("compare")(compare_command)
-app.command("measure")(measure_command)
-app.command("runs")(runs_command)
-app.command("eigenspace")(eigenspace_command)
-app.command("export")(export_command)
-app.command("recipes")(recipes_command)
+app.command("run")(recipes.run_command)
+app.command("check")(recipes.check_command)
+app.command("table")(runs.table_command)
+app.command("complexity")(arrays.complexity_command)
+app.command("report")(runs.report_command)
+app.command("audit")(arrays.audit_command)
+app.command("compare")(measure.compare_command)
+app.command("measure")(measure.measure_command)
+app.command("runs")(runs.runs_command)
+app.command("eigenspace")(measure.eigenspace_command)
+app.command("export")(runs.export_command)
+app.command("recipes")(recipes.recipes_command)
 
 
 def _removed(name: str, instead: str) -> None:
     """Register a removed command of version 0.1, whose error names its replacement."""
 
     @app.command(name, hidden=True, context_settings={"ignore_unknown_options": True})
-    def command(arguments: RemovedArguments = None) -> None:
+    def command(arguments: options.RemovedArguments = None) -> None:
         del arguments
         raise RecipeError(f"`distillens {name}` was replaced by `distillens {instead}`")
 
@@ -56,8 +51,8 @@ def theory_command(
     study: Annotated[
         str, typer.Argument(metavar="STUDY", help="flow, bias, risk, ridge or denoising.")
     ],
-    out: Annotated[Path, path_option("Output folder.")] = Path("theory"),
-    as_json: Json = False,
+    out: Annotated[Path, options.path_option("Output folder.")] = Path("theory"),
+    as_json: options.Json = False,
 ) -> None:
     """Run a study of the theory lab; write its figure (SVG, PNG), arrays and numbers."""
     from distillens.report import lab_json, lab_table, write_lab
@@ -66,10 +61,10 @@ def theory_command(
     shown = run_study(study)
     paths = write_lab(shown, out)
     if as_json:
-        show_json(lab_json(shown))
+        terminal.show_json(lab_json(shown))
         return
-    show(lab_table(shown))
-    show_line(*map(str, paths))
+    terminal.show(lab_table(shown))
+    terminal.show_line(*map(str, paths))
 
 
 @app.callback(invoke_without_command=True)
@@ -83,7 +78,7 @@ def _version(
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors of distillens become one line on standard error."""
-    prepare_streams()
+    terminal.prepare_streams()
     try:
         return app(args=arguments, standalone_mode=True)
     except DistillensError as error:

@@ -21,16 +21,10 @@ from torch import Tensor, nn
 
 from distillens.data import load_splits, vocabulary_of
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError, nearest
+from distillens.export import programs
 from distillens.export.choosing import Choice, choose
 from distillens.export.inputs import ExportInputs, Normalised
-from distillens.export.programs import (
-    Program,
-    check_onnx,
-    read_onnx,
-    read_torch,
-    write_onnx,
-    write_torch,
-)
+from distillens.export.programs import Program
 from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe, build_model, digest_file, load_weights, save_weights
 from distillens.results.base import SCHEMA, from_json, to_json
@@ -113,7 +107,7 @@ def export_run(
     if not formats:
         raise RecipeError(f"no format is named; name some of {', '.join(FILES)}")
     if "onnx" in formats:
-        check_onnx()
+        programs.check_onnx()
     opened = OpenRun.open(folder, unfinished=True)
     run = opened.files
     recipe = read_recipe(latest_recipe(run), trust_code=trust_code)
@@ -339,11 +333,11 @@ def _export_file(
             save_weights(path, network.network if isinstance(network, Normalised) else network)
             program: Program = rebuilt(path)
         elif kind == "torch":
-            write_torch(path, network, probe.inputs[1][:2])
-            program = read_torch(path)
+            programs.write_torch(path, network, probe.inputs[1][:2])
+            program = programs.read_torch(path)
         else:
-            write_onnx(path, network, probe.inputs[1][:2])
-            program = read_onnx(path)
+            programs.write_onnx(path, network, probe.inputs[1][:2])
+            program = programs.read_onnx(path)
         difference, stored_difference = _compare(path, program, probe)
     except (CheckpointError, ModelError):
         # A file that failed its check is deleted.

@@ -32,7 +32,9 @@ class BlockMemory:
         Others are evicted for a new one of ``size`` bytes; None if it does not fit all the same.
         """
         if (name, device) not in self._blocks:
-            room = _room(device)
+            room: float = UNKNOWN_MEMORY_BYTES
+            if device.type == "cuda":
+                room = SHARE * torch.cuda.get_device_properties(device).total_memory
             mine = [key for key in self._blocks if key[1] == device]
             used = sum(self._blocks[key].nbytes for key in mine)
             for key in mine:
@@ -48,12 +50,6 @@ class BlockMemory:
     def clear(self) -> None:
         """Forget all blocks."""
         self._blocks.clear()
-
-
-def _room(device: torch.device) -> float:
-    if device.type != "cuda":
-        return UNKNOWN_MEMORY_BYTES
-    return SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 BLOCKS = BlockMemory()

@@ -30,15 +30,10 @@ from distillens.errors import SupervisionError
 from distillens.files.atomic import write_atomically
 from distillens.forward.device_errors import device_errors
 from distillens.forward.evaluation import bring, evaluate, evaluation_mode
+from distillens.supervision import protocol
 from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
-from distillens.supervision.protocol import (
-    Composite,
-    NotCapturable,
-    Teacher,
-    phase_of,
-    teacher_logits,
-)
+from distillens.supervision.protocol import Composite, NotCapturable, Teacher
 from distillens.supervision.teachers.followed import RecordedTeacher, check_finite
 
 CHUNK = 128
@@ -239,7 +234,7 @@ class LogitCache:
             for start in range(0, count, chunk):
                 batch = self.batches.take(np.arange(start, min(start + chunk, count)), epoch)
                 output = evaluate(module, batch.inputs)
-                rows.append(teacher_logits(output, batch).float())
+                rows.append(protocol.teacher_logits(output, batch).float())
         return torch.cat(rows)
 
     def _chunk(self) -> int:
@@ -347,7 +342,7 @@ class CachedTeacher(Composite):
         """
         if self._cache.top_k is not None:
             raise NotCapturable("the teacher's logits are compressed (cache_top_k)")
-        return "cached" if self._block is None else phase_of(self._block, step)
+        return "cached" if self._block is None else protocol.phase_of(self._block, step)
 
     def notes(self) -> tuple[str, ...]:
         """Return why the logits are not held on the device, if they are not."""

@@ -14,14 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
+from distillens.supervision import protocol
 from distillens.supervision.losses import full_precision
-from distillens.supervision.protocol import (
-    Composite,
-    Supervision,
-    checked_supervision,
-    is_across_examples,
-    student_logits,
-)
+from distillens.supervision.protocol import Composite, Supervision
 
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
 """From the student's and the teacher's features of a batch, in float32, to a scalar."""
@@ -97,11 +92,11 @@ class Features(Composite):
                 f"the loss of features is a function of two tensors, got {loss!r}; leave it out for "
                 "attention transfer"
             )
-        self.base, self.teacher, self.weight = checked_supervision(base), teacher, weight
+        self.base, self.teacher, self.weight = protocol.checked_supervision(base), teacher, weight
         self.parts = (self.base,)
         self._pairs, self._loss = dict(pairs), loss
-        self.across_examples = is_across_examples(base) or (
-            loss is not attention_transfer and is_across_examples(loss)
+        self.across_examples = protocol.is_across_examples(base) or (
+            loss is not attention_transfer and protocol.is_across_examples(loss)
         )
         self._student_features: dict[str, Tensor] = {}
         self._teacher_features: dict[str, Tensor] = {}
@@ -133,7 +128,7 @@ class Features(Composite):
         bring(self.teacher, batch.inputs.device)
         evaluate(self.teacher, batch.inputs, batch.further)
         self._student_features.clear()
-        logits = student_logits(logits, batch, self.base)
+        logits = protocol.student_logits(logits, batch, self.base)
         total = self.base.loss(logits, batch, step)
         for mine, theirs in self._pairs.items():
             if mine not in features:

@@ -11,26 +11,8 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
-from distillens.supervision.losses import (
-    LABEL_LOSSES,
-    TEACHER_LOSSES,
-    both_logits,
-    check_smoothing,
-    check_temperature,
-)
-from distillens.supervision.protocol import (
-    Composite,
-    NotCapturable,
-    Supervision,
-    Teacher,
-    checked_supervision,
-    is_across_examples,
-    phase_of,
-    reads_layers,
-    student_logits,
-    table_of,
-    teacher_logits,
-)
+from distillens.supervision import losses, protocol
+from distillens.supervision.protocol import Composite, NotCapturable, Supervision, Teacher
 from distillens.supervision.recipe import Loss
 from distillens.supervision.teachers.followed import as_teacher
 
@@ -53,8 +35,8 @@ class OneHot(Composite):
     across_examples = False
 
     def __init__(self, loss: Loss = "cross-entropy", smoothing: float = 0.0) -> None:
-        self._loss = _named(loss, LABEL_LOSSES)
-        self._smoothing = check_smoothing(smoothing)
+        self._loss = _named(loss, losses.LABEL_LOSSES)
+        self._smoothing = losses.check_smoothing(smoothing)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the labels.
@@ -64,7 +46,7 @@ class OneHot(Composite):
         DataError
             The labels are no integers, do not fit the logits, or one is no class.
         """
-        logits = student_logits(logits, batch, self)
+        logits = protocol.student_logits(logits, batch, self)
         checked = batch.labels_are_classes(logits.shape[-1])
         return self._loss(
             logits, batch.labels, batch.mask, smoothing=self._smoothing, checked=checked
@@ -103,11 +85,11 @@ class Distillation(Composite):
         self.teacher = as_teacher(teacher)
         self.parts = (self.teacher,)
         if not callable(temperature):
-            check_temperature(temperature)
+            losses.check_temperature(temperature)
         self._temperature = temperature
-        self.across_examples = callable(loss) and is_across_examples(loss)
+        self.across_examples = callable(loss) and protocol.is_across_examples(loss)
         self._capturable = not callable(loss) or bool(getattr(loss, "capturable", False))
-        self._loss = loss if callable(loss) else _without_labels(_named(loss, TEACHER_LOSSES))
+        self._loss = loss if callable(loss) else _teacher_loss(loss)
         # In place while steps are captured: the teacher's logits of an epoch, and the temperature.
         self._table: Tensor | None = None
         self._table_source: Tensor | None = None
@@ -116,14 +98,14 @@ class Distillation(Composite):
     def temperature(self, step: int) -> float:
         """Return the temperature at a step."""
         now = self._temperature
-        return check_temperature(now(step)) if callable(now) else now
+        return losses.check_temperature(now(step)) if callable(now) else now
 
     def advance(self, batch: Batch, step: int) -> None:
         """Advance the teacher, and copy its logits of an epoch to where captured steps read them."""
         self.teacher.advance(batch, step)
         if batch.rows is None:
             return
-        table, own = table_of(self.teacher, batch.rows), self._table
+        table, own = protocol.table_of(self.teacher, batch.rows), self._table
         if table is not self._table_source:
             self._table_source = table
             if table is None or own is None or own.shape != table.shape or own.dtype != table.dtype:
@@ -148,7 +130,7 @@ class Distillation(Composite):
             raise NotCapturable("the loss function has no attribute capturable = True")
         if self._table is not None:
             return self._table.data_ptr()
-        return phase_of(self.teacher, step)
+        return protocol.phase_of(self.teacher, step)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the teacher's outputs.
@@ -158,18 +140,18 @@ class Distillation(Composite):
         SupervisionError
             Teacher and student have different classes.
         """
-        logits = student_logits(logits, batch, self)
+        logits = protocol.student_logits(logits, batch, self)
         batch = replace(batch.fitted(logits), classes=logits.shape[-1])
         if batch.rows is None or self._table is None:
             given = self.teacher.logits(batch)
         else:
             given = self._table.index_select(0, batch.rows.positions)
-        given = teacher_logits(given, batch)
+        given = protocol.teacher_logits(given, batch)
         temperature: Any = self._temperature_there
         if batch.rows is None or temperature is None:
             temperature = self.temperature(step)
         # The teacher's logits are not rounded to the type of the student's.
-        student, teacher, mask = both_logits(logits, given, batch.mask)
+        student, teacher, mask = losses.both_logits(logits, given, batch.mask)
         with torch.autocast(student.device.type, enabled=False):
             return self._loss(student, teacher, batch.labels, temperature, mask)
 
@@ -178,14 +160,15 @@ class Distillation(Composite):
         return super().class_counts(batch) or {self.teacher.logits(batch).shape[-1]}
 
 
-def _named(name: str, losses: Mapping[str, _Loss]) -> _Loss:
-    if name not in losses:
-        raise SupervisionError(f"unknown loss {name!r}{nearest(str(name), losses)}")
-    return losses[name]
+def _named(name: str, known: Mapping[str, _Loss]) -> _Loss:
+    if name not in known:
+        raise SupervisionError(f"unknown loss {name!r}{nearest(str(name), known)}")
+    return known[name]
 
 
-def _without_labels(loss: Callable[..., Tensor]) -> TeacherLoss:
-    """Return a teacher's loss in the form that is also given the labels."""
+def _teacher_loss(name: str) -> TeacherLoss:
+    """Return a named loss in the form that is also given the labels."""
+    loss = _named(name, losses.TEACHER_LOSSES)
     return lambda logits, teacher, labels, temperature, mask: loss(
         logits, teacher, temperature, mask
     )
@@ -195,17 +178,17 @@ class _Pair(Composite):
     """Two supervisions whose weights depend on the step; one of weight 0 is not computed."""
 
     def __init__(self, first: Supervision, second: Supervision) -> None:
-        self.parts = (checked_supervision(first), checked_supervision(second))
+        self.parts = (protocol.checked_supervision(first), protocol.checked_supervision(second))
 
     @property
     def across_examples(self) -> bool:
         """Whether the loss of a part may compare the examples of a batch."""
-        return any(is_across_examples(part) for part in self.parts)
+        return any(protocol.is_across_examples(part) for part in self.parts)
 
     @property
     def reads_layers(self) -> bool:
         """Whether a part reads inner features."""
-        return any(reads_layers(part) for part in self.parts)
+        return any(protocol.reads_layers(part) for part in self.parts)
 
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
@@ -214,7 +197,7 @@ class _Pair(Composite):
     def phase(self, step: int) -> Hashable:
         """Return the parts with non-zero weight and their phases."""
         # Both phases, because capturability must not depend on the step.
-        phases = [phase_of(part, step) for part in self.parts]
+        phases = [protocol.phase_of(part, step) for part in self.parts]
         counting = [weight > 0 for _, weight in self._weighed(step)]
         if any(phase is None for phase, counts in zip(phases, counting, strict=True) if counts):
             return None
@@ -229,7 +212,7 @@ class _Pair(Composite):
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the weighted sum of the parts that count."""
-        logits = student_logits(logits, batch, self)
+        logits = protocol.student_logits(logits, batch, self)
         terms = [
             part.loss(logits, batch, step) * weight
             for part, weight in self._weighed(step)

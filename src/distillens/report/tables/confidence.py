@@ -20,26 +20,14 @@ from distillens.report.tables.text import (
     printable,
     slope,
 )
+from distillens.results import confidence as results
 from distillens.results.base import Estimate, Interval
-from distillens.results.confidence import (
-    Audit,
-    Calibration,
-    Confidence,
-    Infinite,
-    Kernels,
-    OverTraining,
-    SplitAudit,
-    StudentAudit,
-    StudentKernels,
-    StudentOverTraining,
-    SwitchChange,
-)
 
 _SHOWN = 5
 _EPOCHS_SHOWN = 6
 
 
-def audit_text(audit: Audit) -> Group:
+def audit_text(audit: results.Audit) -> Group:
     """Return an audit for the terminal: per split the verdict, slopes, fidelity and departures."""
     parts: list[RenderableType] = [_warning(warning) for warning in audit.warnings]
     for role in dict.fromkeys(read.role for read in audit.kinds):
@@ -56,7 +44,7 @@ def audit_text(audit: Audit) -> Group:
     return Group(*parts)
 
 
-def confidence_text(found: Confidence) -> Group:
+def confidence_text(found: results.Confidence) -> Group:
     """Return the analysis of the confidence of a run's students for the terminal."""
     parts: list[RenderableType] = [
         _warning(f"{name_of(student)}: {warning}")
@@ -70,7 +58,7 @@ def confidence_text(found: Confidence) -> Group:
     return Group(*parts, *_notes(found.notes))
 
 
-def over_training_text(found: OverTraining) -> Group:
+def over_training_text(found: results.OverTraining) -> Group:
     """Return the analysis of the checkpoints of students for the terminal."""
     parts: list[RenderableType] = []
     for over in found.students:
@@ -85,7 +73,7 @@ def over_training_text(found: OverTraining) -> Group:
     return Group(*parts)
 
 
-def kernels_text(found: Kernels) -> Group:
+def kernels_text(found: results.Kernels) -> Group:
     """Return the comparison of the kernels of students and teacher for the terminal."""
     parts: list[RenderableType] = []
     for one in found.students:
@@ -101,26 +89,28 @@ def _notes(notes: Sequence[str]) -> list[Text]:
     return [Text(f"note: {printable(note)}") for note in notes]
 
 
-def name_of(student: StudentAudit) -> str:
+def name_of(student: results.StudentAudit) -> str:
     """Return the supervision's name with the seed, where there is one."""
     return student.student if student.seed is None else f"{student.student}, seed {student.seed}"
 
 
 def over_training_of(
-    student: StudentAudit, over: OverTraining | None
-) -> StudentOverTraining | None:
+    student: results.StudentAudit, over: results.OverTraining | None
+) -> results.StudentOverTraining | None:
     """Return the checkpoints of a student, or None if they were not measured."""
     those = () if over is None else over.students
     return next((o for o in those if (o.student, o.seed) == (student.student, student.seed)), None)
 
 
-def kernels_of(student: StudentAudit, kernels: Kernels | None) -> StudentKernels | None:
+def kernels_of(
+    student: results.StudentAudit, kernels: results.Kernels | None
+) -> results.StudentKernels | None:
     """Return the kernels of a student, or None if they were not measured."""
     those = () if kernels is None else kernels.students
     return next((k for k in those if (k.student, k.seed) == (student.student, student.seed)), None)
 
 
-def split_sentences(split: SplitAudit) -> list[str]:
+def split_sentences(split: results.SplitAudit) -> list[str]:
     """Return the verdict, the fidelity and the place of mislabelled examples as sentences."""
     fidelity, place = split.fidelity, split.exaggeration.mislabelled
     found = [
@@ -141,7 +131,7 @@ def split_sentences(split: SplitAudit) -> list[str]:
     return found
 
 
-def overview_grid(confidence: Confidence, split: str) -> Grid:
+def overview_grid(confidence: results.Confidence, split: str) -> Grid:
     """Return one row per student and seed with the main numbers of a split."""
     pairs = [
         (student, found)
@@ -181,7 +171,7 @@ def overview_grid(confidence: Confidence, split: str) -> Grid:
     return grid_of(pairs, columns, caption)
 
 
-def slope_grid(splits: Sequence[SplitAudit]) -> Grid:
+def slope_grid(splits: Sequence[results.SplitAudit]) -> Grid:
     """Return the slopes and the underfit share with those of the references and the verdicts."""
     references = list(
         dict.fromkeys(
@@ -203,7 +193,7 @@ def slope_grid(splits: Sequence[SplitAudit]) -> Grid:
     return Grid(["confidence plot", "points", "student", "robust", *references, "verdict"], rows)
 
 
-def accuracy_grid(splits: Sequence[SplitAudit]) -> Grid:
+def accuracy_grid(splits: Sequence[results.SplitAudit]) -> Grid:
     """Return accuracies and calibration of teacher and student."""
     given = any(split.calibration[0].accuracy_on_given_labels for split in splits)
     columns: dict[str, Callable[..., str]] = {
@@ -220,7 +210,7 @@ def accuracy_grid(splits: Sequence[SplitAudit]) -> Grid:
     return grid_of(found, columns, "In brackets: the ECE of a calibrated classifier.")
 
 
-def departure_grid(splits: Sequence[SplitAudit]) -> Grid:
+def departure_grid(splits: Sequence[results.SplitAudit]) -> Grid:
     """Return the departures from the teacher and what they gained and lost, by group."""
     entries = []
     for split in splits:
@@ -251,7 +241,7 @@ def departure_grid(splits: Sequence[SplitAudit]) -> Grid:
     )
 
 
-def dissection_grid(splits: Sequence[SplitAudit]) -> Grid:
+def dissection_grid(splits: Sequence[results.SplitAudit]) -> Grid:
     """Return where the points of the confidence plot lie, by who is right."""
     known = {None: "", True: ", mislabelled", False: ", not mislabelled"}
     caption = (
@@ -270,7 +260,7 @@ def dissection_grid(splits: Sequence[SplitAudit]) -> Grid:
     )
 
 
-def checkpoint_grid(over: StudentOverTraining) -> Grid:
+def checkpoint_grid(over: results.StudentOverTraining) -> Grid:
     """Return the numbers of a few checkpoints."""
     epochs = sorted({point.epoch for point in over.points})
     shown = {*epochs[:: max(1, -(-len(epochs) // _EPOCHS_SHOWN))], epochs[-1]}
@@ -289,14 +279,14 @@ def checkpoint_grid(over: StudentOverTraining) -> Grid:
     )
 
 
-def over_training_sentence(over: StudentOverTraining) -> str:
+def over_training_sentence(over: results.StudentOverTraining) -> str:
     """Return which examples were measured, and the moment of a switch."""
     counts = ", ".join(f"{count:,} {split}" for split, count in over.examples.items())
     words = f"Over training: {counts} examples, compared with the final teacher."
     return words if over.switch is None else f"{words} Switch: {printable(moment(over.switch))}."
 
 
-def change_grid(changes: Sequence[SwitchChange]) -> Grid:
+def change_grid(changes: Sequence[results.SwitchChange]) -> Grid:
     """Return the changes of each quantity at a switch."""
     rows = []
     for change in changes:
@@ -317,7 +307,7 @@ def change_grid(changes: Sequence[SwitchChange]) -> Grid:
     return Grid(["at the switch", "before", "soon after", "at the end", ""], rows, caption)
 
 
-def kernel_grid(kernels: StudentKernels) -> Grid:
+def kernel_grid(kernels: results.StudentKernels) -> Grid:
     """Return how similar the kernels are to the teacher's."""
     caption = (
         f"Tangent kernels at the last epochs, {kernels.likenesses[0].probes} random vectors; 1 is equal "
@@ -336,7 +326,7 @@ def kernel_grid(kernels: StudentKernels) -> Grid:
 
 
 def _accuracies(
-    given: bool, calibration: Callable[..., Calibration]
+    given: bool, calibration: Callable[..., results.Calibration]
 ) -> dict[str, Callable[..., str]]:
     """Return the columns of accuracies, two if labels were changed on purpose."""
 
@@ -355,7 +345,7 @@ def _warning(text: str) -> Text:
     return Text(f"warning: {printable(text)}", style="bold red")
 
 
-def _mean(value: Estimate, infinite: Infinite | None) -> str:
+def _mean(value: Estimate, infinite: results.Infinite | None) -> str:
     if infinite is None:
         return number(value.value)
     return f"∞ at {infinite.examples:,}, {number(infinite.others.value)} at the others"
@@ -366,7 +356,7 @@ def _ece(value: float, chance: Interval) -> str:
     return f"{percent(value, 2)} ({low}–{high} if calibrated)"
 
 
-def _most_informative(split: SplitAudit) -> list[str]:
+def _most_informative(split: results.SplitAudit) -> list[str]:
     lines = []
     for one in split.ledger.telling[:_SHOWN]:
         place = f"row {one.row}" if one.index is None else f"index {one.index}"

@@ -27,7 +27,8 @@ def grid_of(
 ) -> Grid:
     """Return a grid with one row per item.
 
-    ``columns`` map headings to functions that make a cell of the values of an item.
+    ``columns`` map headings to functions that make a cell of the values of an item; items of one value
+    are given as ``zip(values)``.
     """
     rows = [[cell(*item) for cell in columns.values()] for item in items]
     return Grid([*columns], rows, caption)

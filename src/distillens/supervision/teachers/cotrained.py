@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
-from distillens.forward.evaluation import (
-    evaluate,
-    frozen_statistics,
-    input_type,
-    make_gradients_dense,
-    own_inputs,
-    train_mode,
-)
+from distillens.forward import evaluation
 from distillens.forward.sequences import run
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import Supervision, student_logits, teacher_logits
@@ -63,25 +56,25 @@ class CotrainedTeacher:
                 f"the teacher {type(self.module).__name__} has no trainable parameters; take "
                 "FixedTeacher for a teacher that does not learn"
             )
-        self._frozen = frozen_statistics(self.module)
+        self._frozen = evaluation.frozen_statistics(self.module)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Take the teacher's own step on the batch."""
         self.supervision.advance(batch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step) if callable(self.rate) else self.rate
-        train_mode(self.module, self._frozen)
+        evaluation.train_mode(self.module, self._frozen)
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
             with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
-                inputs = own_inputs(batch.inputs, input_type(self.module))
+                inputs = evaluation.own_inputs(batch.inputs, evaluation.input_type(self.module))
                 output = run(self.module, inputs, batch.further)
             logits = student_logits(output, batch, self.supervision)
             batch = replace(batch, classes=logits.shape[-1])
             self.optimizer.zero_grad()
             # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
             (self.supervision.loss(full_precision(logits), batch, step) * batch.weight).backward()
-        make_gradients_dense(self.module.parameters())
+        evaluation.make_gradients_dense(self.module.parameters())
         self._average_gradients()
         self.optimizer.step()
         # Weights that the student shares must not bring the teacher's gradients to its step.
@@ -90,7 +83,7 @@ class CotrainedTeacher:
     def logits(self, batch: Batch) -> Tensor:
         """Return the teacher's outputs after its step, in evaluation mode."""
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = evaluate(self.module, batch.inputs, batch.further)
+            output = evaluation.evaluate(self.module, batch.inputs, batch.further)
         return full_precision(teacher_logits(output, batch)).detach()
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,18 +19,11 @@ from distillens.data.resident import Rows, too_large
 from distillens.errors import DataError, SupervisionError, listed
 from distillens.files.array_likes import as_array
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
+from distillens.supervision import protocol
 from distillens.supervision.kinds.builtin import PeriodRecipe
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
-from distillens.supervision.protocol import (
-    Composite,
-    NotCapturable,
-    Teacher,
-    phase_of,
-    separate_from,
-    table_of,
-    teacher_logits,
-)
+from distillens.supervision.protocol import Composite, NotCapturable, Teacher
 
 
 class FixedTeacher(Composite):
@@ -83,7 +76,7 @@ class FixedTeacher(Composite):
         SupervisionError
             The outputs for the first batch are probabilities.
         """
-        logits = teacher_logits(self._outputs(batch), batch)
+        logits = protocol.teacher_logits(self._outputs(batch), batch)
         if not self._looked_at:
             # The first batch alone: a GPU makes the host wait for the answer.
             _refuse_probabilities(logits, "the teacher's outputs", "remove its softmax")
@@ -405,7 +398,7 @@ class OnlineTeacher(Composite):
         if place != self._place:
             checkpoint = self._checkpoints[place]
             self._teacher = as_teacher(checkpoint.load())
-            if self._student is not None and separate_from(self._teacher, self._student):
+            if self._student is not None and protocol.separate_from(self._teacher, self._student):
                 raise SupervisionError(
                     f"the teacher's checkpoint of step {checkpoint.step} shares tensors with the "
                     "student, which changes in training; let load() return a module of its own"
@@ -415,11 +408,12 @@ class OnlineTeacher(Composite):
 
     def table(self, rows: Rows) -> Tensor | None:
         """Return the current checkpoint's logits of all examples, where it has them."""
-        return table_of(self._teacher, rows)
+        return protocol.table_of(self._teacher, rows)
 
     def phase(self, step: int) -> Hashable:
         """Return the current checkpoint and its phase."""
-        return self._place, None if self._teacher is None else phase_of(self._teacher, step)
+        phase = None if self._teacher is None else protocol.phase_of(self._teacher, step)
+        return self._place, phase
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the current checkpoint's outputs.
