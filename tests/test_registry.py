@@ -72,7 +72,7 @@ def test_a_plugin_is_imported_once_and_registers(tmp_path: Path) -> None:
             "from distillens.supervision import OneHot, register_supervision\n"
             "register_supervision('one-hot')(OneHot)",
             "cannot be used: the supervision 'one-hot' is registered by "
-            "distillens.supervision.kinds.one_hot.OneHotRecipe and by "
+            "distillens.supervision.kinds.builtin.OneHotRecipe and by "
             "distillens.supervision.values.OneHot; give one of them another name",
         ),
     ],

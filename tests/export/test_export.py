@@ -18,7 +18,7 @@ import distillens
 from distillens.cli.main import main
 from distillens.data import load_splits
 from distillens.errors import CheckpointError, ModelError, RecipeError, RunError
-from distillens.export import export as export_module
+from distillens.export import programs
 from distillens.export.choosing import Choice
 from distillens.export.choosing import choose as choose_student
 from distillens.export.export import export_run, load_export
@@ -266,7 +266,7 @@ def test_a_program_that_disagrees_is_deleted(
         right = read_torch(path)
         return lambda inputs: right(inputs) * 1.001
 
-    monkeypatch.setattr(export_module, "read_torch", skewed)
+    monkeypatch.setattr(programs, "read_torch", skewed)
     with pytest.raises(ModelError, match=r"model\.pt2 gives other outputs .* allowed is 0\.0001"):
         export_run(finished, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

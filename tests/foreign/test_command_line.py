@@ -68,9 +68,9 @@ def test_every_character_is_written_in_every_encoding(
     stream.flush()
     shown = written.getvalue().decode(encoding)
     expected = {
-        "ascii": "tau=4 +/- 0.5 -> -^1 ok ?",
-        "latin-1": "tau=4 ± 0.5 -> -¹ ok ?",
-        "cp1252": "tau=4 ± 0.5 -> -¹ ok ?",
+        "ascii": r"\u03c4=4 \xb1 0.5 \u2192 \u207b\xb9 \u2713 \u6f22",
+        "latin-1": r"\u03c4=4 ± 0.5 \u2192 \u207b¹ \u2713 \u6f22",
+        "cp1252": r"\u03c4=4 ± 0.5 \u2192 \u207b¹ \u2713 \u6f22",
         "utf-8": text,
     }
     assert shown == expected[encoding]

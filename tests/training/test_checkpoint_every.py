@@ -25,7 +25,7 @@ from distillens.runs.layout import NetworkFiles, Run
 from distillens.runs.records import read_records
 from distillens.study import parse_recipe
 from distillens.supervision import OneHot, Setting, TeacherCheckpoint, build_supervision
-from distillens.supervision.kinds.taught import OfflineRecipe, OnlineRecipe, PeriodRecipe
+from distillens.supervision.kinds.builtin import OfflineRecipe, OnlineRecipe, PeriodRecipe
 from distillens.supervision.recipe import AverageRecipe
 from distillens.training import TrainingRecipe, fit
 

@@ -26,7 +26,7 @@ from distillens.results.confidence import (
     TrajectoryPoint,
 )
 from distillens.study.networks import network_logits, weights_digest
-from distillens.supervision.kinds.switched import SwitchedRecipe
+from distillens.supervision.kinds.builtin import SwitchedRecipe
 from distillens.training import predict
 
 _STORED_TOLERANCE = 1e-2

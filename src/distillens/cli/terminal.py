@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
+import io
 import json
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+
+from distillens.progress import Progress, terminal
 
 console = Console()
 """Standard output."""
@@ -17,31 +20,15 @@ console = Console()
 error_console = Console(stderr=True)
 """Standard error, where progress goes when standard output is JSON."""
 
-ERROR_HANDLER = "distillens.plain"
-_PLAIN = {
-    "–": "-", "−": "-", "—": "-", "·": "*", "×": "x", "±": "+/-", "…": "...", "→": "->", "≤": "<=",
-    "≥": ">=", "∞": "inf", "✓": "ok", "⁻": "-", "“": '"', "”": '"', "‖": "||", "√": "sqrt",
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "κ": "kappa",
-    "λ": "lambda", "μ": "mu", "ν": "nu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau",
-    "φ": "phi", "χ": "chi", "Σ": "sum", "Π": "prod", "∂": "d", "∝": "~", "≈": "~", "≠": "!=",
-    "÷": "/", "½": "1/2", "′": "'", "\N{COMBINING TILDE}": "~", "ᵀ": "^T", "ⁿ": "^n", "ᵢ": "_i",
-    "ₙ": "_n", "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|",
-    **{letter: f"^{digit}" for digit, letter in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-    **{letter: f"_{digit}" for digit, letter in enumerate("₀₁₂₃₄₅₆₇₈₉")},
-}  # fmt: skip
-
 
 def prepare_streams() -> None:
     """Make standard output and error accept every character in any encoding.
 
-    A character that the encoding lacks is transliterated, for example ``τ`` as ``tau``, or written as
-    ``?`` if it has no transliteration.
+    A character that the encoding lacks is written as an escape, for example ``τ`` as ``\\u03c4``.
     """
-    codecs.register_error(ERROR_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None and not _writes_everything(stream):
-            reconfigure(errors=ERROR_HANDLER)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show(*parts: RenderableType) -> None:
@@ -53,14 +40,15 @@ def show(*parts: RenderableType) -> None:
         if isinstance(part, Group):
             show(*part.renderables)
             continue
-        smallest = _smallest_width(part) if isinstance(part, Table) else 0
+        smallest = _uncut_width(part) if isinstance(part, Table) else 0
         fits = smallest <= console.width
         (console if fits else Console(width=smallest)).print(part)
 
 
-def show_line(line: str) -> None:
-    """Print plain text without wrapping, markup or emoji names."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+def show_line(*lines: str) -> None:
+    """Print lines of plain text without wrapping, markup or emoji names."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show_json(text: str) -> None:
@@ -68,12 +56,34 @@ def show_json(text: str) -> None:
 
     Characters that the encoding lacks are written as JSON escapes.
     """
-    if not _writes_everything(sys.stdout):
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
         text = json.dumps(json.loads(text), indent=1) + "\n"
     sys.stdout.write(text)
 
 
-def _smallest_width(table: Table) -> int:
+def show_result(result: Any, made: Callable[[Any], RenderableType], as_json: bool) -> None:
+    """Print a result as JSON, or what ``made`` makes of it for the terminal."""
+    from distillens.results.base import to_json
+
+    if as_json:
+        show_json(to_json(result))
+    else:
+        show(made(result))
+
+
+def progress_bars(as_json: bool = False) -> Progress:
+    """Return progress bars; with JSON on standard output they are shown on standard error."""
+    return terminal(error_console if as_json else console)
+
+
+def smallest_width(table: RenderableType) -> int:
+    """Return the smallest width at which rich does not break words."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+
+
+def _uncut_width(table: Table) -> int:
     """Return the smallest width at which rich neither truncates words nor drops columns."""
     unbounded = console.options.update(max_width=10_000)
     for column in table.columns:
@@ -84,19 +94,4 @@ def _smallest_width(table: Table) -> int:
             (size.maximum if column.no_wrap else size.minimum for size in sizes), default=0
         )
     # Rich omits some of the padding between columns from this sum.
-    padding = 2 * len(table.columns)
-    return Measurement.get(console, unbounded, table).minimum + padding
-
-
-def _writes_everything(stream: TextIO) -> bool:
-    try:
-        return codecs.lookup(stream.encoding or "").name.startswith("utf")
-    except LookupError:
-        return False
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    letters = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(letter, "?") for letter in letters), error.end
+    return smallest_width(table) + 2 * len(table.columns)

@@ -38,17 +38,12 @@ def choose(run: OpenRun, student: str | None, seed: int | None) -> Choice:
     RunError
         Nothing but test labels could tell which is best.
     """
-    if student is None:
-        position, why = _best(run.result)
-    else:
-        position, why = run.position(student), "named"
-    title = run.row(position).name
-    cells = [run.cell(one) for one in run.students(title, seed)]
+    position, why = _best(run.result) if student is None else (run.position(student), "named")
+    cells = [run.cell(one) for one in run.students(run.row(position).name, seed)]
     if seed is not None:
         return Choice(cells[0], why)
     if any(cell.validation_accuracy is None for cell in cells):
-        order = list(run.recipe["seeds"])
-        return Choice(min(cells, key=lambda cell: order.index(cell.seed)), why)
+        return Choice(min(cells, key=lambda cell: run.recipe["seeds"].index(cell.seed)), why)
     cell = max(cells, key=_validation)
     if len(cells) > 1:
         why += f"; of its {len(cells)} seeds the best on validation ({_validation(cell):.4f})"

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,10 @@ from torch import Tensor, nn
 
 from distillens.data import load_splits, vocabulary_of
 from distillens.errors import CheckpointError, DataError, ModelError, RecipeError, RunError, nearest
+from distillens.export import programs
 from distillens.export.choosing import Choice, choose
 from distillens.export.inputs import ExportInputs, Normalised
-from distillens.export.programs import (
-    Program,
-    check_onnx,
-    read_onnx,
-    read_torch,
-    write_onnx,
-    write_torch,
-)
+from distillens.export.programs import Program
 from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe, build_model, digest_file, load_weights, save_weights
 from distillens.results.base import SCHEMA, from_json, to_json
@@ -61,6 +56,8 @@ class _Probe:
     outputs: tuple[Tensor, ...]
     stored: Tensor | None
     """Logits of the last of ``inputs``; None if the run's data are not available."""
+    notes: tuple[str, ...] = ()
+    """The reason why there are no stored logits."""
 
 
 def export_run(
@@ -110,28 +107,29 @@ def export_run(
     if not formats:
         raise RecipeError(f"no format is named; name some of {', '.join(FILES)}")
     if "onnx" in formats:
-        check_onnx()
+        programs.check_onnx()
     opened = OpenRun.open(folder, unfinished=True)
     run = opened.files
     recipe = read_recipe(latest_recipe(run), trust_code=trust_code)
     recipe.refuse_unavailable("export")
     choice = choose(opened, student, seed)
-    data = _complete_data(opened)
-    accepted = ExportInputs.of(recipe.student.model, data)
+    accepted = ExportInputs.of(recipe.student.model, opened.data)
     tokenizers = _tokenizers(run, accepted)
-    card = _card(recipe, choice, data, accepted, tokenizers)
+    card = _card(recipe, choice, opened, accepted, tokenizers)
     files = opened.network(choice.cell.id)
-    code = recipe.student.model.code_folder
-    network = _network(card, _checkpoint(files, card), trust_code, code)
-    probe, notes = _probe(recipe, network, files, data, accepted, tokenizers)
-    target = _target(Path(out) if out is not None else None, card)
+    described = "the run's results describe; run the recipe again in another --out"
+    weights = _unchanged(files.weights(card.epoch), card.weights_digest, described)
+    rebuilt = partial(_network, card, trust_code=trust_code, code=recipe.student.model.code_folder)
+    network = rebuilt(weights)
+    probe = _probe(recipe, network, files, opened.data["fingerprint"], accepted, tokenizers)
+    target = _target(Path(out) if out is not None else default_folder(card), card)
     written = [
-        _export_file(target / FILES[name], name, network, card, probe, trust_code, code)
+        _export_file(target / FILES[name], name, network, rebuilt, probe)
         for name in dict.fromkeys(formats)
     ]
     for name, text in zip(card.tokenizers, tokenizers, strict=True):
         write_atomically(target / name, text)
-    finished = replace(card, files=tuple(written), notes=notes)
+    finished = replace(card, files=tuple(written), notes=probe.notes)
     # Written last, because it marks the export as complete.
     write_atomically(target / CARD, to_json(finished))
     return finished
@@ -160,16 +158,11 @@ def load_export(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mod
     described = next((file for file in card.files if file.format == "safetensors"), None)
     if described is None:
         raise CheckpointError(f"{folder} holds no safetensors file; export it with that format")
-    weights = Path(folder) / FILES["safetensors"]
-    if not weights.is_file() or digest_file(weights) != described.digest:
-        raise CheckpointError(f"{weights} is missing or not what {CARD} describes; export it again")
+    by_card = f"{CARD} describes; export it again"
+    weights = _unchanged(Path(folder) / FILES["safetensors"], described.digest, by_card)
     for name, digest in zip(card.tokenizers, card.tokenizer_digests, strict=True):
-        path = Path(folder) / name
-        if not path.is_file() or digest_file(path) != digest:
-            raise CheckpointError(
-                f"{path} is missing or not what {CARD} describes; export it again"
-            )
-    return _network(card, weights, trust_code, Path(folder).resolve()), card
+        _unchanged(Path(folder) / name, digest, by_card)
+    return _network(card, weights, trust_code=trust_code, code=Path(folder).resolve()), card
 
 
 def default_folder(card: Export) -> Path:
@@ -177,21 +170,25 @@ def default_folder(card: Export) -> Path:
     return Path("exports") / f"{slug(card.study)}-{slug(card.student)}-seed-{card.seed}"
 
 
-def _complete_data(run: OpenRun) -> Mapping[str, Any]:
-    data = run.data
-    if data.get("vocabularies"):
-        return data
-    if _student_scale(data) is None or data.get("input_type") is None:
+def _unchanged(path: Path, digest: str, described: str) -> Path:
+    """Return the path of a file whose content has the digest that something describes."""
+    if not path.is_file() or digest_file(path) != digest:
+        raise CheckpointError(f"{path} is missing or not what {described}")
+    return path
+
+
+def _normalisation(run: OpenRun) -> Mapping[str, Any]:
+    """Return mean and deviation of the student's inputs, which are empty for text."""
+    if run.data.get("vocabularies"):
+        return {"mean": (), "deviation": ()}
+    # Earlier versions normalised the inputs of all networks in one way.
+    found = run.data.get("student_normalisation") or run.data.get("normalisation")
+    if found is None or run.data.get("input_type") is None:
         raise RunError(
             f"{run.files.data} does not hold the normalisation, since an earlier version wrote it; run "
             "the recipe again with the same --out, which trains nothing anew and adds it"
         )
-    return data
-
-
-def _student_scale(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    # Earlier versions normalised the inputs of all networks in one way.
-    return data.get("student_normalisation") or data.get("normalisation")
+    return found
 
 
 def _tokenizers(run: Run, accepted: ExportInputs) -> tuple[str, ...]:
@@ -217,11 +214,11 @@ def _tokenizers(run: Run, accepted: ExportInputs) -> tuple[str, ...]:
 def _card(
     recipe: Recipe,
     choice: Choice,
-    data: Mapping[str, Any],
+    run: OpenRun,
     accepted: ExportInputs,
     tokenizers: tuple[str, ...],
 ) -> Export:
-    normalisation = _student_scale(data) or {"mean": (), "deviation": ()}
+    normalisation = _normalisation(run)
     return Export(
         schema_version=SCHEMA,
         study=recipe.name,
@@ -234,8 +231,8 @@ def _card(
         inputs=accepted.described,
         mean=tuple(normalisation["mean"]),
         deviation=tuple(normalisation["deviation"]),
-        classes=tuple(data["classes"]),
-        outputs=_outputs(recipe.loss, data["classes"]),
+        classes=tuple(run.data["classes"]),
+        outputs=_outputs(recipe.loss, run.data["classes"]),
         weights_digest=choice.cell.weights_digest,
         tolerance=TOLERANCE,
         stored_tolerance=STORED_TOLERANCE,
@@ -257,17 +254,7 @@ def _outputs(loss: str, classes: list[str]) -> str:
     return "(N, classes) estimates of the probabilities, not held to [0, 1] (squared error)"
 
 
-def _checkpoint(files: NetworkFiles, card: Export) -> Path:
-    path = files.weights(card.epoch)
-    if not path.is_file() or digest_file(path) != card.weights_digest:
-        raise CheckpointError(
-            f"{path} is missing or not what the run's results describe; run the recipe again in "
-            "another --out"
-        )
-    return path
-
-
-def _network(card: Export, weights: Path, trust_code: bool, code: Path | None) -> nn.Module:
+def _network(card: Export, weights: Path, *, trust_code: bool, code: Path | None) -> nn.Module:
     model = ModelRecipe.model_validate(card.model)
     model.look_in(code)
     outputs = 1 if len(card.classes) == 2 else len(card.classes)
@@ -281,28 +268,28 @@ def _network(card: Export, weights: Path, trust_code: bool, code: Path | None) -
         trust_code=trust_code,
     )
     load_weights(weights, network)
-    if card.vocabularies:
-        return network.requires_grad_(False).eval()
-    shape = (1, -1, *[1] * (len(card.input_shape) - 1))
-    mean, deviation = (torch.tensor(each).reshape(shape) for each in (card.mean, card.deviation))
-    return Normalised(network, mean, deviation).requires_grad_(False).eval()
+    if not card.vocabularies:
+        shape = (1, -1, *[1] * (len(card.input_shape) - 1))
+        scale = (torch.tensor(each).reshape(shape) for each in (card.mean, card.deviation))
+        network = Normalised(network, *scale)
+    return network.requires_grad_(False).eval()
 
 
 def _probe(
     recipe: Recipe,
     network: nn.Module,
     files: NetworkFiles,
-    data: Mapping[str, Any],
+    fingerprint: str,
     accepted: ExportInputs,
     tokenizers: tuple[str, ...],
-) -> tuple[_Probe, tuple[str, ...]]:
+) -> _Probe:
     generator = torch.Generator().manual_seed(0)
     # Two sizes reveal a program that only accepts the batch size it was traced with.
     inputs = [accepted.random(count, network, generator) for count in (1, 5)]
     stored, notes = None, ()
     try:
         splits = load_splits(recipe.data)
-        if splits.fingerprint != data["fingerprint"]:
+        if splits.fingerprint != fingerprint:
             raise DataError("the data differ from those that the run was made with")
     except DataError as error:
         notes = (f"not compared with the run's stored logits: {error}",)
@@ -323,11 +310,11 @@ def _probe(
                 f"the network gives other logits than {files.logits} holds: they differ by {apart:.2g} "
                 f"of the largest, allowed is {STORED_TOLERANCE:g}; its code or a library has changed"
             )
-    return _Probe(tuple(inputs), outputs, stored), notes
+    return _Probe(tuple(inputs), outputs, stored, notes)
 
 
-def _target(out: Path | None, card: Export) -> Path:
-    target = default_folder(card) if out is None else out
+def _target(target: Path, card: Export) -> Path:
+    """Prepare the output folder, and return it."""
     if (target / CARD).is_file():
         before = read_json(target / CARD)
         digest = before.get("weights_digest") if isinstance(before, dict) else None
@@ -339,24 +326,18 @@ def _target(out: Path | None, card: Export) -> Path:
 
 
 def _export_file(
-    path: Path,
-    kind: str,
-    network: nn.Module,
-    card: Export,
-    probe: _Probe,
-    trust_code: bool,
-    code: Path | None,
+    path: Path, kind: str, network: nn.Module, rebuilt: Callable[[Path], nn.Module], probe: _Probe
 ) -> ExportedFile:
     try:
         if kind == "safetensors":
             save_weights(path, network.network if isinstance(network, Normalised) else network)
-            program: Program = _network(card, path, trust_code, code)
+            program: Program = rebuilt(path)
         elif kind == "torch":
-            write_torch(path, network, probe.inputs[1][:2])
-            program = read_torch(path)
+            programs.write_torch(path, network, probe.inputs[1][:2])
+            program = programs.read_torch(path)
         else:
-            write_onnx(path, network, probe.inputs[1][:2])
-            program = read_onnx(path)
+            programs.write_onnx(path, network, probe.inputs[1][:2])
+            program = programs.read_onnx(path)
         difference, stored_difference = _compare(path, program, probe)
     except (CheckpointError, ModelError):
         # A file that failed its check is deleted.

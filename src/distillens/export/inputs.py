@@ -53,7 +53,7 @@ class ExportInputs:
         """Return the inputs of a model trained on the data that ``data.json`` describes."""
         shape, vocabularies = tuple(data["input_shape"]), tuple(data.get("vocabularies") or ())
         if not vocabularies:
-            return cls(shape, data["input_type"] == "uint8")
+            return cls(shape, data.get("input_type") == "uint8")
         if reads_one_tokenizer(model):
             # As a number, however the recipe wrote it: builders read "1" as 1 too.
             mine = (int(model.arguments.get("tokenizer", 0)),)

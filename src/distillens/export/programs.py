@@ -44,11 +44,13 @@ def write_torch(path: Path, module: nn.Module, inputs: Tensor) -> None:
     ModelError
         It has Python that a program cannot hold, such as branches on values or a fixed batch size.
     """
-    program = _traced(path, module, inputs)
-    with _saying_why(path):
+
+    def encoded(program: ExportedProgram) -> bytes:
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-    write_atomically(path, buffer.getvalue())
+        return buffer.getvalue()
+
+    _write(path, module, inputs, encoded)
 
 
 def read_torch(path: Path) -> Program:
@@ -68,8 +70,8 @@ def write_onnx(path: Path, module: nn.Module, inputs: Tensor) -> None:
         The ``onnx`` extra is missing, or as :func:`write_torch`.
     """
     check_onnx()
-    program = _traced(path, module, inputs)
-    with _saying_why(path):
+
+    def encoded(program: ExportedProgram) -> bytes:
         exported = torch.onnx.export(
             program,
             (),
@@ -79,8 +81,9 @@ def write_onnx(path: Path, module: nn.Module, inputs: Tensor) -> None:
             output_names=["logits"],
         )
         assert exported is not None
-        content = exported.model_proto.SerializeToString()
-    write_atomically(path, content)
+        return exported.model_proto.SerializeToString()
+
+    _write(path, module, inputs, encoded)
 
 
 def read_onnx(path: Path) -> Program:
@@ -106,28 +109,25 @@ def read_onnx(path: Path) -> Program:
     return lambda inputs: torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
 
 
-def _traced(path: Path, module: nn.Module, inputs: Tensor) -> ExportedProgram:
-    with _saying_why(path):
-        # Two examples, because the tracer would fix a batch size of one.
-        assert len(inputs) == 2
-        return torch.export.export(
-            module,
-            (inputs,),
-            dynamic_shapes=({0: Dim("batch", min=1)},),
-            strict=False,
-        )
-
-
-@contextmanager
-def _saying_why(path: Path) -> Iterator[None]:
+def _write(
+    path: Path, module: nn.Module, inputs: Tensor, encoded: Callable[[ExportedProgram], bytes]
+) -> None:
+    """Trace a module and write its program in a format."""
+    # Two examples, because the tracer would fix a batch size of one.
+    assert len(inputs) == 2
+    batch = Dim("batch", min=1)
     try:
         with _quiet():
-            yield
+            program = torch.export.export(
+                module, (inputs,), dynamic_shapes=({0: batch},), strict=False
+            )
+            content = encoded(program)
     # Tracing raises whatever the model's code or one of the tracer's passes does.
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = (lines[0] if lines else type(error).__name__)[:200]
         raise ModelError(f"{path.name} cannot be made of this network: {text}") from None
+    write_atomically(path, content)
 
 
 @contextmanager

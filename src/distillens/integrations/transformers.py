@@ -33,7 +33,7 @@ from distillens.forward.sequences import (
 from distillens.models import load_safely
 from distillens.supervision import OneHot, Supervision, Teacher
 from distillens.supervision.protocol import (
-    Stateless,
+    Composite,
     checked_supervision,
     is_across_examples,
     loss_of,
@@ -348,7 +348,7 @@ def _modules(thing: Any) -> Iterator[nn.Module]:
     elif isinstance(thing, list | tuple):
         for each in thing:
             yield from _modules(each)
-    elif isinstance(thing, Stateless | Supervision | Teacher):
+    elif isinstance(thing, Composite | Supervision | Teacher):
         for each in vars(thing).values():
             yield from _modules(each)
 

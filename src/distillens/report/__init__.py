@@ -6,12 +6,11 @@ from distillens.report.lab import lab_json, lab_table, write_lab
 from distillens.report.page import render
 from distillens.report.records import record_tables
 from distillens.report.tables.accuracy import accuracy_table, markdown_table
-from distillens.report.tables.check import check_text
 from distillens.report.tables.complexity import certified_table, curves_table, temperature_table
 from distillens.report.tables.confidence import audit_text, confidence_text
 from distillens.report.tables.costs import cost_table
 from distillens.report.tables.eigenspace import eigenspace_table
-from distillens.report.tables.plan import plan_text
+from distillens.report.tables.plan import check_text, plan_text
 from distillens.report.tables.profile import profile_table, teacher_kernel_line
 from distillens.report.tables.settings import (
     settings_blocks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,38 +24,32 @@ class BlockMemory:
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[str, torch.device], Tensor] = OrderedDict()
 
-    def get(self, name: str, device: torch.device) -> Tensor | None:
-        """Return a block, or None if it is not in memory."""
-        block = self._blocks.get((name, device))
-        if block is not None:
-            self._blocks.move_to_end((name, device))
-        return block
+    def fetch(
+        self, name: str, device: torch.device, size: int, make: Callable[[], Tensor]
+    ) -> Tensor | None:
+        """Return a block, which is made if it is not in memory.
 
-    def make_room(self, size: int, device: torch.device) -> bool:
-        """Return whether a block of a number of bytes fits on a device, after others were evicted."""
-        room = _room(device)
-        mine = [key for key in self._blocks if key[1] == device]
-        used = sum(self._blocks[key].nbytes for key in mine)
-        for key in mine:
-            if used + size <= room:
-                break
-            used -= self._blocks.pop(key).nbytes
-        return size <= room
-
-    def put(self, name: str, block: Tensor) -> Tensor:
-        """Keep a block and return it."""
-        self._blocks[(name, block.device)] = block
-        return block
+        Others are evicted for a new one of ``size`` bytes; None if it does not fit all the same.
+        """
+        if (name, device) not in self._blocks:
+            room: float = UNKNOWN_MEMORY_BYTES
+            if device.type == "cuda":
+                room = SHARE * torch.cuda.get_device_properties(device).total_memory
+            mine = [key for key in self._blocks if key[1] == device]
+            used = sum(self._blocks[key].nbytes for key in mine)
+            for key in mine:
+                if used + size <= room:
+                    break
+                used -= self._blocks.pop(key).nbytes
+            if size > room:
+                return None
+            self._blocks[(name, device)] = make()
+        self._blocks.move_to_end((name, device))
+        return self._blocks[(name, device)]
 
     def clear(self) -> None:
         """Forget all blocks."""
         self._blocks.clear()
-
-
-def _room(device: torch.device) -> float:
-    if device.type != "cuda":
-        return UNKNOWN_MEMORY_BYTES
-    return SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 BLOCKS = BlockMemory()

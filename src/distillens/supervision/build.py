@@ -14,7 +14,7 @@ from distillens.errors import DistillensError, RecipeError, SupervisionError
 from distillens.files.user_code import import_named
 from distillens.supervision.compared import decoupled, dist
 from distillens.supervision.pace import TemperatureSchedule
-from distillens.supervision.protocol import Supervision, Teacher, is_across_examples
+from distillens.supervision.protocol import Supervision, Teacher, checked_loss, is_across_examples
 from distillens.supervision.recipe import Loss, LossRecipe, SupervisionEntry, TaughtEntry
 from distillens.supervision.teachers.followed import TeacherCheckpoint
 from distillens.supervision.values import Distillation, Mixed, OneHot, TeacherLoss
@@ -119,7 +119,7 @@ def _custom(
     if mask is not None:
         logits, teacher, labels = logits[mask], teacher[mask], labels[mask]
     try:
-        value = function(logits, teacher, labels)
+        return checked_loss(function(logits, teacher, labels), f"loss {name!r}")
     except DistillensError:
         raise
     # User code may raise any exception.
@@ -128,9 +128,6 @@ def _custom(
         raise SupervisionError(
             f"loss {name!r} stops with {type(error).__name__}: {text}"
         ) from error
-    if not isinstance(value, Tensor) or value.ndim:
-        raise SupervisionError(f"loss {name!r} must return a scalar tensor, got {value!r:.80}")
-    return value
 
 
 def check_losses(entry: Any, *, trust_code: bool) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,10 @@ from distillens.errors import SupervisionError
 from distillens.files.atomic import write_atomically
 from distillens.forward.device_errors import device_errors
 from distillens.forward.evaluation import bring, evaluate, evaluation_mode
+from distillens.supervision import protocol
 from distillens.supervision.block_memory import BLOCKS
 from distillens.supervision.compressed import compress, expand
-from distillens.supervision.protocol import (
-    NotCapturable,
-    Stateless,
-    Teacher,
-    phase_of,
-    teacher_logits,
-)
+from distillens.supervision.protocol import Composite, NotCapturable, Teacher
 from distillens.supervision.teachers.followed import RecordedTeacher, check_finite
 
 CHUNK = 128
@@ -47,6 +43,7 @@ LARGE_CHUNK_BYTES = 2**25
 """Bytes of float32 inputs in a teacher's batch on an accelerator, if this is more examples."""
 
 
+@dataclass(eq=False, repr=False)
 class LogitCache:
     """Blocks of teacher logits in a folder, bound to data, augmentation and precision.
 
@@ -67,22 +64,17 @@ class LogitCache:
         Write every block to the folder, also where it could be kept in the memory of an accelerator.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        batches: Batches,
-        precision: str,
-        *,
-        max_bytes: int = 20 * 10**9,
-        top_k: int | None = None,
-        on_disk: bool = False,
-    ) -> None:
-        self.max_bytes = max_bytes
-        self.on_disk = on_disk
-        self.top_k = top_k if top_k and top_k < len(batches.examples.classes) else None
-        self.folder = folder
-        self.batches = batches
-        self.precision = precision
+    folder: Path
+    batches: Batches
+    precision: str
+    _: KW_ONLY
+    max_bytes: int = 20 * 10**9
+    top_k: int | None = None
+    on_disk: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.top_k or self.top_k >= len(self.batches.examples.classes):
+            self.top_k = None
 
     def key(self, digest: str, epoch: int) -> dict[str, Any]:
         """Return the description of all that the logits of a checkpoint in an epoch depend on."""
@@ -116,24 +108,19 @@ class LogitCache:
         together = torch.distributed.is_initialized()
         if batches.held is None or self.on_disk or self.top_k is not None or together:
             return None
-        key = self.key(digest, epoch)
-        name, device = _name(key), batches.held.labels.device
-        block = BLOCKS.get(name, device)
-        if block is not None:
-            return block
+        path, device = self._path(self.key(digest, epoch)), batches.held.labels.device
         classes = len(batches.examples.classes)
         outputs = 1 if classes == 2 else classes
-        if not BLOCKS.make_room(4 * len(batches.examples) * outputs, device):
-            return None
-        path = self.folder / f"{name}.npy"
-        if path.is_file() and path.with_suffix(".json").is_file():
-            stored = self.block(digest, epoch, module)
-            read = torch.from_numpy(np.array(stored))
-            check_finite(read)
-            return BLOCKS.put(name, read.to(device))
-        computed = self._compute(module(), epoch)
-        check_finite(computed)
-        return BLOCKS.put(name, computed)
+
+        def make() -> Tensor:
+            if _is_stored(path):
+                found = torch.from_numpy(np.array(self.block(digest, epoch, module)))
+            else:
+                found = self._compute(module(), epoch)
+            check_finite(found)
+            return found.to(device)
+
+        return BLOCKS.fetch(path.stem, device, 4 * len(batches.examples) * outputs, make)
 
     def block(self, digest: str, epoch: int, module: Callable[[], nn.Module]) -> np.ndarray:
         """Return (N, C) logits in the order of the examples, computing them at most once.
@@ -146,26 +133,24 @@ class LogitCache:
             A stored block is damaged, or its name does not match its content.
         """
         key = self.key(digest, epoch)
-        name = _name(key)
-        path = self.folder / f"{name}.npy"
-        described = path.with_suffix(".json")
-        here = path.is_file() and described.is_file()
+        path = self._path(key)
+        # Before the barrier, so that no process sees what another one has computed behind it.
+        stored = _is_stored(path)
         together = torch.distributed.is_initialized()
         if together:
             # All processes reach this point at the same step: one computes, the others wait for it.
             torch.distributed.barrier()
-        if not here and (not together or torch.distributed.get_rank() == 0):
-            with _alone(self.folder, name):
+        if not stored and (not together or torch.distributed.get_rank() == 0):
+            with _alone(path):
                 # Another process may have computed it while this one waited.
-                if not (path.is_file() and described.is_file()):
-                    logits = self._compute(module(), epoch).cpu()
-                    self._store(path, described, key, logits)
+                if not _is_stored(path):
+                    self._store(path, key, self._compute(module(), epoch).cpu())
         if together:
             torch.distributed.barrier()
         # The time of the last use decides which block is deleted first.
         with suppress(FileNotFoundError):
             os.utime(path)
-        _check(described, key)
+        _check(path.with_suffix(".json"), key)
         try:
             block = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
@@ -179,12 +164,11 @@ class LogitCache:
         # NumPy takes a damaged header for other formats, whose readers raise other exceptions.
         except Exception:
             block = None
-        if not isinstance(block, np.ndarray) or block.ndim != 2:
-            raise SupervisionError(f"{path} is damaged; delete it to have it computed again")
-        if len(block) != len(self.batches.examples):
+        rows = len(self.batches.examples)
+        if not isinstance(block, np.ndarray) or block.ndim != 2 or len(block) != rows:
             raise SupervisionError(
-                f"{path} holds {len(block)} rows for {len(self.batches.examples)} examples; "
-                "delete it to have it computed again"
+                f"{path} is damaged: it does not hold the logits of {rows} examples; delete it to have "
+                "it computed again"
             )
         return block
 
@@ -200,14 +184,18 @@ class LogitCache:
             return None
         return float(np.mean([mean for mean, _ in shares])), max(most for _, most in shares)
 
-    def _store(self, path: Path, described: Path, key: dict[str, Any], logits_NC: Tensor) -> None:
+    def _path(self, key: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.npy"
+
+    def _store(self, path: Path, key: dict[str, Any], logits_NC: Tensor) -> None:
         if self.top_k is not None:
             logits_NC, mean, most = compress(logits_NC, self.top_k)
             key = {**key, "left_out": [mean, most]}
         stored = io.BytesIO()
         np.save(stored, logits_NC.numpy())
         self._make_room(stored.getbuffer().nbytes)
-        write_atomically(described, json.dumps(key, indent=1) + "\n")
+        write_atomically(path.with_suffix(".json"), json.dumps(key, indent=1) + "\n")
         write_atomically(path, stored.getvalue())
 
     def _make_room(self, wanted: int) -> None:
@@ -246,7 +234,7 @@ class LogitCache:
             for start in range(0, count, chunk):
                 batch = self.batches.take(np.arange(start, min(start + chunk, count)), epoch)
                 output = evaluate(module, batch.inputs)
-                rows.append(teacher_logits(output, batch).float())
+                rows.append(protocol.teacher_logits(output, batch).float())
         return torch.cat(rows)
 
     def _chunk(self) -> int:
@@ -256,17 +244,17 @@ class LogitCache:
         return max(CHUNK, LARGE_CHUNK_BYTES // (4 * self.batches.examples.inputs[0].numel()))
 
 
-def _name(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+def _is_stored(path: Path) -> bool:
+    return path.is_file() and path.with_suffix(".json").is_file()
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """Hold a block's lock, so that of several processes that lack it one computes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / ".lock").open("a") as lock:
         # One byte of a lock file per block; the lock is released when the process ends.
-        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(name[:15], 16))
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(path.stem[:15], 16))
         yield
 
 
@@ -290,7 +278,7 @@ def _check(described: Path, key: dict[str, Any]) -> None:
             )
 
 
-class CachedTeacher(Stateless):
+class CachedTeacher(Composite):
     """A checkpoint whose logits come from a cache.
 
     Parameters
@@ -354,7 +342,7 @@ class CachedTeacher(Stateless):
         """
         if self._cache.top_k is not None:
             raise NotCapturable("the teacher's logits are compressed (cache_top_k)")
-        return "cached" if self._block is None else phase_of(self._block, step)
+        return "cached" if self._block is None else protocol.phase_of(self._block, step)
 
     def notes(self) -> tuple[str, ...]:
         """Return why the logits are not held on the device, if they are not."""

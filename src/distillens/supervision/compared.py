@@ -11,16 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from distillens.errors import SupervisionError
-from distillens.supervision.losses import (
-    both_logits,
-    check_temperature,
-    class_index,
-    labelled,
-    mean_over,
-    nan_outside,
-    probability_gap,
-    soft_cross_entropy,
-)
+from distillens.supervision import losses
 
 
 def decoupled(
@@ -39,17 +30,16 @@ def decoupled(
     against the rest; ``other_weight`` (β) that between the distributions over the other classes.
     Without a mask, labels equal to -100 do not count.
     """
-    check_temperature(temperature)
-    logits, labels, mask = labelled(logits, labels, mask)
-    student, teacher, mask = both_logits(logits, teacher_logits, mask)
+    losses.check_temperature(temperature)
+    logits, index, valid, mask = losses.labelled(logits, labels, mask)
+    student, teacher, mask = losses.both_logits(logits, teacher_logits, mask)
     _two_classes("dkd", student)
-    index, valid = class_index(labels, mask, student.shape[-1])
     student, teacher = student / temperature, teacher / temperature
     target = _divergence(_against_rest(student, index), _against_rest(teacher, index))
     # Without the label's logit what remains is the softmax over the other classes.
     other = _divergence(*(_without(each, index) for each in (student, teacher)))
-    total = nan_outside(target_weight * target + other_weight * other, valid)
-    return temperature**2 * mean_over(total, mask)
+    total = target_weight * target + other_weight * other
+    return temperature**2 * losses.mean_over(total, mask, valid)
 
 
 def dist(
@@ -67,8 +57,8 @@ def dist(
     example (inter) and over the examples of each class (intra). The loss compares the examples of a
     batch, so it is not the mean of the losses of its parts.
     """
-    check_temperature(temperature)
-    student, teacher, mask = both_logits(logits, teacher_logits, mask)
+    losses.check_temperature(temperature)
+    student, teacher, mask = losses.both_logits(logits, teacher_logits, mask)
     _two_classes("dist", student)
     there = ~(torch.isneginf(student) & torch.isneginf(teacher))
     if mask is not None:
@@ -76,11 +66,11 @@ def dist(
     student, teacher = student / temperature, teacher / temperature
     p, q = log_softmax(student, -1), log_softmax(teacher, -1)
     with torch.no_grad():
-        gap = probability_gap(student, teacher)
+        gap = losses.probability_gap(student, teacher)
     zero = p.new_zeros(1)
-    inter = mean_over(_decorrelation(*_scaled(p, q, gap, zero, zero), there), mask)
+    inter = losses.mean_over(_decorrelation(*_scaled(p, q, gap, zero, zero), there), mask)
     scaled = _scaled(p, q, gap, *_scales(p, q, there))
-    intra = mean_over(_decorrelation(scaled[0].T, scaled[1].T, there.T), there.any(0))
+    intra = losses.mean_over(_decorrelation(scaled[0].T, scaled[1].T, there.T), there.any(0))
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
@@ -147,7 +137,7 @@ def _centred(values: Tensor, there: Tensor, count: Tensor) -> Tensor:
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Return (…,) Kullback-Leibler divergences of the student's softmax from the teacher's."""
-    return soft_cross_entropy(student, teacher) - soft_cross_entropy(teacher, teacher)
+    return losses.soft_cross_entropy(student, teacher) - losses.soft_cross_entropy(teacher, teacher)
 
 
 def _against_rest(logits: Tensor, index: Tensor) -> Tensor:

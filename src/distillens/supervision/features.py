@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
+from distillens.supervision import protocol
 from distillens.supervision.losses import full_precision
-from distillens.supervision.protocol import (
-    Stateless,
-    Supervision,
-    checked_supervision,
-    class_counts,
-    is_across_examples,
-    separate_from,
-    student_logits,
-)
+from distillens.supervision.protocol import Composite, Supervision
 
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
 """From the student's and the teacher's features of a batch, in float32, to a scalar."""
@@ -50,7 +44,7 @@ def _attention(features_BCHW: Tensor) -> Tensor:
     return features_BCHW.square().mean(1, keepdim=True)
 
 
-class Features(Stateless):
+class Features(Composite):
     """A supervision plus a weighted loss between pairs of layers.
 
     Parameters
@@ -98,35 +92,28 @@ class Features(Stateless):
                 f"the loss of features is a function of two tensors, got {loss!r}; leave it out for "
                 "attention transfer"
             )
-        self.base, self.teacher, self.weight = checked_supervision(base), teacher, weight
+        self.base, self.teacher, self.weight = protocol.checked_supervision(base), teacher, weight
+        self.parts = (self.base,)
         self._pairs, self._loss = dict(pairs), loss
-        self.across_examples = is_across_examples(base) or (
-            loss is not attention_transfer and is_across_examples(loss)
+        self.across_examples = protocol.is_across_examples(base) or (
+            loss is not attention_transfer and protocol.is_across_examples(loss)
         )
         self._student_features: dict[str, Tensor] = {}
         self._teacher_features: dict[str, Tensor] = {}
-        self._student_hooks = _watch(student, pairs, self._student_features, "student")
-        try:
-            self._teacher_hooks = _watch(teacher, pairs.values(), self._teacher_features, "teacher")
-        except SupervisionError:
-            _remove(self._student_hooks)
-            raise
+        theirs = _layers(teacher, pairs.values(), "teacher")
+        self._student_hooks = _watch(_layers(student, pairs, "student"), self._student_features)
+        self._teacher_hooks = _watch(theirs, self._teacher_features)
 
     def separate_from(self, student: nn.Module) -> bool:
         """Replace the teacher by a copy if training the student would change it."""
-        base = separate_from(self.base, student)
+        base = super().separate_from(student)
         if not shares_tensors(self.teacher, student):
             return base
         _remove(self._teacher_hooks)
         self.teacher = copied(self.teacher)
-        self._teacher_hooks = _watch(
-            self.teacher, self._pairs.values(), self._teacher_features, "teacher"
-        )
+        layers = _layers(self.teacher, self._pairs.values(), "teacher")
+        self._teacher_hooks = _watch(layers, self._teacher_features)
         return True
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Advance the base supervision."""
-        self.base.advance(batch, step)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the base loss plus the weighted feature losses.
@@ -141,7 +128,7 @@ class Features(Stateless):
         bring(self.teacher, batch.inputs.device)
         evaluate(self.teacher, batch.inputs, batch.further)
         self._student_features.clear()
-        logits = student_logits(logits, batch, self.base)
+        logits = protocol.student_logits(logits, batch, self.base)
         total = self.base.loss(logits, batch, step)
         for mine, theirs in self._pairs.items():
             if mine not in features:
@@ -158,18 +145,6 @@ class Features(Stateless):
         self._teacher_features.clear()
         return total
 
-    def class_counts(self, batch: Batch) -> set[int]:
-        """Return the numbers of classes that the base supervision knows."""
-        return class_counts(self.base, batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base supervision."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state of the base supervision."""
-        self.base.load_state_dict(state)
-
     def close(self) -> None:
         """Remove the hooks from both modules."""
         _remove(self._student_hooks + self._teacher_hooks)
@@ -181,33 +156,25 @@ class Features(Stateless):
         self.close()
 
 
-def _watch(
-    module: nn.Module, names: Iterable[str], store: dict[str, Tensor], whose: str
-) -> list[RemovableHandle]:
-    layers = {name: _layer(module, name, whose) for name in names}
-    return [layer.register_forward_hook(_keep(store, name)) for name, layer in layers.items()]
+def _layers(module: nn.Module, names: Iterable[str], whose: str) -> dict[str, nn.Module]:
+    layers = {name: layer for name, layer in module.named_modules() if name}
+    for name in names:
+        if name not in layers:
+            raise SupervisionError(f"the {whose} has no layer {name!r}{nearest(name, layers)}")
+    return {name: layers[name] for name in names}
+
+
+def _watch(layers: Mapping[str, nn.Module], store: dict[str, Tensor]) -> list[RemovableHandle]:
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        # A copy: layers such as ReLU(inplace=True) write into the tensor that they are given.
+        store[name] = _only_tensor(name, output).clone()
+
+    return [layer.register_forward_hook(partial(keep, name)) for name, layer in layers.items()]
 
 
 def _remove(hooks: list[RemovableHandle]) -> None:
     for hook in hooks:
         hook.remove()
-
-
-def _layer(module: nn.Module, name: str, whose: str) -> nn.Module:
-    layers = dict(module.named_modules())
-    if not name or name not in layers:
-        raise SupervisionError(
-            f"the {whose} has no layer {name!r}{nearest(name, set(layers) - {''})}"
-        )
-    return layers[name]
-
-
-def _keep(store: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        # A copy: layers such as ReLU(inplace=True) write into the tensor that they are given.
-        store[name] = _only_tensor(name, output).clone()
-
-    return hook
 
 
 def _only_tensor(name: str, output: Any) -> Tensor:

@@ -60,8 +60,13 @@ def check_smoothing(smoothing: float) -> float:
     return smoothing
 
 
-def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean of (B,) or (B, T) values over the positions that count."""
+def mean_over(values: Tensor, mask: Tensor | None, valid: Tensor | None = None) -> Tensor:
+    """Return the mean of (B,) or (B, T) values over the positions that count.
+
+    Those that are not ``valid`` make it NaN.
+    """
+    if valid is not None:
+        values = values.masked_fill(~valid, torch.nan)
     if mask is None:
         return values.mean()
     # Not a product with the mask: 0 times a NaN is a NaN.
@@ -99,8 +104,7 @@ def cross_entropy(
         the loss of such a label is NaN, because looking it up would make the host wait.
     """
     check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
-    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
+    logits, index, valid, mask = labelled(logits, labels, mask, checked=checked)
     classes = two_classes(logits)
     if smoothing:
         each = soft_cross_entropy(classes, _smoothed(classes, index, smoothing).log())
@@ -110,7 +114,7 @@ def cross_entropy(
         hidden = torch.finfo(classes.dtype).min
         others = classes.scatter(-1, index[..., None], hidden).logsumexp(-1)
         each = -logsigmoid(right - others)
-    return mean_over(nan_outside(each, valid), mask)
+    return mean_over(each, mask, valid)
 
 
 def distillation_cross_entropy(
@@ -139,13 +143,12 @@ def squared_error(
     treated as in :func:`cross_entropy`.
     """
     check_smoothing(smoothing)
-    logits, labels, mask = labelled(logits, labels, mask, checked=checked)
-    index, valid = class_index(labels, mask, logits.shape[-1], checked=checked)
+    logits, index, valid, mask = labelled(logits, labels, mask, checked=checked)
     if logits.shape[-1] == 1:
         targets = (1 - smoothing) * (2 * index.to(logits.dtype)[..., None] - 1)
     else:
         targets = _smoothed(logits, index, smoothing)
-    return 0.5 * mean_over(nan_outside(_squares(logits, targets), valid), mask)
+    return 0.5 * mean_over(_squares(logits, targets), mask, valid)
 
 
 def distillation_squared_error(
@@ -189,10 +192,8 @@ def both_logits(
     SupervisionError
         Their shapes differ.
     """
-    student, teacher = (
-        bare_logits(logits, "the student"),
-        bare_logits(teacher_logits, "the teacher"),
-    )
+    student = bare_logits(logits, "the student")
+    teacher = bare_logits(teacher_logits, "the teacher")
     if student.shape != teacher.shape:
         raise SupervisionError(
             f"the teacher gives logits of shape {tuple(teacher.shape)}, the student "
@@ -225,7 +226,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
-        return _cross_entropies(student, teacher)
+        q = softmax(teacher, -1)
+        # 0 · log 0 = 0: what the teacher rules out costs nothing.
+        return -(q * log_softmax(student, -1).masked_fill(q == 0, 0)).sum(-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -242,12 +245,6 @@ class _SoftCrossEntropy(torch.autograd.Function):
             bits = bits.masked_fill(q == 0, 0)
             to_teacher = grad[..., None] * q * ((q * bits).sum(-1, keepdim=True) - bits)
         return to_student, to_teacher
-
-
-def _cross_entropies(student: Tensor, teacher: Tensor) -> Tensor:
-    q = softmax(teacher, -1)
-    # 0 · log 0 = 0: what the teacher rules out costs nothing.
-    return -(q * log_softmax(student, -1).masked_fill(q == 0, 0)).sum(-1)
 
 
 def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -269,38 +266,30 @@ def probability_gap(student: Tensor, teacher: Tensor) -> Tensor:
 
 def labelled(
     logits: Any, labels: Any, mask: Tensor | None, *, checked: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return logits in the precision of the loss, and labels and mask that fit them.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return logits, labels that can index the classes, which did so from the start, and the mask.
 
-    Without a mask, labels equal to -100 do not count. ``checked`` labels are not inspected.
+    Logits are in the precision of the loss; None stands for all labels. Without a mask, labels equal to
+    -100 do not count. ``checked`` labels are not inspected.
     """
     labels = class_labels(labels)
     logits = full_precision(logits_of(logits, labels.shape))
     labels, mask = fit_to_logits(labels, mask, logits)
-    if mask is None and not checked:
+    if checked:
+        return counted_only(logits, mask), labels, None, mask
+    if mask is None:
         counts = labels != IGNORED
         mask = None if _all_known(counts) else counts
-    return counted_only(logits, mask), labels, mask
-
-
-def class_index(
-    labels: Tensor, mask: Tensor | None, classes: int, *, checked: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Return labels that can index the classes, and which did so from the start (None: all).
-
-    ``checked`` labels are not inspected.
-    """
-    if checked:
-        return labels, None
+    logits = counted_only(logits, mask)
     # Positions that do not count may carry any label, also one outside the classes.
-    safe = labels if mask is None else labels.masked_fill(~mask, 0)
-    valid = (safe >= 0) & (safe < max(classes, 2))
+    index = labels if mask is None else labels.masked_fill(~mask, 0)
+    valid = (index >= 0) & (index < max(logits.shape[-1], 2))
     known = _all_known(valid)
     if known:
-        return safe, None
+        return logits, index, None, mask
     if known is None:
-        return safe.masked_fill(~valid, 0), valid
-    raise outside(int(safe[~valid][0]), classes)
+        return logits, index.masked_fill(~valid, 0), valid, mask
+    raise outside(int(index[~valid][0]), logits.shape[-1])
 
 
 def _all_known(flags: Tensor) -> bool | None:
@@ -311,10 +300,6 @@ def _all_known(flags: Tensor) -> bool | None:
         return bool(flags.all())
     except RuntimeError:
         return None
-
-
-def nan_outside(values: Tensor, valid: Tensor | None) -> Tensor:
-    return values if valid is None else values.masked_fill(~valid, torch.nan)
 
 
 def _smoothed(logits: Tensor, index: Tensor, smoothing: float) -> Tensor:

@@ -13,8 +13,27 @@ from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 
 
+class Advanced(Protocol):
+    """What supervisions and teachers have in common."""
+
+    def advance(self, batch: Batch, step: int) -> None:
+        """Prepare for a step, for example follow the teacher to its next checkpoint."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a resumed run needs: tensors, numbers and strings.
+
+        It is empty for a teacher that does not learn.
+        """
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a state that ``state_dict`` returned."""
+        ...
+
+
 @runtime_checkable
-class Supervision(Protocol):
+class Supervision(Advanced, Protocol):
     """What the student fits at each step: a loss of its logits.
 
     The loop calls ``advance(batch, step)`` once a global step, then ``loss`` for each of its
@@ -29,41 +48,17 @@ class Supervision(Protocol):
     :func:`phase_of`.
     """
 
-    def advance(self, batch: Batch, step: int) -> None:
-        """Prepare for a step, for example follow the teacher to its next checkpoint."""
-        ...
-
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the scalar loss, a mean over examples (and positions that count)."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs: tensors, numbers and strings."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state that ``state_dict`` returned."""
-        ...
-
 
 @runtime_checkable
-class Teacher(Protocol):
+class Teacher(Advanced, Protocol):
     """A source of the logits that a student learns from."""
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Prepare for a step."""
-        ...
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (B, C) or (B, T, C) logits, without a gradient."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs; empty for a teacher that does not learn."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state that ``state_dict`` returned."""
         ...
 
 
@@ -117,24 +112,13 @@ def notes_of(part: object) -> tuple[str, ...]:
     return () if method is None else tuple(method())
 
 
-class Stateless:
-    """Base of supervisions and teachers that are a pure function of the step."""
-
-    def advance(self, batch: Batch, step: int) -> None:
-        """Do nothing: there is nothing to prepare."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: there is no state."""
-
-
 class Composite:
-    """Base of supervisions and teachers that consist of others, to which they pass calls on."""
+    """Base of supervisions and teachers, which pass calls on to the parts that they consist of.
 
-    parts: Sequence[Any]
+    One without parts is a pure function of the step.
+    """
+
+    parts: Sequence[Any] = ()
 
     def notes(self) -> tuple[str, ...]:
         """Return the parts' notes on the device of their data."""
@@ -150,13 +134,22 @@ class Composite:
         for part in self.parts:
             part.advance(batch, step)
 
+    def class_counts(self, batch: Batch) -> set[int]:
+        """Return the numbers of classes that the parts know."""
+        return set().union(*(class_counts(part, batch) for part in self.parts))
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the parts that have one, by their place."""
+        """Return the states of the parts that have one, by their place; of one part, its state."""
+        if len(self.parts) == 1:
+            return self.parts[0].state_dict()
         states = {str(place): part.state_dict() for place, part in enumerate(self.parts)}
         return {place: state for place, state in states.items() if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the states of the parts."""
+        if len(self.parts) == 1:
+            self.parts[0].load_state_dict(state)
+            return
         for place, part in enumerate(self.parts):
             part.load_state_dict(state.get(str(place), {}))
 
@@ -206,11 +199,21 @@ def loss_of(supervision: Supervision, logits: Tensor, batch: Batch, step: int) -
     SupervisionError
         It is not a tensor without axes.
     """
-    loss: Any = supervision.loss(logits, batch, step)
+    return checked_loss(supervision.loss(logits, batch, step), "a loss")
+
+
+def checked_loss(loss: Any, name: str) -> Tensor:
+    """Check and return a loss.
+
+    Raises
+    ------
+    SupervisionError
+        It is not a tensor without axes.
+    """
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise SupervisionError(
-            f"a loss must be a tensor without axes, the mean over examples; got {got}"
+            f"{name} must be a tensor without axes, the mean over examples; got {got}"
         )
     return loss
 

@@ -211,17 +211,21 @@ class LossRecipe(Part, CodePart):
         return self
 
 
-class AverageRecipe(Part):
+class OneOf(Part):
+    """A part of which exactly one key is given."""
+
+    @model_validator(mode="after")
+    def _one(self) -> OneOf:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError(f"give either {' or '.join(type(self).model_fields)}")
+        return self
+
+
+class AverageRecipe(OneOf):
     """Average the teacher over the checkpoints up to the one it is at: the last k, or decaying."""
 
     last: int | None = Field(default=None, ge=1)
     decay: float | None = Field(default=None, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> AverageRecipe:
-        if (self.last is None) == (self.decay is None):
-            raise ValueError("an average needs either last or decay")
-        return self
 
     def __str__(self) -> str:
         return f"last {self.last}" if self.last else f"decay={self.decay:g}"

@@ -11,28 +11,8 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError, nearest
-from distillens.supervision.losses import (
-    LABEL_LOSSES,
-    TEACHER_LOSSES,
-    both_logits,
-    check_smoothing,
-    check_temperature,
-)
-from distillens.supervision.protocol import (
-    Composite,
-    NotCapturable,
-    Stateless,
-    Supervision,
-    Teacher,
-    checked_supervision,
-    class_counts,
-    is_across_examples,
-    phase_of,
-    reads_layers,
-    student_logits,
-    table_of,
-    teacher_logits,
-)
+from distillens.supervision import losses, protocol
+from distillens.supervision.protocol import Composite, NotCapturable, Supervision, Teacher
 from distillens.supervision.recipe import Loss
 from distillens.supervision.teachers.followed import as_teacher
 
@@ -45,7 +25,7 @@ Logits come in float32 (or float64), with zeros at positions that the mask leave
 """
 
 
-class OneHot(Stateless):
+class OneHot(Composite):
     """The dataset labels (eq. 1, or squared error).
 
     ``smoothing`` ε mixes them with the uniform distribution: (1 − ε)·one-hot + ε/C. Labels are
@@ -55,8 +35,8 @@ class OneHot(Stateless):
     across_examples = False
 
     def __init__(self, loss: Loss = "cross-entropy", smoothing: float = 0.0) -> None:
-        self._loss = _named(loss, LABEL_LOSSES)
-        self._smoothing = check_smoothing(smoothing)
+        self._loss = _named(loss, losses.LABEL_LOSSES)
+        self._smoothing = losses.check_smoothing(smoothing)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the labels.
@@ -66,7 +46,7 @@ class OneHot(Stateless):
         DataError
             The labels are no integers, do not fit the logits, or one is no class.
         """
-        logits = student_logits(logits, batch, self)
+        logits = protocol.student_logits(logits, batch, self)
         checked = batch.labels_are_classes(logits.shape[-1])
         return self._loss(
             logits, batch.labels, batch.mask, smoothing=self._smoothing, checked=checked
@@ -105,11 +85,11 @@ class Distillation(Composite):
         self.teacher = as_teacher(teacher)
         self.parts = (self.teacher,)
         if not callable(temperature):
-            check_temperature(temperature)
+            losses.check_temperature(temperature)
         self._temperature = temperature
-        self.across_examples = callable(loss) and is_across_examples(loss)
+        self.across_examples = callable(loss) and protocol.is_across_examples(loss)
         self._capturable = not callable(loss) or bool(getattr(loss, "capturable", False))
-        self._loss = loss if callable(loss) else without_labels(_named(loss, TEACHER_LOSSES))
+        self._loss = loss if callable(loss) else _teacher_loss(loss)
         # In place while steps are captured: the teacher's logits of an epoch, and the temperature.
         self._table: Tensor | None = None
         self._table_source: Tensor | None = None
@@ -118,30 +98,25 @@ class Distillation(Composite):
     def temperature(self, step: int) -> float:
         """Return the temperature at a step."""
         now = self._temperature
-        return check_temperature(now(step)) if callable(now) else now
+        return losses.check_temperature(now(step)) if callable(now) else now
 
     def advance(self, batch: Batch, step: int) -> None:
-        """Advance the teacher."""
+        """Advance the teacher, and copy its logits of an epoch to where captured steps read them."""
         self.teacher.advance(batch, step)
         if batch.rows is None:
             return
-        self._hold(table_of(self.teacher, batch.rows))
+        table, own = protocol.table_of(self.teacher, batch.rows), self._table
+        if table is not self._table_source:
+            self._table_source = table
+            if table is None or own is None or own.shape != table.shape or own.dtype != table.dtype:
+                self._table = None if table is None else table.clone()
+            else:
+                own.copy_(table)
         if callable(self._temperature):
             now = self.temperature(step)
             if self._temperature_there is None:
                 self._temperature_there = torch.empty((), device=batch.inputs.device)
             self._temperature_there.fill_(now)
-
-    def _hold(self, table: Tensor | None) -> None:
-        """Copy the teacher's logits of an epoch to where captured steps read them."""
-        if table is self._table_source:
-            return
-        mine = self._table
-        if table is None or mine is None or (mine.shape, mine.dtype) != (table.shape, table.dtype):
-            self._table = None if table is None else table.clone()
-        else:
-            mine.copy_(table)
-        self._table_source = table
 
     def phase(self, step: int) -> Hashable:
         """Return the phase, in which steps share a CUDA graph: the place of the teacher's logits.
@@ -155,7 +130,7 @@ class Distillation(Composite):
             raise NotCapturable("the loss function has no attribute capturable = True")
         if self._table is not None:
             return self._table.data_ptr()
-        return phase_of(self.teacher, step)
+        return protocol.phase_of(self.teacher, step)
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the mean loss to the teacher's outputs.
@@ -165,75 +140,55 @@ class Distillation(Composite):
         SupervisionError
             Teacher and student have different classes.
         """
-        logits = student_logits(logits, batch, self)
+        logits = protocol.student_logits(logits, batch, self)
         batch = replace(batch.fitted(logits), classes=logits.shape[-1])
-        given = teacher_logits(self._given(batch), batch)
-        # The teacher's logits are not rounded to the type of the student's.
-        student, teacher, mask = both_logits(logits, given, batch.mask)
-        with torch.autocast(student.device.type, enabled=False):
-            return self._loss(student, teacher, batch.labels, self._now(batch, step), mask)
-
-    def _given(self, batch: Batch) -> Tensor:
         if batch.rows is None or self._table is None:
-            return self.teacher.logits(batch)
-        return self._table.index_select(0, batch.rows.positions)
-
-    def _now(self, batch: Batch, step: int) -> Any:
-        if batch.rows is None or self._temperature_there is None:
-            return self.temperature(step)
-        return self._temperature_there
+            given = self.teacher.logits(batch)
+        else:
+            given = self._table.index_select(0, batch.rows.positions)
+        given = protocol.teacher_logits(given, batch)
+        temperature: Any = self._temperature_there
+        if batch.rows is None or temperature is None:
+            temperature = self.temperature(step)
+        # The teacher's logits are not rounded to the type of the student's.
+        student, teacher, mask = losses.both_logits(logits, given, batch.mask)
+        with torch.autocast(student.device.type, enabled=False):
+            return self._loss(student, teacher, batch.labels, temperature, mask)
 
     def class_counts(self, batch: Batch) -> set[int]:
         """Return the teacher's numbers of classes that are possible."""
-        return class_counts(self.teacher, batch) or {self.teacher.logits(batch).shape[-1]}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the teacher's state, where it has one."""
-        return self.teacher.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the teacher's state."""
-        self.teacher.load_state_dict(state)
+        return super().class_counts(batch) or {self.teacher.logits(batch).shape[-1]}
 
 
-def _named(name: str, losses: Mapping[str, _Loss]) -> _Loss:
-    if name not in losses:
-        raise SupervisionError(f"unknown loss {name!r}{nearest(str(name), losses)}")
-    return losses[name]
+def _named(name: str, known: Mapping[str, _Loss]) -> _Loss:
+    if name not in known:
+        raise SupervisionError(f"unknown loss {name!r}{nearest(str(name), known)}")
+    return known[name]
 
 
-def without_labels(
-    loss: Callable[[Tensor, Tensor, float, Tensor | None], Tensor],
-) -> TeacherLoss:
-    """Return a teacher's loss in the form that is also given the labels."""
-
-    def ignoring(
-        logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, mask: Tensor | None
-    ) -> Tensor:
-        return loss(logits, teacher, temperature, mask)
-
-    return ignoring
+def _teacher_loss(name: str) -> TeacherLoss:
+    """Return a named loss in the form that is also given the labels."""
+    loss = _named(name, losses.TEACHER_LOSSES)
+    return lambda logits, teacher, labels, temperature, mask: loss(
+        logits, teacher, temperature, mask
+    )
 
 
 class _Pair(Composite):
     """Two supervisions whose weights depend on the step; one of weight 0 is not computed."""
 
     def __init__(self, first: Supervision, second: Supervision) -> None:
-        self.parts = (checked_supervision(first), checked_supervision(second))
+        self.parts = (protocol.checked_supervision(first), protocol.checked_supervision(second))
 
     @property
     def across_examples(self) -> bool:
         """Whether the loss of a part may compare the examples of a batch."""
-        return any(is_across_examples(part) for part in self.parts)
+        return any(protocol.is_across_examples(part) for part in self.parts)
 
     @property
     def reads_layers(self) -> bool:
         """Whether a part reads inner features."""
-        return any(reads_layers(part) for part in self.parts)
-
-    def class_counts(self, batch: Batch) -> set[int]:
-        """Return the numbers of classes that the parts know."""
-        return set().union(*(class_counts(part, batch) for part in self.parts))
+        return any(protocol.reads_layers(part) for part in self.parts)
 
     def weight(self, step: int) -> float:
         """Return the second one's weight; the first one's is the rest."""
@@ -242,7 +197,7 @@ class _Pair(Composite):
     def phase(self, step: int) -> Hashable:
         """Return the parts with non-zero weight and their phases."""
         # Both phases, because capturability must not depend on the step.
-        phases = [phase_of(part, step) for part in self.parts]
+        phases = [protocol.phase_of(part, step) for part in self.parts]
         counting = [weight > 0 for _, weight in self._weighed(step)]
         if any(phase is None for phase, counts in zip(phases, counting, strict=True) if counts):
             return None
@@ -257,7 +212,7 @@ class _Pair(Composite):
 
     def loss(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return the weighted sum of the parts that count."""
-        logits = student_logits(logits, batch, self)
+        logits = protocol.student_logits(logits, batch, self)
         terms = [
             part.loss(logits, batch, step) * weight
             for part, weight in self._weighed(step)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from distillens.report.sections import ranking
 from distillens.report.tables.costs import HEADINGS, cost_caption, cost_cells
+from distillens.report.tables.grid import Grid, markdown_text, pipe_table, terminal_table
 from distillens.report.tables.text import (
     DASH,
     bracket,
@@ -20,7 +20,7 @@ from distillens.report.tables.text import (
     printable,
     seconds,
 )
-from distillens.results.training import Row, StudyResult, Tuning, validation_means
+from distillens.results.training import Row, StudyResult, validation_means
 
 
 def accuracy_table(result: StudyResult) -> Table:
@@ -36,28 +36,16 @@ def accuracy_table(result: StudyResult) -> Table:
     Table
         One row for the teacher and for each supervision; accuracies and gains in percent.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-        title=Text(printable(result.name), style="bold"),
-        title_justify="left",
-        caption=Text(caption(result)),
-        caption_justify="left",
-        pad_edge=False,
-    )
-    for index, heading in enumerate(_stacked(headings(result))):
-        table.add_column(
-            Text(heading),
-            justify="right" if index else "left",
-            no_wrap=index > 0,
-        )
+    stacked = Grid(_stacked(headings(result)), [])
+    table = terminal_table(stacked, title=result.name, caption=caption(result))
+    for column in table.columns[1:]:
+        column.no_wrap = True
     chosen = ranking.chosen(result)
     for row in ranking.ordered(result):
         name, *cells = cells_of(row, ranking.accuracy_digits(result))
         # Text, not str: rich would read brackets in a name as markup.
-        stacked = [Text(cell) for cell in _stacked([printable(name), *cells])]
-        table.add_row(*stacked, style="bold" if row is chosen else None)
+        lines = [Text(cell) for cell in _stacked([printable(name), *cells])]
+        table.add_row(*lines, style="bold" if row is chosen else None)
     return table
 
 
@@ -74,19 +62,17 @@ def markdown_table(result: StudyResult) -> str:
     str
         A pipe table that ends with a line break.
     """
-    lines = [markdown_line(headings(result))]
-    lines.append(markdown_line([":--"] + ["--:"] * (len(headings(result)) - 1)))
     chosen = ranking.chosen(result)
+    rows = []
     for row in ranking.ordered(result):
         name, *cells = cells_of(row, ranking.accuracy_digits(result))
         cells.insert(0, markdown_text(name))
-        lines.append(markdown_line([f"**{cell}**" for cell in cells] if row is chosen else cells))
-    lines += ["", markdown_text(caption(result)), ""]
+        rows.append([f"**{cell}**" for cell in cells] if row is chosen else cells)
+    text = pipe_table(headings(result), rows, caption(result))
     if result.costs:
-        lines += [markdown_line(list(HEADINGS)), markdown_line(["---"] * len(HEADINGS))]
-        lines += [markdown_line(cost_cells(row)) for row in result.costs]
-        lines += ["", markdown_text(cost_caption(result)), ""]
-    return "\n".join(lines)
+        costs = [cost_cells(row) for row in result.costs]
+        text += "\n" + pipe_table(HEADINGS, costs, cost_caption(result))
+    return text
 
 
 def headings(result: StudyResult) -> list[str]:
@@ -100,13 +86,8 @@ def headings(result: StudyResult) -> list[str]:
         "train %, given labels" if result.changed_labels else "train %",
         "parameters",
         "seconds per network",
-        *(["test loss (nats)"] if _losses(result) else []),
+        *(["test loss (nats)"] if any(row.loss is not None for row in result.rows) else []),
     ]
-
-
-def _losses(result: StudyResult) -> bool:
-    """Say whether test losses are reported."""
-    return any(row.loss is not None for row in result.rows)
 
 
 def cells_of(row: Row, digits: int) -> list[str]:
@@ -140,7 +121,7 @@ def caption(result: StudyResult) -> str:
         f"loss: {printable(result.loss)}.",
         f"Accuracy at the last epoch{last}, std over n seeds, gain paired by seed.",
     ]
-    if _losses(result):
+    if any(row.loss is not None for row in result.rows):
         parts.append(
             "Classes are the tokens of the vocabulary; accuracy is the share of tokens that are "
             "predicted, test loss the mean cross-entropy of a token."
@@ -184,28 +165,23 @@ def _learning_rates(result: StudyResult) -> list[str]:
     if own:
         listed = [f"{name} ({_settings(training)})" for name, training in own.items()]
         told.append(f"Training of its own: {', '.join(listed)}.")
-    if result.tuning is not None:
-        told.append(_tuned(result.tuning))
-        return told
     rates = {row.learning_rate for row in rows}
-    if len(rows) > 1 and len(rates) == 1:
+    if (tuning := result.tuning) is not None:
+        grid = ", ".join(f"{rate:g}" for rate in sorted(tuning.grid))
+        chosen = [
+            f"{one.supervision} {one.learning_rate:g}{' (edge of the grid)' if one.at_edge else ''}"
+            for one in tuning.chosen
+        ]
+        told.append(
+            f"Learning rate chosen on validation with seed {tuning.seed} out of {grid}: "
+            f"{', '.join(chosen)}."
+        )
+    elif len(rows) > 1 and len(rates) == 1:
         told.append(
             f"All supervisions share the learning rate {rates.pop():g}, although τ² and α change "
             "the effective step size; tune selects a rate for each."
         )
     return told
-
-
-def _tuned(tuning: Tuning) -> str:
-    grid = ", ".join(f"{rate:g}" for rate in sorted(tuning.grid))
-    chosen = [
-        f"{one.supervision} {one.learning_rate:g}{' (edge of the grid)' if one.at_edge else ''}"
-        for one in tuning.chosen
-    ]
-    return (
-        f"Learning rate chosen on validation with seed {tuning.seed} out of {grid}: "
-        f"{', '.join(chosen)}."
-    )
 
 
 def _settings(training: dict[str, Any]) -> str:
@@ -222,27 +198,13 @@ def _settings(training: dict[str, Any]) -> str:
 def _stacked(cells: list[str]) -> list[str]:
     """Return the columns for a terminal of 80: each interval stands under its number."""
     name, seeds, accuracy, interval, gain, train, parameters, time, *losses = cells
-    value, _, bracketed = gain.partition(" [")
     return [
         name,
         seeds,
         accuracy if interval == DASH else f"{accuracy}\n{interval}",
-        f"{value}\n[{bracketed}" if bracketed else gain,
+        gain.replace(" [", "\n["),
         train.replace(" ", "\n"),
         parameters,
         time.replace(" ", "\n"),
         *(loss.replace(" [", "\n[").replace(" (", "\n(") for loss in losses),
     ]
-
-
-def markdown_line(cells: list[str]) -> str:
-    """Return a row of a pipe table from cells that are Markdown already."""
-    return f"| {' | '.join(cells)} |"
-
-
-def markdown_text(text: str) -> str:
-    """Return text as Markdown that shows it as it is."""
-    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for letter in "\\`*_[]|":
-        escaped = escaped.replace(letter, f"\\{letter}")
-    return escaped

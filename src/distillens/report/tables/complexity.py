@@ -2,87 +2,73 @@
 
 from __future__ import annotations
 
-from rich import box
+from collections.abc import Sequence
+
 from rich.table import Table
-from rich.text import Text
 
 from distillens.report.figures.complexity import MEASURES, target_title
 from distillens.report.figures.temperature import REFERENCES, over_temperatures
-from distillens.report.tables.text import DASH, number, printable
+from distillens.report.tables.grid import Grid, terminal_table
+from distillens.report.tables.text import number, printable
 from distillens.results.complexity import CertifiedComplexity, ComplexityCurves, KernelComplexity
 
 
 def certified_table(result: KernelComplexity) -> Table:
     """Return one row a target set, easiest first; what is not determined is marked."""
-    table = plain_table(
-        f"complexity of output {result.outputs} on {result.examples:,} examples",
-        ("targets", "adjusted", "adjusted*", "normalised", "YᵀK⁻¹Y", "interval"),
-    )
-    for row in sorted(result.targets, key=lambda row: row.adjusted_star):
-        _add(table, row)
-    for row in sorted(result.uncertified, key=lambda row: row.adjusted_star):
-        _add(table, row, f" (ridge {number(result.with_ridge or 0.0)})")
+    with_ridge = f" (ridge {number(result.with_ridge or 0.0)})"
+    rows = _sorted_rows(result.targets) + _sorted_rows(result.uncertified, with_ridge)
+    headings = ["targets", "adjusted", "adjusted*", "normalised", "YᵀK⁻¹Y", "interval"]
     ridge = f"ridge {number(result.ridge)}, " if result.ridge else "no ridge, "
     notes = [f"{result.method}, {ridge}Tr K {number(result.trace)}, {result.seconds:.1f} s"]
-    table.caption = Text("\n".join([*notes, *map(printable, result.notes)]))
-    return table
+    return terminal_table(
+        Grid(headings, rows),
+        title=f"complexity of output {result.outputs} on {result.examples:,} examples",
+        caption="\n".join([*notes, *map(printable, result.notes)]),
+    )
+
+
+def _sorted_rows(targets: Sequence[CertifiedComplexity], more: str = "") -> list[list[str]]:
+    return [
+        [
+            row.name + more,
+            *map(number, (row.adjusted, row.adjusted_star, row.normalised, row.plain)),
+            f"[{number(row.plain_low)}, {number(row.plain_high)}]"
+            + ("" if row.determined else " undetermined"),
+        ]
+        for row in sorted(targets, key=lambda row: row.adjusted_star)
+    ]
 
 
 def curves_table(curves: ComplexityCurves) -> Table:
     """Return the adjusted complexity of each target set at each epoch."""
     names = list(dict.fromkeys(point.targets for point in curves.points))
-    table = plain_table(
-        f"adjusted complexity for {curves.student}, seed {curves.seed}, on {curves.examples:,} "
-        f"{curves.split} examples",
-        ("epoch", *names),
-    )
-    for epoch in dict.fromkeys(point.epoch for point in curves.points):
-        found = {point.targets: point.value for point in curves.points if point.epoch == epoch}
-        cells = []
-        for name in names:
-            value = found[name].adjusted if name in found else None
-            cells.append(DASH if value is None else number(value))
-        table.add_row(str(epoch), *cells)
+    values = {(point.epoch, point.targets): point.value.adjusted for point in curves.points}
+    rows = [
+        [str(epoch), *(number(values.get((epoch, name))) for name in names)]
+        for epoch in dict.fromkeys(point.epoch for point in curves.points)
+    ]
     lines = [f"{curves.form} kernel, targets {curves.coding}, τ = {curves.temperature:g}"]
-    table.caption = Text("\n".join([*lines, *map(printable, curves.notes)]))
-    return table
+    return terminal_table(
+        Grid(["epoch", *names], rows),
+        title=f"adjusted complexity for {curves.student}, seed {curves.seed}, on "
+        f"{curves.examples:,} {curves.split} examples",
+        caption="\n".join([*lines, *map(printable, curves.notes)]),
+    )
 
 
 def temperature_table(curves: ComplexityCurves) -> Table:
     """Return the final teacher's complexity at each temperature, below that of the references."""
     shown = [measure for measure in MEASURES if over_temperatures(curves, measure) is not None]
-    found = {measure: over_temperatures(curves, measure) for measure in shown}
-    epoch = curves.temperatures[0].epoch
-    table = plain_table(
-        f"complexity of the final teacher over temperatures, for {curves.student} at epoch {epoch}",
-        ("targets", *(measure.short for measure in shown)),
-    )
-    for name in REFERENCES:
-        values = [each.references.get(name) for each in found.values() if each is not None]
-        table.add_row(target_title(name), *map(number, values))
+    found = [over_temperatures(curves, measure) for measure in shown]
+    rows = [
+        [target_title(name), *(number(each.references.get(name)) for each in found if each)]
+        for name in REFERENCES
+    ]
     for point in sorted(curves.temperatures, key=lambda point: point.temperature):
         values = [getattr(point.value, measure.field) for measure in shown]
-        table.add_row(f"τ = {point.temperature:g}", *map(number, values))
-    return table
-
-
-def _add(table: Table, row: CertifiedComplexity, more: str = "") -> None:
-    mark = "" if row.determined else " undetermined"
-    interval = f"[{number(row.plain_low)}, {number(row.plain_high)}]{mark}"
-    values = (row.adjusted_star, row.normalised, row.plain)
-    adjusted = DASH if row.adjusted is None else number(row.adjusted)
-    table.add_row(Text(printable(row.name) + more), adjusted, *map(number, values), Text(interval))
-
-
-def plain_table(title: str, headings: tuple[str, ...]) -> Table:
-    """Return an empty table, its first column to the left."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=Text(printable(title), style="bold"),
-        title_justify="left",
-        caption_justify="left",
-        pad_edge=False,
+        rows.append([f"τ = {point.temperature:g}", *map(number, values)])
+    return terminal_table(
+        Grid(["targets", *(measure.short for measure in shown)], rows),
+        title=f"complexity of the final teacher over temperatures, for {curves.student} at epoch "
+        f"{curves.temperatures[0].epoch}",
     )
-    for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left")
-    return table

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.table import Table
-from rich.text import Text
 
+from distillens.report.tables.grid import Grid, terminal_table
 from distillens.report.tables.text import count, printable
 from distillens.results.training import NetworkCost, StudyResult
 
@@ -13,13 +13,8 @@ HEADINGS = ("network", "parameters", "multiply-adds", "file", "one example", "ex
 
 def cost_table(result: StudyResult) -> Table:
     """Return the costs as a table for the terminal."""
-    table = Table(box=None, caption=Text(cost_caption(result)))
-    table.caption_justify = "left"
-    for place, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in result.costs:
-        table.add_row(*(Text(cell) for cell in cost_cells(row)))
-    return table
+    rows = [cost_cells(row) for row in result.costs]
+    return terminal_table(Grid([*HEADINGS], rows), caption=cost_caption(result))
 
 
 def cost_cells(row: NetworkCost) -> list[str]:
@@ -37,8 +32,6 @@ def cost_cells(row: NetworkCost) -> list[str]:
 
 def cost_caption(result: StudyResult) -> str:
     """Return how the costs were measured."""
-    if not result.costs:
-        return ""
     cost = result.costs[-1].cost
     return (
         f"Multiply-adds of one example; size as safetensors; median of {cost.runs} forward passes in "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rich.table import Table
-from rich.text import Text
 
-from distillens.report.tables.complexity import plain_table
+from distillens.report.tables.grid import Grid, terminal_table
 from distillens.report.tables.text import DASH, number, percent, printable
 from distillens.results.complexity import GramProfile, RiskBound, TeacherKernel
 
@@ -16,11 +15,8 @@ _SHOWN = 4
 def profile_table(profile: GramProfile) -> Table:
     """Return one row a target set, with the Gram's own numbers below."""
     epoch = "" if profile.epoch is None else f" at epoch {profile.epoch}"
-    table = plain_table(f"the Gram{epoch}", profile_headings(profile))
-    for cells in profile_rows(profile):
-        table.add_row(*map(Text, cells))
-    table.caption = Text("\n".join(profile_lines(profile)))
-    return table
+    grid = Grid([*profile_headings(profile)], profile_rows(profile))
+    return terminal_table(grid, title=f"the Gram{epoch}", caption="\n".join(profile_lines(profile)))
 
 
 def profile_headings(profile: GramProfile) -> tuple[str, ...]:

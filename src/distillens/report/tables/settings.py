@@ -3,79 +3,65 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from distillens.files.atomic import write_atomically
-from distillens.report.tables.accuracy import markdown_line, markdown_text
-from distillens.report.tables.text import DASH, estimate, number, plural, printable, slope
+from distillens.report.tables.grid import Grid, grid_of, markdown_text, pipe_table, terminal_table
+from distillens.report.tables.text import estimate, number, plural, printable, slope
 from distillens.results.base import to_json
-from distillens.results.comparison import Setting, Settings, SettingSplit
+from distillens.results.comparison import Settings, SettingSplit
 
-_HEADINGS = (
-    "data", "teacher → student", "supervision", "seeds", "split", "slope low", "slope all",
-    "low, underfit %", "teacher %", "one-hot %", "student %", "net gain, points", "McNemar p",
-    "exaggeration",
-)  # fmt: skip
+_COLUMNS: dict[str, Callable[..., str]] = {
+    "data": lambda setting, _: setting.data,
+    "teacher → student": lambda setting, _: f"{setting.teacher} → {setting.student}",
+    "supervision": lambda setting, _: setting.supervision,
+    "seeds": lambda setting, _: str(len(setting.seeds)),
+    "split": lambda _, split: split.split,
+    "slope low": lambda _, split: slope(split.slope_low),
+    "slope all": lambda _, split: slope(split.slope_all),
+    "low, underfit %": lambda _, split: estimate(split.underfit, 1, 100),
+    "teacher %": lambda setting, _: estimate(setting.teacher_accuracy, 1, 100),
+    "one-hot %": lambda setting, _: estimate(setting.one_hot_accuracy, 1, 100),
+    "student %": lambda setting, _: estimate(setting.accuracy, 1, 100),
+    "net gain, points": lambda _, split: estimate(split.net_gain, 2, signed=True),
+    "McNemar p": lambda _, split: number(split.p_value, 2),
+    "exaggeration": lambda _, split: _verdict(split),
+}
+
+
+def _grid(settings: Settings) -> Grid:
+    """Return one row per setting and split."""
+    pairs = [(setting, split) for setting in settings.settings for split in setting.splits]
+    return grid_of(pairs, _COLUMNS, _caption(settings))
 
 
 def settings_table(settings: Settings) -> Table:
     """Return the settings for the terminal, one row per split."""
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False,
-        caption=Text(_caption(settings)), caption_justify="left",
-    )  # fmt: skip
-    for place, heading in enumerate(_HEADINGS):
-        table.add_column(Text(heading), justify="left" if place < 3 else "right")
-    for setting in settings.settings:
-        for split in setting.splits:
-            table.add_row(*(Text(printable(cell)) for cell in _cells(setting, split)))
-    return table
+    grid = _grid(settings)
+    return terminal_table(grid, caption=grid.caption, left=range(3))
 
 
 def settings_blocks(settings: Settings) -> Table:
     """Return the settings for a narrow terminal, a line a number: no number is ever cut."""
+    grid = _grid(settings)
     table = Table.grid(padding=(0, 2))
-    table.caption, table.caption_justify = Text(_caption(settings)), "left"
-    for setting in settings.settings:
-        for split in setting.splits:
-            for heading, cell in zip(_HEADINGS, _cells(setting, split), strict=True):
-                table.add_row(Text(heading), Text(printable(cell)))
-            table.add_row()
+    table.caption, table.caption_justify = Text(grid.caption), "left"
+    for row in grid.rows:
+        for heading, cell in zip(grid.headings, row, strict=True):
+            table.add_row(Text(heading), Text(printable(cell)))
+        table.add_row()
     return table
 
 
 def settings_markdown(settings: Settings) -> str:
     """Return the settings as Markdown, one row per split, the caption as a paragraph below."""
-    lines = [markdown_line(list(_HEADINGS))]
-    lines.append(markdown_line([":--"] * 3 + ["--:"] * (len(_HEADINGS) - 3)))
-    for setting in settings.settings:
-        for split in setting.splits:
-            lines.append(markdown_line([markdown_text(cell) for cell in _cells(setting, split)]))
-    return "\n".join([*lines, "", markdown_text(_caption(settings)), ""])
-
-
-def _cells(setting: Setting, split: SettingSplit) -> list[str]:
-    one_hot = setting.one_hot_accuracy
-    return [
-        setting.data,
-        f"{setting.teacher} → {setting.student}",
-        setting.supervision,
-        str(len(setting.seeds)),
-        split.split,
-        slope(split.slope_low),
-        slope(split.slope_all),
-        estimate(split.underfit, 1, 100),
-        estimate(setting.teacher_accuracy, 1, 100),
-        DASH if one_hot is None else estimate(one_hot, 1, 100),
-        estimate(setting.accuracy, 1, 100),
-        estimate(split.net_gain, 2, signed=True),
-        number(split.p_value, 2),
-        _verdict(split),
-    ]
+    grid = _grid(settings)
+    rows = [[markdown_text(cell) for cell in row] for row in grid.rows]
+    return pipe_table(grid.headings, rows, grid.caption, left=3)
 
 
 def _verdict(split: SettingSplit) -> str:

@@ -25,21 +25,14 @@ def printable(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-def _special(value: float | None) -> str | None:
+def fixed(value: float | None, digits: int, signed: bool = False) -> str:
+    """Write a number with a fixed count of decimals, a true minus, and ∞ or – where it is none."""
     if value is None:
         return DASH
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return None
-
-
-def fixed(value: float | None, digits: int, signed: bool = False) -> str:
-    """Write a number with a fixed count of decimals, a true minus, and ∞ or – where it is none."""
-    special = _special(value)
-    if special is not None or value is None:
-        return special or DASH
     # + 0.0 turns the "-0.0" that rounding can leave into "0.0".
     rounded = round(value, digits) + 0.0
     return format(rounded, f"{'+' if signed else ''},.{digits}f").replace("-", "−")
@@ -47,9 +40,8 @@ def fixed(value: float | None, digits: int, signed: bool = False) -> str:
 
 def number(value: float | None, significant: int = 3) -> str:
     """Write a number of unknown size with a few significant digits: 0.0312, 48,200, 3.1·10⁻⁸."""
-    special = _special(value)
-    if special is not None or value is None:
-        return special or DASH
+    if value is None or not math.isfinite(value):
+        return fixed(value, 0)
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.{significant - 1}e}".split("e")
@@ -59,9 +51,9 @@ def number(value: float | None, significant: int = 3) -> str:
     return f"{mantissa}·10{str(power).translate(_SUPERSCRIPTS)}".replace("-", "−")
 
 
-def percent(share: float | None, digits: int, signed: bool = False) -> str:
+def percent(share: float | None, digits: int) -> str:
     """Write a share in [0, 1] as a percentage without its sign."""
-    return fixed(None if share is None else 100 * share, digits, signed)
+    return fixed(None if share is None else 100 * share, digits)
 
 
 def bracket(

@@ -1,1 +1,1 @@
-"""The kinds of supervision that distillens has: one module each, which registers its recipe."""
+"""Modules that register kinds of supervision; each is imported when a recipe is read."""

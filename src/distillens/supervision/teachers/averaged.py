@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from distillens.data.batches import Batch
 from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
+from distillens.supervision import protocol
 from distillens.supervision.losses import full_precision
-from distillens.supervision.protocol import (
-    Composite,
-    Teacher,
-    phase_of,
-    table_of,
-    teacher_logits,
-)
+from distillens.supervision.protocol import Composite, Teacher
 from distillens.supervision.recipe import AverageRecipe
 from distillens.supervision.teachers.followed import TeacherCheckpoint, as_teacher
 
@@ -61,24 +56,22 @@ class AveragedTeacher(Composite):
         SupervisionError
             The teachers have different numbers of classes.
         """
-        return self._mean([teacher_logits(each.logits(batch), batch) for each in self.parts])
+        parts = [protocol.teacher_logits(each.logits(batch), batch) for each in self.parts]
+        return self._mean(parts)
 
     def table(self, rows: Rows) -> Tensor | None:
         """Return the mean logits of all examples, where all teachers have them."""
-        parts = [table_of(teacher, rows) for teacher in self.parts]
+        parts = [protocol.table_of(teacher, rows) for teacher in self.parts]
         tables = [part for part in parts if part is not None]
         if len(tables) < len(parts):
             return None
-        before = [] if self._table is None else self._table[0]
-        if self._table is None or any(
-            mine is not theirs for mine, theirs in zip(before, tables, strict=True)
-        ):
+        if self._table is None or [*map(id, self._table[0])] != [*map(id, tables)]:
             self._table = (tables, self._mean(tables))
         return self._table[1]
 
     def phase(self, step: int) -> Hashable:
         """Return the phases of the teachers."""
-        return tuple(phase_of(teacher, step) for teacher in self.parts)
+        return tuple(protocol.phase_of(teacher, step) for teacher in self.parts)
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
         if len({part.shape for part in parts}) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,19 +11,13 @@ from torch import Tensor, nn
 
 from distillens.data.batches import Batch
 from distillens.errors import SupervisionError
-from distillens.forward.evaluation import (
-    evaluate,
-    frozen_statistics,
-    input_type,
-    make_gradients_dense,
-    own_inputs,
-    train_mode,
-)
+from distillens.forward import evaluation
 from distillens.forward.sequences import run
 from distillens.supervision.losses import full_precision
 from distillens.supervision.protocol import Supervision, student_logits, teacher_logits
 
 
+@dataclass(eq=False, repr=False)
 class CotrainedTeacher:
     """A module that takes a training step on each batch before the student sees its logits.
 
@@ -49,44 +43,38 @@ class CotrainedTeacher:
         The module has no trainable parameters.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        supervision: Supervision,
-        rate: float | Callable[[int], float],
-        *,
-        bfloat16: bool = False,
-    ) -> None:
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    supervision: Supervision
+    rate: float | Callable[[int], float]
+    _: KW_ONLY
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise SupervisionError(
-                f"the teacher {type(module).__name__} has no trainable parameters; take FixedTeacher "
-                "for a teacher that does not learn"
+                f"the teacher {type(self.module).__name__} has no trainable parameters; take "
+                "FixedTeacher for a teacher that does not learn"
             )
-        self.module = module
-        self._frozen = frozen_statistics(module)
-        self.optimizer = optimizer
-        self.supervision = supervision
-        self._rate = rate
-        self._bfloat16 = bfloat16
+        self._frozen = evaluation.frozen_statistics(self.module)
 
     def advance(self, batch: Batch, step: int) -> None:
         """Take the teacher's own step on the batch."""
         self.supervision.advance(batch, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step) if callable(self._rate) else self._rate
-        train_mode(self.module, self._frozen)
+            group["lr"] = self.rate(step) if callable(self.rate) else self.rate
+        evaluation.train_mode(self.module, self._frozen)
         # The supervision of a student is also asked for a loss in contexts without gradients.
         with torch.enable_grad():
-            with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-                inputs = own_inputs(batch.inputs, input_type(self.module))
+            with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
+                inputs = evaluation.own_inputs(batch.inputs, evaluation.input_type(self.module))
                 output = run(self.module, inputs, batch.further)
             logits = student_logits(output, batch, self.supervision)
             batch = replace(batch, classes=logits.shape[-1])
             self.optimizer.zero_grad()
             # Weighed as the student's loss is, so that uneven shares make the mean of the whole batch.
             (self.supervision.loss(full_precision(logits), batch, step) * batch.weight).backward()
-        make_gradients_dense(self.module.parameters())
+        evaluation.make_gradients_dense(self.module.parameters())
         self._average_gradients()
         self.optimizer.step()
         # Weights that the student shares must not bring the teacher's gradients to its step.
@@ -94,8 +82,8 @@ class CotrainedTeacher:
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the teacher's outputs after its step, in evaluation mode."""
-        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
-            output = evaluate(self.module, batch.inputs, batch.further)
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
+            output = evaluation.evaluate(self.module, batch.inputs, batch.further)
         return full_precision(teacher_logits(output, batch)).detach()
 
     def state_dict(self) -> dict[str, Any]:

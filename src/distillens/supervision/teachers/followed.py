@@ -19,22 +19,14 @@ from distillens.data.resident import Rows, too_large
 from distillens.errors import DataError, SupervisionError, listed
 from distillens.files.array_likes import as_array
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors
-from distillens.supervision.kinds.taught import PeriodRecipe
+from distillens.supervision import protocol
+from distillens.supervision.kinds.builtin import PeriodRecipe
 from distillens.supervision.losses import full_precision
 from distillens.supervision.pace import Pace, pace_of
-from distillens.supervision.protocol import (
-    NotCapturable,
-    Stateless,
-    Teacher,
-    notes_of,
-    phase_of,
-    separate_from,
-    table_of,
-    teacher_logits,
-)
+from distillens.supervision.protocol import Composite, NotCapturable, Teacher
 
 
-class FixedTeacher(Stateless):
+class FixedTeacher(Composite):
     """Any module, in evaluation mode; the offline teacher.
 
     Its output is a tensor of logits, an object or mapping with ``logits``, such as a `ModelOutput` of
@@ -84,7 +76,7 @@ class FixedTeacher(Stateless):
         SupervisionError
             The outputs for the first batch are probabilities.
         """
-        logits = teacher_logits(self._outputs(batch), batch)
+        logits = protocol.teacher_logits(self._outputs(batch), batch)
         if not self._looked_at:
             # The first batch alone: a GPU makes the host wait for the answer.
             _refuse_probabilities(logits, "the teacher's outputs", "remove its softmax")
@@ -126,7 +118,7 @@ def as_teacher(given: Teacher | nn.Module) -> Teacher:
     )
 
 
-class RecordedTeacher(Stateless):
+class RecordedTeacher(Composite):
     """Logits that were computed before, looked up by stable index.
 
     Parameters
@@ -152,7 +144,7 @@ class RecordedTeacher(Stateless):
         self._logits = _checked_logits(logits_NC)
         first = torch.arange(min(len(self._logits), 64))
         _refuse_probabilities(self._take(first), "the teacher logits", "give log(p)")
-        self._lookup = None if indices_N is None else _Lookup(indices_N, len(self._logits))
+        self._sorted = None if indices_N is None else _sorted_indices(indices_N, len(self._logits))
         self._table: tuple[Examples, Tensor | None] | None = None
         self._note: str | None = None
 
@@ -214,10 +206,12 @@ class RecordedTeacher(Stateless):
 
     def _rows(self, index: Tensor) -> Tensor:
         """Return the rows of (B,) indices on the CPU."""
-        if self._lookup is None:
+        if self._sorted is None or not len(self._logits):
             rows, missing = index, (index < 0) | (index >= len(self._logits))
         else:
-            rows, missing = self._lookup(index)
+            known, order = self._sorted
+            place = torch.searchsorted(known, index).clamp_max(len(known) - 1)
+            rows, missing = order[place], known[place] != index
         if bool(missing.any()):
             first = int(index[missing][0])
             raise SupervisionError(
@@ -255,33 +249,32 @@ def check_finite(values: Tensor, mask: Tensor | None = None) -> None:
         raise SupervisionError("the teacher logits hold a NaN or an infinity")
 
 
-class _Lookup:
-    """From indices to rows, by search in the sorted indices."""
-
-    def __init__(self, indices: Any, rows: int) -> None:
-        index = _integers(indices)
-        if len(index) != rows:
-            raise SupervisionError(f"{rows} rows of teacher logits but {len(index)} indices")
-        self._index, self._rows = index.sort(stable=True)
-        twice = self._index[1:] == self._index[:-1]
-        if bool(twice.any()):
-            value = int(self._index[1:][twice][0])
-            raise SupervisionError(
-                f"index {value} belongs to {int((index == value).sum())} rows of teacher logits; "
-                "give each example one row, for example the mean over its passes"
-            )
-        if bool((index == -1).any()):
-            raise SupervisionError(
-                "a row of teacher logits has the index -1, which marks examples without a stable "
-                "index; number the examples from 0"
-            )
-
-    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the row of each index, and which of them have none."""
-        if not len(self._index):
-            return torch.zeros_like(index), torch.ones_like(index, dtype=torch.bool)
-        place = torch.searchsorted(self._index, index).clamp_max(len(self._index) - 1)
-        return self._rows[place], self._index[place] != index
+def _sorted_indices(indices: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of rows in increasing order, and the row of each."""
+    values = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise SupervisionError(
+            "the indices of teacher logits must be one integer a row, "
+            f"got shape {tuple(values.shape)} of {values.dtype}"
+        )
+    # Unsigned numbers of 64 bits wrap around, as those of batches do.
+    index = torch.from_numpy(np.array(values, dtype=np.int64))
+    if len(index) != rows:
+        raise SupervisionError(f"{rows} rows of teacher logits but {len(index)} indices")
+    known, order = index.sort(stable=True)
+    twice = known[1:] == known[:-1]
+    if bool(twice.any()):
+        value = int(known[1:][twice][0])
+        raise SupervisionError(
+            f"index {value} belongs to {int((index == value).sum())} rows of teacher logits; "
+            "give each example one row, for example the mean over its passes"
+        )
+    if bool((index == -1).any()):
+        raise SupervisionError(
+            "a row of teacher logits has the index -1, which marks examples without a stable "
+            "index; number the examples from 0"
+        )
+    return known, order
 
 
 def _refuse_probabilities(values: Tensor, what: str, remedy: str) -> None:
@@ -309,17 +302,6 @@ def _checked_logits(logits: Any) -> np.ndarray | Tensor:
     if values.ndim < 2:
         raise SupervisionError(f"teacher logits must have shape (N, C), got {tuple(values.shape)}")
     return values
-
-
-def _integers(indices: Any) -> Tensor:
-    values = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise SupervisionError(
-            "the indices of teacher logits must be one integer a row, "
-            f"got shape {tuple(values.shape)} of {values.dtype}"
-        )
-    # Unsigned numbers of 64 bits wrap around, as those of batches do.
-    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -362,7 +344,7 @@ def periodic(
     return [point for point in path if point.step in wanted or point is path[-1]]
 
 
-class OnlineTeacher(Stateless):
+class OnlineTeacher(Composite):
     """The teacher's checkpoints in the order in which it learned (Algorithm 1).
 
     At the student's step t the teacher is the checkpoint min{tᵢ > t}; after the last, the last. The
@@ -416,26 +398,22 @@ class OnlineTeacher(Stateless):
         if place != self._place:
             checkpoint = self._checkpoints[place]
             self._teacher = as_teacher(checkpoint.load())
-            if self._student is not None and separate_from(self._teacher, self._student):
+            if self._student is not None and protocol.separate_from(self._teacher, self._student):
                 raise SupervisionError(
                     f"the teacher's checkpoint of step {checkpoint.step} shares tensors with the "
                     "student, which changes in training; let load() return a module of its own"
                 )
-            self._place = place
-        assert self._teacher is not None
-        self._teacher.advance(batch, step)
+            self._place, self.parts = place, (self._teacher,)
+        super().advance(batch, step)
 
     def table(self, rows: Rows) -> Tensor | None:
         """Return the current checkpoint's logits of all examples, where it has them."""
-        return None if self._teacher is None else table_of(self._teacher, rows)
+        return protocol.table_of(self._teacher, rows)
 
     def phase(self, step: int) -> Hashable:
         """Return the current checkpoint and its phase."""
-        return self._place, None if self._teacher is None else phase_of(self._teacher, step)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return the current checkpoint's note on the device of its logits."""
-        return notes_of(self._teacher)
+        phase = None if self._teacher is None else protocol.phase_of(self._teacher, step)
+        return self._place, phase
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the current checkpoint's outputs.

@@ -1,9 +1,10 @@
-"""The kinds in which the student fits the logits of a teacher."""
+"""The kinds of supervision that distillens has: labels, teachers, and one after the other."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,16 +12,33 @@ from distillens import supervision
 from distillens.errors import SupervisionError, listed
 from distillens.supervision.pace import pace_of
 from distillens.supervision.recipe import (
+    AnySupervision,
     AverageRecipe,
     Need,
-    Part,
+    OneOf,
     Schedules,
+    SupervisionEntry,
     TaughtEntry,
     register_supervision,
 )
 
 if TYPE_CHECKING:
-    from distillens.supervision import OnlineTeacher, Setting, Teacher, Teachers
+    from distillens.supervision import OneHot, OnlineTeacher, Setting, Switched, Teacher, Teachers
+
+
+@register_supervision("one-hot")
+class OneHotRecipe(SupervisionEntry):
+    """The labels of the data set, smoothed if asked."""
+
+    is_baseline: ClassVar[bool] = True
+
+    smoothing: float = Field(default=0.0, ge=0, le=1)
+
+    def described(self) -> str:
+        return f"smoothed ε={self.smoothing:g}" if self.smoothing else "no KD"
+
+    def build(self, setting: Setting, teachers: Teachers) -> OneHot:
+        return supervision.OneHot(setting.loss, self.smoothing)
 
 
 @register_supervision("offline")
@@ -66,17 +84,11 @@ class OfflineRecipe(TaughtEntry):
         )
 
 
-class PeriodRecipe(Part):
+class PeriodRecipe(OneOf):
     """Period of the online teacher's checkpoints, in the teacher's epochs or steps."""
 
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> PeriodRecipe:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("a period needs either epochs or steps")
-        return self
 
     def __str__(self) -> str:
         return f"{self.epochs} epochs" if self.epochs else f"{self.steps} steps"
@@ -166,3 +178,44 @@ class SelfRecipe(TaughtEntry):
 
     def teacher(self, setting: Setting, teachers: Teachers) -> Teacher:
         return teachers.previous_generation()
+
+
+@register_supervision("switched")
+class SwitchedRecipe(SupervisionEntry):
+    """One supervision, then another. ``at`` is a share of the training, ``window`` is in steps."""
+
+    first: AnySupervision
+    then: AnySupervision
+    at: float = Field(gt=0, lt=1)
+    window: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_training(self) -> SwitchedRecipe:
+        for side in self.parts():
+            if len(side.parts()) > 1 or "previous student" in side.needs():
+                raise ValueError(
+                    f"a supervision of kind {side.kind!r} cannot be a side of a switch"
+                )
+            if side.training:
+                raise ValueError(
+                    "both sides of a switch share one training; "
+                    "set training on the switched supervision, not on first or then"
+                )
+        return self
+
+    def described(self) -> str:
+        return f"{self.first.title} → {self.then.title} at {self.at:g}"
+
+    def parts(self) -> tuple[SupervisionEntry, ...]:
+        return (self.first, self.then)
+
+    def needs(self) -> frozenset[Need]:
+        return self.first.needs() | self.then.needs()
+
+    def step(self, steps: int) -> int:
+        """Return the step at which the change begins, in a training of ``steps`` steps."""
+        return math.ceil(round(self.at * steps, 6))
+
+    def build(self, setting: Setting, teachers: Teachers) -> Switched:
+        first, then = (side.build(setting, teachers) for side in self.parts())
+        return supervision.Switched(first, then, self.step(setting.steps), self.window)
