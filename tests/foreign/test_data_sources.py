@@ -19,10 +19,10 @@ from pyarrow import parquet
 from distillens.data import load_splits
 from distillens.data.examples import Examples, examples_from_arrays
 from distillens.data.recipe import DataRecipe
+from distillens.data.sources.arrays import NpzFile
 from distillens.data.sources.dataset_files import find_splits
 from distillens.data.sources.folders import ImageFolder
 from distillens.data.sources.huggingface import HuggingFace
-from distillens.data.sources.npz import NpzFile
 from distillens.data.sources.source import LoadOptions
 from distillens.errors import DataError
 

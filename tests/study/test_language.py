@@ -18,7 +18,7 @@ from conftest import command, refused
 import distillens
 from distillens.analyses.measure import measure_run
 from distillens.data import Batches, DataRecipe, Examples, load_splits
-from distillens.data.tokens.next_tokens import NextTokens
+from distillens.data.tokens import NextTokens
 from distillens.errors import DataError, ModelError
 from distillens.files.tables import Rows
 from distillens.measures.statistics.intervals import mean_over_sentences

@@ -1,13 +1,61 @@
-"""Resolve a recipe's ``normalisation`` for given examples."""
+"""The normalisation of inputs, and the one that a recipe asks for."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from distillens.data.batches import Normalisation
+import torch
+from torch import Tensor
+
 from distillens.data.examples import Examples
 from distillens.data.recipe import PRESETS, MeanAndStd
 from distillens.errors import DataError
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, of inputs in [0, 1] for uint8 and raw for floats."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> Normalisation:
+        """Measure on examples (those of training). Constant channels keep a deviation of 1."""
+        inputs = examples.inputs
+        sums, squares, count = 0.0, 0.0, 0
+        axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
+        for start in range(0, len(inputs), 4096):
+            chunk = as_float(inputs[start : start + 4096]).double()
+            sums = sums + chunk.sum(axes)
+            squares = squares + (chunk * chunk).sum(axes)
+            count += chunk.numel() // chunk.shape[1]
+        mean = torch.as_tensor(sums) / count
+        variance = (torch.as_tensor(squares) / count - mean**2).clamp_min(0)
+        deviation = torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
+        shape = (1, -1, 1, 1) if inputs.ndim == 4 else (1, -1)
+        return cls(mean.float().reshape(shape), deviation.float().reshape(shape))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return normalised float32 inputs of the same shape."""
+        mean, deviation, shift, scale = self._on(inputs.device)
+        if inputs.dtype == torch.uint8:
+            # One multiply-add on the bytes instead of a division, a subtraction and a division.
+            return torch.addcmul(shift, inputs.float(), scale)
+        return (inputs - mean) / deviation
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Copied to a device once: in every step the host would wait for the copy.
+        copies = self.__dict__.setdefault("_copies", {})
+        if device not in copies:
+            shift, scale = -self.mean / self.deviation, 1 / (255 * self.deviation)
+            constants = (self.mean, self.deviation, shift, scale)
+            copies[device] = tuple(each.to(device) for each in constants)
+        return copies[device]
+
+
+def as_float(inputs: Tensor) -> Tensor:
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
 def normalisation_for(

@@ -1,11 +1,11 @@
-from .architectures.lenet import LeNet5 as LeNet5
-from .architectures.mlp import MLP as MLP
-from .architectures.random_features import RandomFeatures as RandomFeatures
-from .architectures.resnet import CifarResNet as CifarResNet
+from .architectures.convolutional import VGG16 as VGG16
+from .architectures.convolutional import CifarResNet as CifarResNet
+from .architectures.convolutional import LeNet5 as LeNet5
+from .architectures.dense import MLP as MLP
+from .architectures.dense import RandomFeatures as RandomFeatures
 from .architectures.transformer import Encoder as Encoder
 from .architectures.transformer import LanguageModel as LanguageModel
 from .architectures.transformer import tokens_of as tokens_of
-from .architectures.vgg import VGG16 as VGG16
 from .build import build_model as build_model
 from .build import check_outputs as check_outputs
 from .build import count_parameters as count_parameters

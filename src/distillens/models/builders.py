@@ -14,7 +14,7 @@ Shortcut = Literal["A", "B"]
 
 @register_model("lenet5")
 def lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: int = 32) -> Any:
-    from distillens.models.architectures.lenet import LeNet5
+    from distillens.models.architectures.convolutional import LeNet5
 
     return LeNet5(input_shape, outputs, width, pad_to)
 
@@ -23,7 +23,7 @@ def lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: i
 def mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (128,)) -> Any:
     if any(width < 1 for width in hidden):
         raise ModelError(f"mlp: hidden widths must be at least 1, got {list(hidden)}")
-    from distillens.models.architectures.mlp import MLP
+    from distillens.models.architectures.dense import MLP
 
     return MLP(input_shape, outputs, hidden)
 
@@ -37,13 +37,13 @@ def random_features(
             f"random-features: width is {width} and features_seed {features_seed}; "
             "give a width of at least 1 and a seed of at least 0"
         )
-    from distillens.models.architectures.random_features import RandomFeatures
+    from distillens.models.architectures.dense import RandomFeatures
 
     return RandomFeatures(input_shape, outputs, width, features_seed)
 
 
 def resnet(depth: int, input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
-    from distillens.models.architectures.resnet import CifarResNet
+    from distillens.models.architectures.convolutional import CifarResNet
 
     return CifarResNet(input_shape, outputs, depth, shortcut)
 
@@ -54,7 +54,7 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
 
 @register_model("vgg16")
 def vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> Any:
-    from distillens.models.architectures.vgg import VGG16
+    from distillens.models.architectures.convolutional import VGG16
 
     return VGG16(input_shape, outputs, dropout)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest
 from distillens.forward.sequences import SequenceModel as SequenceModel
-from distillens.models.architectures.lenet import image_shape
+from distillens.models.architectures.convolutional import image_shape
 from distillens.models.architectures.transformer import text_shape
 from distillens.models.registry import EXTRAS, is_external
 
