@@ -27,7 +27,6 @@ _FEWEST_ROWS = 20
 _DELIMITERS = ("\t", ";", ",", "|")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.I)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-_INTEGER = re.compile(r"\d+")
 _STATED_DELIMITER = re.compile(r"\"?sep=(.)\"?", re.I)
 """Delimiter statement of Excel in the first line."""
 
@@ -49,6 +48,8 @@ class CsvLayout:
         header.
     columns
         Number of columns.
+    texts
+        Columns of integers that may be too large for int64, which are read as text.
     unclear
         True if the first row consists of integers that may be a header or the first example.
         It is then read as the first example.
@@ -61,6 +62,7 @@ class CsvLayout:
     skip: int
     names: tuple[str, ...] | None
     columns: int
+    texts: tuple[int, ...] = ()
     unclear: bool = False
 
 
@@ -83,12 +85,10 @@ def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
     lines = re.split(r"\r\n|\r|\n", text)
     if not complete and len(lines) > 1:
         lines.pop()
-    comments, first = [], 0
-    while first < len(lines) and (not lines[first].strip() or lines[first].startswith("#")):
-        if lines[first].strip():
-            comments.append(lines[first])
-        first += 1
-    shown = [line for line in lines[first:] if line.strip()]
+    given = [place for place, line in enumerate(lines) if line.strip()]
+    first = next((place for place in given if not lines[place].startswith("#")), len(lines))
+    comments = [lines[place] for place in given if place < first]
+    shown = [lines[place] for place in given if place >= first]
     if not shown:
         raise DataError(f"{path} has no rows; write the file again")
     preferred = "\t" if ".tsv" in path.suffixes else None
@@ -100,25 +100,41 @@ def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
     if delimiter == " ":
         # Columns may be aligned with several spaces.
         shown = [" ".join(line.split()) for line in shown]
-    cells = [_stripped(row) for row in csv.reader(shown[:_SAMPLE_ROWS], delimiter=delimiter)]
-    body = cells[1:]
-    width = max((len(row) for row in body), default=len(cells[0]))
-    if body and len(cells[0]) < width - 1:
+    rows = csv.reader(shown[:_SAMPLE_ROWS], delimiter=delimiter)
+    heads, *body = [[cell.strip() for cell in row] for row in rows]
+    width = max((len(row) for row in body), default=len(heads))
+    if body and len(heads) < width - 1:
         raise DataError(
-            f"{path} has {len(cells[0])} cells in its first line, {shown[0][:40]!r}, and {width} below; "
+            f"{path} has {len(heads)} cells in its first line, {shown[0][:40]!r}, and {width} below; "
             "delete the line or begin it with #"
         )
-    decimal = _decimal(body or cells)
-    found = _has_header(cells[0], body, decimal, header)
-    names = _names(cells[0], body, width) if found else None
-    if found is False and comments:
+    values = [cell for row in body or [heads] for cell in row]
+    # Cells with a comma were quoted or stand between other delimiters.
+    points = any("." in cell and _is_number(cell, ".") for cell in values)
+    decimal = "," if not points and any(map(_DECIMAL_COMMA.fullmatch, values)) else "."
+    header = _has_header(heads, body, decimal, header)
+    names = None
+    if header:
+        # R's write.table gives the column of row names no cell in the header; other programs end
+        # every row but the header with a delimiter.
+        missing = [""] * (width - len(heads))
+        names = (*heads, *missing) if all(not row[-1] for row in body) else (*missing, *heads)
+    elif header is False and comments:
         # numpy.savetxt(header=...) writes the names of the columns as a comment.
         (named,) = csv.reader([comments[-1].lstrip("# ")], delimiter=delimiter)
         if len(named) == width > 1 and not all(_is_number(cell, decimal) for cell in named):
-            names = tuple(_stripped(named))
+            names = tuple(cell.strip() for cell in named)
+    columns = [[row[c] for row in body if c < len(row)] for c in range(width)]
+    texts = tuple(c for c, column in enumerate(columns) if _are_long_integers(column))
+    skip = first + bool(header)
     return CsvLayout(
-        encoding, delimiter, decimal, '"' in text, first + bool(found), names, width, found is None
+        encoding, delimiter, decimal, '"' in text, skip, names, width, texts, header is None
     )
+
+
+def _are_long_integers(cells: Sequence[str]) -> bool:
+    # Arrow reads integers beyond 64 bits as float64, in which neighbours are equal.
+    return all(map(str.isdecimal, cells)) and any(len(cell) > 18 for cell in cells)
 
 
 def _sample(path: Path) -> tuple[str, str, bool]:
@@ -157,40 +173,21 @@ def _delimiter(lines: Sequence[str], preferred: str | None) -> str:
     return ","
 
 
-def _stripped(row: Sequence[str]) -> list[str]:
-    return [cell.strip() for cell in row]
-
-
-def _decimal(body: Sequence[Sequence[str]]) -> str:
-    # Cells with a comma were quoted or stand between other delimiters.
-    commas = any(_DECIMAL_COMMA.fullmatch(cell) for row in body for cell in row)
-    points = any("." in cell and _is_number(cell, ".") for row in body for cell in row)
-    return "," if commas and not points else "."
-
-
-def _names(first: Sequence[str], body: Sequence[Sequence[str]], width: int) -> tuple[str, ...]:
-    missing = [""] * (width - len(first))
-    if all(not row[-1] for row in body):
-        # Every row ends with a delimiter.
-        return (*first, *missing)
-    # R's write.table gives the column of row names no cell in the header.
-    return (*missing, *first)
-
-
 def _has_header(
     first: Sequence[str], body: Sequence[Sequence[str]], decimal: str, stated: bool | None
 ) -> bool | None:
     """Return whether the first row is a header; None where it may be or not."""
-    if body and len(first) == max(map(len, body)) - 1:
-        return True
-    columns = [[row[c] for row in body if c < len(row)] for c in range(len(first))]
     if not body:
         return bool(stated) or not any(_is_number(cell, decimal) for cell in first)
+    if len(first) == max(map(len, body)) - 1:
+        return True
+    columns = [[row[c] for row in body if c < len(row)] for c in range(len(first))]
+    known = [[cell for cell in column if cell not in EMPTY_CELLS] for column in columns]
     numeric = [
-        c for c, column in enumerate(columns)
-        if all(cell in EMPTY_CELLS or _is_number(cell, decimal) for cell in column)
-        and any(cell not in EMPTY_CELLS for cell in column)
-    ]  # fmt: skip
+        c
+        for c, cells in enumerate(known)
+        if cells and all(_is_number(cell, decimal) for cell in cells)
+    ]
     if not numeric:
         # A class name that occurs again below is a value.
         again = any(cell in column for cell, column in zip(first, columns, strict=True) if cell)
@@ -198,64 +195,35 @@ def _has_header(
     heads = [first[c] for c in numeric if first[c] not in EMPTY_CELLS]
     if not all(_is_number(cell, decimal) for cell in heads):
         return True
+    if not all(map(str.isdecimal, heads)) or len(set(heads)) < len(heads):
+        # Only distinct integers may be class ids.
+        return False
     nameless = any(not first[c] and all(columns[c]) for c in numeric)
     if stated is None and (nameless or any(cell.casefold() in INDEX_NAMES for cell in first)):
         # pandas leaves the name of its index empty.
         stated = True
-    values = [
-        _value(cell, decimal) for c in numeric for cell in columns[c] if cell not in EMPTY_CELLS
-    ]
-    integers = any(_INTEGER.fullmatch(cell.lstrip("+-")) for c in numeric for cell in columns[c])
-    whole = all(value.is_integer() for value in values)
-    return _integers_are_header(heads, len(body), integers, whole, stated)
+    values = [cell for c in numeric for cell in known[c]]
+    return stated if stated is not None else _are_class_ids(heads, values, len(body), decimal)
 
 
-def _integers_are_header(
-    heads: Sequence[str], rows: int, written: bool, whole: bool, stated: bool | None
+def _are_class_ids(
+    heads: Sequence[str], values: Sequence[str], rows: int, decimal: str
 ) -> bool | None:
-    """Decide on a first row of numbers above numbers: only distinct integers may be class ids.
-
-    ``rows`` is how many rows below are known, ``written`` is true if a number in them is written as
-    an integer, ``whole`` whether all are whole.
-    """
-    plain = {cell for cell in heads if _INTEGER.fullmatch(cell)}
-    in_order = [cell.removesuffix(".0") for cell in heads] == [str(i) for i in range(len(heads))]
-    ids = len(plain) == len(heads)
-    if not ids and not (in_order and len(heads) > 1) and not _numbered(heads, plain):
-        return False
-    if stated is not None:
-        return stated
+    """Return whether distinct integers above ``rows`` rows of numbers are a header; None if unclear."""
+    in_order = heads == [str(i) for i in range(len(heads))]
     if len(heads) == 1 and not in_order:
         # One column of labels or single outputs: its default name in pandas is 0.
         return False
-    if ids and plain == {"0", "1"} and (written or not in_order or rows < _FEWEST_ROWS):
+    written = any(cell.lstrip("+-").isdecimal() for cell in values)
+    if {*heads} == {"0", "1"} and (written or not in_order or rows < _FEWEST_ROWS):
         # A saturated prediction of two classes may be written in the same way.
         return None
-    if ids and not written:
+    if not written:
         return True
-    if not whole and in_order and len(heads) > 2:
-        return True
-    increasing = ids and all(int(a) < int(b) for a, b in pairwise(heads))
-    if whole and not in_order and not (increasing and len(heads) > 2):
-        return False
-    return None
-
-
-def _numbered(heads: Sequence[str], plain: set[str]) -> bool:
-    """Return whether repeated integers were numbered as pandas does: 3, 3.1, 3.2."""
-    again: dict[str, int] = {}
-    for cell in heads:
-        base, _, number = cell.partition(".")
-        again[base] = again.get(base, -1) + 1
-        if base not in plain or number != (str(again[base]) if again[base] else ""):
-            return False
-    return len(again) < len(heads)
-
-
-def _value(cell: str, decimal: str) -> float:
-    return float(cell.replace(",", ".") if decimal == "," else cell)
+    whole = all(float(cell.replace(decimal, ".")).is_integer() for cell in values)
+    increasing = all(int(a) < int(b) for a, b in pairwise(heads))
+    return False if whole and not in_order and not (increasing and len(heads) > 2) else None
 
 
 def _is_number(cell: str, decimal: str) -> bool:
-    text = cell.replace(",", ".") if decimal == "," else cell
-    return bool(_NUMBER.fullmatch(text))
+    return _NUMBER.fullmatch(cell.replace(decimal, ".")) is not None

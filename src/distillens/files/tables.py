@@ -96,38 +96,32 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> Rows:
     written = layout.names
     names = [f"f{i}" for i in range(layout.columns)] if written is None else list(written)
 
-    def read(texts: Sequence[int] = ()) -> Any:
-        return csv.read_csv(
-            _single_spaces(path, layout)
-            if layout.delimiter == " "
-            else pa.input_stream(path, compression="detect"),
-            # The names are set afterwards: Arrow needs them to be different.
-            read_options=csv.ReadOptions(
-                encoding="utf8" if layout.encoding == "utf-8" else layout.encoding,
-                skip_rows=layout.skip,
-                column_names=[f"f{i}" for i in range(layout.columns)],
-            ),
-            parse_options=csv.ParseOptions(
-                delimiter=layout.delimiter,
-                newlines_in_values=layout.quotes,
-                invalid_row_handler=_skip_comment,
-            ),
-            convert_options=csv.ConvertOptions(
-                decimal_point=layout.decimal,
-                null_values=list(EMPTY_CELLS),
-                column_types={f"f{i}": pa.string() for i in texts},
-            ),
-        )
-
-    table = read()
-    too_large = [i for i in range(len(names)) if _is_too_large(table.column(i))]
-    if too_large:
-        # Arrow reads integers beyond 64 bits as float64, in which neighbours are equal.
-        texts = read(too_large)
-        for i in too_large:
-            if all(one is None or one.strip().isdecimal() for one in texts.column(i).to_pylist()):
-                table = table.set_column(i, f"f{i}", texts.column(i))
-    table = _without_empty_end(table)
+    table = csv.read_csv(
+        _single_spaces(path, layout)
+        if layout.delimiter == " "
+        else pa.input_stream(path, compression="detect"),
+        # The names are set afterwards: Arrow needs them to be different.
+        read_options=csv.ReadOptions(
+            encoding="utf8" if layout.encoding == "utf-8" else layout.encoding,
+            skip_rows=layout.skip,
+            column_names=[f"f{i}" for i in range(layout.columns)],
+        ),
+        parse_options=csv.ParseOptions(
+            delimiter=layout.delimiter,
+            newlines_in_values=layout.quotes,
+            invalid_row_handler=_skip_comment,
+        ),
+        convert_options=csv.ConvertOptions(
+            decimal_point=layout.decimal,
+            null_values=list(EMPTY_CELLS),
+            column_types={f"f{i}": pa.string() for i in layout.texts},
+        ),
+    )
+    # Spreadsheets write rows of empty cells at the end.
+    end = len(table)
+    while end and not any(column[end - 1].is_valid for column in table.columns):
+        end -= 1
+    table = table.slice(0, end)
     if len(table) == 0:
         raise DataError(f"{path} has a header and no rows; write the file again")
     last = len(names) - 1
@@ -150,18 +144,6 @@ def _single_spaces(path: Path, layout: CsvLayout) -> Any:
         text = stream.read().decode(layout.encoding)
     lines = (" ".join(line.split()) for line in text.splitlines())
     return pa.BufferReader("\n".join(lines).encode(layout.encoding))
-
-
-def _is_too_large(column: Any) -> bool:
-    """Return whether a column of floats holds only whole numbers, of which one is no int64."""
-    from pyarrow import types
-
-    if not types.is_floating(column.type) or column.null_count or not len(column):
-        return False
-    values = column.to_numpy()
-    if not np.isfinite(values).all() or np.abs(values).max() < 2**63:
-        return False
-    return bool((values == np.rint(values)).all())
 
 
 def read_parquet(path: Path, key: str | None, columns: Columns) -> Rows:
@@ -295,14 +277,6 @@ def _skip_comment(row: Any) -> str:
     return "skip" if (row.text or "").lstrip().startswith("#") else "error"
 
 
-def _without_empty_end(table: Any) -> Any:
-    """Leave out rows at the end in which every cell is empty, as spreadsheets write them."""
-    end = len(table)
-    while end and all(not column[end - 1].is_valid for column in table.columns):
-        end -= 1
-    return table.slice(0, end)
-
-
 def _index(
     where: str,
     table: Any,
@@ -339,22 +313,21 @@ def _identifies(column: Any) -> bool:
     """Return whether a column holds unique integers or texts."""
     from pyarrow import types
 
-    kind = column.type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
     named = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
-    if types.is_floating(kind):
-        values = column.to_numpy()
-        if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-            return False
-    elif not (types.is_integer(kind) or named):
+    whole = types.is_floating(kind) and _are_whole(column.to_numpy()).all()
+    if not (whole or named or types.is_integer(kind)):
         return False
     return column.null_count == 0 and len(column.unique()) == len(column)
 
 
+def _are_whole(values: NDArray) -> NDArray:
+    return np.isfinite(values) & (values == np.rint(values))
+
+
 def _as_index(where: str, name: str, index_N: NDArray) -> NDArray:
     if index_N.dtype.kind == "f":
-        whole = np.isfinite(index_N) & (index_N == np.rint(index_N)) & (np.abs(index_N) < 2**53)
+        whole = _are_whole(index_N) & (np.abs(index_N) < 2**53)
         if not whole.all():
             raise DataError(
                 f"column {name!r} of {where} holds {index_N[np.argmin(whole)]} and cannot be the "
@@ -378,31 +351,28 @@ def _array(where: str, table: Any, places: dict[str, int], name: str) -> NDArray
 
 def _flat(where: str, name: str, column: Any) -> NDArray:
     """Return a column as an array; lists become further axes."""
+    import pyarrow as pa
     from pyarrow import compute, types
 
     # pyarrow makes its functions as it is imported, unseen by type checkers.
     call = partial(getattr, compute)
-    kind = column.type
-    if hasattr(kind, "storage_type"):
-        chunks = getattr(column, "chunks", [column])
-        storage = [chunk.storage for chunk in chunks]
-        import pyarrow as pa
-
-        return _flat(where, name, pa.chunked_array(storage, type=kind.storage_type))
-    if types.is_dictionary(kind):
-        return _flat(where, name, column.cast(kind.value_type))
-    if types.is_run_end_encoded(kind):
-        return _flat(where, name, call("run_end_decode")(column))
-    if types.is_decimal(kind):
-        return _flat(where, name, column.cast("float64"))
-    if types.is_temporal(kind):
-        return _flat(where, name, column.cast("string"))
-    if not _is_list(kind):
-        if types.is_nested(kind):
-            raise DataError(
-                f"{where}: column {name!r} has type {kind}; give numbers, lists or text"
-            )
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    elif types.is_run_end_encoded(column.type):
+        column = call("run_end_decode")(column)
+    elif types.is_decimal(column.type):
+        column = column.cast("float64")
+    elif types.is_temporal(column.type):
+        column = column.cast("string")
+    if not types.is_nested(column.type):
         return column.to_numpy(zero_copy_only=False)
+    if not hasattr(column, "flatten") or types.is_struct(column.type):
+        raise DataError(
+            f"{where}: column {name!r} has type {column.type}; give numbers, lists or text"
+        )
     lengths = set(call("list_value_length")(column).unique().to_pylist())
     if None in lengths:
         raise DataError(f"{where}: column {name!r} has empty cells inside its lists; fill them")
@@ -411,25 +381,13 @@ def _flat(where: str, name: str, column: Any) -> NDArray:
             f"{where}: the lists of column {name!r} have {min(lengths)} to {max(lengths)} "
             "values; give each example the same number"
         )
-    flat = call("list_flatten")(column)
+    flat = column.flatten()
     if flat.null_count:
         raise DataError(
             f"{where}: the lists of column {name!r} have {flat.null_count} empty values; fill them"
         )
     inner = _flat(where, name, flat)
     return inner.reshape(len(column), *(lengths or {0}), *inner.shape[1:])
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-    # PyArrow has list views since version 16.
-    return any(getattr(types, f"is_{name}", _never)(kind) for name in names)
-
-
-def _never(_: Any) -> bool:
-    return False
 
 
 def _quoted(name: str) -> str:

@@ -6,7 +6,7 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -71,9 +71,16 @@ class IdxFolder(PathSource):
 
 
 def _idx_file(folder: Path, name: str, dimensions: int) -> np.ndarray:
-    path, opener = _find(folder, name)
+    # Some copies of MNIST have a dot before the kind.
+    stems = (name, name.replace("-idx", ".idx"))
+    paths = [folder / f"{stem}{end}" for stem in stems for end in ("", ".gz")]
+    path = next(filter(Path.is_file, paths), None)
+    if path is None:
+        raise DataError(
+            f"{folder} holds neither {name} nor {name}.gz; an IDX folder needs both splits"
+        )
     try:
-        with opener(path, "rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
@@ -93,15 +100,6 @@ def _idx_file(folder: Path, name: str, dimensions: int) -> np.ndarray:
             f"{shape}, the file holds {found}; fetch it again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
-
-
-def _find(folder: Path, name: str) -> tuple[Path, Callable]:
-    # Some copies of MNIST have a dot before the kind.
-    for stem in (name, name.replace("-idx", ".idx")):
-        for candidate, opener in ((folder / stem, open), (folder / f"{stem}.gz", gzip.open)):
-            if candidate.is_file():
-                return candidate, opener
-    raise DataError(f"{folder} holds neither {name} nor {name}.gz; an IDX folder needs both splits")
 
 
 NPZ_INPUTS = ("{}_inputs", "{}_images", "{}_data", "{}_x", "x_{}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
 }
 """Splits, and the names under which they are found."""
-SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv")
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 """Endings of tables."""
 ROOT = "."
 """Name of the configuration whose files lie in the folder itself."""
@@ -73,30 +74,29 @@ def choose_splits(names: Iterable[str], test_split: str | None, where: str) -> d
         by_split.setdefault(split_of(name), []).append(name)
     if "train" not in by_split:
         raise DataError(f"{where} has the splits {sorted(known)}; a split named 'train' is needed")
-    chosen = {"train": _only(by_split["train"], "train", where)}
     if test_split is not None:
         if test_split not in known:
             raise DataError(
                 f"{where} has no split {test_split!r}{nearest(test_split, known)}; "
                 "data.test_split must name one"
             )
-        return chosen | {"test": test_split}
-    for split in ("test", "validation"):
-        if split in by_split:
-            return chosen | {"test": _only(by_split[split], split, where)}
+        by_split["test"] = [test_split]
+    chosen = {}
+    for role in ("train", "test"):
+        split = role if role in by_split else "validation"
+        found = by_split.get(split, [])
+        if len(found) > 1:
+            advice = "keep one" if role == "train" else "name one with data.test_split"
+            listed = ", ".join(sorted(found))
+            raise DataError(f"{where} has several {split} splits: {listed}; {advice}")
+        if found:
+            chosen[role] = found[0]
     return chosen
 
 
-def _only(names: list[str], split: str, where: str) -> str:
-    if len(names) > 1:
-        advice = "keep one" if split == "train" else "name one with data.test_split"
-        raise DataError(f"{where} has several {split} splits: {', '.join(sorted(names))}; {advice}")
-    return names[0]
-
-
-def has_tables(folder: Path) -> bool:
-    """Return whether a table lies anywhere below a folder."""
-    return any(file.suffix.lower() in SUFFIXES for file in visible_files(folder))
+def ending_of(file: Path) -> str:
+    """Return the one of `SUFFIXES` with which the name of a file ends; empty for other files."""
+    return next((each for each in SUFFIXES if file.name.lower().endswith(each)), "")
 
 
 def find_splits(folder: Path, config: str | None = None) -> Splits:
@@ -136,13 +136,16 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
     else:
         known = sorted({split for splits in configs.values() for split in splits})
         named = f" among its splits {known}" if known else ""
-        raise DataError(f"{folder} holds no train*.parquet{named}; a Hugging Face folder needs one")
+        raise DataError(
+            f"{folder} holds no train*.parquet, train.tsv or train.csv{named}; a split named 'train' is "
+            "needed"
+        )
     found: Splits = {}
     for split, parts in configs[chosen].items():
         # Folders that a README.md names for one split are parts of it, each with its own shards.
-        folders = {part.path.parent: [] for part in parts} if declared else {folder: parts}
-        for part in parts if declared else ():
-            folders[part.path.parent].append(part)
+        folders: dict[Path, list[_Part]] = {}
+        for part in parts:
+            folders.setdefault(part.path.parent if declared else folder, []).append(part)
         where = f"{folder}: split {split!r}"
         found[split] = [path for each in folders.values() for path in _whole(each, where)]
     return found
@@ -151,7 +154,7 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
 def _by_path(folder: Path) -> dict[str, dict[str, list[_Part]]]:
     found: dict[str, dict[str, list[_Part]]] = {}
     for file in visible_files(folder):
-        if file.suffix.lower() in SUFFIXES:
+        if ending_of(file):
             part = _parse(folder, file)
             found.setdefault(part.config, {}).setdefault(part.split, []).append(part)
     return found
@@ -159,16 +162,13 @@ def _by_path(folder: Path) -> dict[str, dict[str, list[_Part]]]:
 
 def _parse(folder: Path, file: Path) -> _Part:
     parents = list(file.relative_to(folder).parts[:-1])
-    name, number, total = _numbered(file.name.removesuffix(file.suffix).lower())
+    name, number, total = _numbered(_stem(file))
     prefix = ""
     if name not in _CANONICAL:
-        inside = next(
-            (place for place in reversed(range(len(parents))) if _is_split(parents[place])), None
-        )
-        prefixed = _PREFIXED.fullmatch(name)
-        if inside is not None:
-            name = parents.pop(inside).lower()
-        elif prefixed:
+        inside = [place for place, each in enumerate(parents) if each.lower() in _CANONICAL]
+        if inside:
+            name = parents.pop(inside[-1]).lower()
+        elif prefixed := _PREFIXED.fullmatch(name):
             prefix, name = prefixed.groups()
         elif name in _PLAIN and parents:
             name = parents.pop()
@@ -178,8 +178,8 @@ def _parse(folder: Path, file: Path) -> _Part:
     return _Part(file, config, name, number, total)
 
 
-def _is_split(name: str) -> bool:
-    return name.lower() in _CANONICAL
+def _stem(file: Path) -> str:
+    return file.name.lower().removesuffix(ending_of(file))
 
 
 def _numbered(stem: str) -> tuple[str, int | None, int | None]:
@@ -194,32 +194,33 @@ def _numbered(stem: str) -> tuple[str, int | None, int | None]:
 
 def _whole(parts: list[_Part], where: str) -> list[Path]:
     """Return the files of a split in the order of their shards, if each of them exists exactly once."""
-    suffixes = sorted({part.path.suffix.lower() for part in parts})
+    suffixes = sorted({ending_of(part.path) for part in parts})
     if len(suffixes) > 1:
         raise DataError(f"{where} exists as {' and '.join(suffixes)}; keep one of them")
-    totals = {part.total for part in parts}
     kinds = {(part.total, part.number is None) for part in parts}
-    whole = [part for part in parts if part.path.stem.lower() in _CANONICAL]
+    whole = any(_stem(part.path) in _CANONICAL for part in parts)
     if len(kinds) > 1 or (whole and len(parts) > 1):
         names = ", ".join(sorted(str(part.path) for part in parts)[:4])
         raise DataError(f"{where} exists in several versions, {names}; keep one of them")
-    numbers = sorted(part.number for part in parts if part.number is not None)
-    total = totals.pop()
-    if len(set(numbers)) < len(numbers):
-        twice = next(number for number in numbers if numbers.count(number) > 1)
-        names = [part.path.name for part in parts if part.number == twice]
-        raise DataError(f"{where} has shard {twice} twice: {', '.join(names)}; delete one")
-    # Shards without a total are counted from 0 or 1; a year, for example, is no such number.
-    first = numbers[0] if numbers and total is None and numbers[0] == 1 else 0
-    wanted = total if total is not None else numbers[-1] + 1 - first if numbers else 0
-    if numbers and (total is not None or numbers[0] < 1000):
-        missing = sorted(set(range(first, first + wanted)) - set(numbers))
-        if missing:
+    parts = sorted(parts, key=lambda part: (part.number or 0, part.path))
+    for one, other in pairwise(parts):
+        if one.number is not None and one.number == other.number:
             raise DataError(
-                f"{where} lacks shard {missing[0]} of {wanted} in the folder of {parts[0].path.name}; "
-                "fetch the data set again"
+                f"{where} has shard {one.number} twice: {one.path.name}, {other.path.name}; delete one"
             )
-    return [part.path for part in sorted(parts, key=lambda part: (part.number or 0, part.path))]
+    numbers, total = {part.number for part in parts if part.number is not None}, parts[0].total
+    # Shards without a total are counted from 0 or 1; a year, for example, is no such number.
+    first = 1 if total is None and min(numbers, default=0) == 1 else 0
+    if numbers and (total is not None or min(numbers) < 1000):
+        wanted = (
+            range(first, first + total) if total is not None else range(first, max(numbers) + 1)
+        )
+        if missing := sorted(set(wanted) - numbers):
+            raise DataError(
+                f"{where} lacks shard {missing[0]} of {len(wanted)} in the folder of "
+                f"{parts[0].path.name}; fetch the data set again"
+            )
+    return [part.path for part in parts]
 
 
 def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
@@ -241,16 +242,16 @@ def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
         if isinstance(entry, dict) and "data_files" in entry:
             name = str(entry.get("config_name", "default"))
             splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
+            lacking = [split for split, parts in splits.items() if not parts]
             # Files that were not downloaded cannot be chosen.
-            if any(splits.values()):
-                found[name] = splits
-    for name, splits in found.items():
-        for split, parts in splits.items():
-            if not parts:
+            if len(lacking) == len(splits):
+                continue
+            if lacking:
                 raise DataError(
-                    f"{readme} names files for the split {split!r} of configuration {name!r}, but "
+                    f"{readme} names files for the split {lacking[0]!r} of configuration {name!r}, but "
                     "none of them exists; fetch the data set again"
                 )
+            found[name] = splits
     return found
 
 
@@ -265,7 +266,7 @@ def _declared_splits(root: Path, files: Any) -> dict[str, list[_Part]]:
     for split, patterns in entries:
         several = patterns if isinstance(patterns, list) else [patterns]
         paths = {path for pattern in several for path in _matching(root, str(pattern))}
-        parts = [_Part(path, "", str(split), *_numbered(path.stem.lower())[1:]) for path in paths]
+        parts = [_Part(path, "", str(split), *_numbered(_stem(path))[1:]) for path in paths]
         found[str(split)] = sorted(parts, key=lambda part: part.path)
     return found
 
@@ -274,4 +275,4 @@ def _matching(root: Path, pattern: str) -> list[Path]:
     # A pattern out of somebody's file must not lead out of the folder.
     if not pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
         return []
-    return [path for path in root.glob(pattern) if path.suffix.lower() in SUFFIXES]
+    return [path for path in root.glob(pattern) if ending_of(path)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillens.data.sources.dataset_files import choose_splits, find_splits
+from distillens.data.sources.dataset_files import choose_splits, ending_of, find_splits
 from distillens.data.sources.images import decode_all, image_examples
 from distillens.data.sources.source import (
     LoadOptions,
@@ -92,51 +95,34 @@ def load_tables(
     DataError
         As `find_splits`, or a file is damaged, or the data set cannot be fetched.
     """
+    import datasets
+
     folder = Path(path)
-    if not folder.is_dir():
-        loaded: Any = _loaded(path, config)
-    elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        loaded = _saved(folder, config)
-    else:
-        files = find_splits(folder, config)
-        chosen = choose_splits(files, test_split, path)
-        try:
-            return {split: _table(files[name]) for split, name in chosen.items()}
-        # pyarrow raises many kinds for a damaged file.
-        except Exception as error:
-            raise _unreadable(path, error) from None
-    chosen = choose_splits(loaded, test_split, path)
-    return {split: loaded[name] for split, name in chosen.items()}
-
-
-def _loaded(path: str, config: str | None) -> dict[str, Any]:
-    import datasets
-
-    try:
-        loaded: Any = datasets.load_dataset(path, config)
-    # The library raises many kinds for a name that is unknown, a hub out of reach or a bad file.
-    except Exception as error:
-        raise _unreadable(path, error) from None
-    return {str(name): table for name, table in loaded.items()}
-
-
-def _saved(folder: Path, config: str | None) -> dict[str, Any]:
-    import datasets
-
-    if config is not None:
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if saved and config is not None:
         raise DataError(f"{folder} was saved without configurations; leave data.config out")
     try:
-        loaded: Any = datasets.load_from_disk(str(folder))
+        if saved:
+            loaded: Any = datasets.load_from_disk(str(folder))
+        elif folder.is_dir():
+            files = find_splits(folder, config)
+            loaded = {
+                name: _table(files[name])
+                for name in choose_splits(files, test_split, path).values()
+            }
+        else:
+            loaded = datasets.load_dataset(path, config)
+    except DataError:
+        raise
+    # datasets and pyarrow raise many kinds for a name that is unknown, a hub out of reach or a
+    # damaged file.
     except Exception as error:
-        raise _unreadable(str(folder), error) from None
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-
-
-def _unreadable(path: str, error: Exception) -> DataError:
-    return DataError(
-        f"datasets cannot load {path!r}: {one_line(error)[:200]}; "
-        "name a folder with train*.parquet or a data set of the hub"
-    )
+        raise DataError(
+            f"datasets cannot load {path!r}: {one_line(error)[:200]}; "
+            "name a folder with train*.parquet or a data set of the hub"
+        ) from None
+    tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    return {split: tables[name] for split, name in choose_splits(tables, test_split, path).items()}
 
 
 def _table(files: Sequence[Path]) -> Any:
@@ -144,16 +130,44 @@ def _table(files: Sequence[Path]) -> Any:
     import datasets
     import pyarrow as pa
     from datasets.table import InMemoryTable
-    from pyarrow import csv, json, parquet
+    from pyarrow import json, parquet
 
-    readers = {".parquet": parquet.read_table, ".jsonl": json.read_json, ".csv": csv.read_csv}
-    tables = [
-        datasets.Dataset.from_file(str(file)).data.table
-        if file.suffix.lower() == ".arrow"
-        else readers[file.suffix.lower()](file)
-        for file in files
-    ]
+    readers = {
+        ".arrow": lambda file: datasets.Dataset.from_file(str(file)).data.table,
+        ".jsonl": json.read_json,
+        ".parquet": parquet.read_table,
+    }
+    tables = [readers.get(ending_of(file), _text_table)(file) for file in files]
     return datasets.Dataset(InMemoryTable(pa.concat_tables(tables)))
+
+
+def _text_table(path: Path) -> Any:
+    """Return the table of a TSV or CSV file, gzipped or not, with a header; all cells are text."""
+    import pyarrow as pa
+
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        if ".tsv" in path.suffixes:
+            # Not splitlines: a sentence may hold one of the many characters that it splits at.
+            rows = [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line]
+        else:
+            rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as text: {one_line(error)}") from None
+    if not rows:
+        raise DataError(f"{path} is empty; its first line must name the columns")
+    header, *body = rows
+    if len(set(header)) < len(header):
+        raise DataError(f"{path} names a column twice: {header}")
+    for number, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise DataError(
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}: {header}"
+            )
+    columns = {name: [row[place] for row in body] for place, name in enumerate(header)}
+    return pa.table(columns)
 
 
 def read_labels(
@@ -177,12 +191,15 @@ def read_labels(
         names = sorted(map(str, set(cells["train"]))) if known is None else known
         return name, number_names(cells, names, where), names
     labels = {split: np.asarray(each) for split, each in cells.items()}
-    listed = _label_file(path)
+    # Parquet without Hugging Face metadata has no class names; a labels.txt in its folder has them.
+    file = Path(path) / "labels.txt"
+    if not file.is_file():
+        return name, labels, None
+    listed = file.read_text(encoding="utf-8", errors="replace").splitlines()
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
     # The file names the classes of one of several columns of numbers.
-    if listed is not None and (len(fitting) == 1 or len(listed) == highest + 1):
-        return name, labels, listed
-    return name, labels, None
+    fits = len(fitting) == 1 or len(listed) == highest + 1
+    return name, labels, listed if fits else None
 
 
 def _label_columns(features: Any) -> list[str]:
@@ -190,19 +207,13 @@ def _label_columns(features: Any) -> list[str]:
 
     def is_label(name: str, kind: Any) -> bool:
         whole = getattr(kind, "dtype", "").startswith(("int", "uint"))
-        return isinstance(kind, datasets.ClassLabel) or (whole and not counts_examples(name))
+        # Integers named as numbers of classes, such as label_id, do not count examples.
+        counts_examples = _IDENTIFIER.match(name) and not _CLASSES.search(name)
+        return isinstance(kind, datasets.ClassLabel) or (whole and not counts_examples)
 
     numbers = [name for name, kind in features.items() if is_label(name, kind)]
     words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in WORDS]
     return numbers or words
-
-
-def counts_examples(name: str) -> bool:
-    """Return whether a column of integers counts examples by its name, such as id or __index_level_0__.
-
-    Those named as numbers of classes, such as ``label_id``, do not.
-    """
-    return _IDENTIFIER.match(name) is not None and _CLASSES.search(name) is None
 
 
 def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str) -> list[Any]:
@@ -227,22 +238,9 @@ def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str)
             )
         if isinstance(cell, str) and not cell.strip():
             raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
-        if names is not None and isinstance(cell, int) and not 0 <= cell < len(names):
-            raise DataError(
-                f"{where}: label {cell} of example {row} is out of range; labels must lie in "
-                f"[0, {len(names) - 1}]"
-            )
-    if names is not None:
-        cells = [names[cell] if isinstance(cell, int) else cell for cell in cells]
-    return [cell.strip() if isinstance(cell, str) else cell for cell in cells]
-
-
-def _label_file(path: str) -> Sequence[str] | None:
-    # Parquet without Hugging Face metadata has no class names; a labels.txt in its folder supplies them.
-    file = Path(path) / "labels.txt"
-    return (
-        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else None
-    )
+    # Numbers without a name are refused where the names become the numbers of the training split.
+    known = dict(enumerate(names or ()))
+    return [cell.strip() if isinstance(cell, str) else known.get(cell, cell) for cell in cells]
 
 
 def _decoded(

@@ -173,8 +173,8 @@ def number_names(
         for row, name in enumerate(each):
             if name not in place:
                 raise DataError(
-                    f"{where[split]}: example {row} has the label {name!r}, which the training "
-                    "split lacks"
+                    f"{where[split]}: example {row} has the label {name!r}, which is none of the "
+                    f"{len(known)} classes of the training split"
                 )
     return {
         split: np.array([place[name] for name in each], dtype=np.int64)
