@@ -201,7 +201,9 @@ def test_words_become_classes_in_alphabetical_order(tmp_path: Path) -> None:
     assert found["train"].classes == found["test"].classes == ("fig", "pear")
     assert found["train"].labels.tolist() == [1, 0, 1]
     write_table(tmp_path / "test.parquet", ["plum"], id=[1])
-    with pytest.raises(DataError, match="'plum', which is none of the 2 classes of the training split"):
+    with pytest.raises(
+        DataError, match="'plum', which is none of the 2 classes of the training split"
+    ):
         read_huggingface(tmp_path)
 
 

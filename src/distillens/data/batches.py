@@ -119,10 +119,11 @@ class Batch:
             return None
         return {name: change(values) for name, values in self.further.items()}
 
-    def labels_are_known(self) -> bool:
-        """Return whether all labels count and their range is known, without a look at them."""
+    @property
+    def known_labels(self) -> LabelRange | None:
+        """The range of the labels if all of them count and it is known without a look at them."""
         known = self.label_range
-        return self.mask is None and known is not None and known.labels is self.labels
+        return known if self.mask is None and known and known.labels is self.labels else None
 
     def labels_are_classes(self, classes: int) -> bool:
         """Return whether all labels are known to be classes that count, without a look at them.
@@ -132,12 +133,10 @@ class Batch:
         DataError
             The range of the labels is known, and it is not that of the classes.
         """
-        known = self.label_range
-        if known is None or not self.labels_are_known():
-            return False
-        if known.lowest < 0 or known.highest >= max(classes, 2):
+        known = self.known_labels
+        if known and (known.lowest < 0 or known.highest >= max(classes, 2)):
             raise outside(known.lowest if known.lowest < 0 else known.highest, classes)
-        return True
+        return known is not None
 
     def counted(self, values: Tensor) -> Tensor:
         """Return the sum of (B,) or (B, T) values over the positions that count."""
@@ -170,7 +169,7 @@ class Batch:
             mask = None if self.mask is None else self.mask[part]
             # The loss is a mean over positions that count, so that is what a share is a share of.
             counting = len(labels) if mask is None else int(mask.sum())
-            rows, known = self.rows, self.label_range if self.labels_are_known() else None
+            rows, known = self.rows, self.known_labels
             yield replace(
                 self,
                 inputs=self.inputs[part],
@@ -318,25 +317,17 @@ class Batches:
         """Return these positions as the batch they are in this epoch."""
         where = torch.from_numpy(positions)
         indices = self.examples.indices[where]
-        held, rows = self.held, None
-        if held is not None:
-            rows = Rows(held, where.to(self.device))
-            inputs, labels, index = (
-                values.index_select(0, rows.positions)
-                for values in (held.inputs, held.labels, held.indices)
-            )
-        else:
-            inputs, labels, index = (
-                self.examples.inputs[where],
-                self.examples.labels[where],
-                indices,
-            )
-            if self.device.type == "cuda":
-                inputs = inputs.pin_memory().to(self.device, non_blocking=True)
-                labels = labels.pin_memory().to(self.device, non_blocking=True)
+        source, rows = self.examples, None
+        if self.held is not None:
+            source, where = self.held, where.to(self.device)
+            rows = Rows(source, where)
+        inputs, labels = source.inputs[where], source.labels[where]
+        if rows is None and self.device.type == "cuda":
+            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
         if self._changes:
             assert self.augmentation is not None
-            inputs = augment(inputs, index, epoch, self.augmentation)
+            inputs = augment(inputs, source.indices[where], epoch, self.augmentation)
         return self._batch(inputs, labels, indices, epoch, weight, rows)
 
     def _share(self, order: np.ndarray, place: int) -> tuple[np.ndarray, float]:

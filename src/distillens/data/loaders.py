@@ -55,16 +55,12 @@ def loader_parts(loader: Any) -> Iterator[tuple[str, Any]]:
 
 def _inside(part: Any) -> list[tuple[str, Any]]:
     if isinstance(part, (list, tuple)):
-        return [(str(place), each) for place, each in enumerate(part)] if _few(part) else []
+        part = dict(enumerate(part))
     if isinstance(part, dict):
-        return [(str(name), each) for name, each in part.items()] if _few(part) else []
+        return [(str(name), each) for name, each in part.items()] if len(part) <= MAX_ITEMS else []
     # The running iterator of persistent workers is made anew after an interruption.
     inside = getattr(part, "__dict__", {})
     return [(name, each) for name, each in inside.items() if name != "_iterator"]
-
-
-def _few(items: Any) -> bool:
-    return len(items) <= MAX_ITEMS
 
 
 def generator_states(loader: Any) -> dict[str, Any]:

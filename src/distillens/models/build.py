@@ -6,6 +6,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,7 +16,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from torch import Tensor, nn
 
 from distillens.data.outputs import bare_logits, logits_of
-from distillens.errors import DataError, DistillensError, ModelError, RecipeError
+from distillens.errors import DataError, DistillensError, ModelError, RecipeError, one_line
 from distillens.files.user_code import importable
 from distillens.forward.sequences import required_end
 from distillens.models.registry import (
@@ -72,47 +73,28 @@ def build_model(
     # torch.manual_seed also seeds the GPUs, whose dropout must not start anew in a running training.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
-        model = call_builder(
-            recipe.name,
-            builder,
-            {
-                "input_shape": input_shape,
-                "outputs": outputs,
-                "vocabularies": vocabularies,
-                "normalisation": normalisation,
-            },
-            recipe.arguments,
-            seed=seed,
-            folder=recipe.code_folder,
-        )
+        values = (input_shape, outputs, vocabularies, normalisation)
+        model = _call_builder(recipe, builder, dict(zip(FROM_DATA, values, strict=True)), seed)
     labels = (2, *input_shape) if every_position else (2,)
     shape = check_outputs(
         model, input_shape, outputs, recipe.name, tokens=bool(vocabularies), labels=labels
     )
     if shape != (*labels, outputs):
         # The model then returns logits in training, kernels and exports.
-        model.register_forward_hook(_GiveLogits(outputs, len(labels)))
+        model.register_forward_hook(partial(_give_logits, outputs, len(labels)))
     return model
 
 
-class _GiveLogits:
-    """A hook that replaces a model's output by the logits in it.
+def _give_logits(
+    outputs: int, axes: int, module: nn.Module, inputs: tuple[Any, ...], output: Any
+) -> Tensor:
+    """Replace a model's output by the logits in it, as a hook.
 
     The softmax of two logits is the sigmoid of their difference, which is the one logit of two classes.
     """
-
-    def __init__(self, outputs: int, axes: int) -> None:
-        self.outputs = outputs
-        self.axes = axes
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
-        logits = logits_of(
-            output,
-            inputs[0].shape[: self.axes],
-            lambda: _possible(self.outputs),
-            whose="the model",
-        )
-        return logits if logits.shape[-1] == self.outputs else logits[:, 1:] - logits[:, :1]
+    positions = inputs[0].shape[:axes]
+    logits = logits_of(output, positions, lambda: _possible(outputs), whose="the model")
+    return logits if logits.shape[-1] == outputs else logits[:, 1:] - logits[:, :1]
 
 
 def _possible(outputs: int) -> set[int]:
@@ -160,8 +142,9 @@ def check_outputs(
             outcome = model(inputs)
     # A network of the user's own may fail in any way.
     except Exception as error:
-        text = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ModelError(f"{what} cannot take inputs of shape {input_shape}: {text}") from None
+        raise ModelError(
+            f"{what} cannot take inputs of shape {input_shape}: {one_line(error)[:160]}"
+        ) from None
     finally:
         model.train(was_training)
     try:
@@ -180,32 +163,22 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def call_builder(
-    name: str,
-    builder: Builder,
-    offered: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    *,
-    seed: int,
-    folder: Path | None = None,
+def _call_builder(
+    recipe: ModelRecipe, builder: Builder, offered: Mapping[str, Any], seed: int
 ) -> nn.Module:
     """Call a builder with the arguments of a recipe and those of the offered values that it accepts.
 
     Parameters
     ----------
-    name
-        Name of the model, as in the recipe.
+    recipe
+        The arguments, and the folder that is first on the import path during the call.
     builder
         A function that returns a network, or a class of networks.
     offered
         Values of `FROM_DATA`. The builder gets those that its signature names, and with ``**kwargs``
         all that are not empty.
-    arguments
-        Those of the recipe.
     seed
         Seed of torch's random numbers.
-    folder
-        First on the import path during the call, for modules in the folder of the recipe.
 
     Raises
     ------
@@ -214,13 +187,13 @@ def call_builder(
     ModelError
         The builder stops with an error, or returns no network or one that it returned before.
     """
-    parameters = parameters_of(builder)
+    name, parameters = recipe.name, parameters_of(builder)
     named: set[str] = set(FROM_DATA[:2] if parameters is None else parameters)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in (parameters or {}).values())
     given = {key: value for key, value in offered.items() if key in named or (takes_all and value)}
     try:
-        with importable(folder, name.partition(":")[0]):
-            model = _call(builder, given, arguments, named, seed)
+        with importable(recipe.code_folder, name.partition(":")[0]):
+            model = _call(builder, given, recipe.arguments, named, seed)
     except DistillensError:
         raise
     except ValidationError as error:
@@ -239,7 +212,13 @@ def call_builder(
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returned a {type(model).__name__}, not a torch Module")
-    _refuse_second(name, model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(_handed_out.get(id(parameter)) is parameter for parameter in trained):
+        raise ModelError(
+            f"{name} returned weights that it had returned before, so networks would change each "
+            "other; build a new network in every call"
+        )
+    _handed_out.update((id(parameter), parameter) for parameter in trained)
     return model
 
 
@@ -270,15 +249,3 @@ def _place(error: BaseException, builder: Builder) -> str:
         return ""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == own]
     return f" ({Path(own).name}, line {frames[-1].lineno})" if frames else ""
-
-
-def _refuse_second(name: str, model: nn.Module) -> None:
-    """Refuse weights that another network of this process trains or has been loaded into."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if any(_handed_out.get(id(parameter)) is parameter for parameter in trained):
-        raise ModelError(
-            f"{name} returned weights that it had returned before, so networks would change each "
-            "other; build a new network in every call"
-        )
-    for parameter in trained:
-        _handed_out[id(parameter)] = parameter
