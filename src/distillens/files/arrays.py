@@ -6,7 +6,6 @@ npy and safetensors are memory-mapped. npz, csv and parquet have to be decoded a
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.errors import DataError, nearest
+from distillens.errors import DataError, nearest, one_line
 from distillens.files.array_likes import as_array
 from distillens.files.csv_layout import INDEX_NAMES
 from distillens.files.paths import user_path
@@ -108,10 +107,8 @@ def read_place(place: str | Path, columns: Columns) -> Rows:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        first = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path} cannot be read as {suffix[1:]}: {first or type(error).__name__}; "
-            "write the file again"
+            f"{path} cannot be read as {suffix[1:]}: {one_line(error)[:200]}; write the file again"
         ) from None
     return replace(found, keep=columns.keep)
 
@@ -207,10 +204,8 @@ def _npy(path: Path, key: str | None, columns: Columns) -> Rows:
 
 
 def _npz(path: Path, key: str | None, columns: Columns) -> Rows:
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no npz file; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as arrays:
-        return _of_arrays(path, arrays.files, arrays.__getitem__, key, columns)
+    arrays = load_npz(path)
+    return _of_arrays(path, list(arrays), arrays.__getitem__, key, columns)
 
 
 def _safetensors(path: Path, key: str | None, columns: Columns) -> Rows:
@@ -264,20 +259,13 @@ def _of_arrays(
             f"{path} holds {len(values)} arrays ({', '.join(sorted(values)[:6])}); "
             f"name one: {path}::{sorted(values)[0] if values else 'KEY'}"
         )
-    index_N = None if index is None or index == chosen else read(index)
     # Names of arrays are taken; those left may be columns of the array.
-    left = Columns(
-        None if index == columns.index else columns.index,
-        tuple(name for name in columns.drop if name not in names),
-        columns.keep,
-        strict=columns.strict,
-    )
-    found = split_matrix(where, read(chosen), left)
-    return replace(
-        found,
-        index=found.index if index_N is None else index_N,
-        columns=(*names, *found.columns),
-    )
+    drop = tuple(name for name in columns.drop if name not in names)
+    own = None if index == columns.index else columns.index
+    found = split_matrix(where, read(chosen), replace(columns, index=own, drop=drop))
+    if index is not None and index != chosen:
+        found = replace(found, index=read(index))
+    return replace(found, columns=(*names, *found.columns))
 
 
 _READERS: Mapping[str, Callable[[Path, str | None, Columns], Rows]] = {

@@ -129,10 +129,8 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> Rows:
     if empty and (written is None or not names[last]):
         # Every row ends with a delimiter.
         table, names = table.remove_column(last), names[:last]
-    found = array_of_table(
-        str(path), table.rename_columns([str(i) for i in range(len(names))]), key, columns,
-        names=names, headless=written is None,
-    )  # fmt: skip
+    table = table.rename_columns(names)
+    found = array_of_table(str(path), table, key, columns, headless=written is None)
     return replace(found, unclear_header=layout.unclear)
 
 
@@ -160,7 +158,6 @@ def array_of_table(
     key: str | None = None,
     columns: Columns | None = None,
     *,
-    names: Sequence[str] | None = None,
     headless: bool = False,
 ) -> Rows:
     """Return one column of an Arrow table, or all of them as an (N, C) array, and the index.
@@ -175,10 +172,8 @@ def array_of_table(
         The column to return; None for all but the index.
     columns
         Columns that are the index, ignored or kept.
-    names
-        Names of the columns where they are not those of the table.
     headless
-        True if ``names`` only count the columns.
+        True if the names of the columns only count them.
 
     Raises
     ------
@@ -186,7 +181,7 @@ def array_of_table(
         A column is missing, text stands between numbers, or cells are empty.
     """
     columns = columns or Columns()
-    written = [str(name).strip() for name in (table.column_names if names is None else names)]
+    written = [name.strip() for name in table.column_names]
     places = {name or f"f{i}": i for i, name in enumerate(written)}
     if len(places) < len(written):
         repeated = next(name for name in written if written.count(name) > 1)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from distillens.errors import CheckpointError
+from distillens.errors import CheckpointError, one_line
 from distillens.files.atomic import write_atomically
 from distillens.files.paths import user_path
 from distillens.models.checkpoints import find_mappings, load_content
@@ -58,7 +58,7 @@ def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
         raise CheckpointError(
             f"a model with weights of the types {', '.join(kinds)} cannot be saved as "
-            f"safetensors: {' '.join(str(error).split())[:120]}"
+            f"safetensors: {one_line(error)[:120]}"
         ) from None
 
 

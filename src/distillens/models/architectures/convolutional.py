@@ -132,6 +132,10 @@ class VGG16(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+PUBLISHED = re.compile(r"layer([123])\.(\d+)\.(.*)")
+"""Names in public checkpoints of CIFAR ResNets: stage, block, and the rest."""
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions around a shortcut."""
 
@@ -194,42 +198,26 @@ class CifarResNet(nn.Module):
         x = self.blocks(relu(self.bn(self.conv(x))))
         return self.fc(x.mean((2, 3)))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Translate the published names, before the layers look for theirs."""
-        published = [name for name in state_dict if name.startswith(prefix)]
+        published = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
         for name in published:
-            ours = self._own_name(name[len(prefix) :])
-            if ours != name[len(prefix) :]:
-                state_dict[prefix + ours] = state_dict.pop(name)
-        self._check_layout({name[len(prefix) :] for name in published}, error_msgs)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+            state_dict[prefix + self._own_name(name)] = state_dict.pop(prefix + name)
+        self._check_layout(published, problems=others[-1])
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _own_name(self, name: str) -> str:
         """Return this class's name for a published one; other names as they are."""
         name = re.sub(r"^(conv|bn)1\.", r"\1.", name)
         name = re.sub(r"^linear\.", "fc.", name)
-        if found := re.match(r"layer([123])\.(\d+)\.(.*)", name):
-            stage, block, rest = int(found[1]) - 1, int(found[2]), found[3]
-            if block < self.stage_blocks:
-                rest = re.sub(r"^downsample\.", "shortcut.", rest)
-                return f"blocks.{stage * self.stage_blocks + block}.{rest}"
+        if (found := PUBLISHED.match(name)) and int(found[2]) < self.stage_blocks:
+            block = (int(found[1]) - 1) * self.stage_blocks + int(found[2])
+            return f"blocks.{block}.{re.sub(r'^downsample[.]', 'shortcut.', found[3])}"
         return name
 
-    def _check_layout(self, published: set[str], problems: list[str]) -> None:
-        """Return the argument that selects another published layout."""
-        found = [re.match(r"layer([123])\.(\d+)\.(.*)", name) for name in published]
-        places = [match for match in found if match]
+    def _check_layout(self, published: list[str], problems: list[str]) -> None:
+        """Append the argument that selects another published layout to the problems."""
+        places = [match for name in published if (match := PUBLISHED.match(name))]
         if not places:
             return
         blocks = max(int(match[2]) for match in places) + 1
