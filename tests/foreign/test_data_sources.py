@@ -22,8 +22,8 @@ from distillens.data.recipe import DataRecipe
 from distillens.data.sources.arrays import NpzFile
 from distillens.data.sources.dataset_files import find_splits
 from distillens.data.sources.folders import ImageFolder
-from distillens.data.sources.huggingface import HuggingFace
 from distillens.data.sources.source import LoadOptions
+from distillens.data.sources.tables import HuggingFace
 from distillens.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -104,20 +104,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; indices stay on the CPU."""
-        mask = None if self.mask is None else self.mask.to(device)
-        further = self._each_further(lambda values: values.to(device))
+        return self._changed(lambda values: values.to(device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with another form of inputs, labels, mask and further inputs."""
         return replace(
             self,
-            inputs=self.inputs.to(device),
-            labels=self.labels.to(device),
-            mask=mask,
-            further=further,
+            inputs=change(self.inputs),
+            labels=change(self.labels),
+            mask=None if self.mask is None else change(self.mask),
+            further=self.further and {name: change(each) for name, each in self.further.items()},
         )
-
-    def _each_further(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor] | None:
-        if self.further is None:
-            return None
-        return {name: change(values) for name, values in self.further.items()}
 
     @property
     def known_labels(self) -> LabelRange | None:
@@ -163,23 +160,18 @@ class Batch:
             return
         size = math.ceil(len(self) / parts)
         whole = len(self) if self.mask is None else int(self.mask.sum())
+        rows, known = self.rows, self.known_labels
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            labels = self.labels[part]
-            mask = None if self.mask is None else self.mask[part]
+            found = self._changed(lambda values, part=part: values[part])
             # The loss is a mean over positions that count, so that is what a share is a share of.
-            counting = len(labels) if mask is None else int(mask.sum())
-            rows, known = self.rows, self.known_labels
+            counting = len(found) if found.mask is None else int(found.mask.sum())
             yield replace(
-                self,
-                inputs=self.inputs[part],
-                labels=labels,
+                found,
                 indices=self.indices[part],
                 weight=self.weight * counting / max(1, whole),
-                mask=mask,
-                further=self._each_further(lambda values, part=part: values[part]),
                 rows=None if rows is None else replace(rows, positions=rows.positions[part]),
-                label_range=None if known is None else replace(known, labels=labels),
+                label_range=None if known is None else replace(known, labels=found.labels),
             )
 
 
@@ -292,15 +284,13 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        opened = self.open_epoch(epoch)
-        if opened is not None:
-            for place in range(len(self)):
-                yield opened.batch(place)
-            return
-        order = self.order(epoch)
+        opened, order = self.open_epoch(epoch), self.order(epoch)
         for place in range(len(self)):
-            mine, weight = self._share(order, place)
-            yield self.take(mine, epoch, weight)
+            if opened is None:
+                mine, weight = self._share(order, place)
+                yield self.take(mine, epoch, weight)
+            else:
+                yield opened.batch(place)
 
     def open_epoch(self, epoch: int) -> OpenEpoch | None:
         """Prepare an epoch on the device; None where the examples are not held there.
@@ -367,7 +357,7 @@ class Batches:
         inputs = self.normalisation(inputs) if self.normalisation else as_float(inputs)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        span = self._label_span
+        span = self.label_span
         return Batch(
             inputs,
             labels,
@@ -379,13 +369,9 @@ class Batches:
             label_range=None if span is None else LabelRange(labels, *span),
         )
 
-    @property
-    def labels_are_known(self) -> bool:
-        """Whether all labels count, so that no batch needs a mask."""
-        return self._label_span is not None
-
     @cached_property
-    def _label_span(self) -> tuple[int, int] | None:
+    def label_span(self) -> tuple[int, int] | None:
+        """The lowest and the highest label if all labels count, so that no batch needs a mask."""
         labels = self.examples.labels
         if not labels.numel() or bool((labels == IGNORED).any()):
             return None

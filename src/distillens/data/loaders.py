@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -30,8 +30,19 @@ _NO_PARTS = (
     str, bytes, int, float,
 )  # fmt: skip
 
-Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    np.random.Generator: (
+        lambda generator: _plain(generator.bit_generator.state),
+        lambda generator, state: setattr(generator.bit_generator, "state", state),
+    ),
+    np.random.RandomState: (
+        lambda generator: _plain(generator.get_state(legacy=False)),
+        np.random.RandomState.set_state,
+    ),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+}
+"""Functions that return and set the state of a random generator."""
 
 
 def loader_parts(loader: Any) -> Iterator[tuple[str, Any]]:
@@ -49,7 +60,7 @@ def loader_parts(loader: Any) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(part))
         yield path, part
-        if depth < MAX_DEPTH and not isinstance(part, _GENERATORS):
+        if depth < MAX_DEPTH and _accessors(part) is None:
             waiting.extend((f"{path}.{name}", each, depth + 1) for name, each in _inside(part))
 
 
@@ -63,49 +74,10 @@ def _inside(part: Any) -> list[tuple[str, Any]]:
     return [(name, each) for name, each in inside.items() if name != "_iterator"]
 
 
-def generator_states(loader: Any) -> dict[str, Any]:
-    """Return the state of each random generator in a loader, by its path."""
-    return {path: _state(part) for path, part in loader_parts(loader) if _is_generator(part)}
-
-
-def restore_generators(loader: Any, states: dict[str, Any]) -> None:
-    """Restore states that `generator_states` returned.
-
-    Raises
-    ------
-    DataError
-        The loader holds other generators than the one whose states these are.
-    """
-    generators = {path: part for path, part in loader_parts(loader) if _is_generator(part)}
-    if set(generators) != set(states):
-        raise DataError(
-            f"the loader holds the random generators {sorted(generators)}, the saved state is of "
-            f"{sorted(states)}; build the loader as it was built for the interrupted training"
-        )
-    for path, generator in generators.items():
-        state = states[path]
-        if isinstance(generator, torch.Generator):
-            generator.set_state(state)
-        elif isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = state
-        elif isinstance(generator, np.random.RandomState):
-            generator.set_state(state)
-        else:
-            generator.setstate(state)
-
-
-def _is_generator(part: Any) -> bool:
-    return isinstance(part, _GENERATORS) and not isinstance(part, random.SystemRandom)
-
-
-def _state(generator: Generator) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, np.random.Generator):
-        return _plain(generator.bit_generator.state)
-    if isinstance(generator, np.random.RandomState):
-        return _plain(generator.get_state(legacy=False))
-    return generator.getstate()
+def _accessors(part: Any) -> tuple[Callable[[Any], Any], Callable[[Any, Any], None]] | None:
+    """Return the entry of `_GENERATORS`; None for an object that is no such generator."""
+    found = (both for kind, both in _GENERATORS.items() if isinstance(part, kind))
+    return None if isinstance(part, random.SystemRandom) else next(found, None)
 
 
 def _plain(value: Any) -> Any:
@@ -236,16 +208,12 @@ class LoaderBatches:
                 classes = item.classes or self.classes
                 yield replace(item, labels=labels, mask=mask, epoch=epoch, classes=classes)
                 continue
-            if isinstance(item, Mapping):
-                raise DataError(
-                    f"the loader yields a {type(item).__name__} of {sorted(map(str, item))}; train on "
-                    "such batches with distillens.integrations.transformers.DistillationTrainer, or "
-                    "yield (inputs, labels)"
-                )
             if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+                keys = f" of {sorted(map(str, item))}" if isinstance(item, Mapping) else ""
                 raise DataError(
-                    "a loader must yield (inputs, labels) or (inputs, labels, indices), "
-                    f"got {type(item).__name__}"
+                    "a loader must yield (inputs, labels) or (inputs, labels, indices), got a "
+                    f"{type(item).__name__}{keys}; train on mappings with "
+                    "distillens.integrations.transformers.DistillationTrainer"
                 )
             given = item[1]
             labels = class_labels(given if isinstance(given, (list, int)) else _tensor(given))
@@ -270,12 +238,30 @@ class LoaderBatches:
         for it as well. Empty for a loader without either.
         """
         own = getattr(self.loader, "state_dict", None)
-        state = generator_states(self.loader)
+        state = {path: get(part) for path, part, (get, _) in self._generators()}
         return state | {"loader.state_dict": own()} if callable(own) else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state that :meth:`state_dict` returned."""
-        generators = dict(state)
-        if "loader.state_dict" in generators:
-            self.loader.load_state_dict(generators.pop("loader.state_dict"))  # type: ignore[attr-defined]
-        restore_generators(self.loader, generators)
+        """Load a state that :meth:`state_dict` returned.
+
+        Raises
+        ------
+        DataError
+            The loader holds other generators than the one whose states these are.
+        """
+        states = dict(state)
+        if "loader.state_dict" in states:
+            self.loader.load_state_dict(states.pop("loader.state_dict"))  # type: ignore[attr-defined]
+        generators = self._generators()
+        paths = sorted(path for path, _, _ in generators)
+        if paths != sorted(states):
+            raise DataError(
+                f"the loader holds the random generators {paths}, the saved state is of "
+                f"{sorted(states)}; build the loader as it was built for the interrupted training"
+            )
+        for path, generator, (_, set_state) in generators:
+            set_state(generator, states[path])
+
+    def _generators(self) -> list[tuple[str, Any, Any]]:
+        parts = ((path, part, _accessors(part)) for path, part in loader_parts(self.loader))
+        return [(path, part, both) for path, part, both in parts if both is not None]

@@ -188,8 +188,13 @@ def array_of_table(
         raise DataError(f"{where} has several columns named {repeated!r}; rename them")
     columns.check(where, list(places))
     read = partial(_array, where, table, places)
-    notes: list[str] = []
-    index = _index(where, table, written, key, columns, headless, notes)
+    notes, numbered = (), False
+    index = columns.index if columns.index in places and columns.index != key else None
+    if index is None and not headless:
+        index = _found_index(where, table, written, key, columns)
+        if index is not None:
+            notes = (f"column {index!r} of {where} was used as the index of the rows",)
+            numbered = written[places[index]] in _NAMES_OF_NAMELESS
     if key is not None and key not in places:
         raise DataError(f"{where} has no column {key!r}{nearest(key, places)}")
     chosen = [name for name in places if name != index and name not in columns.drop]
@@ -200,15 +205,12 @@ def array_of_table(
     if not chosen:
         raise DataError(f"{where} has no column besides {', '.join(places)}; add the values")
     index_N = None if index is None else _as_index(where, index, read(index))
-    numbered = index not in (None, columns.index) and written[places[index]] in _NAMES_OF_NAMELESS
     if len(chosen) == 1:
         values, shown = read(chosen[0]), None
     else:
         values = _stacked(where, chosen, [read(name) for name in chosen])
         shown = None if headless else tuple(chosen)
-    return Rows(
-        values, index_N, shown, notes=tuple(notes), columns=tuple(places), numbered=numbered
-    )
+    return Rows(values, index_N, shown, notes=notes, columns=tuple(places), numbered=numbered)
 
 
 def _stacked(where: str, names: Sequence[str], arrays: Sequence[NDArray]) -> NDArray:
@@ -272,35 +274,23 @@ def _skip_comment(row: Any) -> str:
     return "skip" if (row.text or "").lstrip().startswith("#") else "error"
 
 
-def _index(
-    where: str,
-    table: Any,
-    written: Sequence[str],
-    key: str | None,
-    columns: Columns,
-    headless: bool,
-    notes: list[str],
+def _found_index(
+    where: str, table: Any, written: Sequence[str], key: str | None, columns: Columns
 ) -> str | None:
-    """Return the name of the column that serves as the index."""
-    names = [name or f"f{i}" for i, name in enumerate(written)]
-    if columns.index is not None and columns.index in names and columns.index != key:
-        return columns.index
-    if headless:
-        return None
+    """Return the name of the column that serves as the index although none was named."""
     found = []
     for place, name in enumerate(written):
+        called = name or f"f{place}"
         known = name.casefold() in INDEX_NAMES or name in _NAMES_OF_NAMELESS
-        spare = names[place] not in (key, *columns.drop, *columns.keep)
+        spare = called not in (key, *columns.drop, *columns.keep)
         if known and spare and len(written) > 1 and _identifies(table.column(place)):
-            found.append(names[place])
+            found.append(called)
     if len(found) > 1:
         raise DataError(
             f"{where} has several columns that may be the index: {', '.join(map(repr, found))}; "
             f"choose one with --index {_quoted(found[-1])} and leave the others out, for example "
             f"with --drop {_quoted(found[0])}"
         )
-    if found:
-        notes.append(f"column {found[0]!r} of {where} was used as the index of the rows")
     return found[0] if found else None
 
 

@@ -102,8 +102,10 @@ def _idx_file(folder: Path, name: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
 
 
-NPZ_INPUTS = ("{}_inputs", "{}_images", "{}_data", "{}_x", "x_{}")
-NPZ_LABELS = ("{}_labels", "{}_label", "{}_targets", "{}_y", "y_{}")
+NPZ_PATTERNS = (
+    ("{}_inputs", "{}_images", "{}_data", "{}_x", "x_{}"),
+    ("{}_labels", "{}_label", "{}_targets", "{}_y", "y_{}"),
+)
 NPZ_SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
 """Names of arrays in an npz, in small or capital letters, and of its splits."""
 NPZ_SINGLE = (("inputs", "images", "data", "x"), ("labels", "targets", "target", "y"))
@@ -148,28 +150,24 @@ class NpzFile(PathSource):
 
 def _npz_pairs(path: Path, names: list[str]) -> dict[str, tuple[str, str]]:
     """Return the names of inputs and labels by split, "train" and perhaps "test"."""
-    found: dict[str, tuple[str, str]] = {}
-    for split, written in NPZ_SPLITS.items():
-        inputs, labels = (
-            [pattern.format(name) for name in written for pattern in patterns]
-            for patterns in (NPZ_INPUTS, NPZ_LABELS)
-        )
-        pair = _npz_pair(path, names, inputs, labels, split)
-        if pair is not None:
-            found[split] = pair
+    wanted = {
+        split: [[each.format(name) for name in written for each in kind] for kind in NPZ_PATTERNS]
+        for split, written in NPZ_SPLITS.items()
+    }
+    pairs = {split: _npz_pair(path, names, *known, split) for split, known in wanted.items()}
     single = _npz_pair(path, names, *NPZ_SINGLE, None)
-    if single is not None and "train" in found:
-        raise DataError(
-            f"{path} has both {found['train'][0]} and {single[0]} with labels; "
-            "leave out the pair that is not to be used"
-        )
-    train = found.get("train") or single
+    train = pairs["train"] or single
     if train is None:
         raise DataError(
             f"{path} has the arrays {sorted(names)}; "
             "it needs train_inputs and train_labels (or x_train and y_train)"
         )
-    test = found.get("test") or found.get("validation")
+    if single is not None and single != train:
+        raise DataError(
+            f"{path} has both {train[0]} and {single[0]} with labels; "
+            "leave out the pair that is not to be used"
+        )
+    test = pairs["test"] or pairs["validation"]
     return {"train": train} | ({} if test is None else {"test": test})
 
 
@@ -183,13 +181,15 @@ def _npz_pair(
                 f"{path} has {' and '.join(sorted(several))}, which could all be the {what}"
                 f"{'' if split is None else f' of {split}'}; leave out all but one"
             )
-    if split in ("test", "validation") and any(there) and not all(there):
+    if all(there):
+        return there[0][0], there[1][0]
+    if split in ("test", "validation") and any(there):
         present, lacking = ("inputs", "labels") if there[0] else ("labels", "inputs")
         raise DataError(
             f"{path} has {(there[0] or there[1])[0]}, but no {lacking} for these {present}; "
             f"add {labels[0] if there[0] else inputs[0]} or leave the array out"
         )
-    return (there[0][0], there[1][0]) if all(there) else None
+    return None
 
 
 def _names(array: np.ndarray, path: Path) -> list[str]:

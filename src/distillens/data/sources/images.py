@@ -67,12 +67,11 @@ def decode_all(
                 pixels, is_grey = np.asarray(turned.convert("RGB")), image.mode in ("1", "L", "LA")
         except DataError:
             raise
-        except UnidentifiedImageError:
-            # Its text names a buffer in memory.
-            raise DataError(f"{name(number)} is no readable image; fetch it again") from None
         # Damage shows as many kinds of errors, SyntaxError and decompression bombs among them.
         except Exception as error:
-            raise DataError(f"{name(number)} is no readable image: {one_line(error)}") from None
+            # The text of an unidentified image names a buffer in memory.
+            why = "" if isinstance(error, UnidentifiedImageError) else f": {one_line(error)}"
+            raise DataError(f"{name(number)} is no readable image{why}; fetch it again") from None
         return (pixels if side is None else resize_images(pixels.T, side).T), is_grey
 
     height, width, _ = decode(0)[0].shape

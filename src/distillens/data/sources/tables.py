@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face kind: a folder of parquet files or any `datasets` name."""
+"""Tables of images or sentences: TSV and CSV files, and data sets of the Hugging Face kind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import io
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from distillens.data.sources.source import (
     PathSource,
     number_names,
     register_source,
+    to_examples,
 )
 from distillens.errors import DataError, one_line
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from distillens.data.examples import Examples
 
 WORDS = ("string", "large_string")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 _IDENTIFIER = re.compile(r"((.*_)?(id|idx|index|index_level_\d+)(__)?|unnamed: 0)?$", re.IGNORECASE)
 _CLASSES = re.compile(r"label|class|target|categor", re.IGNORECASE)
 
@@ -212,8 +215,7 @@ def _label_columns(features: Any) -> list[str]:
         return isinstance(kind, datasets.ClassLabel) or (whole and not counts_examples)
 
     numbers = [name for name, kind in features.items() if is_label(name, kind)]
-    words = [name for name, kind in features.items() if getattr(kind, "dtype", "") in WORDS]
-    return numbers or words
+    return numbers or [name for name, kind in features.items() if _holds_words(kind)]
 
 
 def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str) -> list[Any]:
@@ -231,13 +233,11 @@ def _label_cells(table: Any, name: str, names: Sequence[str] | None, where: str)
             "data.test_split, for example validation"
         )
     for row, cell in enumerate(cells):
-        if isinstance(cell, bool) or not isinstance(cell, (int, str)):
+        if isinstance(cell, bool) or not isinstance(cell, (int, str)) or not str(cell).strip():
             raise DataError(
                 f"{where}: labels must be one integer an example, or a word; that of example {row} "
                 f"is {cell!r}"
             )
-        if isinstance(cell, str) and not cell.strip():
-            raise DataError(f"{where}: example {row} has no label, but {cell!r}; remove it")
     # Numbers without a name are refused where the names become the numbers of the training split.
     known = dict(enumerate(names or ()))
     return [cell.strip() if isinstance(cell, str) else known.get(cell, cell) for cell in cells]
@@ -285,3 +285,73 @@ def choose_column(
             f"{where}: {len(fitting)} columns would do ({fitting or known}); set data.{key}"
         )
     return fitting[0]
+
+
+@register_source("text")
+class Text(TableSource):
+    """Sentences and labels.
+
+    ``path`` is a folder of ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or
+    .csv, gzipped or not, with a header; a folder of parquet files; or a name that
+    ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV. ``text_column`` and
+    ``label_column`` are needed only where more than one column would do. Labels are integers from 0,
+    or names, which become classes in alphabetical order. Columns of integers that count examples, such
+    as ``idx``, are no labels.
+    """
+
+    is_text: ClassVar[bool] = True
+
+    text_column: str | None = None
+
+    def load(self, options: LoadOptions) -> dict[str, Examples]:
+        """Return the sentences of both splits.
+
+        Raises
+        ------
+        DataError
+            Files are missing or damaged, a column is missing or ambiguous, a cell is empty.
+        """
+        loaded = load_tables(self.path, self.config, self.test_split)
+        tables = {split: _with_numbers(table) for split, table in loaded.items()}
+        where = {split: f"{self.path} ({split})" for split in tables}
+        name, labels, classes = read_labels(tables, self.label_column, self.path, where)
+        sentences = {
+            split: _sentences(table, self.text_column, name, where[split])
+            for split, table in tables.items()
+        }
+        # Tokens take the place of these inputs.
+        nothing = {split: np.zeros((len(each), 1), np.uint8) for split, each in sentences.items()}
+        examples = to_examples(nothing, labels, where, classes, options)
+        return {
+            split: replace(each, sentences=tuple(sentences[split]))
+            for split, each in examples.items()
+        }
+
+
+def _with_numbers(table: Any) -> Any:
+    """Return a table whose columns of integers that are written as words hold integers."""
+    for name, kind in table.features.items():
+        cells = table.data.column(name).to_pylist() if _holds_words(kind) else []
+        if cells and all(cell is not None and _INTEGER.fullmatch(cell) for cell in cells):
+            # Not cast_column, which shows a bar.
+            table = table.remove_columns(name).add_column(name, np.array(cells, dtype=np.int64))
+    return table
+
+
+def _holds_words(kind: Any) -> bool:
+    return getattr(kind, "dtype", "") in WORDS
+
+
+def _sentences(table: Any, asked: str | None, label_name: str, where: str) -> list[str]:
+    features = table.features
+    words = [name for name in features if name != label_name and _holds_words(features[name])]
+    name = choose_column(asked, words, list(features), "text_column", where)
+    sentences = table.data.column(name).to_pylist()
+    for row, sentence in enumerate(sentences):
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise DataError(
+                f"{where}: example {row} has no text in column {name!r}, but {sentence!r}; remove it"
+            )
+    if not sentences:
+        raise DataError(f"{where}: no examples; at least one is needed")
+    return sentences
