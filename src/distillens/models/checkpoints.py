@@ -200,7 +200,12 @@ def _chosen(content: Any, where: str, key: str | None) -> list[tuple[str, Named]
 def _candidates(
     place: str, mapping: Named, own: Mapping[str, Any], where: str, strip: str | None
 ) -> Iterator[Candidate]:
-    names = [name for name, value in mapping.items() if _is_entry(name, value)]
+    names = [
+        name
+        for name, value in mapping.items()
+        if isinstance(name, str)
+        and (isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state")
+    ]
     metadata = getattr(mapping, "_metadata", None) or {}
     if strip is None:
         prefixes = _prefixes(names, own)
@@ -213,7 +218,8 @@ def _candidates(
                 f"{strip!r}; its names are {_some(names)}"
             )
         prefixes = {strip: True}
-    heads = ("", *_shared_prefixes(list(own)))
+    first = next(iter(own), "").split(".")[:-1]
+    shared = [each for each in _beginnings(first) if all(name.startswith(each) for name in own)]
     for prefix, plain in prefixes.items():
         inside = [name for name in names if name.startswith(prefix)]
         kept = set(inside)
@@ -223,7 +229,7 @@ def _candidates(
         for unwrapped, renamed in ((False, short), (True, whole)):
             if unwrapped and (whole == short or len(set(whole)) < len(whole)):
                 continue
-            for head in heads:
+            for head in ("", *shared):
                 # What is removed is not put back: that candidate comes with the shorter prefix.
                 if head and prefix.endswith(head):
                     continue
@@ -241,12 +247,6 @@ def _candidates(
                 yield Candidate(place, prefix, state, left_out, plain, unwrapped, head)
 
 
-def _is_entry(name: Any, value: Any) -> bool:
-    if not isinstance(name, str):
-        return False
-    return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
-
-
 def _dense(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
@@ -257,10 +257,7 @@ def _dense(value: Any) -> Any:
 
 def _prefixes(names: Sequence[str], own: Mapping[str, Any]) -> dict[str, bool]:
     """Return the prefixes to try, and whether each may be removed without being asked for."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(".")[:-1]
-        counts.update(".".join(parts[:end]) + "." for end in range(1, len(parts) + 1))
+    counts = Counter(prefix for name in names for prefix in _beginnings(name.split(".")[:-1]))
     needed = len({id(value) for name, value in own.items() if not name.endswith(COUNTER)})
     found = {"": True}
     for prefix, count in counts.items():
@@ -270,13 +267,8 @@ def _prefixes(names: Sequence[str], own: Mapping[str, Any]) -> dict[str, bool]:
     return found
 
 
-def _shared_prefixes(names: Sequence[str]) -> list[str]:
-    """Return every prefix that all names have."""
-    if not names:
-        return []
-    parts = names[0].split(".")[:-1]
-    found = [".".join(parts[:end]) + "." for end in range(1, len(parts) + 1)]
-    return [prefix for prefix in found if all(name.startswith(prefix) for name in names)]
+def _beginnings(parts: Sequence[str]) -> list[str]:
+    return [".".join(parts[:end]) + "." for end in range(1, len(parts) + 1)]
 
 
 def _only(fitting: list[Candidate], where: str) -> Candidate:

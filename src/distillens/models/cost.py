@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillens.errors import DeviceError, MeasureError, ModelError
+from distillens.errors import DeviceError, MeasureError, ModelError, one_line
 from distillens.forward.device_errors import (
     checked_device,
     free_cached_memory,
@@ -90,8 +90,9 @@ def measure_cost(
         else:
             inputs = torch.randn(batch, *input_shape, generator=generator).to(place)
     except (DeviceError, RuntimeError, AssertionError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"the model cannot be measured on {device}: {text}") from None
+        raise ModelError(
+            f"the model cannot be measured on {device}: {one_line(error)[:200]}"
+        ) from None
     try:
         with torch.no_grad():
             multiply_adds = _multiply_adds(measured, inputs[:1])
@@ -101,8 +102,9 @@ def measure_cost(
         message = translate(error, "one example of the model", "measure it on another device")
         if message is not None:
             raise message from error
-        text = " ".join(str(error).split())[:160]
-        raise ModelError(f"the model cannot take inputs of shape {input_shape}: {text}") from None
+        raise ModelError(
+            f"the model cannot take inputs of shape {input_shape}: {one_line(error)[:160]}"
+        ) from None
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         multiply_adds=multiply_adds,
@@ -135,13 +137,13 @@ def _taken_apart() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with ExitStack() as stack:
-            # Some builds of torch warn of TF32 whenever the next line's flags are touched.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="TF32")
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        with (
+            # Some builds of torch warn of TF32 whenever the flags below are touched.
+            warnings.catch_warnings(action="ignore"),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -226,9 +226,7 @@ def _whole(parts: list[_Part], where: str) -> list[Path]:
 def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
     """Return the configurations that the head of a README.md names; none if it names none."""
     readme = folder / "README.md"
-    if not readme.is_file():
-        return {}
-    text = readme.read_text(encoding="utf-8", errors="replace")
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         content = yaml.safe_load(head[1]) if head else None
@@ -239,18 +237,18 @@ def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
     configs = content.get("configs") if isinstance(content, dict) else None
     found: dict[str, dict[str, list[_Part]]] = {}
     for entry in configs if isinstance(configs, list) else ():
-        if isinstance(entry, dict) and "data_files" in entry:
-            name = str(entry.get("config_name", "default"))
-            splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
-            lacking = [split for split, parts in splits.items() if not parts]
-            # Files that were not downloaded cannot be chosen.
-            if len(lacking) == len(splits):
-                continue
-            if lacking:
-                raise DataError(
-                    f"{readme} names files for the split {lacking[0]!r} of configuration {name!r}, but "
-                    "none of them exists; fetch the data set again"
-                )
+        if not isinstance(entry, dict) or "data_files" not in entry:
+            continue
+        name = str(entry.get("config_name", "default"))
+        splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
+        lacking = [split for split, parts in splits.items() if not parts]
+        if lacking and len(lacking) < len(splits):
+            raise DataError(
+                f"{readme} names files for the split {lacking[0]!r} of configuration {name!r}, but none "
+                "of them exists; fetch the data set again"
+            )
+        # Configurations that were not downloaded cannot be chosen.
+        if not lacking:
             found[name] = splits
     return found
 
@@ -264,15 +262,12 @@ def _declared_splits(root: Path, files: Any) -> dict[str, list[_Part]]:
         entries = [("train", files)]
     found: dict[str, list[_Part]] = {}
     for split, patterns in entries:
-        several = patterns if isinstance(patterns, list) else [patterns]
-        paths = {path for pattern in several for path in _matching(root, str(pattern))}
-        parts = [_Part(path, "", str(split), *_numbered(_stem(path))[1:]) for path in paths]
-        found[str(split)] = sorted(parts, key=lambda part: part.path)
+        several = map(str, patterns if isinstance(patterns, list) else [patterns])
+        # A pattern out of somebody's file must not lead out of the folder.
+        inside = [each for each in several if each and ".." not in Path(each).parts]
+        globbed = [root.glob(each) for each in inside if not each.startswith("/")]
+        paths = sorted({path for each in globbed for path in each if ending_of(path)})
+        found[str(split)] = [
+            _Part(path, "", str(split), *_numbered(_stem(path))[1:]) for path in paths
+        ]
     return found
-
-
-def _matching(root: Path, pattern: str) -> list[Path]:
-    # A pattern out of somebody's file must not lead out of the folder.
-    if not pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
-        return []
-    return [path for path in root.glob(pattern) if ending_of(path)]
