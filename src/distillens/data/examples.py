@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -70,12 +70,7 @@ class Examples:
             return self
         copies = self._copies()
         if device not in copies:
-            copies[device] = replace(
-                self,
-                inputs=self.inputs.to(device),
-                labels=self.labels.to(device),
-                indices=self.indices.to(device),
-            )
+            copies[device] = self._changed(lambda values: values.to(device))
         return copies[device]
 
     def is_on(self, device: torch.device) -> bool:
@@ -89,12 +84,11 @@ class Examples:
     def take(self, positions: np.ndarray | Tensor | slice) -> Examples:
         """Return the examples at these positions; they keep their indices."""
         where = torch.from_numpy(positions) if isinstance(positions, np.ndarray) else positions
-        return replace(
-            self,
-            inputs=self.inputs[where],
-            labels=self.labels[where],
-            indices=self.indices[where],
-        )
+        return self._changed(lambda values: values[where])
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        inputs, labels, indices = map(change, (self.inputs, self.labels, self.indices))
+        return replace(self, inputs=inputs, labels=labels, indices=indices)
 
 
 @dataclass(frozen=True)

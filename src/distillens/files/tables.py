@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,7 +110,9 @@ def read_csv(path: Path, key: str | None, columns: Columns) -> Rows:
         parse_options=csv.ParseOptions(
             delimiter=layout.delimiter,
             newlines_in_values=layout.quotes,
-            invalid_row_handler=_skip_comment,
+            invalid_row_handler=lambda row: (
+                "skip" if (row.text or "").lstrip().startswith("#") else "error"
+            ),
         ),
         convert_options=csv.ConvertOptions(
             decimal_point=layout.decimal,
@@ -187,7 +190,10 @@ def array_of_table(
         repeated = next(name for name in written if written.count(name) > 1)
         raise DataError(f"{where} has several columns named {repeated!r}; rename them")
     columns.check(where, list(places))
-    read = partial(_array, where, table, places)
+
+    def read(name: str) -> NDArray:
+        return _flat(where, name, table.column(places[name]))
+
     notes, numbered = (), False
     index = columns.index if columns.index in places and columns.index != key else None
     if index is None and not headless:
@@ -220,8 +226,8 @@ def _stacked(where: str, names: Sequence[str], arrays: Sequence[NDArray]) -> NDA
             kind = "lists" if array.ndim != 1 else "text"
             raise DataError(
                 f"{where} has columns of several kinds: {name!r} holds {kind}; choose one column "
-                f"with {where}::{name}, use it as the index with --index {_quoted(name)}, or leave "
-                f"it out with --drop {_quoted(name)}"
+                f"with {where}::{name}, use it as the index with --index {shlex.quote(name)}, or leave "
+                f"it out with --drop {shlex.quote(name)}"
             )
     kind = np.result_type(*{array.dtype for array in arrays})
     values_NC = np.empty((len(arrays[0]), len(arrays)), dtype=kind)
@@ -234,18 +240,15 @@ def table_of(value: Any) -> Any | None:
     """Return the Arrow table of a table or column of pandas, polars, PyArrow or others, or None."""
     import pyarrow as pa
 
-    library = type(value).__module__.partition(".")[0]
-    if library == "pandas" and hasattr(value, "to_frame"):
-        value = value.to_frame("values") if value.ndim == 1 else value
-    if library == "pandas" and hasattr(value, "columns"):
-        named = value.rename(columns=str)
-        return pa.Table.from_pandas(named, preserve_index=False)
-    if isinstance(value, pa.Array | pa.ChunkedArray):
+    if type(value).__module__.partition(".")[0] == "pandas":
+        frame = value.to_frame("values") if hasattr(value, "to_frame") else value
+        if hasattr(frame, "columns"):
+            return pa.Table.from_pandas(frame.rename(columns=str), preserve_index=False)
+    if isinstance(value, pa.Array):
         return pa.table({"values": value})
-    if hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns"):
-        return pa.table(value)
     if hasattr(value, "__arrow_c_stream__"):
-        return pa.table({"values": pa.chunked_array(value)})
+        whole = hasattr(value, "columns")
+        return pa.table(value if whole else {"values": pa.chunked_array(value)})
     return None
 
 
@@ -270,10 +273,6 @@ def split_matrix(where: str, values: NDArray, columns: Columns) -> Rows:
     return Rows(values, index_N, None, columns=tuple(names))
 
 
-def _skip_comment(row: Any) -> str:
-    return "skip" if (row.text or "").lstrip().startswith("#") else "error"
-
-
 def _found_index(
     where: str, table: Any, written: Sequence[str], key: str | None, columns: Columns
 ) -> str | None:
@@ -288,8 +287,8 @@ def _found_index(
     if len(found) > 1:
         raise DataError(
             f"{where} has several columns that may be the index: {', '.join(map(repr, found))}; "
-            f"choose one with --index {_quoted(found[-1])} and leave the others out, for example "
-            f"with --drop {_quoted(found[0])}"
+            f"choose one with --index {shlex.quote(found[-1])} and leave the others out, for example "
+            f"with --drop {shlex.quote(found[0])}"
         )
     return found[0] if found else None
 
@@ -323,18 +322,7 @@ def _as_index(where: str, name: str, index_N: NDArray) -> NDArray:
     return index_N
 
 
-def _array(where: str, table: Any, places: dict[str, int], name: str) -> NDArray:
-    column = table.column(places[name])
-    if column.null_count:
-        row = column.is_valid().to_pylist().index(False)
-        raise DataError(
-            f"{where}: column {name!r} has {column.null_count} empty cells, the first at row {row}; "
-            "fill them"
-        )
-    return _flat(where, name, column)
-
-
-def _flat(where: str, name: str, column: Any) -> NDArray:
+def _flat(where: str, name: str, column: Any, inside: str = "") -> NDArray:
     """Return a column as an array; lists become further axes."""
     import pyarrow as pa
     from pyarrow import compute, types
@@ -343,6 +331,12 @@ def _flat(where: str, name: str, column: Any) -> NDArray:
     call = partial(getattr, compute)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    if column.null_count:
+        row = column.is_valid().to_pylist().index(False)
+        raise DataError(
+            f"{where}: column {name!r} has {column.null_count} empty cells{inside}, the first at row "
+            f"{row}; fill them"
+        )
     column = column.storage if isinstance(column, pa.ExtensionArray) else column
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -359,21 +353,10 @@ def _flat(where: str, name: str, column: Any) -> NDArray:
             f"{where}: column {name!r} has type {column.type}; give numbers, lists or text"
         )
     lengths = set(call("list_value_length")(column).unique().to_pylist())
-    if None in lengths:
-        raise DataError(f"{where}: column {name!r} has empty cells inside its lists; fill them")
     if len(lengths) > 1:
         raise DataError(
             f"{where}: the lists of column {name!r} have {min(lengths)} to {max(lengths)} "
             "values; give each example the same number"
         )
-    flat = column.flatten()
-    if flat.null_count:
-        raise DataError(
-            f"{where}: the lists of column {name!r} have {flat.null_count} empty values; fill them"
-        )
-    inner = _flat(where, name, flat)
+    inner = _flat(where, name, column.flatten(), " in its lists")
     return inner.reshape(len(column), *(lengths or {0}), *inner.shape[1:])
-
-
-def _quoted(name: str) -> str:
-    return f"'{name}'" if not name.replace("_", "").replace("-", "").isalnum() else name
