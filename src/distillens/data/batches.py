@@ -246,8 +246,8 @@ class Batches:
         self.augmentation = augmentation
         self.seed = seed
         self.device = checked_device(device, "device of the batches")
-        self.is_image = examples.inputs.ndim == 4
-        self.channels_last = channels_last and self.is_image
+        is_image = examples.inputs.ndim == 4
+        self.channels_last = channels_last and is_image
         self.rank = rank
         self.processes = processes
         self.note: str | None = None
@@ -255,7 +255,7 @@ class Batches:
         self._resident = resident
         self._changes = augmentation is not None and augmentation.changes
         self._epoch_inputs: tuple[int, Tensor] | None = None
-        if self._changes and not self.is_image:
+        if self._changes and not is_image:
             raise DataError(
                 f"augmentation works on images (channels, height, width), "
                 f"these inputs have shape {examples.input_shape}; leave it out"
@@ -306,19 +306,44 @@ class Batches:
     def take(self, positions: np.ndarray, epoch: int, weight: float = 1.0) -> Batch:
         """Return these positions as the batch they are in this epoch."""
         where = torch.from_numpy(positions)
-        indices = self.examples.indices[where]
-        source, rows = self.examples, None
-        if self.held is not None:
-            source, where = self.held, where.to(self.device)
-            rows = Rows(source, where)
-        inputs, labels = source.inputs[where], source.labels[where]
-        if rows is None and self.device.type == "cuda":
+        there = where if self.held is None else where.to(self.device)
+        return self._gather(there, self.examples.indices[where], epoch, weight)
+
+    def _gather(
+        self,
+        where: Tensor,
+        indices: Tensor,
+        epoch: int,
+        weight: float,
+        stored: Tensor | None = None,
+    ) -> Batch:
+        """Return the batch of (B,) positions, which lie where the examples are held.
+
+        ``stored`` are all (N, …) inputs, as they are augmented in this epoch.
+        """
+        source = self.examples if self.held is None else self.held
+        inputs = (source.inputs if stored is None else stored).index_select(0, where)
+        labels = source.labels.index_select(0, where)
+        if self.held is None and self.device.type == "cuda":
             inputs = inputs.pin_memory().to(self.device, non_blocking=True)
             labels = labels.pin_memory().to(self.device, non_blocking=True)
-        if self._changes:
+        if stored is None and self._changes:
             assert self.augmentation is not None
             inputs = augment(inputs, source.indices[where], epoch, self.augmentation)
-        return self._batch(inputs, labels, indices, epoch, weight, rows)
+        inputs = self.normalisation(inputs) if self.normalisation else as_float(inputs)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        span = self.label_span
+        return Batch(
+            inputs,
+            labels,
+            indices,
+            epoch,
+            weight,
+            classes=len(self.examples.classes) or None,
+            rows=None if self.held is None else Rows(source, where),
+            label_range=None if span is None else LabelRange(labels, *span),
+        )
 
     def _share(self, order: np.ndarray, place: int) -> tuple[np.ndarray, float]:
         """Return the positions of this process's share of a global batch, and their weight."""
@@ -343,31 +368,6 @@ class Batches:
                 )
             self._epoch_inputs = (epoch, inputs)
         return inputs
-
-    def _batch(
-        self,
-        inputs: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        epoch: int,
-        weight: float,
-        rows: Rows | None,
-    ) -> Batch:
-        """Return stored inputs as a batch of normalised ones."""
-        inputs = self.normalisation(inputs) if self.normalisation else as_float(inputs)
-        if self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        span = self.label_span
-        return Batch(
-            inputs,
-            labels,
-            indices,
-            epoch,
-            weight,
-            classes=len(self.examples.classes) or None,
-            rows=rows,
-            label_range=None if span is None else LabelRange(labels, *span),
-        )
 
     @cached_property
     def label_span(self) -> tuple[int, int] | None:
@@ -424,14 +424,8 @@ class OpenEpoch:
         ``indices`` are those of its examples. A batch without them has none: code that needs them looks
         its examples up by ``rows``.
         """
-        return self._batches._batch(
-            self.inputs.index_select(0, positions),
-            self._held.labels.index_select(0, positions),
-            self._no_indices if indices is None else indices,
-            self.epoch,
-            weight,
-            Rows(self._held, positions),
-        )
+        indices = self._no_indices if indices is None else indices
+        return self._batches._gather(positions, indices, self.epoch, weight, self.inputs)
 
     def outline(self) -> Batch:
         """Return an empty batch with its epoch and its source."""

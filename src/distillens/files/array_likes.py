@@ -59,15 +59,12 @@ def as_array(value: Any) -> NDArray:
 
 
 def _from_torch(tensor: Any) -> NDArray:
-    found = tensor.detach()
-    if getattr(found, "is_quantized", False):
-        found = found.dequantize()
+    found = tensor.dequantize() if getattr(tensor, "is_quantized", False) else tensor
     if str(found.layout) != "torch.strided":
         found = found.to_dense()
-    found = found.cpu()
     if found.is_floating_point() and str(found.dtype) not in _NUMPY_FLOATS:
         found = found.float()
-    return found.resolve_conj().resolve_neg().numpy()
+    return found.numpy(force=True)
 
 
 _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distillens.errors import DataError, nearest, one_line
 from distillens.files.array_likes import as_array
-from distillens.files.csv_layout import INDEX_NAMES
+from distillens.files.csv_tables import INDEX_NAMES
 from distillens.files.paths import user_path
 from distillens.files.tables import (
     Columns,

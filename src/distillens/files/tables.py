@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import DataError, nearest
-from distillens.files.csv_layout import EMPTY_CELLS, INDEX_NAMES, CsvLayout, csv_layout
+from distillens.files.csv_tables import INDEX_NAMES, read_csv_table
 
 _NAMES_OF_NAMELESS = ("", "Unnamed: 0", "__index_level_0__")
 """Pandas' names of the column of an unnamed index: in csv, after reading csv, in parquet."""
@@ -90,61 +90,9 @@ class Rows:
 
 def read_csv(path: Path, key: str | None, columns: Columns) -> Rows:
     """Read a csv file; see `array_of_table`."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    layout = csv_layout(path, columns.header)
-    written = layout.names
-    names = [f"f{i}" for i in range(layout.columns)] if written is None else list(written)
-
-    table = csv.read_csv(
-        _single_spaces(path, layout)
-        if layout.delimiter == " "
-        else pa.input_stream(path, compression="detect"),
-        # The names are set afterwards: Arrow needs them to be different.
-        read_options=csv.ReadOptions(
-            encoding="utf8" if layout.encoding == "utf-8" else layout.encoding,
-            skip_rows=layout.skip,
-            column_names=[f"f{i}" for i in range(layout.columns)],
-        ),
-        parse_options=csv.ParseOptions(
-            delimiter=layout.delimiter,
-            newlines_in_values=layout.quotes,
-            invalid_row_handler=lambda row: (
-                "skip" if (row.text or "").lstrip().startswith("#") else "error"
-            ),
-        ),
-        convert_options=csv.ConvertOptions(
-            decimal_point=layout.decimal,
-            null_values=list(EMPTY_CELLS),
-            column_types={f"f{i}": pa.string() for i in layout.texts},
-        ),
-    )
-    # Spreadsheets write rows of empty cells at the end.
-    end = len(table)
-    while end and not any(column[end - 1].is_valid for column in table.columns):
-        end -= 1
-    table = table.slice(0, end)
-    if len(table) == 0:
-        raise DataError(f"{path} has a header and no rows; write the file again")
-    last = len(names) - 1
-    empty = last > 0 and table.column(last).null_count == len(table) > 0
-    if empty and (written is None or not names[last]):
-        # Every row ends with a delimiter.
-        table, names = table.remove_column(last), names[:last]
-    table = table.rename_columns(names)
-    found = array_of_table(str(path), table, key, columns, headless=written is None)
-    return replace(found, unclear_header=layout.unclear)
-
-
-def _single_spaces(path: Path, layout: CsvLayout) -> Any:
-    """Return a file whose columns are aligned with spaces, with one space between them."""
-    import pyarrow as pa
-
-    with pa.input_stream(path, compression="detect") as stream:
-        text = stream.read().decode(layout.encoding)
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return pa.BufferReader("\n".join(lines).encode(layout.encoding))
+    table, headless, unclear = read_csv_table(path, columns.header)
+    found = array_of_table(str(path), table, key, columns, headless=headless)
+    return replace(found, unclear_header=unclear)
 
 
 def read_parquet(path: Path, key: str | None, columns: Columns) -> Rows:

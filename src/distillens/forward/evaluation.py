@@ -85,18 +85,13 @@ def frozen_statistics(module: nn.Module) -> list[nn.Module]:
 
     Their running statistics belong to a frozen part of the network and are to stay as they are.
     """
-
-    def is_frozen(layer: nn.Module) -> bool:
-        own = list(layer.parameters(recurse=False))
-        statistics = isinstance(getattr(layer, "running_mean", None), Tensor)
-        return (
-            statistics
-            and not layer.training
-            and bool(own)
-            and not any(p.requires_grad for p in own)
-        )
-
-    return [each for each in module.modules() if is_frozen(each)]
+    found = []
+    for each in module.modules():
+        frozen = [not parameter.requires_grad for parameter in each.parameters(recurse=False)]
+        statistics = getattr(each, "running_mean", None)
+        if isinstance(statistics, Tensor) and not each.training and frozen and all(frozen):
+            found.append(each)
+    return found
 
 
 def train_mode(module: nn.Module, frozen: list[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""The layout of a csv file: encoding, delimiter, decimal sign, and whether it has a header."""
+"""Csv files as Arrow tables: encoding, delimiter, decimal sign and header are found out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import csv
 import gzip
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
+from typing import Any
 
 from distillens.errors import DataError
 
@@ -31,43 +31,8 @@ _STATED_DELIMITER = re.compile(r"\"?sep=(.)\"?", re.I)
 """Delimiter statement of Excel in the first line."""
 
 
-@dataclass(frozen=True)
-class CsvLayout:
-    """The layout of a csv file.
-
-    Parameters
-    ----------
-    encoding, delimiter, decimal
-        For example "utf-8", "," and ".".
-    quotes
-        True if the sample has quoted cells, which may contain line breaks.
-    skip
-        Number of lines before the first example.
-    names
-        One name a column as written, "" where a column has none; or None for a file without a
-        header.
-    columns
-        Number of columns.
-    texts
-        Columns of integers that may be too large for int64, which are read as text.
-    unclear
-        True if the first row consists of integers that may be a header or the first example.
-        It is then read as the first example.
-    """
-
-    encoding: str
-    delimiter: str
-    decimal: str
-    quotes: bool
-    skip: int
-    names: tuple[str, ...] | None
-    columns: int
-    texts: tuple[int, ...] = ()
-    unclear: bool = False
-
-
-def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
-    """Find out how a csv file is written from its first megabyte.
+def read_csv_table(path: Path, header: bool | None = None) -> tuple[Any, bool, bool]:
+    """Read a csv file; how it is written is found out from its first megabyte.
 
     Parameters
     ----------
@@ -76,31 +41,27 @@ def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
     header
         Whether a first row of integers is a header; None to detect it.
 
+    Returns
+    -------
+    The Arrow table, in which "" is the name of a column without one; whether the file has no header, so
+    that the columns are called ``f0``, ``f1``, …; and whether the first row consists of integers that
+    may be a header or the first example. It is then read as the first example.
+
     Raises
     ------
     DataError
         The file is empty, or is not text in UTF-8 or UTF-16.
     """
-    encoding, text, complete = _sample(path)
-    lines = re.split(r"\r\n|\r|\n", text)
-    if not complete and len(lines) > 1:
-        lines.pop()
-    given = [place for place, line in enumerate(lines) if line.strip()]
-    first = next((place for place in given if not lines[place].startswith("#")), len(lines))
-    comments = [lines[place] for place in given if place < first]
-    shown = [lines[place] for place in given if place >= first]
-    if not shown:
-        raise DataError(f"{path} has no rows; write the file again")
-    preferred = "\t" if ".tsv" in path.suffixes else None
-    stated = _STATED_DELIMITER.fullmatch(shown[0].strip())
-    if stated and len(shown) > 1:
-        preferred, shown = stated[1], shown[1:]
-        first = lines.index(shown[0], first + 1)
-    delimiter = _delimiter(shown[:_SAMPLE_ROWS], preferred)
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    encoding, lines = _sample(path)
+    skip, delimiter = _start(path, lines)
+    shown = [line for line in lines[skip:] if line.strip()][:_SAMPLE_ROWS]
     if delimiter == " ":
         # Columns may be aligned with several spaces.
         shown = [" ".join(line.split()) for line in shown]
-    rows = csv.reader(shown[:_SAMPLE_ROWS], delimiter=delimiter)
+    rows = csv.reader(shown, delimiter=delimiter)
     heads, *body = [[cell.strip() for cell in row] for row in rows]
     width = max((len(row) for row in body), default=len(heads))
     if body and len(heads) < width - 1:
@@ -113,32 +74,82 @@ def csv_layout(path: Path, header: bool | None = None) -> CsvLayout:
     points = any("." in cell and _is_number(cell, ".") for cell in values)
     decimal = "," if not points and any(map(_DECIMAL_COMMA.fullmatch, values)) else "."
     header = _has_header(heads, body, decimal, header)
-    names = None
-    if header:
-        # R's write.table gives the column of row names no cell in the header; other programs end
-        # every row but the header with a delimiter.
-        missing = [""] * (width - len(heads))
-        names = (*heads, *missing) if all(not row[-1] for row in body) else (*missing, *heads)
-    elif header is False and comments:
+    above = lines[skip - 1] if skip else ""
+    names = _names(heads, body, width) if header else None
+    if header is False and above.startswith("#"):
         # numpy.savetxt(header=...) writes the names of the columns as a comment.
-        (named,) = csv.reader([comments[-1].lstrip("# ")], delimiter=delimiter)
+        (named,) = csv.reader([above.lstrip("# ")], delimiter=delimiter)
         if len(named) == width > 1 and not all(_is_number(cell, decimal) for cell in named):
-            names = tuple(cell.strip() for cell in named)
+            names = [cell.strip() for cell in named]
     columns = [[row[c] for row in body if c < len(row)] for c in range(width)]
-    texts = tuple(c for c, column in enumerate(columns) if _are_long_integers(column))
-    skip = first + bool(header)
-    return CsvLayout(
-        encoding, delimiter, decimal, '"' in text, skip, names, width, texts, header is None
+    # The names are set afterwards: Arrow needs them to be different.
+    numbered = [f"f{i}" for i in range(width)]
+    table = arrow.read_csv(
+        _single_spaces(path, encoding)
+        if delimiter == " "
+        else pa.input_stream(path, compression="detect"),
+        read_options=arrow.ReadOptions(
+            encoding="utf8" if encoding == "utf-8" else encoding,
+            skip_rows=skip + bool(header),
+            column_names=numbered,
+        ),
+        parse_options=arrow.ParseOptions(
+            delimiter=delimiter,
+            newlines_in_values=any('"' in line for line in lines),
+            invalid_row_handler=lambda row: (
+                "skip" if (row.text or "").lstrip().startswith("#") else "error"
+            ),
+        ),
+        convert_options=arrow.ConvertOptions(
+            decimal_point=decimal,
+            null_values=list(EMPTY_CELLS),
+            # Arrow reads integers beyond 64 bits as float64, in which neighbours are equal.
+            column_types={
+                name: pa.string()
+                for name, cells in zip(numbered, columns, strict=True)
+                if all(map(str.isdecimal, cells)) and any(len(cell) > 18 for cell in cells)
+            },
+        ),
+    )
+    table = _without_empty_end(table.rename_columns(names or numbered), named=names is not None)
+    if len(table) == 0:
+        raise DataError(f"{path} has a header and no rows; write the file again")
+    return table, names is None, header is None
+
+
+def _names(heads: list[str], body: Sequence[Sequence[str]], width: int) -> list[str]:
+    missing = [""] * (width - len(heads))
+    # R's write.table gives the column of row names no cell in the header; other programs end every row
+    # but the header with a delimiter.
+    return [*heads, *missing] if all(not row[-1] for row in body) else [*missing, *heads]
+
+
+def _without_empty_end(table: Any, *, named: bool) -> Any:
+    """Leave out rows of empty cells at the end, and a last column if every row ends with a delimiter."""
+    # Spreadsheets write such rows.
+    end = len(table)
+    while end and not any(column[end - 1].is_valid for column in table.columns):
+        end -= 1
+    table = table.slice(0, end)
+    last = table.num_columns - 1
+    empty = last > 0 and table.column(last).null_count == end > 0
+    return (
+        table.remove_column(last) if empty and not (named and table.column_names[last]) else table
     )
 
 
-def _are_long_integers(cells: Sequence[str]) -> bool:
-    # Arrow reads integers beyond 64 bits as float64, in which neighbours are equal.
-    return all(map(str.isdecimal, cells)) and any(len(cell) > 18 for cell in cells)
+def _single_spaces(path: Path, encoding: str) -> Any:
+    """Return a file whose columns are aligned with spaces, with one space between them."""
+    import pyarrow as pa
+
+    with pa.input_stream(path, compression="detect") as stream:
+        text = stream.read().decode(encoding)
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return pa.BufferReader("\n".join(lines).encode(encoding))
 
 
-def _sample(path: Path) -> tuple[str, str, bool]:
-    """Return the encoding, the first megabyte as text, and whether that is the whole file."""
+def _sample(path: Path) -> tuple[str, list[str]]:
+    """Return the encoding, and the lines in the first megabyte."""
     with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         raw = file.read(_SAMPLE_BYTES)
     encoding = "utf-8"
@@ -155,7 +166,20 @@ def _sample(path: Path) -> tuple[str, str, bool]:
         ) from None
     if "\0" in text:
         raise DataError(f"{path} holds zero bytes, so it is not a csv file; write it again")
-    return encoding, text, len(raw) < _SAMPLE_BYTES
+    lines = re.split(r"\r\n|\r|\n", text)
+    return encoding, lines[:-1] if len(raw) == _SAMPLE_BYTES and len(lines) > 1 else lines
+
+
+def _start(path: Path, lines: Sequence[str]) -> tuple[int, str]:
+    """Return the number of lines above the first row, and the delimiter of the rows."""
+    given = [place for place, line in enumerate(lines) if line.strip()]
+    rows = list(dropwhile(lambda place: lines[place].startswith("#"), given))
+    if not rows:
+        raise DataError(f"{path} has no rows; write the file again")
+    preferred = "\t" if ".tsv" in path.suffixes else None
+    if len(rows) > 1 and (stated := _STATED_DELIMITER.fullmatch(lines[rows[0]].strip())):
+        preferred, rows = stated[1], rows[1:]
+    return rows[0], _delimiter([lines[place] for place in rows[:_SAMPLE_ROWS]], preferred)
 
 
 def _delimiter(lines: Sequence[str], preferred: str | None) -> str:
