@@ -180,11 +180,5 @@ def limit_memory(device: torch.device, processes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(share, device)
 
 
-def free_cached_memory() -> None:
-    """Free the memory that torch caches on a GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _size(amount: float) -> str:
     return f"{amount / 2**30:.1f} GiB"

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillens.errors import DeviceError, MeasureError, ModelError, one_line
 from distillens.forward.device_errors import (
     checked_device,
-    free_cached_memory,
     ran_out_of_memory,
     translate,
 )
@@ -160,7 +159,7 @@ def _largest(
             if len(inputs) == 1 or not ran_out_of_memory(error):
                 raise
         inputs = inputs[: len(inputs) // 2]
-        free_cached_memory()
+        torch.cuda.empty_cache()
 
 
 def _milliseconds(

@@ -37,7 +37,7 @@ class Digits(DataSource):
         # Stored as 0..16; spread over a byte so that every source of images has the same unit.
         images = np.round(np.asarray(digits["images"]) * (255 / 16)).astype(np.uint8)
         labels = np.asarray(digits["target"])
-        return to_examples({"train": images}, {"train": labels}, {"train": "digits"}, None, options)
+        return to_examples({"train": images}, {"train": labels}, "digits", None, options)
 
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -66,8 +66,7 @@ class IdxFolder(PathSource):
             }
             for kind, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1))
         )
-        where = {split: f"{folder.name}/{prefix}" for split, prefix in PREFIXES.items()}
-        return to_examples(images, labels, where, None, options)
+        return to_examples(images, labels, folder.name, None, options)
 
 
 def _idx_file(folder: Path, name: str, dimensions: int) -> np.ndarray:
@@ -138,14 +137,12 @@ class NpzFile(PathSource):
             arrays = load_npz(path)
         except ValueError as error:
             raise DataError(f"{path} is no readable npz of plain arrays: {error}") from None
-        inputs, labels, where = {}, {}, {}
-        for split, (key, label_key) in _npz_pairs(path, list(arrays)).items():
-            inputs[split], labels[split] = arrays[key], arrays[label_key]
-            if labels[split].ndim == 2 and labels[split].shape[1] == 1:
-                labels[split] = labels[split][:, 0]
-            where[split] = f"{path.name}[{key}, {label_key}]"
+        pairs = _npz_pairs(path, list(arrays))
+        inputs = {split: arrays[key] for split, (key, _) in pairs.items()}
+        labels = {split: arrays[key] for split, (_, key) in pairs.items()}
+        columns = {s: each[:, 0] if each.shape[1:] == (1,) else each for s, each in labels.items()}
         classes = _names(arrays["classes"], path) if "classes" in arrays else None
-        return to_examples(inputs, labels, where, classes, options)
+        return to_examples(inputs, columns, path.name, classes, options)
 
 
 def _npz_pairs(path: Path, names: list[str]) -> dict[str, tuple[str, str]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +37,6 @@ _PLAIN = frozenset(("", "part", "shard", "data", "chunk"))
 
 Splits = dict[str, list[Path]]
 """Files of each split, by its name in the folder."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A file, with the split and configuration that its path names."""
-
-    path: Path
-    config: str
-    split: str
-    number: int | None = None
-    total: int | None = None
 
 
 def split_of(name: str) -> str:
@@ -115,8 +102,12 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
         There is no table, several configurations or none of this name, or a shard is missing or
         there twice.
     """
-    declared = _declared(folder)
-    configs = declared or _by_path(folder)
+    configs = _declared(folder)
+    by_readme = bool(configs)
+    if not by_readme:
+        for file in filter(ending_of, visible_files(folder)):
+            name, split = _config_and_split(folder, file)
+            configs.setdefault(name, {}).setdefault(split, []).append(file)
     with_train = [name for name, splits in configs.items() if "train" in map(split_of, splits)]
     if config is not None:
         if config not in configs:
@@ -141,28 +132,20 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
             "needed"
         )
     found: Splits = {}
-    for split, parts in configs[chosen].items():
+    for split, files in configs[chosen].items():
         # Folders that a README.md names for one split are parts of it, each with its own shards.
-        folders: dict[Path, list[_Part]] = {}
-        for part in parts:
-            folders.setdefault(part.path.parent if declared else folder, []).append(part)
+        folders: dict[Path, list[Path]] = {}
+        for file in files:
+            folders.setdefault(file.parent if by_readme else folder, []).append(file)
         where = f"{folder}: split {split!r}"
-        found[split] = [path for each in folders.values() for path in _whole(each, where)]
+        found[split] = [file for each in folders.values() for file in _whole(each, where)]
     return found
 
 
-def _by_path(folder: Path) -> dict[str, dict[str, list[_Part]]]:
-    found: dict[str, dict[str, list[_Part]]] = {}
-    for file in visible_files(folder):
-        if ending_of(file):
-            part = _parse(folder, file)
-            found.setdefault(part.config, {}).setdefault(part.split, []).append(part)
-    return found
-
-
-def _parse(folder: Path, file: Path) -> _Part:
+def _config_and_split(folder: Path, file: Path) -> tuple[str, str]:
+    """Return the configuration and the split that the path of a file names."""
     parents = list(file.relative_to(folder).parts[:-1])
-    name, number, total = _numbered(_stem(file))
+    name, _, _ = _numbered(file)
     prefix = ""
     if name not in _CANONICAL:
         inside = [place for place, each in enumerate(parents) if each.lower() in _CANONICAL]
@@ -174,16 +157,16 @@ def _parse(folder: Path, file: Path) -> _Part:
             name = parents.pop()
     elif parents and split_of(parents[-1]) == split_of(name):
         parents.pop()
-    config = "/".join([*parents, prefix] if prefix else parents) or ROOT
-    return _Part(file, config, name, number, total)
+    return "/".join([*parents, prefix] if prefix else parents) or ROOT, name
 
 
 def _stem(file: Path) -> str:
     return file.name.lower().removesuffix(ending_of(file))
 
 
-def _numbered(stem: str) -> tuple[str, int | None, int | None]:
-    """Return a name without its shard, the number of the shard, and how many there are."""
+def _numbered(file: Path) -> tuple[str, int | None, int | None]:
+    """Return the name of a file without its shard, the number of the shard, and how many there are."""
+    stem = _stem(file)
     if shard := _SHARD.fullmatch(stem):
         return shard[1], int(shard[2]), int(shard[3])
     numbered = _NUMBERED.fullmatch(stem)
@@ -192,38 +175,39 @@ def _numbered(stem: str) -> tuple[str, int | None, int | None]:
     return stem, None, None
 
 
-def _whole(parts: list[_Part], where: str) -> list[Path]:
+def _whole(files: list[Path], where: str) -> list[Path]:
     """Return the files of a split in the order of their shards, if each of them exists exactly once."""
-    suffixes = sorted({ending_of(part.path) for part in parts})
+    suffixes = sorted(set(map(ending_of, files)))
     if len(suffixes) > 1:
         raise DataError(f"{where} exists as {' and '.join(suffixes)}; keep one of them")
-    kinds = {(part.total, part.number is None) for part in parts}
-    whole = any(_stem(part.path) in _CANONICAL for part in parts)
-    if len(kinds) > 1 or (whole and len(parts) > 1):
-        names = ", ".join(sorted(str(part.path) for part in parts)[:4])
+    shards = {file: _numbered(file)[1:] for file in files}
+    kinds = {(total, number is None) for number, total in shards.values()}
+    whole = any(_stem(file) in _CANONICAL for file in files)
+    if len(kinds) > 1 or (whole and len(files) > 1):
+        names = ", ".join(sorted(map(str, files))[:4])
         raise DataError(f"{where} exists in several versions, {names}; keep one of them")
-    parts = sorted(parts, key=lambda part: (part.number or 0, part.path))
-    for one, other in pairwise(parts):
-        if one.number is not None and one.number == other.number:
-            raise DataError(
-                f"{where} has shard {one.number} twice: {one.path.name}, {other.path.name}; delete one"
-            )
-    numbers, total = {part.number for part in parts if part.number is not None}, parts[0].total
+    files = sorted(files, key=lambda file: (shards[file][0] or 0, file))
+    numbers = [number for file in files if (number := shards[file][0]) is not None]
+    if not numbers:
+        return files
+    total = shards[files[0]][1]
+    for place, number in enumerate(numbers[1:]):
+        if number == numbers[place]:
+            names = f"{files[place].name}, {files[place + 1].name}"
+            raise DataError(f"{where} has shard {number} twice: {names}; delete one")
     # Shards without a total are counted from 0 or 1; a year, for example, is no such number.
-    first = 1 if total is None and min(numbers, default=0) == 1 else 0
-    if numbers and (total is not None or min(numbers) < 1000):
-        wanted = (
-            range(first, first + total) if total is not None else range(first, max(numbers) + 1)
+    first = 1 if total is None and numbers[0] == 1 else 0
+    end = numbers[-1] + 1 if total is None else first + total
+    missing = sorted(set(range(first, end)).difference(numbers))
+    if missing and (total is not None or numbers[0] < 1000):
+        raise DataError(
+            f"{where} lacks shard {missing[0]} of {end - first} in the folder of {files[0].name}; "
+            "fetch the data set again"
         )
-        if missing := sorted(set(wanted) - numbers):
-            raise DataError(
-                f"{where} lacks shard {missing[0]} of {len(wanted)} in the folder of "
-                f"{parts[0].path.name}; fetch the data set again"
-            )
-    return [part.path for part in parts]
+    return files
 
 
-def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
+def _declared(folder: Path) -> dict[str, Splits]:
     """Return the configurations that the head of a README.md names; none if it names none."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
@@ -235,39 +219,36 @@ def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
             f"{readme} starts with YAML that cannot be read; mend or delete the file"
         ) from None
     configs = content.get("configs") if isinstance(content, dict) else None
-    found: dict[str, dict[str, list[_Part]]] = {}
+    found: dict[str, Splits] = {}
     for entry in configs if isinstance(configs, list) else ():
         if not isinstance(entry, dict) or "data_files" not in entry:
             continue
         name = str(entry.get("config_name", "default"))
         splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
-        lacking = [split for split, parts in splits.items() if not parts]
+        lacking = [split for split, files in splits.items() if not files]
         if lacking and len(lacking) < len(splits):
             raise DataError(
                 f"{readme} names files for the split {lacking[0]!r} of configuration {name!r}, but none "
                 "of them exists; fetch the data set again"
             )
         # Configurations that were not downloaded cannot be chosen.
-        if not lacking:
+        if splits and not lacking:
             found[name] = splits
     return found
 
 
-def _declared_splits(root: Path, files: Any) -> dict[str, list[_Part]]:
+def _declared_splits(root: Path, files: Any) -> Splits:
     if isinstance(files, Mapping):
         entries = list(files.items())
     elif isinstance(files, list) and all(isinstance(each, Mapping) for each in files):
         entries = [(each.get("split", "train"), each.get("path", ())) for each in files]
     else:
         entries = [("train", files)]
-    found: dict[str, list[_Part]] = {}
+    found: Splits = {}
     for split, patterns in entries:
         several = map(str, patterns if isinstance(patterns, list) else [patterns])
         # A pattern out of somebody's file must not lead out of the folder.
         inside = [each for each in several if each and ".." not in Path(each).parts]
         globbed = [root.glob(each) for each in inside if not each.startswith("/")]
-        paths = sorted({path for each in globbed for path in each if ending_of(path)})
-        found[str(split)] = [
-            _Part(path, "", str(split), *_numbered(_stem(path))[1:]) for path in paths
-        ]
+        found[str(split)] = sorted({file for each in globbed for file in each if ending_of(file)})
     return found

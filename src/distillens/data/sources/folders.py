@@ -87,8 +87,7 @@ class ImageFolder(PathSource):
             for split, part in listings.items()
         }
         labels = {split: np.array([label for _, label in part]) for split, part in listings.items()}
-        where = {split: f"{folder.name}/{split}" for split in listings}
-        return image_examples(decoded, labels, where, classes, options)
+        return image_examples(decoded, labels, folder.name, classes, options)
 
 
 def _class_names(folder: Path, train: Path) -> tuple[str, ...]:

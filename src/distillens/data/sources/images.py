@@ -104,7 +104,7 @@ def decode_all(
 def image_examples(
     decoded: dict[str, tuple[np.ndarray, bool]],
     labels: dict[str, np.ndarray],
-    where: dict[str, str],
+    where: str,
     classes: Any,
     options: LoadOptions,
 ) -> dict[str, Examples]:

@@ -19,7 +19,6 @@ from distillens.data.sources.images import decode_all, image_examples
 from distillens.data.sources.source import (
     LoadOptions,
     PathSource,
-    number_names,
     register_source,
     to_examples,
 )
@@ -69,13 +68,12 @@ class HuggingFace(TableSource):
         """
         path = self.path
         tables = load_tables(path, self.config, self.test_split)
-        where = {split: f"{path} ({split})" if split != "train" else path for split in tables}
-        _, labels, classes = read_labels(tables, self.label_column, path, where)
+        _, labels, classes = _read_labels(tables, self.label_column, path)
         decoded = {
-            split: _decoded(table, self.image_column, where[split], options.image_size)
+            split: _decoded(table, self.image_column, f"{path} ({split})", options.image_size)
             for split, table in tables.items()
         }
-        return image_examples(decoded, labels, where, classes, options)
+        return image_examples(decoded, labels, path, classes, options)
 
 
 def load_tables(
@@ -173,8 +171,8 @@ def _text_table(path: Path) -> Any:
     return pa.table(columns)
 
 
-def read_labels(
-    tables: dict[str, Any], asked: str | None, path: str, where: dict[str, str]
+def _read_labels(
+    tables: dict[str, Any], asked: str | None, path: str
 ) -> tuple[str, dict[str, np.ndarray], Sequence[str] | None]:
     """Return the name of the column of labels, its numbers by split, and the names of the classes.
 
@@ -184,20 +182,30 @@ def read_labels(
 
     features = tables["train"].features
     fitting = _label_columns(features)
-    name = choose_column(asked, fitting, list(features), "label_column", where["train"])
+    name = _choose_column(asked, fitting, list(features), "label_column", path)
     kind = features[name]
-    known = kind.names if isinstance(kind, datasets.ClassLabel) else None
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
     cells = {
-        split: _label_cells(table, name, known, where[split]) for split, table in tables.items()
+        split: _label_cells(table, name, names, f"{path} ({split})")
+        for split, table in tables.items()
     }
-    if known is not None or any(isinstance(cell, str) for cell in cells["train"]):
-        names = sorted(map(str, set(cells["train"]))) if known is None else known
-        return name, number_names(cells, names, where), names
+    if names is None and any(isinstance(cell, str) for cell in cells["train"]):
+        names = sorted(map(str, set(cells["train"])))
+    if names is not None:
+        numbers = {each: number for number, each in enumerate(names)}
+        for split, each in cells.items():
+            for row, cell in enumerate(each):
+                if cell not in numbers:
+                    raise DataError(
+                        f"{path} ({split}): example {row} has the label {cell!r}, which is none of the "
+                        f"{len(names)} classes of the training split"
+                    )
+        cells = {split: [numbers[cell] for cell in each] for split, each in cells.items()}
     labels = {split: np.asarray(each) for split, each in cells.items()}
     # Parquet without Hugging Face metadata has no class names; a labels.txt in its folder has them.
     file = Path(path) / "labels.txt"
-    if not file.is_file():
-        return name, labels, None
+    if names is not None or not file.is_file():
+        return name, labels, names
     listed = file.read_text(encoding="utf-8", errors="replace").splitlines()
     highest = max((int(each.max()) for each in labels.values() if len(each)), default=-1)
     # The file names the classes of one of several columns of numbers.
@@ -250,7 +258,7 @@ def _decoded(
 
     features = table.features
     fitting = [name for name, kind in features.items() if _is_image(kind)]
-    name = choose_column(asked, fitting, list(features), "image_column", where)
+    name = _choose_column(asked, fitting, list(features), "image_column", where)
     # Straight from the Arrow column: going through the library's rows takes longer than decoding.
     cells = table.data.column(name).to_pylist()
 
@@ -273,7 +281,7 @@ def _is_image(kind: Any) -> bool:
     )
 
 
-def choose_column(
+def _choose_column(
     asked: str | None, fitting: list[str], known: list[str], key: str, where: str
 ) -> str:
     if asked is not None:
@@ -313,15 +321,14 @@ class Text(TableSource):
         """
         loaded = load_tables(self.path, self.config, self.test_split)
         tables = {split: _with_numbers(table) for split, table in loaded.items()}
-        where = {split: f"{self.path} ({split})" for split in tables}
-        name, labels, classes = read_labels(tables, self.label_column, self.path, where)
+        name, labels, classes = _read_labels(tables, self.label_column, self.path)
         sentences = {
-            split: _sentences(table, self.text_column, name, where[split])
+            split: _sentences(table, self.text_column, name, f"{self.path} ({split})")
             for split, table in tables.items()
         }
         # Tokens take the place of these inputs.
         nothing = {split: np.zeros((len(each), 1), np.uint8) for split, each in sentences.items()}
-        examples = to_examples(nothing, labels, where, classes, options)
+        examples = to_examples(nothing, labels, self.path, classes, options)
         return {
             split: replace(each, sentences=tuple(sentences[split]))
             for split, each in examples.items()
@@ -345,7 +352,7 @@ def _holds_words(kind: Any) -> bool:
 def _sentences(table: Any, asked: str | None, label_name: str, where: str) -> list[str]:
     features = table.features
     words = [name for name in features if name != label_name and _holds_words(features[name])]
-    name = choose_column(asked, words, list(features), "text_column", where)
+    name = _choose_column(asked, words, list(features), "text_column", where)
     sentences = table.data.column(name).to_pylist()
     for row, sentence in enumerate(sentences):
         if not isinstance(sentence, str) or not sentence.strip():

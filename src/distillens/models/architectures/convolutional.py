@@ -122,14 +122,19 @@ class VGG16(nn.Module):
             nn.ReLU(),
             nn.Linear(512, outputs),
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _initialise(network: nn.Module) -> None:
+    """Initialise the convolutions as He et al. 2015 do."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 PUBLISHED = re.compile(r"layer([123])\.(\d+)\.(.*)")
@@ -180,6 +185,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         channels, _, _ = image_shape(f"resnet{depth}", input_shape)
         self.stage_blocks = (depth - 2) // 6
+        self.projects = shortcut == "B"
         self.conv = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(16)
         stages: list[nn.Module] = []
@@ -190,9 +196,7 @@ class CifarResNet(nn.Module):
                 width = size
         self.blocks = nn.Sequential(*stages)
         self.fc = nn.Linear(64, outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(relu(self.bn(self.conv(x))))
@@ -234,9 +238,7 @@ class CifarResNet(nn.Module):
                 f"the checkpoint has {blocks} blocks a stage, the model {self.stage_blocks}; "
                 f"use resnet{6 * blocks + 2}"
             )
-        elif projected != any(
-            isinstance(block, Block) and block.shortcut is not None for block in self.blocks
-        ):
+        elif projected != self.projects:
             right = "B" if projected else "A"
             problems.append(
                 f"the checkpoint has shortcuts of option {right}; set `shortcut: {right}` in the model"
