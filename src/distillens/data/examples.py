@@ -170,7 +170,13 @@ def examples_from_arrays(
     if not len(label):
         raise DataError(f"{where}: no examples; at least one is needed")
     count = len(classes) if classes else min(int(label.max()) + 1, MAX_UNNAMED)
-    check_labels(label, count, where)
+    outside = ((label < 0) | (label >= count)).nonzero()
+    if len(outside):
+        row = int(outside[0, 0])
+        raise DataError(
+            f"{where}: label {int(label[row])} of example {row} is out of range; "
+            f"labels must lie in [0, {count - 1}]"
+        )
     names = tuple(classes) if classes else tuple(str(c) for c in range(count))
     return Examples(tensor, label, torch.arange(len(label)), names)
 
@@ -189,17 +195,6 @@ def _numbers(values: Any, what: str) -> Tensor:
         return torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"{what} are no array of numbers but of {array.dtype}") from None
-
-
-def check_labels(labels: Tensor, classes: int, where: str) -> None:
-    """Raise DataError naming the first label outside [0, classes)."""
-    outside = (labels < 0) | (labels >= classes)
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0, 0])
-        raise DataError(
-            f"{where}: label {int(labels[row])} of example {row} is out of range; "
-            f"labels must lie in [0, {classes - 1}]"
-        )
 
 
 def _inputs(inputs: Tensor, where: str) -> Tensor:

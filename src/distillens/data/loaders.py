@@ -192,8 +192,8 @@ class LoaderBatches:
             return len(self.loader)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             raise DataError(
-                f"the loader {type(self.loader).__name__} has no length; give the number of batches per "
-                "epoch has: LoaderBatches(loader, steps_per_epoch=...)"
+                f"the loader {type(self.loader).__name__} has no length; give the number of batches "
+                "per epoch: LoaderBatches(loader, steps_per_epoch=...)"
             ) from None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:

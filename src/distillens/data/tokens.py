@@ -42,8 +42,22 @@ def tokenise(splits: Splits, recipes: Sequence[TokenizerRecipe]) -> Splits:
     tokenizers = [_tokenizer(recipe, train_texts) for recipe in recipes]
     vocabularies = tuple(each.get_vocab_size() for each in tokenizers)
 
+    width = max(each.truncation["max_length"] for each in tokenizers)
+
     def with_tokens(examples: Examples, split: str) -> Examples:
-        tokens = token_array(tokenizers, _sentences(examples), split)
+        """Return examples with tokens, padded to the longest length allowed."""
+        sentences = _sentences(examples)
+        tokens_NKT = np.full((len(sentences), len(tokenizers), width), PADDING, dtype=np.int64)
+        for place, tokenizer in enumerate(tokenizers):
+            for row, found in enumerate(tokenizer.encode_batch_fast(sentences)):
+                if not found.ids:
+                    raise DataError(
+                        f"the tokenizer {place} makes no token of the {split} sentence "
+                        f"{sentences[row]!r:.80}; remove it"
+                    )
+                tokens_NKT[row, place, : len(found.ids)] = found.ids
+        tokens = torch.from_numpy(tokens_NKT)
+        tokens = tokens[:, 0].contiguous() if len(tokenizers) == 1 else tokens
         return replace(examples, inputs=tokens, vocabularies=vocabularies, sentences=())
 
     validation = splits.validation
@@ -64,22 +78,6 @@ def vocabulary_of(tokenizer: str) -> int | None:
     # The library raises its own errors as plain exceptions.
     except Exception:
         return None
-
-
-def token_array(tokenizers: Sequence[Any], sentences: Sequence[str], where: str) -> Tensor:
-    """Return tokens (N, T), or (N, K, T), int64, padded with -1 to the longest length allowed."""
-    width = max(each.truncation["max_length"] for each in tokenizers)
-    tokens_NKT = np.full((len(sentences), len(tokenizers), width), PADDING, dtype=np.int64)
-    for place, tokenizer in enumerate(tokenizers):
-        for row, found in enumerate(tokenizer.encode_batch_fast(list(sentences))):
-            if not found.ids:
-                raise DataError(
-                    f"the tokenizer {place} makes no token of the {where} sentence "
-                    f"{sentences[row]!r:.80}; remove it"
-                )
-            tokens_NKT[row, place, : len(found.ids)] = found.ids
-    tokens = torch.from_numpy(tokens_NKT)
-    return tokens[:, 0].contiguous() if len(tokenizers) == 1 else tokens
 
 
 def _sentences(examples: Examples) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distillens.data.outputs import bare_logits, logits_of
 from distillens.errors import DataError, DistillensError, ModelError, RecipeError, one_line
 from distillens.files.user_code import importable
+from distillens.forward.evaluation import evaluation_mode
 from distillens.forward.sequences import required_end
 from distillens.models.registry import (
     FROM_DATA,
@@ -129,12 +130,9 @@ def check_outputs(
     ModelError
         The model cannot take the inputs, or does not give these logits.
     """
-    was_training = model.training
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else "cpu"
-    model.eval()
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
     try:
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             dtype = torch.int64 if tokens else torch.float32
             inputs = torch.zeros(2, *input_shape, device=device, dtype=dtype)
             if tokens and (end := required_end(model)) is not None:
@@ -145,8 +143,6 @@ def check_outputs(
         raise ModelError(
             f"{what} cannot take inputs of shape {input_shape}: {one_line(error)[:160]}"
         ) from None
-    finally:
-        model.train(was_training)
     try:
         shape = tuple(logits_of(outcome, labels, lambda: _possible(outputs), whose=what).shape)
     except DataError:

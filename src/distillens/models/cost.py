@@ -16,11 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillens.errors import DeviceError, MeasureError, ModelError, one_line
-from distillens.forward.device_errors import (
-    checked_device,
-    ran_out_of_memory,
-    translate,
-)
+from distillens.forward.device_errors import checked_device, ran_out_of_memory, translate
 from distillens.models.weights import state_bytes
 from distillens.results.training import Cost
 
@@ -115,7 +111,7 @@ def measure_cost(
         latency_batch_quartiles_ms=(many[0], many[2]),
         runs=runs,
         threads=torch.get_num_threads(),
-        device=_name(place),
+        device=torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
     )
 
 
@@ -182,9 +178,3 @@ def _milliseconds(
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return str(device)

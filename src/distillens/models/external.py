@@ -198,16 +198,26 @@ def _transformers(
         length, vocabulary = text_shape(name, input_shape, vocabularies, tokenizer)
         # Special tokens have other numbers here, and padding is never looked up.
         none = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-        _configure(config, name, changes, {} if pretrained else {"vocab_size": vocabulary, **none})
-        _check_sizes(name, config, "vocab_size", "tokens", vocabulary, tokenizer)
-        _check_sizes(name, config, "max_position_embeddings", "positions", length, tokenizer)
+        fitting = {"vocab_size": vocabulary, **none}
+        limits = {
+            "tokens": ("vocab_size", vocabulary),
+            "positions": ("max_position_embeddings", length),
+        }
         family = transformers.AutoModelForSequenceClassification
     else:
         channels, height, width = image_shape(name, input_shape)
         side = height if height == width else (height, width)
-        fitting = {"num_channels": channels, "image_size": side}
-        _configure(config, name, changes, {} if pretrained else fitting)
+        fitting, limits = {"num_channels": channels, "image_size": side}, {}
         family = transformers.AutoModelForImageClassification
+    _configure(config, name, changes, {} if pretrained else fitting)
+    for what, (key, wanted) in limits.items():
+        has = getattr(config, key, None)
+        # Some configurations without a limit have -1.
+        if has is not None and 0 <= has < wanted:
+            raise ModelError(
+                f"model {name!r} knows {has} {what}, the data's tokenizer {tokenizer} makes {wanted}; "
+                "name the model's own tokenizer, or a shorter length"
+            )
     if config.num_labels != outputs:
         config.num_labels = outputs
     if pretrained:
@@ -229,16 +239,6 @@ def _transformers(
     if not pretrained:
         _check_special_tokens(name, network)
     return SequenceModel(network, tokenizer)
-
-
-def _check_sizes(name: str, config: Any, key: str, what: str, wanted: int, tokenizer: int) -> None:
-    has = getattr(config, key, None)
-    # Some configurations without a limit have -1.
-    if has is not None and 0 <= has < wanted:
-        raise ModelError(
-            f"model {name!r} knows {has} {what}, the data's tokenizer {tokenizer} makes {wanted}; "
-            "name the model's own tokenizer, or a shorter length"
-        )
 
 
 def _check_special_tokens(name: str, network: Any) -> None:
@@ -296,9 +296,8 @@ def _tensors_only() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[key]
-        else:
+        del os.environ[key]
+        if before is not None:
             os.environ[key] = before
 
 
