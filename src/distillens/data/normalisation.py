@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,14 @@ class Normalisation:
         mean = torch.as_tensor(sums) / count
         variance = (torch.as_tensor(squares) / count - mean**2).clamp_min(0)
         deviation = torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
-        shape = (1, -1, 1, 1) if inputs.ndim == 4 else (1, -1)
-        return cls(mean.float().reshape(shape), deviation.float().reshape(shape))
+        return cls.of_channels(mean, deviation, examples.input_shape)
+
+    @classmethod
+    def of_channels(cls, mean: Any, deviation: Any, input_shape: tuple[int, ...]) -> Normalisation:
+        """Return the normalisation of inputs of a shape with these numbers for each channel."""
+        shape = (1, -1, *[1] * (len(input_shape) - 1))
+        found = [torch.as_tensor(each, dtype=torch.float32) for each in (mean, deviation)]
+        return cls(*(each.reshape(shape) for each in found))
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return normalised float32 inputs of the same shape."""
@@ -101,15 +108,7 @@ def normalisation_for(
             f"{examples.inputs.min():.4g} to {examples.inputs.max():.4g}; store them as bytes "
             "(uint8), or give mean and std in their unit"
         )
-    return as_normalisation(mean, std, shape)
-
-
-def as_normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], input_shape: tuple[int, ...]
-) -> Normalisation:
-    """Return the normalisation of inputs of a shape with a mean and a deviation for each channel."""
-    shape = (1, -1, *[1] * (len(input_shape) - 1))
-    return Normalisation(torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape))
+    return Normalisation.of_channels(mean, std, shape)
 
 
 def _in_unit_interval(examples: Examples, strictly: bool) -> bool:

@@ -55,14 +55,10 @@ def _known(value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
-    return "preset" if isinstance(value, str) else "numbers"
-
-
 AnyNormalisation = Annotated[
     Annotated[Literal["data", "none", "imagenet", "cifar10"], Tag("preset")]
     | Annotated[MeanAndStd, Tag("numbers")],
-    Discriminator(_kind),
+    Discriminator(lambda value: "preset" if isinstance(value, str) else "numbers"),
     BeforeValidator(_known),
 ]
 """The value of a ``normalisation`` key.

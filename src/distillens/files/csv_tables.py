@@ -238,11 +238,10 @@ def _are_class_ids(
     if len(heads) == 1 and not in_order:
         # One column of labels or single outputs: its default name in pandas is 0.
         return False
-    written = any(cell.lstrip("+-").isdecimal() for cell in values)
-    if {*heads} == {"0", "1"} and (written or not in_order or rows < _FEWEST_ROWS):
+    if {*heads} == {"0", "1"} and (not in_order or rows < _FEWEST_ROWS):
         # A saturated prediction of two classes may be written in the same way.
         return None
-    if not written:
+    if not any(cell.lstrip("+-").isdecimal() for cell in values):
         return True
     whole = all(float(cell.replace(decimal, ".")).is_integer() for cell in values)
     increasing = all(int(a) < int(b) for a, b in pairwise(heads))

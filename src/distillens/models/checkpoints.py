@@ -11,6 +11,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from distillens.errors import CheckpointError, nearest
+from distillens.files.paths import user_path
+from distillens.models.weights import load_state, read_checkpoint
 
 PREFIXES = ("module", "model", "_orig_mod", "student", "teacher")
 """Parts of a prefix that is removed even where other entries do not have it."""
@@ -118,23 +121,27 @@ class _Recorded(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def load_content(
-    content: Any, model: nn.Module, where: str, *, key: str | None = None, strip: str | None = None
+def load_weights(
+    path: str | Path, model: nn.Module, *, key: str | None = None, strip: str | None = None
 ) -> str:
-    """Load whatever part of a checkpoint is the state dict of a network.
+    """Load a checkpoint into a model, whichever program wrote it.
+
+    The state dict may be nested (``state_dict``, ``model``, ``net``, …), its names may have a prefix
+    of a wrapper (``module.``, ``_orig_mod.``, …) or lack one, and its values may have another
+    floating-point type. Whatever the model's strict ``load_state_dict`` accepts is accepted.
 
     Parameters
     ----------
-    content
-        Content of the checkpoint: named tensors, at any depth of mappings.
+    path
+        A file of safetensors, the ``.index.json`` of its shards, or a file of ``torch.save``.
     model
-        The network; unchanged if an error is raised.
-    where
-        The file, for messages.
+        The model; unchanged if an error is raised.
     key
-        Dotted path of the state dict; by default searched for.
+        Dotted path of the state dict, such as ``"state_dict_ema"``; by default it
+        is searched for.
     strip
-        A prefix to remove from the names; by default found out.
+        A prefix to remove from the names, such as ``"teacher."``; entries without it are left out.
+        By default it is found out.
 
     Returns
     -------
@@ -144,13 +151,28 @@ def load_content(
     Raises
     ------
     CheckpointError
-        No part of the checkpoint fits the network, several different ones do, or a value cannot be
-        represented in the network's type.
+        The file cannot be read, no part of it fits the model, several different parts do, or a value
+        is not finite or has no equal in the model's type.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "resnet.pt"
+    >>> wrapped = {f"module.{name}": t for name, t in nn.Linear(3, 2).state_dict().items()}
+    >>> torch.save({"state_dict": wrapped, "epoch": 7}, path)
+    >>> load_weights(path, nn.Linear(3, 2))
+    "read 'state_dict'; removed the prefix 'module.'"
     """
+    path = user_path(path)
+    content = read_checkpoint(path)
+    where, found = str(path), list(find_mappings(content))
+    if not found:
+        # Raises an error; an empty state dict belongs to a model without weights.
+        load_state(path)
     own = model.state_dict(keep_vars=True)
     tried = [
         candidate
-        for place, mapping in _chosen(content, where, key)
+        for place, mapping in _chosen(found, where, key)
         for candidate in _candidates(place, mapping, own, where, strip)
     ]
     fitting = [candidate for candidate in tried if candidate.try_state(model, own)]
@@ -185,8 +207,7 @@ def find_mappings(content: Any, place: str = "", depth: int = 4) -> Iterator[tup
             yield from find_mappings(value, f"{place}.{name}" if place else name, depth - 1)
 
 
-def _chosen(content: Any, where: str, key: str | None) -> list[tuple[str, Named]]:
-    found = list(find_mappings(content))
+def _chosen(found: list[tuple[str, Named]], where: str, key: str | None) -> list[tuple[str, Named]]:
     if key is None:
         # Those of an optimizer that are left have fewer names.
         return sorted(found, key=lambda each: -len(each[1]))[:16]
