@@ -107,13 +107,11 @@ def stable_indices(values: Any, examples: int) -> Tensor:
         They are not one integer an example.
     """
     found = _tensor(values)
-    kind = str(found.dtype).removeprefix("torch.")
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise DataError(f"the indices of a batch are {kind}; an index is one integer an example")
-    if found.numel() != examples:
+    numbers = found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
+    if numbers or found.numel() != examples:
         raise DataError(
-            f"the indices of a batch have shape {tuple(found.shape)} for {examples} labels; give one "
-            "integer an example"
+            f"the indices of a batch are {str(found.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(found.shape)} for {examples} labels; give one integer an example"
         )
     return found.cpu().reshape(-1).to(torch.int64)
 

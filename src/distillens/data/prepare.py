@@ -11,7 +11,7 @@ import torch
 
 from distillens.data.examples import Examples, LabelChange, Splits
 from distillens.data.recipe import DataRecipe
-from distillens.data.resize import resize_images
+from distillens.data.sources.images import resize_images
 from distillens.data.sources.source import LoadOptions
 from distillens.data.tokens import tokenise
 from distillens.errors import DataError

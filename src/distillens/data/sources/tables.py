@@ -201,7 +201,7 @@ def _read_labels(
                         f"{len(names)} classes of the training split"
                     )
         cells = {split: [numbers[cell] for cell in each] for split, each in cells.items()}
-    labels = {split: np.asarray(each) for split, each in cells.items()}
+    labels = {split: np.asarray(each or np.zeros(0, int)) for split, each in cells.items()}
     # Parquet without Hugging Face metadata has no class names; a labels.txt in its folder has them.
     file = Path(path) / "labels.txt"
     if names is not None or not file.is_file():
@@ -359,6 +359,4 @@ def _sentences(table: Any, asked: str | None, label_name: str, where: str) -> li
             raise DataError(
                 f"{where}: example {row} has no text in column {name!r}, but {sentence!r}; remove it"
             )
-    if not sentences:
-        raise DataError(f"{where}: no examples; at least one is needed")
     return sentences

@@ -40,7 +40,7 @@ class LeNet5(nn.Module):
     Raises
     ------
     ModelError
-        The inputs are no images, they are too small, or ``width`` or ``pad_to`` is out of range.
+        The inputs are no images, or they are too small.
     """
 
     def __init__(
@@ -48,10 +48,6 @@ class LeNet5(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, side = image_shape("lenet5", input_shape)
-        if width < 1:
-            raise ModelError(f"lenet5: width must be at least 1, got {width}")
-        if pad_to < 0:
-            raise ModelError(f"lenet5: pad_to must be at least 0, got {pad_to}")
         padding = (max(0, pad_to - height + 1) // 2, max(0, pad_to - side + 1) // 2)
         padded = (height + 2 * padding[0], side + 2 * padding[1])
         if min(padded) < SMALLEST:
@@ -103,8 +99,6 @@ class VGG16(nn.Module):
     def __init__(self, input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> None:
         super().__init__()
         channels, _, _ = image_shape("vgg16", input_shape)
-        if not 0 <= dropout < 1:
-            raise ModelError(f"vgg16: dropout must lie in [0, 1), got {dropout}")
         layers: list[nn.Module] = []
         for stage in STAGES:
             for width in stage:

@@ -81,8 +81,6 @@ class Trunk(nn.Module):
                 f"a transformer needs layers, width and heads of at least 1, the width a multiple of "
                 f"the heads; got {layers} layers, width {width}, {heads} heads"
             )
-        if not 0 <= dropout < 1:
-            raise ModelError(f"a transformer's dropout must lie in [0, 1), got {dropout}")
         self.tokens = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
