@@ -143,9 +143,7 @@ def split_off(examples: Examples, size: int, seed: int, what: str) -> tuple[Exam
 
 def subset(examples: Examples, size: int, seed: int, what: str) -> Examples:
     """Return ``size`` examples, classes in proportion, in the order of the source."""
-    if size == len(examples):
-        return examples
-    return split_off(examples, size, seed, what)[1]
+    return examples if size == len(examples) else split_off(examples, size, seed, what)[1]
 
 
 def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -118,8 +118,8 @@ class DataRecipe(BaseModel):
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
     the share of training labels replaced by a wrong one. ``image_size`` is the
     height and width in pixels to which images are brought: the largest centred square, averaged over
-    areas (`distillens.data.sources.images.resize_images`). Without it all images of a folder must have one
-    size.
+    areas (`distillens.data.sources.images.resize_images`). Without it all images of a folder must have
+    one size.
     ``normalisation`` is that of the inputs of all networks that name none of their own; see
     `AnyNormalisation`. None measures it on the training examples, but
     for networks with pretrained weights of another library, which get that library's.

@@ -20,14 +20,12 @@ from distillens.files.csv_tables import INDEX_NAMES
 from distillens.files.paths import user_path
 from distillens.files.tables import (
     Columns,
+    Rows,
     array_of_table,
     read_csv,
     read_parquet,
     split_matrix,
     table_of,
-)
-from distillens.files.tables import (
-    Rows as Rows,
 )
 
 _SAFETENSORS_TYPES = {
@@ -129,7 +127,7 @@ def as_rows(value: Any) -> Rows:
     table = table_of(value)
     if table is None:
         return Rows(as_array(value))
-    found = array_of_table(f"the {type(value).__name__}", table)
+    found = array_of_table(f"the {type(value).__name__}", table, None, Columns())
     index_N, numbered = found.index, found.numbered
     own = getattr(value, "index", None)
     if index_N is None and getattr(own, "is_unique", False) and getattr(own, "nlevels", 0) == 1:

@@ -104,12 +104,7 @@ def read_parquet(path: Path, key: str | None, columns: Columns) -> Rows:
 
 
 def array_of_table(
-    where: str,
-    table: Any,
-    key: str | None = None,
-    columns: Columns | None = None,
-    *,
-    headless: bool = False,
+    where: str, table: Any, key: str | None, columns: Columns, *, headless: bool = False
 ) -> Rows:
     """Return one column of an Arrow table, or all of them as an (N, C) array, and the index.
 
@@ -131,7 +126,6 @@ def array_of_table(
     DataError
         A column is missing, text stands between numbers, or cells are empty.
     """
-    columns = columns or Columns()
     written = [name.strip() for name in table.column_names]
     places = {name or f"f{i}": i for i, name in enumerate(written)}
     if len(places) < len(written):

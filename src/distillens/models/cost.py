@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -116,19 +115,11 @@ def measure_cost(
 
 
 def _multiply_adds(model: nn.Module, inputs: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    with _taken_apart(), counter:
-        model(inputs)
-    # The counter calls a multiplication and an addition two operations.
-    return counter.get_total_flops() // 2
+    """Count multiply-adds; attention and recurrent layers run as matrix products.
 
-
-@contextmanager
-def _taken_apart() -> Iterator[None]:
-    """Have attention and recurrent layers run as the matrix products that the counter knows.
-
-    Their fused kernels are single operations that it passes over: they would count nothing.
+    The counter passes over their fused kernels, which are single operations: they would count nothing.
     """
+    counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -138,10 +129,13 @@ def _taken_apart() -> Iterator[None]:
             sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
             torch.backends.cudnn.flags(enabled=False),
+            counter,
         ):
-            yield
+            model(inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+    # The counter calls a multiplication and an addition two operations.
+    return counter.get_total_flops() // 2
 
 
 def _largest(
