@@ -399,6 +399,7 @@ class OpenEpoch:
         self.inputs = inputs
         self._batches = batches
         self._held = held
+        self._no_indices = batches.examples.indices[:0]
         self._order = batches.order(epoch)
         self._order_there = torch.from_numpy(self._order).to(inputs.device)
 
@@ -414,18 +415,14 @@ class OpenEpoch:
         if self._batches.processes > 1:
             positions = torch.from_numpy(np.ascontiguousarray(mine)).to(positions.device)
         indices = self._batches.examples.indices[torch.from_numpy(mine)]
-        return self.gather(positions, indices, weight)
+        return self._batches._gather(positions, indices, self.epoch, weight, self.inputs)
 
-    def gather(
-        self, positions: Tensor, indices: Tensor | None = None, weight: float = 1.0
-    ) -> Batch:
+    def gather(self, positions: Tensor) -> Batch:
         """Return the batch of (B,) positions on the device.
 
-        ``indices`` are those of its examples. A batch without them has none: code that needs them looks
-        its examples up by ``rows``.
+        The batch has no indices: code that needs them looks its examples up by ``rows``.
         """
-        indices = self._no_indices if indices is None else indices
-        return self._batches._gather(positions, indices, self.epoch, weight, self.inputs)
+        return self._batches._gather(positions, self._no_indices, self.epoch, 1.0, self.inputs)
 
     def outline(self) -> Batch:
         """Return an empty batch with its epoch and its source."""
@@ -437,10 +434,6 @@ class OpenEpoch:
             classes=len(self._held.classes) or None,
             rows=Rows(self._held, self._order_there[:0]),
         )
-
-    @property
-    def _no_indices(self) -> Tensor:
-        return self._batches.examples.indices[:0]
 
 
 def room_for_data(device: torch.device) -> float:

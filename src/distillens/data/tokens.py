@@ -86,11 +86,10 @@ def _sentences(examples: Examples) -> list[str]:
 
 def _tokenizer(recipe: TokenizerRecipe, sentences: list[str]) -> Any:
     library = _library()
-    tokenizer = (
-        _trained(library, recipe.vocabulary, sentences)
-        if recipe.path is None
-        else _read(library, Path(recipe.path))
-    )
+    if recipe.path is None:
+        tokenizer = _trained(library, recipe.vocabulary, sentences)
+    else:
+        tokenizer = _read(library, Path(recipe.path))
     tokenizer.no_padding()
     try:
         tokenizer.enable_truncation(recipe.length)

@@ -81,13 +81,11 @@ def _plain_classes() -> list[Any]:
     """Return classes of values that are saved with weights and run no code when they are read."""
     kinds: list[Any] = [argparse.Namespace, SimpleNamespace, PosixPath, np.ndarray, np.dtype]
     kinds += {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}
+    multiarray = sys.modules[np.empty(0).__reduce__()[0].__module__]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        kinds += [(getattr(_multiarray, each), f"{module}.{each}") for each in _NUMPY]
+        for name in ("scalar", "_reconstruct"):
+            kinds.append((getattr(multiarray, name), f"{module}.{name}"))
     return kinds
-
-
-_NUMPY = ("scalar", "_reconstruct")
-_multiarray = sys.modules[np.empty(0).__reduce__()[0].__module__]
 
 
 def load_safely(path: Path) -> Any:

@@ -109,22 +109,18 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
             name, split = _config_and_split(folder, file)
             configs.setdefault(name, {}).setdefault(split, []).append(file)
     with_train = [name for name, splits in configs.items() if "train" in map(split_of, splits)]
-    if config is not None:
-        if config not in configs:
-            raise DataError(
-                f"{folder} has no configuration {config!r}{nearest(config, configs)}; "
-                "data.config must name one"
-            )
-        chosen = config
-    elif len(with_train) > 1:
+    chosen = with_train if config is None else [config]
+    if config is not None and config not in configs:
         raise DataError(
-            f"{folder} holds {len(with_train)} configurations with training examples: "
-            f"{', '.join(sorted(with_train))}; choose one, for example with "
-            f"data.config={sorted(with_train)[-1]}"
+            f"{folder} has no configuration {config!r}{nearest(config, configs)}; "
+            "data.config must name one"
         )
-    elif with_train:
-        chosen = with_train[0]
-    else:
+    if len(chosen) > 1:
+        raise DataError(
+            f"{folder} holds {len(chosen)} configurations with training examples: "
+            f"{', '.join(sorted(chosen))}; choose one, for example with data.config={max(chosen)}"
+        )
+    if not chosen:
         known = sorted({split for splits in configs.values() for split in splits})
         named = f" among its splits {known}" if known else ""
         raise DataError(
@@ -132,7 +128,7 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
             "needed"
         )
     found: Splits = {}
-    for split, files in configs[chosen].items():
+    for split, files in configs[chosen[0]].items():
         # Folders that a README.md names for one split are parts of it, each with its own shards.
         folders: dict[Path, list[Path]] = {}
         for file in files:

@@ -27,7 +27,6 @@ from distillens.errors import DataError, one_line
 if TYPE_CHECKING:
     from distillens.data.examples import Examples
 
-WORDS = ("string", "large_string")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _IDENTIFIER = re.compile(r"((.*_)?(id|idx|index|index_level_\d+)(__)?|unnamed: 0)?$", re.IGNORECASE)
 _CLASSES = re.compile(r"label|class|target|categor", re.IGNORECASE)
@@ -346,7 +345,7 @@ def _with_numbers(table: Any) -> Any:
 
 
 def _holds_words(kind: Any) -> bool:
-    return getattr(kind, "dtype", "") in WORDS
+    return getattr(kind, "dtype", "") in ("string", "large_string")
 
 
 def _sentences(table: Any, asked: str | None, label_name: str, where: str) -> list[str]:
