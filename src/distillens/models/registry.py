@@ -72,31 +72,13 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     Raises
     ------
     RecipeError
-        The name is unknown, an argument does not exist, or code of the recipe's author would run
-        without ``trust_code``.
+        The name is unknown or does not name a function or class, an argument does not exist or is
+        missing, or code of the recipe's author would run without ``trust_code``.
     """
     # A recipe may be read where the extra is missing; building the model asks for it.
     if is_external(recipe.name):
         return
-    check_builder(recipe.name, find_builder(recipe, trust_code), recipe.arguments)
-
-
-def parameters_of(builder: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Return the parameters of a builder; None for a callable of a compiled library without them."""
-    try:
-        return inspect.signature(builder).parameters
-    except (TypeError, ValueError):
-        return None
-
-
-def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse a builder that cannot be called with the arguments of a recipe.
-
-    Raises
-    ------
-    RecipeError
-        It is no function or class, an argument does not exist, or one is missing.
-    """
+    name, arguments, builder = recipe.name, recipe.arguments, find_builder(recipe, trust_code)
     # A module, told without torch.
     if hasattr(builder, "state_dict") and not inspect.isclass(builder):
         raise RecipeError(
@@ -130,6 +112,14 @@ def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None
                 f"model {name!r} needs an argument {key!r}; set it together with the name, or use the "
                 f"names that are set from the data: {', '.join(FROM_DATA)}"
             )
+
+
+def parameters_of(builder: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a builder; None for a callable of a compiled library without them."""
+    try:
+        return inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return None
 
 
 def is_external(name: str) -> bool:
