@@ -30,7 +30,7 @@ _NO_PARTS = (
     str, bytes, int, float,
 )  # fmt: skip
 
-_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
     np.random.Generator: (
         lambda generator: _plain(generator.bit_generator.state),
@@ -74,7 +74,7 @@ def _inside(part: Any) -> list[tuple[str, Any]]:
     return [(name, each) for name, each in inside.items() if name != "_iterator"]
 
 
-def _accessors(part: Any) -> tuple[Callable[[Any], Any], Callable[[Any, Any], None]] | None:
+def _accessors(part: Any) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]] | None:
     """Return the entry of `_GENERATORS`; None for an object that is no such generator."""
     found = (both for kind, both in _GENERATORS.items() if isinstance(part, kind))
     return None if isinstance(part, random.SystemRandom) else next(found, None)

@@ -151,8 +151,8 @@ def _npz_pairs(path: Path, names: list[str]) -> dict[str, tuple[str, str]]:
         split: [[each.format(name) for name in written for each in kind] for kind in NPZ_PATTERNS]
         for split, written in NPZ_SPLITS.items()
     }
-    pairs = {split: _npz_pair(path, names, *known, split) for split, known in wanted.items()}
-    single = _npz_pair(path, names, *NPZ_SINGLE, None)
+    pairs = {split: _npz_pair(path, names, known, split) for split, known in wanted.items()}
+    single = _npz_pair(path, names, NPZ_SINGLE, None)
     train = pairs["train"] or single
     if train is None:
         raise DataError(
@@ -169,9 +169,9 @@ def _npz_pairs(path: Path, names: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def _npz_pair(
-    path: Path, names: list[str], inputs: Sequence[str], labels: Sequence[str], split: str | None
+    path: Path, names: list[str], wanted: Sequence[Sequence[str]], split: str | None
 ) -> tuple[str, str] | None:
-    there = [[name for name in names if name.lower() in known] for known in (inputs, labels)]
+    there = [[name for name in names if name.lower() in known] for known in wanted]
     for what, several in zip(("inputs", "labels"), there, strict=True):
         if len(several) > 1 and all(there):
             raise DataError(
@@ -184,7 +184,7 @@ def _npz_pair(
         present, lacking = ("inputs", "labels") if there[0] else ("labels", "inputs")
         raise DataError(
             f"{path} has {(there[0] or there[1])[0]}, but no {lacking} for these {present}; "
-            f"add {labels[0] if there[0] else inputs[0]} or leave the array out"
+            f"add {wanted[1 if there[0] else 0][0]} or leave the array out"
         )
     return None
 

@@ -196,7 +196,9 @@ class CifarResNet(nn.Module):
         x = self.blocks(relu(self.bn(self.conv(x))))
         return self.fc(x.mean((2, 3)))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *others: Any
+    ) -> None:
         """Translate the published names, before the layers look for theirs."""
         published = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
         for name in published:
