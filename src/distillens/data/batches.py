@@ -301,7 +301,7 @@ class Batches:
         if held is None:
             return None
         inputs = self._augmented(held, epoch) if self._changes else held.inputs
-        return OpenEpoch(self, epoch, held, inputs)
+        return OpenEpoch(self, epoch, inputs)
 
     def take(self, positions: np.ndarray, epoch: int, weight: float = 1.0) -> Batch:
         """Return these positions as the batch they are in this epoch."""
@@ -388,20 +388,19 @@ class OpenEpoch:
         The source.
     epoch
         Its number.
-    held
-        The source's examples on the device.
     inputs : Tensor
         (N, …) inputs of the epoch, augmented, as they are stored.
     """
 
-    def __init__(self, batches: Batches, epoch: int, held: Examples, inputs: Tensor) -> None:
+    def __init__(self, batches: Batches, epoch: int, inputs: Tensor) -> None:
         self.epoch = epoch
         self.inputs = inputs
         self._batches = batches
-        self._held = held
         self._no_indices = batches.examples.indices[:0]
         self._order = batches.order(epoch)
         self._order_there = torch.from_numpy(self._order).to(inputs.device)
+        self.outline = self.gather(self._order_there[:0])
+        """An empty batch with the epoch and the source of its batches."""
 
     def positions(self, place: int) -> Tensor:
         """Return the (B,) positions of a batch, on the device."""
@@ -423,17 +422,6 @@ class OpenEpoch:
         The batch has no indices: code that needs them looks its examples up by ``rows``.
         """
         return self._batches._gather(positions, self._no_indices, self.epoch, 1.0, self.inputs)
-
-    def outline(self) -> Batch:
-        """Return an empty batch with its epoch and its source."""
-        return Batch(
-            self.inputs[:0],
-            self._held.labels[:0],
-            self._no_indices,
-            self.epoch,
-            classes=len(self._held.classes) or None,
-            rows=Rows(self._held, self._order_there[:0]),
-        )
 
 
 def room_for_data(device: torch.device) -> float:

@@ -110,7 +110,7 @@ class CapturedStep:
             self._step(opened.batch(place), number)
             return
         step = self._step
-        step.supervision.advance(opened.outline(), number)
+        step.supervision.advance(opened.outline, number)
         step.set_rate(number)
         try:
             phase = phase_of(step.supervision, number)

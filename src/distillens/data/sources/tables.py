@@ -300,10 +300,10 @@ class Text(TableSource):
 
     ``path`` is a folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``dev``) as .tsv or
     .csv, gzipped or not, with a header, or as parquet, in the layouts of `dataset_files`; or a name
-    that ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV. ``text_column`` and
-    ``label_column`` are needed only where more than one column would do. Labels are integers from 0,
-    or names, which become classes in alphabetical order. Columns of integers that count examples, such
-    as ``idx``, are no labels.
+    that ``datasets.load_dataset`` knows. Quotes mean nothing in TSV and quote in CSV. ``text_column``
+    and ``label_column`` are needed only where more than one column would do. Labels are integers from
+    0, or names, which become classes in alphabetical order. Columns of integers that count examples,
+    such as ``idx``, are no labels.
     """
 
     is_text: ClassVar[bool] = True
