@@ -17,18 +17,17 @@ import yaml
 from distillens.data.sources.folders import visible_files
 from distillens.errors import DataError, nearest
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("validation", "valid", "val", "dev"),
+_CANONICAL = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-"""Splits, and the names under which they are found."""
+"""Splits by the names under which they are found."""
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 """Endings of tables."""
 ROOT = "."
 """Name of the configuration whose files lie in the folder itself."""
 
-_CANONICAL = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _SHARD = re.compile(r"(.*?)[-_.](\d{1,6})-of-(\d{1,6})(?:[-.][0-9a-f]{8,})?")
 _NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)")
 _PREFIXED = re.compile(rf"(.+)[-_.]({'|'.join(_CANONICAL)})")
