@@ -85,9 +85,7 @@ def read_csv_table(path: Path, header: bool | None = None) -> tuple[Any, bool, b
     # The names are set afterwards: Arrow needs them to be different.
     numbered = [f"f{i}" for i in range(width)]
     table = arrow.read_csv(
-        _single_spaces(path, encoding)
-        if delimiter == " "
-        else pa.input_stream(path, compression="detect"),
+        _stream(path, encoding, delimiter),
         read_options=arrow.ReadOptions(
             encoding="utf8" if encoding == "utf-8" else encoding,
             skip_rows=skip + bool(header),
@@ -138,13 +136,14 @@ def _without_empty_end(table: Any, *, named: bool) -> Any:
     )
 
 
-def _single_spaces(path: Path, encoding: str) -> Any:
-    """Return a file whose columns are aligned with spaces, with one space between them."""
+def _stream(path: Path, encoding: str, delimiter: str) -> Any:
+    """Open a file; columns that are aligned with spaces then have one space between them."""
     import pyarrow as pa
 
-    with pa.input_stream(path, compression="detect") as stream:
-        text = stream.read().decode(encoding)
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    stream = pa.input_stream(path, compression="detect")
+    if delimiter != " ":
+        return stream
+    lines = (" ".join(line.split()) for line in stream.read().decode(encoding).splitlines())
     return pa.BufferReader("\n".join(lines).encode(encoding))
 
 
