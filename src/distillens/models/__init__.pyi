@@ -1,8 +1,8 @@
-from .architectures.convolutional import VGG16 as VGG16
-from .architectures.convolutional import CifarResNet as CifarResNet
-from .architectures.convolutional import LeNet5 as LeNet5
-from .architectures.dense import MLP as MLP
-from .architectures.dense import RandomFeatures as RandomFeatures
+from .architectures.feedforward import MLP as MLP
+from .architectures.feedforward import VGG16 as VGG16
+from .architectures.feedforward import CifarResNet as CifarResNet
+from .architectures.feedforward import LeNet5 as LeNet5
+from .architectures.feedforward import RandomFeatures as RandomFeatures
 from .architectures.transformer import Encoder as Encoder
 from .architectures.transformer import LanguageModel as LanguageModel
 from .architectures.transformer import tokens_of as tokens_of

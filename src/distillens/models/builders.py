@@ -21,7 +21,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 def lenet5(
     input_shape: tuple[int, ...], outputs: int, width: PositiveInt = 1, pad_to: NonNegativeInt = 32
 ) -> Any:
-    from distillens.models.architectures.convolutional import LeNet5
+    from distillens.models.architectures.feedforward import LeNet5
 
     return LeNet5(input_shape, outputs, width, pad_to)
 
@@ -30,7 +30,7 @@ def lenet5(
 def mlp(
     input_shape: tuple[int, ...], outputs: int, hidden: tuple[PositiveInt, ...] = (128,)
 ) -> Any:
-    from distillens.models.architectures.dense import MLP
+    from distillens.models.architectures.feedforward import MLP
 
     return MLP(input_shape, outputs, hidden)
 
@@ -42,13 +42,13 @@ def random_features(
     width: PositiveInt = 5000,
     features_seed: NonNegativeInt = 0,
 ) -> Any:
-    from distillens.models.architectures.dense import RandomFeatures
+    from distillens.models.architectures.feedforward import RandomFeatures
 
     return RandomFeatures(input_shape, outputs, width, features_seed)
 
 
 def resnet(depth: int, input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
-    from distillens.models.architectures.convolutional import CifarResNet
+    from distillens.models.architectures.feedforward import CifarResNet
 
     return CifarResNet(input_shape, outputs, depth, shortcut)
 
@@ -59,7 +59,7 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
 
 @register_model("vgg16")
 def vgg16(input_shape: tuple[int, ...], outputs: int, dropout: Dropout = 0.5) -> Any:
-    from distillens.models.architectures.convolutional import VGG16
+    from distillens.models.architectures.feedforward import VGG16
 
     return VGG16(input_shape, outputs, dropout)
 

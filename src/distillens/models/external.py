@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distillens.errors import ModelError, RecipeError, nearest, one_line
 from distillens.forward.sequences import SequenceModel as SequenceModel
-from distillens.models.architectures.convolutional import image_shape
+from distillens.models.architectures.feedforward import image_shape
 from distillens.models.architectures.transformer import text_shape
 from distillens.models.registry import EXTRAS, is_external
 
