@@ -20,8 +20,7 @@ from distillens import oracle_gram
 from distillens.analyses.eigenspace.dynamics import EigenspaceTask, measure_eigenspace
 from distillens.analyses.eigenspace.layers import find_layer, layer_inputs, weight_matrix
 from distillens.data import Batches, Normalisation
-from distillens.data.load import load_splits
-from distillens.data.prepare import subset
+from distillens.data.prepare import load_splits, subset
 from distillens.errors import MeasureError, ModelError
 from distillens.models import build_model
 from distillens.report import eigenspace_table

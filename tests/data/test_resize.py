@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from distillens.data import DataRecipe, load_splits
-from distillens.data.resize import resize_images
-from distillens.errors import DataError, ModelError
+from distillens.data.sources.images import resize_images
+from distillens.errors import DataError, ModelError, RecipeError
 from distillens.models import ModelRecipe, build_model
 
 
@@ -125,5 +125,7 @@ def test_an_unpadded_lenet_ends_in_one_pixel_and_needs_sixteen() -> None:
         ModelError, match=r"at least 16x16 pixels, these have 15x15 after padding to 0"
     ):
         build_model(small, (3, 15, 15), 100, seed=0)
-    with pytest.raises(ModelError, match="pad_to must be at least 0, got -1"):
+    with pytest.raises(
+        RecipeError, match=r"'lenet5': pad_to: .*greater than or equal to 0, got -1"
+    ):
         build_model(ModelRecipe(name="lenet5", pad_to=-1), (3, 32, 32), 10, seed=0)  # type: ignore[call-arg]

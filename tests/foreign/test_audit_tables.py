@@ -435,7 +435,7 @@ def test_columns_of_arrow(tmp_path: Path):
     rows = dl.read_rows(tmp_path / "t.parquet")
     assert rows.values.tolist() == [[0.5, 1], [0.5, 2], [2, 3]]
     parquet.write_table(pa.table({"z": [[1.0, None], [1.0, 2.0]]}), tmp_path / "n.parquet")
-    with pytest.raises(DataError, match="1 empty values"):
+    with pytest.raises(DataError, match="1 empty cells in its lists"):
         dl.read_rows(tmp_path / "n.parquet")
     parquet.write_table(pa.table({"z": [[1.0], [1.0, 2.0]]}), tmp_path / "r.parquet")
     with pytest.raises(DataError, match="have 1 to 2 values"):

@@ -19,11 +19,11 @@ from pyarrow import parquet
 from distillens.data import load_splits
 from distillens.data.examples import Examples, examples_from_arrays
 from distillens.data.recipe import DataRecipe
+from distillens.data.sources.arrays import NpzFile
 from distillens.data.sources.dataset_files import find_splits
 from distillens.data.sources.folders import ImageFolder
-from distillens.data.sources.huggingface import HuggingFace
-from distillens.data.sources.npz import NpzFile
 from distillens.data.sources.source import LoadOptions
+from distillens.data.sources.tables import HuggingFace
 from distillens.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -201,7 +201,9 @@ def test_words_become_classes_in_alphabetical_order(tmp_path: Path) -> None:
     assert found["train"].classes == found["test"].classes == ("fig", "pear")
     assert found["train"].labels.tolist() == [1, 0, 1]
     write_table(tmp_path / "test.parquet", ["plum"], id=[1])
-    with pytest.raises(DataError, match="'plum', which the training split lacks"):
+    with pytest.raises(
+        DataError, match="'plum', which is none of the 2 classes of the training split"
+    ):
         read_huggingface(tmp_path)
 
 

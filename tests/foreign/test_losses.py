@@ -698,7 +698,7 @@ WRONG: dict[str, Callable[[], Any]] = {
         linear(1), OneHot(), loader(torch.full_like(Y, -100))
     ),
     "indices of a batch are float32": lambda: trained(linear(1), OneHot(), [(X, Y, Y + 0.5)]),
-    r"indices of a batch have shape \(16,\) for 32 labels": lambda: trained(
+    r"indices of a batch are int64 of shape \(16,\) for 32 labels": lambda: trained(
         linear(1), OneHot(), [(X, Y, Y[:16])]
     ),
 }

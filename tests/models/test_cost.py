@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillens.errors import MeasureError, ModelError
+from distillens.errors import MeasureError, ModelError, RecipeError
 from distillens.models import ModelRecipe, build_model, measure_cost, save_weights
 from distillens.results.base import from_json, to_json
 from distillens.results.training import Cost
@@ -76,7 +76,7 @@ def test_vgg16_has_the_size_known_on_cifar_and_takes_other_pictures() -> None:
     for shape in ((1, 8, 8), (1, 28, 28), (3, 64, 64)):
         other = build_model(ModelRecipe(name="vgg16", dropout=0.1), shape, 3, seed=0)  # type: ignore[call-arg]
         assert other.eval()(torch.zeros(1, *shape)).shape == (1, 3)
-    with pytest.raises(ModelError, match=r"dropout must lie in \[0, 1\), got 1"):
+    with pytest.raises(RecipeError, match=r"'vgg16': dropout: .*less than 1, got 1"):
         build_model(ModelRecipe(name="vgg16", dropout=1), (3, 32, 32), 10, seed=0)  # type: ignore[call-arg]
 
 

@@ -87,7 +87,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
         build_model(ModelRecipe(name="lenet5"), (4,), 2, seed=0)
     with pytest.raises(RecipeError, match=r"width: .*integer.* got 'wide'"):
         build_model(ModelRecipe(name="lenet5", width="wide"), CIFAR, 2, seed=0)  # type: ignore[call-arg]
-    with pytest.raises(ModelError, match="width must be at least 1, got 0"):
+    with pytest.raises(RecipeError, match=r"'lenet5': width: .*greater than 0, got 0"):
         build_model(ModelRecipe(name="lenet5", width=0), CIFAR, 2, seed=0)  # type: ignore[call-arg]
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from distillens import EmpiricalNTK
-from distillens.errors import ModelError, RunError
+from distillens.errors import RecipeError, RunError
 from distillens.models import ModelRecipe, RandomFeatures, build_model, load_weights, save_weights
 from distillens.runs.layout import Run
 from distillens.study import run
@@ -60,7 +60,7 @@ def test_a_checkpoint_holds_the_linear_layer_alone(tmp_path: Path) -> None:
 
 
 def test_a_width_of_zero_is_refused() -> None:
-    with pytest.raises(ModelError, match="width is 0"):
+    with pytest.raises(RecipeError, match=r"width: .*greater than 0, got 0"):
         network(0, width=0)
 
 

@@ -18,7 +18,7 @@ from conftest import command, refused
 import distillens
 from distillens.analyses.measure import measure_run
 from distillens.data import Batches, DataRecipe, Examples, load_splits
-from distillens.data.tokens.next_tokens import NextTokens
+from distillens.data.tokens import NextTokens
 from distillens.errors import DataError, ModelError
 from distillens.files.tables import Rows
 from distillens.measures.statistics.intervals import mean_over_sentences
@@ -116,7 +116,7 @@ def test_batches_held_on_the_device_are_those_of_the_host() -> None:
         assert mine.weight == other.weight
         # Rows of a table of labels of examples would not be those of tokens.
         assert mine.rows is None
-        assert not mine.labels_are_known()
+        assert mine.known_labels is None
 
 
 def test_a_student_of_sure_logits_is_the_student_of_labels() -> None:

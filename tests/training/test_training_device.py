@@ -444,7 +444,7 @@ def test_divergence_names_its_step_with_captured_steps(tapes: list[Tape], tmp_pa
 def test_data_that_do_not_fit_stay_on_the_host_with_a_note(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distillens.data.resident.room_for_data", lambda device: 5_000)
+    monkeypatch.setattr("distillens.data.batches.room_for_data", lambda device: 5_000)
     source = Batches(pictures(), BATCH, device="meta")
     assert source.held is None
     assert source.note is not None

@@ -1,13 +1,13 @@
 from .batches import Batch as Batch
 from .batches import Batches as Batches
 from .batches import EpochSource as EpochSource
-from .batches import LoaderBatches as LoaderBatches
-from .batches import Normalisation as Normalisation
 from .examples import Examples as Examples
 from .examples import LabelChange as LabelChange
 from .examples import Splits as Splits
 from .examples import examples_from_arrays as examples_from_arrays
-from .load import load_splits as load_splits
+from .loaders import LoaderBatches as LoaderBatches
+from .normalisation import Normalisation as Normalisation
+from .prepare import load_splits as load_splits
 from .recipe import Augmentation as Augmentation
 from .recipe import DataRecipe as DataRecipe
 from .recipe import TokenizerRecipe as TokenizerRecipe
@@ -16,5 +16,5 @@ from .sources.source import DataSource as DataSource
 from .sources.source import LoadOptions as LoadOptions
 from .sources.source import PathSource as PathSource
 from .sources.source import register_source as register_source
-from .tokens.tokenizers import PADDING as PADDING
-from .tokens.tokenizers import vocabulary_of as vocabulary_of
+from .tokens import PADDING as PADDING
+from .tokens import vocabulary_of as vocabulary_of

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,16 +14,33 @@ from torch import Tensor
 
 from distillens.data.augment import augment
 from distillens.data.examples import Examples
-from distillens.data.labels import IGNORED, class_labels, counting_mask, fit_to_logits, outside
-from distillens.data.loader_state import generator_states, loader_parts, restore_generators
+from distillens.data.labels import IGNORED, fit_to_logits, outside
+from distillens.data.normalisation import Normalisation, as_float
 from distillens.data.recipe import Augmentation
-from distillens.data.resident import Rows, too_large
 from distillens.errors import DataError
-from distillens.files.arrays import native
 from distillens.forward.device_errors import checked_device
 
 CHUNK_BYTES = 2**26
 """Bytes of images that are augmented at once where an epoch is prepared on the device."""
+
+SHARE = 0.5
+"""Share of the free memory of a device that data may take; the rest is for networks."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch in its source, which is held on the device.
+
+    Attributes
+    ----------
+    examples : Examples
+        All examples of the source, on the device.
+    positions : Tensor
+        (B,) int64 positions in ``examples``, on the device.
+    """
+
+    examples: Examples
+    positions: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,25 +104,23 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; indices stay on the CPU."""
-        mask = None if self.mask is None else self.mask.to(device)
-        further = self._each_further(lambda values: values.to(device))
+        return self._changed(lambda values: values.to(device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with another form of inputs, labels, mask and further inputs."""
         return replace(
             self,
-            inputs=self.inputs.to(device),
-            labels=self.labels.to(device),
-            mask=mask,
-            further=further,
+            inputs=change(self.inputs),
+            labels=change(self.labels),
+            mask=None if self.mask is None else change(self.mask),
+            further=self.further and {name: change(each) for name, each in self.further.items()},
         )
 
-    def _each_further(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor] | None:
-        if self.further is None:
-            return None
-        return {name: change(values) for name, values in self.further.items()}
-
-    def labels_are_known(self) -> bool:
-        """Return whether all labels count and their range is known, without a look at them."""
+    @property
+    def known_labels(self) -> LabelRange | None:
+        """The range of the labels if all of them count and it is known without a look at them."""
         known = self.label_range
-        return self.mask is None and known is not None and known.labels is self.labels
+        return known if self.mask is None and known and known.labels is self.labels else None
 
     def labels_are_classes(self, classes: int) -> bool:
         """Return whether all labels are known to be classes that count, without a look at them.
@@ -116,12 +130,10 @@ class Batch:
         DataError
             The range of the labels is known, and it is not that of the classes.
         """
-        known = self.label_range
-        if known is None or not self.labels_are_known():
-            return False
-        if known.lowest < 0 or known.highest >= max(classes, 2):
+        known = self.known_labels
+        if known and (known.lowest < 0 or known.highest >= max(classes, 2)):
             raise outside(known.lowest if known.lowest < 0 else known.highest, classes)
-        return True
+        return known is not None
 
     def counted(self, values: Tensor) -> Tensor:
         """Return the sum of (B,) or (B, T) values over the positions that count."""
@@ -148,23 +160,18 @@ class Batch:
             return
         size = math.ceil(len(self) / parts)
         whole = len(self) if self.mask is None else int(self.mask.sum())
+        rows, known = self.rows, self.known_labels
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            labels = self.labels[part]
-            mask = None if self.mask is None else self.mask[part]
+            found = self._changed(lambda values, part=part: values[part])
             # The loss is a mean over positions that count, so that is what a share is a share of.
-            counting = len(labels) if mask is None else int(mask.sum())
-            rows, known = self.rows, self.label_range if self.labels_are_known() else None
+            counting = len(found) if found.mask is None else int(found.mask.sum())
             yield replace(
-                self,
-                inputs=self.inputs[part],
-                labels=labels,
+                found,
                 indices=self.indices[part],
                 weight=self.weight * counting / max(1, whole),
-                mask=mask,
-                further=self._each_further(lambda values, part=part: values[part]),
                 rows=None if rows is None else replace(rows, positions=rows.positions[part]),
-                label_range=None if known is None else replace(known, labels=labels),
+                label_range=None if known is None else replace(known, labels=found.labels),
             )
 
 
@@ -181,52 +188,6 @@ class EpochSource(Protocol):
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, the same ones whenever it is asked for."""
         ...
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation of each channel, of inputs in [0, 1] for uint8 and raw for floats."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, examples: Examples) -> Normalisation:
-        """Measure on examples (those of training). Constant channels keep a deviation of 1."""
-        inputs = examples.inputs
-        sums, squares, count = 0.0, 0.0, 0
-        axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
-        for start in range(0, len(inputs), 4096):
-            chunk = _as_float(inputs[start : start + 4096]).double()
-            sums = sums + chunk.sum(axes)
-            squares = squares + (chunk * chunk).sum(axes)
-            count += chunk.numel() // chunk.shape[1]
-        mean = torch.as_tensor(sums) / count
-        variance = (torch.as_tensor(squares) / count - mean**2).clamp_min(0)
-        deviation = torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
-        shape = (1, -1, 1, 1) if inputs.ndim == 4 else (1, -1)
-        return cls(mean.float().reshape(shape), deviation.float().reshape(shape))
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return normalised float32 inputs of the same shape."""
-        mean, deviation, shift, scale = self._on(inputs.device)
-        if inputs.dtype == torch.uint8:
-            # One multiply-add on the bytes instead of a division, a subtraction and a division.
-            return torch.addcmul(shift, inputs.float(), scale)
-        return (inputs - mean) / deviation
-
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Copied to a device once: in every step the host would wait for the copy.
-        copies = self.__dict__.setdefault("_copies", {})
-        if device not in copies:
-            shift, scale = -self.mean / self.deviation, 1 / (255 * self.deviation)
-            constants = (self.mean, self.deviation, shift, scale)
-            copies[device] = tuple(each.to(device) for each in constants)
-        return copies[device]
-
-
-def _as_float(inputs: Tensor) -> Tensor:
-    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
 class Batches:
@@ -285,8 +246,8 @@ class Batches:
         self.augmentation = augmentation
         self.seed = seed
         self.device = checked_device(device, "device of the batches")
-        self.is_image = examples.inputs.ndim == 4
-        self.channels_last = channels_last and self.is_image
+        is_image = examples.inputs.ndim == 4
+        self.channels_last = channels_last and is_image
         self.rank = rank
         self.processes = processes
         self.note: str | None = None
@@ -294,7 +255,7 @@ class Batches:
         self._resident = resident
         self._changes = augmentation is not None and augmentation.changes
         self._epoch_inputs: tuple[int, Tensor] | None = None
-        if self._changes and not self.is_image:
+        if self._changes and not is_image:
             raise DataError(
                 f"augmentation works on images (channels, height, width), "
                 f"these inputs have shape {examples.input_shape}; leave it out"
@@ -323,15 +284,13 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        opened = self.open_epoch(epoch)
-        if opened is not None:
-            for place in range(len(self)):
-                yield opened.batch(place)
-            return
-        order = self.order(epoch)
+        opened, order = self.open_epoch(epoch), self.order(epoch)
         for place in range(len(self)):
-            mine, weight = self._share(order, place)
-            yield self.take(mine, epoch, weight)
+            if opened is None:
+                mine, weight = self._share(order, place)
+                yield self.take(mine, epoch, weight)
+            else:
+                yield opened.batch(place)
 
     def open_epoch(self, epoch: int) -> OpenEpoch | None:
         """Prepare an epoch on the device; None where the examples are not held there.
@@ -342,32 +301,49 @@ class Batches:
         if held is None:
             return None
         inputs = self._augmented(held, epoch) if self._changes else held.inputs
-        return OpenEpoch(self, epoch, held, inputs)
+        return OpenEpoch(self, epoch, inputs)
 
     def take(self, positions: np.ndarray, epoch: int, weight: float = 1.0) -> Batch:
         """Return these positions as the batch they are in this epoch."""
         where = torch.from_numpy(positions)
-        indices = self.examples.indices[where]
-        held, rows = self.held, None
-        if held is not None:
-            rows = Rows(held, where.to(self.device))
-            inputs, labels, index = (
-                values.index_select(0, rows.positions)
-                for values in (held.inputs, held.labels, held.indices)
-            )
-        else:
-            inputs, labels, index = (
-                self.examples.inputs[where],
-                self.examples.labels[where],
-                indices,
-            )
-            if self.device.type == "cuda":
-                inputs = inputs.pin_memory().to(self.device, non_blocking=True)
-                labels = labels.pin_memory().to(self.device, non_blocking=True)
-        if self._changes:
+        there = where if self.held is None else where.to(self.device)
+        return self._gather(there, self.examples.indices[where], epoch, weight)
+
+    def _gather(
+        self,
+        where: Tensor,
+        indices: Tensor,
+        epoch: int,
+        weight: float,
+        stored: Tensor | None = None,
+    ) -> Batch:
+        """Return the batch of (B,) positions, which lie where the examples are held.
+
+        ``stored`` are all (N, …) inputs, as they are augmented in this epoch.
+        """
+        source = self.examples if self.held is None else self.held
+        inputs = (source.inputs if stored is None else stored).index_select(0, where)
+        labels = source.labels.index_select(0, where)
+        if self.held is None and self.device.type == "cuda":
+            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        if stored is None and self._changes:
             assert self.augmentation is not None
-            inputs = augment(inputs, index, epoch, self.augmentation)
-        return self._batch(inputs, labels, indices, epoch, weight, rows)
+            inputs = augment(inputs, source.indices[where], epoch, self.augmentation)
+        inputs = self.normalisation(inputs) if self.normalisation else as_float(inputs)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        span = self.label_span
+        return Batch(
+            inputs,
+            labels,
+            indices,
+            epoch,
+            weight,
+            classes=len(self.examples.classes) or None,
+            rows=None if self.held is None else Rows(source, where),
+            label_range=None if span is None else LabelRange(labels, *span),
+        )
 
     def _share(self, order: np.ndarray, place: int) -> tuple[np.ndarray, float]:
         """Return the positions of this process's share of a global batch, and their weight."""
@@ -393,38 +369,9 @@ class Batches:
             self._epoch_inputs = (epoch, inputs)
         return inputs
 
-    def _batch(
-        self,
-        inputs: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        epoch: int,
-        weight: float,
-        rows: Rows | None,
-    ) -> Batch:
-        """Return stored inputs as a batch of normalised ones."""
-        inputs = self.normalisation(inputs) if self.normalisation else _as_float(inputs)
-        if self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        span = self._label_span
-        return Batch(
-            inputs,
-            labels,
-            indices,
-            epoch,
-            weight,
-            classes=len(self.examples.classes) or None,
-            rows=rows,
-            label_range=None if span is None else LabelRange(labels, *span),
-        )
-
-    @property
-    def labels_are_known(self) -> bool:
-        """Whether all labels count, so that no batch needs a mask."""
-        return self._label_span is not None
-
     @cached_property
-    def _label_span(self) -> tuple[int, int] | None:
+    def label_span(self) -> tuple[int, int] | None:
+        """The lowest and the highest label if all labels count, so that no batch needs a mask."""
         labels = self.examples.labels
         if not labels.numel() or bool((labels == IGNORED).any()):
             return None
@@ -441,19 +388,19 @@ class OpenEpoch:
         The source.
     epoch
         Its number.
-    held
-        The source's examples on the device.
     inputs : Tensor
         (N, …) inputs of the epoch, augmented, as they are stored.
     """
 
-    def __init__(self, batches: Batches, epoch: int, held: Examples, inputs: Tensor) -> None:
+    def __init__(self, batches: Batches, epoch: int, inputs: Tensor) -> None:
         self.epoch = epoch
         self.inputs = inputs
         self._batches = batches
-        self._held = held
+        self._no_indices = batches.examples.indices[:0]
         self._order = batches.order(epoch)
         self._order_there = torch.from_numpy(self._order).to(inputs.device)
+        self.outline = self.gather(self._order_there[:0])
+        """An empty batch with the epoch and the source of its batches."""
 
     def positions(self, place: int) -> Tensor:
         """Return the (B,) positions of a batch, on the device."""
@@ -467,202 +414,31 @@ class OpenEpoch:
         if self._batches.processes > 1:
             positions = torch.from_numpy(np.ascontiguousarray(mine)).to(positions.device)
         indices = self._batches.examples.indices[torch.from_numpy(mine)]
-        return self.gather(positions, indices, weight)
+        return self._batches._gather(positions, indices, self.epoch, weight, self.inputs)
 
-    def gather(
-        self, positions: Tensor, indices: Tensor | None = None, weight: float = 1.0
-    ) -> Batch:
+    def gather(self, positions: Tensor) -> Batch:
         """Return the batch of (B,) positions on the device.
 
-        ``indices`` are those of its examples. A batch without them has none: code that needs them looks
-        its examples up by ``rows``.
+        The batch has no indices: code that needs them looks its examples up by ``rows``.
         """
-        return self._batches._batch(
-            self.inputs.index_select(0, positions),
-            self._held.labels.index_select(0, positions),
-            self._no_indices if indices is None else indices,
-            self.epoch,
-            weight,
-            Rows(self._held, positions),
-        )
-
-    def outline(self) -> Batch:
-        """Return an empty batch with its epoch and its source."""
-        return Batch(
-            self.inputs[:0],
-            self._held.labels[:0],
-            self._no_indices,
-            self.epoch,
-            classes=len(self._held.classes) or None,
-            rows=Rows(self._held, self._order_there[:0]),
-        )
-
-    @property
-    def _no_indices(self) -> Tensor:
-        return self._batches.examples.indices[:0]
+        return self._batches._gather(positions, self._no_indices, self.epoch, 1.0, self.inputs)
 
 
-def _tensor(values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        return torch.from_numpy(np.array(native(values), order="C"))
-    raise DataError(
-        "a loader must yield tensors or arrays of numbers, "
-        f"got {getattr(values, 'dtype', type(values).__name__)}; write a collate_fn"
+def room_for_data(device: torch.device) -> float:
+    """Return how many bytes of data a device may hold; infinite where its free memory is unknown."""
+    if device.type != "cuda":
+        return float("inf")
+    # Memory that torch has reserved and does not use is free as well.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def too_large(what: str, size: int, device: torch.device) -> str | None:
+    """Return the reason why data of a number of bytes are not held on a device; None if they fit."""
+    room = room_for_data(device)
+    if size <= room:
+        return None
+    return (
+        f"{what} take {size / 1e9:.2f} GB and stay in the memory of the host, because {device} has room "
+        f"for {room / 1e9:.2f} GB of data; batches are copied at each step"
     )
-
-
-def stable_indices(values: Any, examples: int) -> Tensor:
-    """Return (B,) int64 indices on the CPU.
-
-    Raises
-    ------
-    DataError
-        They are not one integer an example.
-    """
-    found = _tensor(values)
-    kind = str(found.dtype).removeprefix("torch.")
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise DataError(f"the indices of a batch are {kind}; an index is one integer an example")
-    if found.numel() != examples:
-        raise DataError(
-            f"the indices of a batch have shape {tuple(found.shape)} for {examples} labels; give one "
-            "integer an example"
-        )
-    return found.cpu().reshape(-1).to(torch.int64)
-
-
-class LoaderBatches:
-    """A user's own loader as a source of batches.
-
-    Every epoch is a new iteration over the loader. Before it, ``set_epoch(epoch)`` is called on the
-    loader and on each of its parts that has this method, for example a `DistributedSampler`. The
-    states of the random generators that the loader and its parts hold are part of
-    :meth:`state_dict`, so an interrupted training continues with the order that it would have had.
-    Random states inside persistent workers cannot be read; with ``persistent_workers=True`` the order
-    is still the same, but what the workers draw is not.
-
-    Parameters
-    ----------
-    loader
-        An iterable, not an iterator, that yields :class:`Batch` objects, ``(inputs, labels, indices)``
-        or ``(inputs, labels)``. Without indices, supervisions that look an example up cannot be used.
-        Labels are integer class labels; those equal to -100 do not count, as in torch.
-    device
-        Device of the batches.
-    classes
-        Number of classes. It is needed only for networks that return a tuple of which several
-        elements can be the logits.
-    steps_per_epoch
-        Batches of an epoch. By default the length of the loader; required where it has none, for
-        example for a `DataLoader` over an `IterableDataset`. A loader that yields more batches is
-        stopped after this number; the next epoch iterates over it anew.
-
-    Raises
-    ------
-    DataError
-        The loader has no length and ``steps_per_epoch`` is not given, it has no batches, or it is an
-        iterator, which can be read only once.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch.utils.data import DataLoader, TensorDataset
-    >>> examples = TensorDataset(torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))
-    >>> len(LoaderBatches(DataLoader(examples, batch_size=4)))
-    3
-    """
-
-    def __init__(
-        self,
-        loader: Iterable[Any],
-        device: torch.device | str = "cpu",
-        *,
-        classes: int | None = None,
-        steps_per_epoch: int | None = None,
-    ) -> None:
-        name = type(loader).__name__
-        if isinstance(loader, Iterator):
-            raise DataError(
-                f"the loader is an iterator ({name}), which can be read only once; give an object "
-                "that starts anew in every epoch, such as a list or a DataLoader"
-            )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise DataError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
-        self.loader = loader
-        self.device = checked_device(device, "device of the batches")
-        self.classes = classes
-        self._steps = steps_per_epoch
-        if len(self) == 0:
-            raise DataError(
-                f"the loader {name} has no batches; with drop_last=True it needs at least one whole "
-                "batch of examples"
-            )
-
-    def __len__(self) -> int:
-        if self._steps is not None:
-            return self._steps
-        try:
-            return len(self.loader)  # type: ignore[arg-type]
-        except (TypeError, NotImplementedError):
-            raise DataError(
-                f"the loader {type(self.loader).__name__} has no length; give the number of batches per "
-                "epoch has: LoaderBatches(loader, steps_per_epoch=...)"
-            ) from None
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the loader's batches; its own randomness decides their order."""
-        for _, part in loader_parts(self.loader):
-            if callable(method := getattr(part, "set_epoch", None)):
-                method(epoch)
-        for item in islice(self.loader, self._steps):
-            if isinstance(item, Batch):
-                labels = class_labels(item.labels)
-                mask = counting_mask(labels, item.mask)
-                classes = item.classes or self.classes
-                yield replace(item, labels=labels, mask=mask, epoch=epoch, classes=classes)
-                continue
-            if isinstance(item, Mapping):
-                raise DataError(
-                    f"the loader yields a {type(item).__name__} of {sorted(map(str, item))}; train on "
-                    "such batches with distillens.integrations.transformers.DistillationTrainer, or "
-                    "yield (inputs, labels)"
-                )
-            if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-                raise DataError(
-                    "a loader must yield (inputs, labels) or (inputs, labels, indices), "
-                    f"got {type(item).__name__}"
-                )
-            given = item[1]
-            labels = class_labels(given if isinstance(given, (list, int)) else _tensor(given))
-            if labels.ndim == 0:
-                raise DataError(
-                    "a loader must yield batches, got one example with one label; read the data set "
-                    "through torch.utils.data.DataLoader(dataset, batch_size=...)"
-                )
-            mask = counting_mask(labels, None)
-            mask = None if mask is None else mask.to(self.device)
-            inputs, labels = _tensor(item[0]).to(self.device), labels.to(self.device)
-            # -1 marks an example without a stable index; code that needs an index refuses it.
-            indices = torch.full((len(labels),), -1)
-            if len(item) == 3:
-                indices = stable_indices(item[2], len(labels))
-            yield Batch(inputs, labels, indices, epoch, mask=mask, classes=self.classes)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the random generators that the loader and its parts hold.
-
-        A loader with a ``state_dict`` of its own, such as torchdata's `StatefulDataLoader`, is asked
-        for it as well. Empty for a loader without either.
-        """
-        own = getattr(self.loader, "state_dict", None)
-        state = generator_states(self.loader)
-        return state | {"loader.state_dict": own()} if callable(own) else state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state that :meth:`state_dict` returned."""
-        generators = dict(state)
-        if "loader.state_dict" in generators:
-            self.loader.load_state_dict(generators.pop("loader.state_dict"))  # type: ignore[attr-defined]
-        restore_generators(self.loader, generators)

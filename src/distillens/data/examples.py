@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -70,12 +70,7 @@ class Examples:
             return self
         copies = self._copies()
         if device not in copies:
-            copies[device] = replace(
-                self,
-                inputs=self.inputs.to(device),
-                labels=self.labels.to(device),
-                indices=self.indices.to(device),
-            )
+            copies[device] = self._changed(lambda values: values.to(device))
         return copies[device]
 
     def is_on(self, device: torch.device) -> bool:
@@ -89,12 +84,11 @@ class Examples:
     def take(self, positions: np.ndarray | Tensor | slice) -> Examples:
         """Return the examples at these positions; they keep their indices."""
         where = torch.from_numpy(positions) if isinstance(positions, np.ndarray) else positions
-        return replace(
-            self,
-            inputs=self.inputs[where],
-            labels=self.labels[where],
-            indices=self.indices[where],
-        )
+        return self._changed(lambda values: values[where])
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        inputs, labels, indices = map(change, (self.inputs, self.labels, self.indices))
+        return replace(self, inputs=inputs, labels=labels, indices=indices)
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,13 @@ def examples_from_arrays(
     if not len(label):
         raise DataError(f"{where}: no examples; at least one is needed")
     count = len(classes) if classes else min(int(label.max()) + 1, MAX_UNNAMED)
-    check_labels(label, count, where)
+    outside = ((label < 0) | (label >= count)).nonzero()
+    if len(outside):
+        row = int(outside[0, 0])
+        raise DataError(
+            f"{where}: label {int(label[row])} of example {row} is out of range; "
+            f"labels must lie in [0, {count - 1}]"
+        )
     names = tuple(classes) if classes else tuple(str(c) for c in range(count))
     return Examples(tensor, label, torch.arange(len(label)), names)
 
@@ -195,17 +195,6 @@ def _numbers(values: Any, what: str) -> Tensor:
         return torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"{what} are no array of numbers but of {array.dtype}") from None
-
-
-def check_labels(labels: Tensor, classes: int, where: str) -> None:
-    """Raise DataError naming the first label outside [0, classes)."""
-    outside = (labels < 0) | (labels >= classes)
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0, 0])
-        raise DataError(
-            f"{where}: label {int(labels[row])} of example {row} is out of range; "
-            f"labels must lie in [0, {classes - 1}]"
-        )
 
 
 def _inputs(inputs: Tensor, where: str) -> Tensor:

@@ -93,14 +93,8 @@ def fit_to_logits(
     DataError
         The labels are no integers, or labels or mask have another shape.
     """
-    labels = class_labels(labels)
-    fitted = _reshaped(labels, logits)
-    if fitted is None:
-        raise DataError(
-            f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)}; {SUPPORTED}"
-        )
-    return fitted, None if mask is None else fit_mask(mask, logits)
+    labels = _fitted(class_labels(labels), logits, "labels", SUPPORTED)
+    return labels, None if mask is None else fit_mask(mask, logits)
 
 
 def fit_mask(mask: Tensor, logits: Tensor) -> Tensor:
@@ -111,14 +105,7 @@ def fit_mask(mask: Tensor, logits: Tensor) -> Tensor:
     DataError
         The mask holds floating-point numbers or has another shape.
     """
-    mask = boolean_mask(mask)
-    fitted = _reshaped(mask, logits)
-    if fitted is None:
-        raise DataError(
-            f"a mask of shape {tuple(mask.shape)} does not fit logits of shape "
-            f"{tuple(logits.shape)}; give it the shape of the labels"
-        )
-    return fitted
+    return _fitted(boolean_mask(mask), logits, "masks", "give it the shape of the labels")
 
 
 def outside(value: int, classes: int) -> DataError:
@@ -131,11 +118,15 @@ def outside(value: int, classes: int) -> DataError:
     )
 
 
-def _reshaped(values: Tensor, logits: Tensor) -> Tensor | None:
-    """Return values with the shape of the logits without the class axis, or None if they differ."""
+def _fitted(values: Tensor, logits: Tensor, what: str, advice: str) -> Tensor:
+    """Return values with the shape of the logits without the class axis."""
     positions = logits.shape[:-1]
     if values.shape == positions:
         return values
-    behind = values.shape[len(positions) :]
-    same = values.shape[: len(positions)] == positions and all(length == 1 for length in behind)
-    return values.reshape(positions) if same else None
+    axes = len(positions)
+    if values.shape[:axes] != positions or any(length != 1 for length in values.shape[axes:]):
+        raise DataError(
+            f"{what} of shape {tuple(values.shape)} do not fit logits of shape {tuple(logits.shape)}; "
+            f"{advice}"
+        )
+    return values.reshape(positions)

@@ -1,13 +1,68 @@
-"""Resolve a recipe's ``normalisation`` for given examples."""
+"""The normalisation of inputs, and the one that a recipe asks for."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import Any
 
-from distillens.data.batches import Normalisation
+import torch
+from torch import Tensor
+
 from distillens.data.examples import Examples
 from distillens.data.recipe import PRESETS, MeanAndStd
 from distillens.errors import DataError
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, of inputs in [0, 1] for uint8 and raw for floats."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> Normalisation:
+        """Measure on examples (those of training). Constant channels keep a deviation of 1."""
+        inputs = examples.inputs
+        sums, squares, count = 0.0, 0.0, 0
+        axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
+        for start in range(0, len(inputs), 4096):
+            chunk = as_float(inputs[start : start + 4096]).double()
+            sums = sums + chunk.sum(axes)
+            squares = squares + (chunk * chunk).sum(axes)
+            count += chunk.numel() // chunk.shape[1]
+        mean = torch.as_tensor(sums) / count
+        variance = (torch.as_tensor(squares) / count - mean**2).clamp_min(0)
+        deviation = torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
+        return cls.of_channels(mean, deviation, examples.input_shape)
+
+    @classmethod
+    def of_channels(cls, mean: Any, deviation: Any, input_shape: tuple[int, ...]) -> Normalisation:
+        """Return the normalisation of inputs of a shape with these numbers for each channel."""
+        shape = (1, -1, *[1] * (len(input_shape) - 1))
+        found = [torch.as_tensor(each, dtype=torch.float32) for each in (mean, deviation)]
+        return cls(*(each.reshape(shape) for each in found))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return normalised float32 inputs of the same shape."""
+        mean, deviation, shift, scale = self._on(inputs.device)
+        if inputs.dtype == torch.uint8:
+            # One multiply-add on the bytes instead of a division, a subtraction and a division.
+            return torch.addcmul(shift, inputs.float(), scale)
+        return (inputs - mean) / deviation
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Copied to a device once: in every step the host would wait for the copy.
+        copies = self.__dict__.setdefault("_copies", {})
+        if device not in copies:
+            shift, scale = -self.mean / self.deviation, 1 / (255 * self.deviation)
+            constants = (self.mean, self.deviation, shift, scale)
+            copies[device] = tuple(each.to(device) for each in constants)
+        return copies[device]
+
+
+def as_float(inputs: Tensor) -> Tensor:
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
 def normalisation_for(
@@ -53,15 +108,7 @@ def normalisation_for(
             f"{examples.inputs.min():.4g} to {examples.inputs.max():.4g}; store them as bytes "
             "(uint8), or give mean and std in their unit"
         )
-    return as_normalisation(mean, std, shape)
-
-
-def as_normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], input_shape: tuple[int, ...]
-) -> Normalisation:
-    """Return the normalisation of inputs of a shape with a mean and a deviation for each channel."""
-    shape = (1, -1, *[1] * (len(input_shape) - 1))
-    return Normalisation(torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape))
+    return Normalisation.of_channels(mean, std, shape)
 
 
 def _in_unit_interval(examples: Examples, strictly: bool) -> bool:

@@ -72,14 +72,11 @@ def logits_of(
             str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__
             for part in found
         )
-        hint = "return the logits alone, or an object or mapping with logits"
-        which = "no element"
-        if fitting:
-            which = "several elements"
-            hint += ", or name the number of classes: LoaderBatches(..., classes=...)"
+        which = "several elements" if fitting else "no element"
+        naming = ", or name the number of classes: LoaderBatches(..., classes=...)"
         raise ModelError(
-            f"{whose} gives a {type(output).__name__} of {shapes}, in which {which} can be the "
-            f"logits; {hint}"
+            f"{whose} gives a {type(output).__name__} of {shapes}, in which {which} can be the logits; "
+            f"return the logits alone, or an object or mapping with logits{naming if fitting else ''}"
         )
     return fitting[0]
 
@@ -92,16 +89,10 @@ def tensor_or_parts(output: Any, whose: str = "the network") -> Tensor | tuple[A
     ModelError
         It is none of these.
     """
-    if isinstance(output, Mapping):
-        found = output.get("logits")
-    elif isinstance(output, Tensor):
-        found = output
-    elif hasattr(output, "logits"):
-        found = output.logits
-    elif isinstance(output, tuple | list):
+    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
         return tuple(output)
-    else:
-        found = None
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = output if isinstance(output, Tensor) else named
     if not isinstance(found, Tensor):
         held = f" of {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         raise ModelError(
@@ -118,12 +109,8 @@ def tensor_or_parts(output: Any, whose: str = "the network") -> Tensor | tuple[A
 
 def candidates(parts: Collection[Any], positions: tuple[int, ...]) -> list[Tensor]:
     """Return the elements of a tuple that can be logits for labels of this shape."""
-    floating = [
-        each
-        for each in parts
-        if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 1
-    ]
-    fitted = [_fitted(each, positions) for each in floating]
+    tensors = [each for each in parts if isinstance(each, Tensor) and each.ndim > 1]
+    fitted = [_fitted(each, positions) for each in tensors if each.is_floating_point()]
     return [each for each in fitted if each is not None]
 
 

@@ -55,14 +55,10 @@ def _known(value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
-    return "preset" if isinstance(value, str) else "numbers"
-
-
 AnyNormalisation = Annotated[
     Annotated[Literal["data", "none", "imagenet", "cifar10"], Tag("preset")]
     | Annotated[MeanAndStd, Tag("numbers")],
-    Discriminator(_kind),
+    Discriminator(lambda value: "preset" if isinstance(value, str) else "numbers"),
     BeforeValidator(_known),
 ]
 """The value of a ``normalisation`` key.
@@ -122,8 +118,8 @@ class DataRecipe(BaseModel):
     examples are taken out of the training examples. ``groups`` joins classes; ``label_noise`` is
     the share of training labels replaced by a wrong one. ``image_size`` is the
     height and width in pixels to which images are brought: the largest centred square, averaged over
-    areas (`distillens.data.resize.resize_images`). Without it all images of a folder must have one
-    size.
+    areas (`distillens.data.sources.images.resize_images`). Without it all images of a folder must have
+    one size.
     ``normalisation`` is that of the inputs of all networks that name none of their own; see
     `AnyNormalisation`. None measures it on the training examples, but
     for networks with pretrained weights of another library, which get that library's.
@@ -152,11 +148,10 @@ class DataRecipe(BaseModel):
         """Leave out keys of other sources that are null, as recipes of earlier versions have them."""
         if not isinstance(values, dict):
             return values
-        known = {key for name in SOURCES.names() for key in SOURCES.get(name).model_fields}
         return {
             key: value
             for key, value in values.items()
-            if value is not None or key not in known or key in cls.model_fields
+            if value is not None or key in cls.model_fields or not _owners(key)
         }
 
     @model_validator(mode="after")
@@ -168,8 +163,7 @@ class DataRecipe(BaseModel):
             if field.is_required() and key not in self._given():
                 raise ValueError(f"source {self.source!r} needs data.{key}")
         for key in self._given():
-            owners = [name for name in SOURCES.names() if key in SOURCES.get(name).model_fields]
-            if owners and self.source not in owners:
+            if (owners := _owners(key)) and self.source not in owners:
                 known = " or ".join(map(repr, owners))
                 raise ValueError(
                     f"{key} belongs to source {known}, not {self.source!r}; leave it out"
@@ -194,3 +188,8 @@ class DataRecipe(BaseModel):
     def _given(self) -> dict[str, Any]:
         path = {} if self.path is None else {"path": self.path}
         return path | (self.model_extra or {})
+
+
+def _owners(key: str) -> list[str]:
+    """Return the sources that have a key of their own."""
+    return [name for name in SOURCES.names() if key in SOURCES.get(name).model_fields]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.errors import DataError
+from distillens.errors import DataError, one_line
 
 
 def as_array(value: Any) -> NDArray:
@@ -54,20 +54,18 @@ def as_array(value: Any) -> NDArray:
     except (TypeError, ValueError) as error:
         if hasattr(array, "__dlpack__"):
             return as_array(np.from_dlpack(array))
-        first = " ".join(str(error).split())[:80]
-        raise DataError(f"a {type(value).__name__} cannot be read as an array: {first}") from None
+        raise DataError(
+            f"a {type(value).__name__} cannot be read as an array: {one_line(error)[:80]}"
+        ) from None
 
 
 def _from_torch(tensor: Any) -> NDArray:
-    found = tensor.detach()
-    if getattr(found, "is_quantized", False):
-        found = found.dequantize()
+    found = tensor.dequantize() if getattr(tensor, "is_quantized", False) else tensor
     if str(found.layout) != "torch.strided":
         found = found.to_dense()
-    found = found.cpu()
     if found.is_floating_point() and str(found.dtype) not in _NUMPY_FLOATS:
         found = found.float()
-    return found.resolve_conj().resolve_neg().numpy()
+    return found.numpy(force=True)
 
 
 _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")

@@ -6,7 +6,6 @@ npy and safetensors are memory-mapped. npz, csv and parquet have to be decoded a
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.errors import DataError, nearest
+from distillens.errors import DataError, nearest, one_line
 from distillens.files.array_likes import as_array
-from distillens.files.csv_layout import INDEX_NAMES
+from distillens.files.csv_tables import INDEX_NAMES
 from distillens.files.paths import user_path
 from distillens.files.tables import (
     Columns,
+    Rows,
     array_of_table,
     read_csv,
     read_parquet,
     split_matrix,
     table_of,
-)
-from distillens.files.tables import (
-    Rows as Rows,
 )
 
 _SAFETENSORS_TYPES = {
@@ -108,10 +105,8 @@ def read_place(place: str | Path, columns: Columns) -> Rows:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        first = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path} cannot be read as {suffix[1:]}: {first or type(error).__name__}; "
-            "write the file again"
+            f"{path} cannot be read as {suffix[1:]}: {one_line(error)[:200]}; write the file again"
         ) from None
     return replace(found, keep=columns.keep)
 
@@ -132,7 +127,7 @@ def as_rows(value: Any) -> Rows:
     table = table_of(value)
     if table is None:
         return Rows(as_array(value))
-    found = array_of_table(f"the {type(value).__name__}", table)
+    found = array_of_table(f"the {type(value).__name__}", table, None, Columns())
     index_N, numbered = found.index, found.numbered
     own = getattr(value, "index", None)
     if index_N is None and getattr(own, "is_unique", False) and getattr(own, "nlevels", 0) == 1:
@@ -174,6 +169,32 @@ def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows |
     return found
 
 
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz by name; nothing is unpickled.
+
+    Raises
+    ------
+    ValueError
+        With one short line: the file is missing, damaged, or no npz of plain arrays. The caller knows
+        what the file is for and makes the user's error of it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start == b"\x93NUMPY":
+            raise ValueError("it holds a single array without a name, as numpy.save writes it")
+        if not start.startswith(b"PK"):
+            raise ValueError("it does not start as an npz does" if start else "it is empty")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    # zipfile, zlib and NumPy raise a dozen kinds, by where the damage is; a damaged shape asks for
+    # more memory than there is.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        text = " ".join((reason or str(error)).split())[:160]
+        raise ValueError(text or "it ends too early") from None
+
+
 def _npy(path: Path, key: str | None, columns: Columns) -> Rows:
     if key is not None:
         raise DataError(f"{path} holds one array without a name; leave '::{key}' out")
@@ -181,10 +202,8 @@ def _npy(path: Path, key: str | None, columns: Columns) -> Rows:
 
 
 def _npz(path: Path, key: str | None, columns: Columns) -> Rows:
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no npz file; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as arrays:
-        return _of_arrays(path, arrays.files, arrays.__getitem__, key, columns)
+    arrays = load_npz(path)
+    return _of_arrays(path, list(arrays), arrays.__getitem__, key, columns)
 
 
 def _safetensors(path: Path, key: str | None, columns: Columns) -> Rows:
@@ -238,20 +257,13 @@ def _of_arrays(
             f"{path} holds {len(values)} arrays ({', '.join(sorted(values)[:6])}); "
             f"name one: {path}::{sorted(values)[0] if values else 'KEY'}"
         )
-    index_N = None if index is None or index == chosen else read(index)
     # Names of arrays are taken; those left may be columns of the array.
-    left = Columns(
-        None if index == columns.index else columns.index,
-        tuple(name for name in columns.drop if name not in names),
-        columns.keep,
-        strict=columns.strict,
-    )
-    found = split_matrix(where, read(chosen), left)
-    return replace(
-        found,
-        index=found.index if index_N is None else index_N,
-        columns=(*names, *found.columns),
-    )
+    drop = tuple(name for name in columns.drop if name not in names)
+    own = None if index == columns.index else columns.index
+    found = split_matrix(where, read(chosen), replace(columns, index=own, drop=drop))
+    if index is not None and index != chosen:
+        found = replace(found, index=read(index))
+    return replace(found, columns=(*names, *found.columns))
 
 
 _READERS: Mapping[str, Callable[[Path, str | None, Columns], Rows]] = {

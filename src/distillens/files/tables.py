@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import DataError, nearest
-from distillens.files.csv_layout import EMPTY_CELLS, INDEX_NAMES, CsvLayout, csv_layout
+from distillens.files.csv_tables import INDEX_NAMES, read_csv_table
 
 _NAMES_OF_NAMELESS = ("", "Unnamed: 0", "__index_level_0__")
 """Pandas' names of the column of an unnamed index: in csv, after reading csv, in parquet."""
@@ -89,79 +90,9 @@ class Rows:
 
 def read_csv(path: Path, key: str | None, columns: Columns) -> Rows:
     """Read a csv file; see `array_of_table`."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    layout = csv_layout(path, columns.header)
-    written = layout.names
-    names = [f"f{i}" for i in range(layout.columns)] if written is None else list(written)
-
-    def read(texts: Sequence[int] = ()) -> Any:
-        return csv.read_csv(
-            _single_spaces(path, layout)
-            if layout.delimiter == " "
-            else pa.input_stream(path, compression="detect"),
-            # The names are set afterwards: Arrow needs them to be different.
-            read_options=csv.ReadOptions(
-                encoding="utf8" if layout.encoding == "utf-8" else layout.encoding,
-                skip_rows=layout.skip,
-                column_names=[f"f{i}" for i in range(layout.columns)],
-            ),
-            parse_options=csv.ParseOptions(
-                delimiter=layout.delimiter,
-                newlines_in_values=layout.quotes,
-                invalid_row_handler=_skip_comment,
-            ),
-            convert_options=csv.ConvertOptions(
-                decimal_point=layout.decimal,
-                null_values=list(EMPTY_CELLS),
-                column_types={f"f{i}": pa.string() for i in texts},
-            ),
-        )
-
-    table = read()
-    too_large = [i for i in range(len(names)) if _is_too_large(table.column(i))]
-    if too_large:
-        # Arrow reads integers beyond 64 bits as float64, in which neighbours are equal.
-        texts = read(too_large)
-        for i in too_large:
-            if all(one is None or one.strip().isdecimal() for one in texts.column(i).to_pylist()):
-                table = table.set_column(i, f"f{i}", texts.column(i))
-    table = _without_empty_end(table)
-    if len(table) == 0:
-        raise DataError(f"{path} has a header and no rows; write the file again")
-    last = len(names) - 1
-    empty = last > 0 and table.column(last).null_count == len(table) > 0
-    if empty and (written is None or not names[last]):
-        # Every row ends with a delimiter.
-        table, names = table.remove_column(last), names[:last]
-    found = array_of_table(
-        str(path), table.rename_columns([str(i) for i in range(len(names))]), key, columns,
-        names=names, headless=written is None,
-    )  # fmt: skip
-    return replace(found, unclear_header=layout.unclear)
-
-
-def _single_spaces(path: Path, layout: CsvLayout) -> Any:
-    """Return a file whose columns are aligned with spaces, with one space between them."""
-    import pyarrow as pa
-
-    with pa.input_stream(path, compression="detect") as stream:
-        text = stream.read().decode(layout.encoding)
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return pa.BufferReader("\n".join(lines).encode(layout.encoding))
-
-
-def _is_too_large(column: Any) -> bool:
-    """Return whether a column of floats holds only whole numbers, of which one is no int64."""
-    from pyarrow import types
-
-    if not types.is_floating(column.type) or column.null_count or not len(column):
-        return False
-    values = column.to_numpy()
-    if not np.isfinite(values).all() or np.abs(values).max() < 2**63:
-        return False
-    return bool((values == np.rint(values)).all())
+    table, headless, unclear = read_csv_table(path, columns.header)
+    found = array_of_table(str(path), table, key, columns, headless=headless)
+    return replace(found, unclear_header=unclear)
 
 
 def read_parquet(path: Path, key: str | None, columns: Columns) -> Rows:
@@ -173,13 +104,7 @@ def read_parquet(path: Path, key: str | None, columns: Columns) -> Rows:
 
 
 def array_of_table(
-    where: str,
-    table: Any,
-    key: str | None = None,
-    columns: Columns | None = None,
-    *,
-    names: Sequence[str] | None = None,
-    headless: bool = False,
+    where: str, table: Any, key: str | None, columns: Columns, *, headless: bool = False
 ) -> Rows:
     """Return one column of an Arrow table, or all of them as an (N, C) array, and the index.
 
@@ -193,26 +118,31 @@ def array_of_table(
         The column to return; None for all but the index.
     columns
         Columns that are the index, ignored or kept.
-    names
-        Names of the columns where they are not those of the table.
     headless
-        True if ``names`` only count the columns.
+        True if the names of the columns only count them.
 
     Raises
     ------
     DataError
         A column is missing, text stands between numbers, or cells are empty.
     """
-    columns = columns or Columns()
-    written = [str(name).strip() for name in (table.column_names if names is None else names)]
+    written = [name.strip() for name in table.column_names]
     places = {name or f"f{i}": i for i, name in enumerate(written)}
     if len(places) < len(written):
         repeated = next(name for name in written if written.count(name) > 1)
         raise DataError(f"{where} has several columns named {repeated!r}; rename them")
     columns.check(where, list(places))
-    read = partial(_array, where, table, places)
-    notes: list[str] = []
-    index = _index(where, table, written, key, columns, headless, notes)
+
+    def read(name: str) -> NDArray:
+        return _flat(where, name, table.column(places[name]))
+
+    notes, numbered = (), False
+    index = columns.index if columns.index in places and columns.index != key else None
+    if index is None and not headless:
+        index = _found_index(where, table, written, key, columns)
+        if index is not None:
+            notes = (f"column {index!r} of {where} was used as the index of the rows",)
+            numbered = written[places[index]] in _NAMES_OF_NAMELESS
     if key is not None and key not in places:
         raise DataError(f"{where} has no column {key!r}{nearest(key, places)}")
     chosen = [name for name in places if name != index and name not in columns.drop]
@@ -223,15 +153,12 @@ def array_of_table(
     if not chosen:
         raise DataError(f"{where} has no column besides {', '.join(places)}; add the values")
     index_N = None if index is None else _as_index(where, index, read(index))
-    numbered = index not in (None, columns.index) and written[places[index]] in _NAMES_OF_NAMELESS
     if len(chosen) == 1:
         values, shown = read(chosen[0]), None
     else:
         values = _stacked(where, chosen, [read(name) for name in chosen])
         shown = None if headless else tuple(chosen)
-    return Rows(
-        values, index_N, shown, notes=tuple(notes), columns=tuple(places), numbered=numbered
-    )
+    return Rows(values, index_N, shown, notes=notes, columns=tuple(places), numbered=numbered)
 
 
 def _stacked(where: str, names: Sequence[str], arrays: Sequence[NDArray]) -> NDArray:
@@ -241,8 +168,8 @@ def _stacked(where: str, names: Sequence[str], arrays: Sequence[NDArray]) -> NDA
             kind = "lists" if array.ndim != 1 else "text"
             raise DataError(
                 f"{where} has columns of several kinds: {name!r} holds {kind}; choose one column "
-                f"with {where}::{name}, use it as the index with --index {_quoted(name)}, or leave "
-                f"it out with --drop {_quoted(name)}"
+                f"with {where}::{name}, use it as the index with --index {shlex.quote(name)}, or leave "
+                f"it out with --drop {shlex.quote(name)}"
             )
     kind = np.result_type(*{array.dtype for array in arrays})
     values_NC = np.empty((len(arrays[0]), len(arrays)), dtype=kind)
@@ -255,18 +182,15 @@ def table_of(value: Any) -> Any | None:
     """Return the Arrow table of a table or column of pandas, polars, PyArrow or others, or None."""
     import pyarrow as pa
 
-    library = type(value).__module__.partition(".")[0]
-    if library == "pandas" and hasattr(value, "to_frame"):
-        value = value.to_frame("values") if value.ndim == 1 else value
-    if library == "pandas" and hasattr(value, "columns"):
-        named = value.rename(columns=str)
-        return pa.Table.from_pandas(named, preserve_index=False)
-    if isinstance(value, pa.Array | pa.ChunkedArray):
+    if type(value).__module__.partition(".")[0] == "pandas":
+        frame = value.to_frame("values") if hasattr(value, "to_frame") else value
+        if hasattr(frame, "columns"):
+            return pa.Table.from_pandas(frame.rename(columns=str), preserve_index=False)
+    if isinstance(value, pa.Array):
         return pa.table({"values": value})
-    if hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns"):
-        return pa.table(value)
     if hasattr(value, "__arrow_c_stream__"):
-        return pa.table({"values": pa.chunked_array(value)})
+        whole = hasattr(value, "columns")
+        return pa.table(value if whole else {"values": pa.chunked_array(value)})
     return None
 
 
@@ -291,47 +215,23 @@ def split_matrix(where: str, values: NDArray, columns: Columns) -> Rows:
     return Rows(values, index_N, None, columns=tuple(names))
 
 
-def _skip_comment(row: Any) -> str:
-    return "skip" if (row.text or "").lstrip().startswith("#") else "error"
-
-
-def _without_empty_end(table: Any) -> Any:
-    """Leave out rows at the end in which every cell is empty, as spreadsheets write them."""
-    end = len(table)
-    while end and all(not column[end - 1].is_valid for column in table.columns):
-        end -= 1
-    return table.slice(0, end)
-
-
-def _index(
-    where: str,
-    table: Any,
-    written: Sequence[str],
-    key: str | None,
-    columns: Columns,
-    headless: bool,
-    notes: list[str],
+def _found_index(
+    where: str, table: Any, written: Sequence[str], key: str | None, columns: Columns
 ) -> str | None:
-    """Return the name of the column that serves as the index."""
-    names = [name or f"f{i}" for i, name in enumerate(written)]
-    if columns.index is not None and columns.index in names and columns.index != key:
-        return columns.index
-    if headless:
-        return None
+    """Return the name of the column that serves as the index although none was named."""
     found = []
     for place, name in enumerate(written):
+        called = name or f"f{place}"
         known = name.casefold() in INDEX_NAMES or name in _NAMES_OF_NAMELESS
-        spare = names[place] not in (key, *columns.drop, *columns.keep)
+        spare = called not in (key, *columns.drop, *columns.keep)
         if known and spare and len(written) > 1 and _identifies(table.column(place)):
-            found.append(names[place])
+            found.append(called)
     if len(found) > 1:
         raise DataError(
             f"{where} has several columns that may be the index: {', '.join(map(repr, found))}; "
-            f"choose one with --index {_quoted(found[-1])} and leave the others out, for example "
-            f"with --drop {_quoted(found[0])}"
+            f"choose one with --index {shlex.quote(found[-1])} and leave the others out, for example "
+            f"with --drop {shlex.quote(found[0])}"
         )
-    if found:
-        notes.append(f"column {found[0]!r} of {where} was used as the index of the rows")
     return found[0] if found else None
 
 
@@ -339,22 +239,21 @@ def _identifies(column: Any) -> bool:
     """Return whether a column holds unique integers or texts."""
     from pyarrow import types
 
-    kind = column.type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
     named = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
-    if types.is_floating(kind):
-        values = column.to_numpy()
-        if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-            return False
-    elif not (types.is_integer(kind) or named):
+    whole = types.is_floating(kind) and _are_whole(column.to_numpy()).all()
+    if not (whole or named or types.is_integer(kind)):
         return False
     return column.null_count == 0 and len(column.unique()) == len(column)
 
 
+def _are_whole(values: NDArray) -> NDArray:
+    return np.isfinite(values) & (values == np.rint(values))
+
+
 def _as_index(where: str, name: str, index_N: NDArray) -> NDArray:
     if index_N.dtype.kind == "f":
-        whole = np.isfinite(index_N) & (index_N == np.rint(index_N)) & (np.abs(index_N) < 2**53)
+        whole = _are_whole(index_N) & (np.abs(index_N) < 2**53)
         if not whole.all():
             raise DataError(
                 f"column {name!r} of {where} holds {index_N[np.argmin(whole)]} and cannot be the "
@@ -365,72 +264,41 @@ def _as_index(where: str, name: str, index_N: NDArray) -> NDArray:
     return index_N
 
 
-def _array(where: str, table: Any, places: dict[str, int], name: str) -> NDArray:
-    column = table.column(places[name])
-    if column.null_count:
-        row = column.is_valid().to_pylist().index(False)
-        raise DataError(
-            f"{where}: column {name!r} has {column.null_count} empty cells, the first at row {row}; "
-            "fill them"
-        )
-    return _flat(where, name, column)
-
-
-def _flat(where: str, name: str, column: Any) -> NDArray:
+def _flat(where: str, name: str, column: Any, inside: str = "") -> NDArray:
     """Return a column as an array; lists become further axes."""
+    import pyarrow as pa
     from pyarrow import compute, types
 
     # pyarrow makes its functions as it is imported, unseen by type checkers.
     call = partial(getattr, compute)
-    kind = column.type
-    if hasattr(kind, "storage_type"):
-        chunks = getattr(column, "chunks", [column])
-        storage = [chunk.storage for chunk in chunks]
-        import pyarrow as pa
-
-        return _flat(where, name, pa.chunked_array(storage, type=kind.storage_type))
-    if types.is_dictionary(kind):
-        return _flat(where, name, column.cast(kind.value_type))
-    if types.is_run_end_encoded(kind):
-        return _flat(where, name, call("run_end_decode")(column))
-    if types.is_decimal(kind):
-        return _flat(where, name, column.cast("float64"))
-    if types.is_temporal(kind):
-        return _flat(where, name, column.cast("string"))
-    if not _is_list(kind):
-        if types.is_nested(kind):
-            raise DataError(
-                f"{where}: column {name!r} has type {kind}; give numbers, lists or text"
-            )
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if column.null_count:
+        row = column.is_valid().to_pylist().index(False)
+        raise DataError(
+            f"{where}: column {name!r} has {column.null_count} empty cells{inside}, the first at row "
+            f"{row}; fill them"
+        )
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    elif types.is_run_end_encoded(column.type):
+        column = call("run_end_decode")(column)
+    elif types.is_decimal(column.type):
+        column = column.cast("float64")
+    elif types.is_temporal(column.type):
+        column = column.cast("string")
+    if not types.is_nested(column.type):
         return column.to_numpy(zero_copy_only=False)
+    if not hasattr(column, "flatten") or types.is_struct(column.type):
+        raise DataError(
+            f"{where}: column {name!r} has type {column.type}; give numbers, lists or text"
+        )
     lengths = set(call("list_value_length")(column).unique().to_pylist())
-    if None in lengths:
-        raise DataError(f"{where}: column {name!r} has empty cells inside its lists; fill them")
     if len(lengths) > 1:
         raise DataError(
             f"{where}: the lists of column {name!r} have {min(lengths)} to {max(lengths)} "
             "values; give each example the same number"
         )
-    flat = call("list_flatten")(column)
-    if flat.null_count:
-        raise DataError(
-            f"{where}: the lists of column {name!r} have {flat.null_count} empty values; fill them"
-        )
-    inner = _flat(where, name, flat)
+    inner = _flat(where, name, column.flatten(), " in its lists")
     return inner.reshape(len(column), *(lengths or {0}), *inner.shape[1:])
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-    # PyArrow has list views since version 16.
-    return any(getattr(types, f"is_{name}", _never)(kind) for name in names)
-
-
-def _never(_: Any) -> bool:
-    return False
-
-
-def _quoted(name: str) -> str:
-    return f"'{name}'" if not name.replace("_", "").replace("-", "").isalnum() else name

@@ -51,12 +51,13 @@ def importable(folder: Path | None, name: str = "") -> Iterator[None]:
         yield
         return
     own = _modules.setdefault(folder, {})
-    loaded = {path.stem for path in _files(folder)} & sys.modules.keys()
-    private = {_top(each) for each in own} | {
-        each
-        for each in loaded
-        if not _is_of(folder, each) and (each == _top(name) or _is_of_a_recipe(each))
-    }
+    private = {_top(each) for each in own}
+    packages = (path.parent for path in folder.glob("*/__init__.py"))
+    for top in {path.stem for path in (*folder.glob("*.py"), *packages)} & sys.modules.keys():
+        file = getattr(sys.modules[top], "__file__", None)
+        homes = [each for each in _modules if file and file_in(each, top) == Path(file)]
+        if folder not in homes and (homes or top == _top(name)):
+            private.add(top)
 
     def take() -> dict[str, ModuleType]:
         return {each: sys.modules.pop(each) for each in [*sys.modules] if _top(each) in private}
@@ -123,8 +124,8 @@ def import_named(name: str, what: str, *, trusted: bool, folder: Path | None = N
     # Importing runs the module, which may end in any way.
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:160]
-        problem = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise RecipeError(f"{failed}: it stops with {problem}") from error
+        kind = type(error).__name__
+        raise RecipeError(f"{failed}: it stops with {kind}{f': {text}' if text else ''}") from error
     found: Any = module
     for part in function.split("."):
         if not hasattr(found, part):
@@ -142,25 +143,5 @@ def _lacks(module: ModuleType, part: str, folder: Path | None, known: dict[str, 
     return f"{where} has no {part!r}{nearest(part, names)}"
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the modules of a folder: files without their ending, and packages."""
-    packages = (path.parent for path in folder.glob("*/__init__.py"))
-    return [*folder.glob("*.py"), *packages]
-
-
 def _top(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _is_of(folder: Path, top: str) -> bool:
-    return top in sys.modules and file_in(folder, top) == _file(sys.modules[top])
-
-
-def _is_of_a_recipe(top: str) -> bool:
-    file = _file(sys.modules.get(top))
-    return file is not None and any(file == file_in(folder, top) for folder in _modules)
-
-
-def _file(module: ModuleType | None) -> Path | None:
-    file = getattr(module, "__file__", None)
-    return Path(file) if isinstance(file, str) else None

@@ -11,8 +11,8 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import psutil
 import torch
 
 from distillens.errors import DeviceError
@@ -75,21 +75,22 @@ def checked_device(device: torch.device | str, asked_by: str = "device") -> torc
 
 def why_no_cuda() -> str:
     """Return why torch sees no CUDA device and what to do about it, as the end of a message."""
-    if not torch.backends.cuda.is_built():
-        return (
-            f"torch sees no CUDA device, because torch {torch.__version__} is a build for CPUs; install "
-            "a CUDA build (https://pytorch.org/get-started), or ask for cpu"
-        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return (
-            f"torch sees no CUDA device with CUDA_VISIBLE_DEVICES={visible!r}; unset it or name a GPU "
-            "that `nvidia-smi` lists, or ask for cpu"
+    if not torch.backends.cuda.is_built():
+        why = (
+            f"because torch {torch.__version__} is a build for CPUs; install a CUDA build "
+            "(https://pytorch.org/get-started)"
         )
-    return (
-        f"torch sees no CUDA device, though torch {torch.__version__} is built for CUDA; see whether "
-        "`nvidia-smi` lists one and its driver is new enough, or ask for cpu"
-    )
+    elif visible is not None:
+        why = (
+            f"with CUDA_VISIBLE_DEVICES={visible!r}; unset it or name a GPU that `nvidia-smi` lists"
+        )
+    else:
+        why = (
+            f"though torch {torch.__version__} is built for CUDA; see whether `nvidia-smi` lists one "
+            "and its driver is new enough"
+        )
+    return f"torch sees no CUDA device, {why}, or ask for cpu"
 
 
 @contextmanager
@@ -147,24 +148,13 @@ def memory_there(error: BaseException) -> str:
         return f"{torch.cuda.get_device_name()} has {_size(total)}, of which {_size(free)} are free"
     if isinstance(error, torch.OutOfMemoryError):
         return "the device is full"
-    return f"this machine has {_size(host_memory())}, of which {_size(free_host_memory())} are free"
-
-
-def host_memory() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = psutil.virtual_memory()
+    return f"this machine has {_size(machine.total)}, of which {_size(machine.available)} are free"
 
 
 def free_host_memory() -> int:
     """Return the bytes of memory that a process may still take on this machine."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration):
-        # Only Linux includes memory that its caches would release.
-        return host_memory() // 2
+    return psutil.virtual_memory().available
 
 
 def peak_host_memory() -> int:
@@ -188,12 +178,6 @@ def limit_memory(device: torch.device, processes: int) -> None:
             f"{_size(CONTEXT_BYTES)} before it trains; use fewer --workers"
         )
     torch.cuda.set_per_process_memory_fraction(share, device)
-
-
-def free_cached_memory() -> None:
-    """Free the memory that torch caches on a GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _size(amount: float) -> str:

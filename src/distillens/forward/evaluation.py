@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillens.errors import ModelError, SupervisionError
+from distillens.errors import ModelError, SupervisionError, one_line
 from distillens.forward.sequences import run
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -58,11 +58,9 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         It has no evaluation mode, as the module of an exported program.
     """
     modes = [(each, each.training) for each in module.modules()]
-    if not any(training for _, training in modes):
-        yield
-        return
     try:
-        module.eval()
+        if any(training for _, training in modes):
+            module.eval()
     except NotImplementedError as error:
         raise ModelError(
             f"a {type(module).__name__} cannot be put into evaluation mode ({error}); give the module "
@@ -165,10 +163,10 @@ def copied(module: nn.Module) -> nn.Module:
     try:
         own = copy.deepcopy(module)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-        text = " ".join(str(error).split())[:120]
         raise SupervisionError(
-            f"the teacher shares weights with the student and cannot be copied ({text}); build the "
-            "teacher a second time, so that training the student does not change it"
+            "the teacher shares weights with the student and cannot be copied "
+            f"({one_line(error)[:120]}); build the teacher a second time, so that training the student "
+            "does not change it"
         ) from None
     own.zero_grad(set_to_none=True)
     return own

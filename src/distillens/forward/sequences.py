@@ -104,13 +104,13 @@ def run(module: nn.Module, inputs: Tensor, further: Mapping[str, Tensor] | None 
         Tokens for a bare text model end in its ``pad_token_id``, so that it is not known whether
         they are padding.
     """
-    if is_text_model(module) and inputs.ndim == 2 and not inputs.is_floating_point():
+    if is_text_model(module) and inputs.ndim in (2, 3) and not inputs.is_floating_point():
+        if inputs.ndim == 3:
+            # Choices (B, choices, T), which the network runs as B · choices sentences.
+            return _padded(module, inputs, taken(module, further or {}))
         if further is None:
             check_marked(module, inputs)
-        return sequence_logits(module, inputs, further or {})
-    if is_text_model(module) and inputs.ndim == 3 and not inputs.is_floating_point():
-        # Choices (B, choices, T), which the network runs as B · choices sentences.
-        return _padded(module, inputs, taken(module, further or {}))
+        return sequence_logits(module, inputs, further)
     return module(inputs, **taken(module, further or {}))
 
 
@@ -172,7 +172,7 @@ def sequence_logits(
                 f"a {kind} network is run on sentences of one length at a time, which an exported "
                 "program cannot do; export another architecture, or the safetensors format alone"
             )
-        logits = _by_group(network, tokens_BT, others, _groups(network, tokens_BT, reads_end))
+        logits = _by_group(network, tokens_BT, others, reads_end)
     else:
         logits = _padded(network, tokens_BT, others)
     if order_BT is not None and logits.ndim == 3 and logits.shape[:2] == tokens_BT.shape:
@@ -209,14 +209,13 @@ def filled(network: nn.Module, tokens_BT: Tensor) -> Iterator[Tensor]:
         (B, T) int64 tokens, -1 behind the last one.
     """
     padding_BT = tokens_BT < 0
-    config, pad = _config(network), padding_token(network)
-    if pad is not None:
+    if (pad := padding_token(network)) is not None:
         yield tokens_BT.masked_fill(padding_BT, pad)
         return
     last_B1 = ((~padding_BT).sum(1, keepdim=True) - 1).clamp_min(0)
     filler_B1 = (tokens_BT.gather(1, last_B1) == 0).to(tokens_BT.dtype)
     tokens_BT = torch.where(padding_BT, filler_B1, tokens_BT)
-    attributes = getattr(config, "__dict__", {})
+    attributes = getattr(_config(network), "__dict__", {})
     if "pad_token_id" not in attributes:
         yield tokens_BT
         return
@@ -295,54 +294,37 @@ def _reads_end(network: nn.Module) -> bool:
     return named and bool(getattr(_config(network), "is_encoder_decoder", False))
 
 
-def _groups(network: nn.Module, tokens_BT: Tensor, reads_end: bool) -> list[list[int]]:
-    """Return the rows of the sentences that can be run together."""
-    lengths = (tokens_BT >= 0).sum(1).tolist()
-    pad, end = padding_token(network), getattr(_config(network), "eos_token_id", None)
-    if not reads_end:
-        keys = [(length, 0) for length in lengths]
-    else:
-        ends = (tokens_BT == end).sum(1).tolist() if isinstance(end, int) else [0] * len(lengths)
-        if isinstance(end, int) and not all(ends):
-            row = ends.index(0)
-            raise ModelError(
-                f"the {type(network).__name__} reads the last token {end} (eos_token_id) of a "
-                f"sentence, and row {row} of the batch has none; use a tokenizer that adds it"
-            )
-        # Padding with the same token would be counted.
-        keys = [
-            (length if pad in (None, end) else 0, count)
-            for length, count in zip(lengths, ends, strict=True)
-        ]
-    rows: dict[tuple[int, int], list[int]] = {}
-    for row, key in enumerate(keys):
-        rows.setdefault(key, []).append(row)
-    return list(rows.values())
-
-
 def _by_group(
-    network: nn.Module,
-    tokens_BT: Tensor,
-    others: Mapping[str, Tensor],
-    groups: list[list[int]],
+    network: nn.Module, tokens_BT: Tensor, others: Mapping[str, Tensor], reads_end: bool
 ) -> Tensor:
+    """Return the logits of sentences that are run together only where padding does not matter."""
     B, T = tokens_BT.shape
-    parts, rows = [], []
-    for group in groups:
-        index = torch.tensor(group, device=tokens_BT.device)
-        mine = tokens_BT[index]
-        lengths = (mine >= 0).sum(1)
-        width = max(1, int(lengths.max()))
-        unpadded = bool((lengths == width).all())
+    lengths_B = (tokens_BT >= 0).sum(1)
+    end = getattr(_config(network), "eos_token_id", None)
+    ends_B = torch.zeros_like(lengths_B)
+    if reads_end and isinstance(end, int):
+        ends_B = (tokens_BT == end).sum(1)
+        if not bool(ends_B.all()):
+            raise ModelError(
+                f"the {type(network).__name__} reads the last token {end} (eos_token_id) of a sentence, "
+                f"and row {int(ends_B.argmin())} of the batch has none; use a tokenizer that adds it"
+            )
+    # Padding with the same token would be counted.
+    by_length = not reads_end or padding_token(network) in (None, end)
+    keys_B2 = torch.stack([lengths_B * by_length, ends_B], dim=1)
+    groups, group_B = keys_B2.unique(dim=0, return_inverse=True)
+    parts, rows = [], [(group_B == group).nonzero()[:, 0] for group in range(len(groups))]
+    for index in rows:
+        width = max(1, int(lengths_B[index].max()))
         further = {
             name: (values[index][:, :width] if values.shape[:2] == (B, T) else values[index])
             for name, values in others.items()
         }
-        logits = _padded(network, mine[:, :width], further, unpadded=unpadded)
+        unpadded = bool((lengths_B[index] == width).all())
+        logits = _padded(network, tokens_BT[index, :width], further, unpadded=unpadded)
         if logits.ndim == 3:
             logits = nn.functional.pad(logits, (0, 0, 0, T - logits.shape[1]))
         parts.append(logits)
-        rows.append(index)
     return torch.cat(parts)[torch.cat(rows).argsort()]
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data import PADDING, Batch
-from distillens.data.batches import stable_indices
 from distillens.data.labels import class_labels
+from distillens.data.loaders import stable_indices
 from distillens.data.outputs import tensor_or_parts
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.files.atomic import write_atomically

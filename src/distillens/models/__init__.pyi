@@ -1,14 +1,15 @@
-from .architectures.lenet import LeNet5 as LeNet5
-from .architectures.mlp import MLP as MLP
-from .architectures.random_features import RandomFeatures as RandomFeatures
-from .architectures.resnet import CifarResNet as CifarResNet
+from .architectures.feedforward import MLP as MLP
+from .architectures.feedforward import VGG16 as VGG16
+from .architectures.feedforward import CifarResNet as CifarResNet
+from .architectures.feedforward import LeNet5 as LeNet5
+from .architectures.feedforward import RandomFeatures as RandomFeatures
 from .architectures.transformer import Encoder as Encoder
 from .architectures.transformer import LanguageModel as LanguageModel
 from .architectures.transformer import tokens_of as tokens_of
-from .architectures.vgg import VGG16 as VGG16
 from .build import build_model as build_model
 from .build import check_outputs as check_outputs
 from .build import count_parameters as count_parameters
+from .checkpoints import load_weights as load_weights
 from .cost import measure_cost as measure_cost
 from .external import SequenceModel as SequenceModel
 from .registry import MODELS as MODELS
@@ -20,5 +21,4 @@ from .weights import checkpoint_digest as checkpoint_digest
 from .weights import digest_file as digest_file
 from .weights import load_safely as load_safely
 from .weights import load_state as load_state
-from .weights import load_weights as load_weights
 from .weights import save_weights as save_weights

@@ -3,47 +3,52 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from distillens.errors import ModelError
+from pydantic import Field, NonNegativeInt, PositiveInt
+
 from distillens.models.registry import register_model
 
 Shortcut = Literal["A", "B"]
 """Shortcuts of a residual network that change the number of channels (He et al. 2016, option A or B)."""
 
 
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Probability with which an activation is set to zero in training."""
+
+
 @register_model("lenet5")
-def lenet5(input_shape: tuple[int, ...], outputs: int, width: int = 1, pad_to: int = 32) -> Any:
-    from distillens.models.architectures.lenet import LeNet5
+def lenet5(
+    input_shape: tuple[int, ...], outputs: int, width: PositiveInt = 1, pad_to: NonNegativeInt = 32
+) -> Any:
+    from distillens.models.architectures.feedforward import LeNet5
 
     return LeNet5(input_shape, outputs, width, pad_to)
 
 
 @register_model("mlp")
-def mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (128,)) -> Any:
-    if any(width < 1 for width in hidden):
-        raise ModelError(f"mlp: hidden widths must be at least 1, got {list(hidden)}")
-    from distillens.models.architectures.mlp import MLP
+def mlp(
+    input_shape: tuple[int, ...], outputs: int, hidden: tuple[PositiveInt, ...] = (128,)
+) -> Any:
+    from distillens.models.architectures.feedforward import MLP
 
     return MLP(input_shape, outputs, hidden)
 
 
 @register_model("random-features")
 def random_features(
-    input_shape: tuple[int, ...], outputs: int, width: int = 5000, features_seed: int = 0
+    input_shape: tuple[int, ...],
+    outputs: int,
+    width: PositiveInt = 5000,
+    features_seed: NonNegativeInt = 0,
 ) -> Any:
-    if width < 1 or features_seed < 0:
-        raise ModelError(
-            f"random-features: width is {width} and features_seed {features_seed}; "
-            "give a width of at least 1 and a seed of at least 0"
-        )
-    from distillens.models.architectures.random_features import RandomFeatures
+    from distillens.models.architectures.feedforward import RandomFeatures
 
     return RandomFeatures(input_shape, outputs, width, features_seed)
 
 
 def resnet(depth: int, input_shape: tuple[int, ...], outputs: int, shortcut: Shortcut = "A") -> Any:
-    from distillens.models.architectures.resnet import CifarResNet
+    from distillens.models.architectures.feedforward import CifarResNet
 
     return CifarResNet(input_shape, outputs, depth, shortcut)
 
@@ -53,8 +58,8 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
 
 
 @register_model("vgg16")
-def vgg16(input_shape: tuple[int, ...], outputs: int, dropout: float = 0.5) -> Any:
-    from distillens.models.architectures.vgg import VGG16
+def vgg16(input_shape: tuple[int, ...], outputs: int, dropout: Dropout = 0.5) -> Any:
+    from distillens.models.architectures.feedforward import VGG16
 
     return VGG16(input_shape, outputs, dropout)
 
@@ -66,7 +71,7 @@ def causal_transformer(
     layers: int = 2,
     width: int = 128,
     heads: int = 4,
-    dropout: float = 0.1,
+    dropout: Dropout = 0.1,
 ) -> Any:
     from distillens.models.architectures.transformer import LanguageModel, text_shape
 
@@ -84,7 +89,7 @@ def encoder(
     layers: int = 2,
     width: int = 128,
     heads: int = 4,
-    dropout: float = 0.1,
+    dropout: Dropout = 0.1,
     tokenizer: int = 0,
 ) -> Any:
     from distillens.models.architectures.transformer import Encoder, text_shape

@@ -11,6 +11,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from distillens.errors import CheckpointError, nearest
+from distillens.files.paths import user_path
+from distillens.models.weights import load_state, read_checkpoint
 
 PREFIXES = ("module", "model", "_orig_mod", "student", "teacher")
 """Parts of a prefix that is removed even where other entries do not have it."""
@@ -32,9 +35,12 @@ Named = Mapping[str, Any]
 """A mapping of a checkpoint, from names to tensors and other values."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Candidate:
-    """A state dict of a checkpoint under the names that it might have in the network."""
+    """A state dict of a checkpoint under the names that it might have in the network.
+
+    The fields without a comment are the outcome of its strict ``load_state_dict``; see `try_state`.
+    """
 
     key: str
     """Dotted path in the checkpoint; empty for the checkpoint itself."""
@@ -48,19 +54,6 @@ class Candidate:
     """Whether parts of `WRAPPERS` were removed inside the names."""
     added: str = ""
     """Put before the names."""
-
-    @property
-    def described(self) -> str:
-        """The arguments that choose it."""
-        parts = [f"key: {self.key}"] if self.key else []
-        parts += [f"strip: {self.prefix}"] if self.prefix else []
-        return "{" + ", ".join(parts) + "}" if parts else "the checkpoint itself"
-
-
-@dataclass
-class Trial:
-    """Outcome of a strict ``load_state_dict`` of a candidate."""
-
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -68,17 +61,56 @@ class Trial:
     """Destination in the network and source in the checkpoint."""
 
     @property
-    def fits(self) -> bool:
-        """Whether the state dict is the network's, whole."""
+    def described(self) -> str:
+        """The arguments that choose it; empty for the checkpoint itself."""
+        parts = [f"key: {self.key}"] if self.key else []
+        parts += [f"strip: {self.prefix}"] if self.prefix else []
+        return "{" + ", ".join(parts) + "}" if parts else ""
+
+    @property
+    def filled(self) -> set[int]:
+        """Identities of the network's tensors that get a value."""
+        return {id(target) for target, _ in self.copies}
+
+    def try_state(self, model: nn.Module, own: Mapping[str, Any]) -> bool:
+        """Return whether a strict load succeeds; the network keeps its weights.
+
+        ``own`` is the network's state dict with its own tensors (``keep_vars=True``). Missing counters
+        of BatchNorm, and missing names of tensors that exist under another name, count as found.
+        """
+
+        def take(module: nn.Module, incompatible: Any) -> None:
+            self.missing += incompatible.missing_keys
+            self.unexpected += incompatible.unexpected_keys
+            # What is left to be raised are problems with the values.
+            incompatible.missing_keys.clear()
+            incompatible.unexpected_keys.clear()
+
+        handle = model.register_load_state_dict_post_hook(take)
+        try:
+            with _Recorded(self.copies):
+                model.load_state_dict(self.state)
+        # A network may override the loading of its state.
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self.problems = lines[1:] or lines or [type(error).__name__]
+        finally:
+            handle.remove()
+        filled = self.filled
+        self.missing = [
+            name
+            for name in self.missing
+            if not name.endswith(COUNTER) and id(own.get(name)) not in filled
+        ]
         return not (self.missing or self.unexpected or self.problems)
 
 
 class _Recorded(TorchFunctionMode):
     """Record the copies that loading makes, and make none."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.copies = copies
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -89,23 +121,27 @@ class _Recorded(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def load_content(
-    content: Any, model: nn.Module, where: str, *, key: str | None = None, strip: str | None = None
+def load_weights(
+    path: str | Path, model: nn.Module, *, key: str | None = None, strip: str | None = None
 ) -> str:
-    """Load whatever part of a checkpoint is the state dict of a network.
+    """Load a checkpoint into a model, whichever program wrote it.
+
+    The state dict may be nested (``state_dict``, ``model``, ``net``, …), its names may have a prefix
+    of a wrapper (``module.``, ``_orig_mod.``, …) or lack one, and its values may have another
+    floating-point type. Whatever the model's strict ``load_state_dict`` accepts is accepted.
 
     Parameters
     ----------
-    content
-        Content of the checkpoint: named tensors, at any depth of mappings.
+    path
+        A file of safetensors, the ``.index.json`` of its shards, or a file of ``torch.save``.
     model
-        The network; unchanged if an error is raised.
-    where
-        The file, for messages.
+        The model; unchanged if an error is raised.
     key
-        Dotted path of the state dict; by default searched for.
+        Dotted path of the state dict, such as ``"state_dict_ema"``; by default it
+        is searched for.
     strip
-        A prefix to remove from the names; by default found out.
+        A prefix to remove from the names, such as ``"teacher."``; entries without it are left out.
+        By default it is found out.
 
     Returns
     -------
@@ -115,29 +151,44 @@ def load_content(
     Raises
     ------
     CheckpointError
-        No part of the checkpoint fits the network, several different ones do, or a value cannot be
-        represented in the network's type.
+        The file cannot be read, no part of it fits the model, several different parts do, or a value
+        is not finite or has no equal in the model's type.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "resnet.pt"
+    >>> wrapped = {f"module.{name}": t for name, t in nn.Linear(3, 2).state_dict().items()}
+    >>> torch.save({"state_dict": wrapped, "epoch": 7}, path)
+    >>> load_weights(path, nn.Linear(3, 2))
+    "read 'state_dict'; removed the prefix 'module.'"
     """
+    path = user_path(path)
+    content = read_checkpoint(path)
+    where, found = str(path), list(find_mappings(content))
+    if not found:
+        # Raises an error; an empty state dict belongs to a model without weights.
+        load_state(path)
     own = model.state_dict(keep_vars=True)
     tried = [
-        (candidate, try_state(model, candidate.state, own))
-        for place, mapping in _chosen(content, where, key)
+        candidate
+        for place, mapping in _chosen(found, where, key)
         for candidate in _candidates(place, mapping, own, where, strip)
     ]
-    fitting = [(candidate, trial) for candidate, trial in tried if trial.fits]
-    candidate, trial = _only(fitting, where) if fitting else (None, None)
-    if candidate is None or trial is None:
+    fitting = [candidate for candidate in tried if candidate.try_state(model, own)]
+    if not fitting:
         raise CheckpointError(_explain(tried, own, where))
+    candidate = _only(fitting, where)
     if not candidate.plain:
         raise CheckpointError(
             f"{where} fits the model only in part: its names under {candidate.prefix!r} match, "
             f"{_some(candidate.left_out)} belong to something else; if that is the network, choose "
             f"it by teacher.checkpoint: {{path: …, strip: {candidate.prefix}}}"
         )
-    converted = _check_values(trial, own, where)
+    converted = _check_values(candidate, own, where)
     # What is missing was found to be counters and tied weights, which need no value.
     model.load_state_dict(candidate.state, strict=False)
-    return _report(candidate, trial, own, converted)
+    return _report(candidate, own, converted)
 
 
 def find_mappings(content: Any, place: str = "", depth: int = 4) -> Iterator[tuple[str, Named]]:
@@ -156,43 +207,7 @@ def find_mappings(content: Any, place: str = "", depth: int = 4) -> Iterator[tup
             yield from find_mappings(value, f"{place}.{name}" if place else name, depth - 1)
 
 
-def try_state(model: nn.Module, state: Mapping[str, Any], own: Mapping[str, Any]) -> Trial:
-    """Return the outcome of a strict load of a state dict; the network keeps its weights.
-
-    ``own`` is the network's state dict with its own tensors (``keep_vars=True``). Missing counters of
-    BatchNorm, and missing names of tensors that exist under another name, count as found.
-    """
-    trial, recorded = Trial(), _Recorded()
-
-    def take(module: nn.Module, incompatible: Any) -> None:
-        trial.missing += incompatible.missing_keys
-        trial.unexpected += incompatible.unexpected_keys
-        # What is left to be raised are problems with the values.
-        incompatible.missing_keys.clear()
-        incompatible.unexpected_keys.clear()
-
-    handle = model.register_load_state_dict_post_hook(take)
-    try:
-        with recorded:
-            model.load_state_dict(state)
-    # A network may override the loading of its state.
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        trial.problems = lines[1:] or lines or [type(error).__name__]
-    finally:
-        handle.remove()
-    trial.copies = recorded.copies
-    filled = {id(target) for target, _ in trial.copies}
-    trial.missing = [
-        name
-        for name in trial.missing
-        if not name.endswith(COUNTER) and id(own.get(name)) not in filled
-    ]
-    return trial
-
-
-def _chosen(content: Any, where: str, key: str | None) -> list[tuple[str, Named]]:
-    found = list(find_mappings(content))
+def _chosen(found: list[tuple[str, Named]], where: str, key: str | None) -> list[tuple[str, Named]]:
     if key is None:
         # Those of an optimizer that are left have fewer names.
         return sorted(found, key=lambda each: -len(each[1]))[:16]
@@ -206,7 +221,12 @@ def _chosen(content: Any, where: str, key: str | None) -> list[tuple[str, Named]
 def _candidates(
     place: str, mapping: Named, own: Mapping[str, Any], where: str, strip: str | None
 ) -> Iterator[Candidate]:
-    names = [name for name, value in mapping.items() if _is_entry(name, value)]
+    names = [
+        name
+        for name, value in mapping.items()
+        if isinstance(name, str)
+        and (isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state")
+    ]
     metadata = getattr(mapping, "_metadata", None) or {}
     if strip is None:
         prefixes = _prefixes(names, own)
@@ -219,7 +239,8 @@ def _candidates(
                 f"{strip!r}; its names are {_some(names)}"
             )
         prefixes = {strip: True}
-    heads = ("", *_shared_prefixes(list(own)))
+    first = next(iter(own), "").split(".")[:-1]
+    shared = [each for each in _beginnings(first) if all(name.startswith(each) for name in own)]
     for prefix, plain in prefixes.items():
         inside = [name for name in names if name.startswith(prefix)]
         kept = set(inside)
@@ -229,7 +250,7 @@ def _candidates(
         for unwrapped, renamed in ((False, short), (True, whole)):
             if unwrapped and (whole == short or len(set(whole)) < len(whole)):
                 continue
-            for head in heads:
+            for head in ("", *shared):
                 # What is removed is not put back: that candidate comes with the shorter prefix.
                 if head and prefix.endswith(head):
                     continue
@@ -247,12 +268,6 @@ def _candidates(
                 yield Candidate(place, prefix, state, left_out, plain, unwrapped, head)
 
 
-def _is_entry(name: Any, value: Any) -> bool:
-    if not isinstance(name, str):
-        return False
-    return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
-
-
 def _dense(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
@@ -263,10 +278,7 @@ def _dense(value: Any) -> Any:
 
 def _prefixes(names: Sequence[str], own: Mapping[str, Any]) -> dict[str, bool]:
     """Return the prefixes to try, and whether each may be removed without being asked for."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(".")[:-1]
-        counts.update(".".join(parts[:end]) + "." for end in range(1, len(parts) + 1))
+    counts = Counter(prefix for name in names for prefix in _beginnings(name.split(".")[:-1]))
     needed = len({id(value) for name, value in own.items() if not name.endswith(COUNTER)})
     found = {"": True}
     for prefix, count in counts.items():
@@ -276,29 +288,24 @@ def _prefixes(names: Sequence[str], own: Mapping[str, Any]) -> dict[str, bool]:
     return found
 
 
-def _shared_prefixes(names: Sequence[str]) -> list[str]:
-    """Return every prefix that all names have."""
-    if not names:
-        return []
-    parts = names[0].split(".")[:-1]
-    found = [".".join(parts[:end]) + "." for end in range(1, len(parts) + 1)]
-    return [prefix for prefix in found if all(name.startswith(prefix) for name in names)]
+def _beginnings(parts: Sequence[str]) -> list[str]:
+    return [".".join(parts[:end]) + "." for end in range(1, len(parts) + 1)]
 
 
-def _only(fitting: list[tuple[Candidate, Trial]], where: str) -> tuple[Candidate, Trial]:
+def _only(fitting: list[Candidate], where: str) -> Candidate:
     first, *others = fitting
-    different = [each for each in others if not _equal(each[1], first[1])]
+    different = [each for each in others if not _equal(each, first)]
     if not different:
         return first
-    choices = [first[0], *(candidate for candidate, _ in different)]
+    choices = [first, *different]
     raise CheckpointError(
         f"{where} holds {len(choices)} different state dicts that fit the model: "
-        f"{' and '.join(choice.described for choice in choices)}; choose one by "
+        f"{' and '.join(each.described or 'the checkpoint itself' for each in choices)}; choose one by "
         f"teacher.checkpoint: {{path: …, {'key' if choices[1].key != choices[0].key else 'strip'}: …}}"
     )
 
 
-def _equal(one: Trial, other: Trial) -> bool:
+def _equal(one: Candidate, other: Candidate) -> bool:
     sources = {id(target): source for target, source in other.copies}
     return all(
         id(target) in sources
@@ -308,12 +315,12 @@ def _equal(one: Trial, other: Trial) -> bool:
     )
 
 
-def _check_values(trial: Trial, own: Mapping[str, Any], where: str) -> Counter[str]:
+def _check_values(candidate: Candidate, own: Mapping[str, Any], where: str) -> Counter[str]:
     """Refuse values that the network's types cannot hold; count the conversions, in words."""
     names = {id(value): name for name, value in own.items()}
     converted: Counter[str] = Counter()
     before: dict[int, Tensor] = {}
-    for target, source in trial.copies:
+    for target, source in candidate.copies:
         name = names.get(id(target), "a weight")
         if problem := value_problem(target.detach(), source):
             raise CheckpointError(f"{where}: {name!r} {problem}")
@@ -362,9 +369,7 @@ def value_problem(target: Tensor, source: Tensor) -> str | None:
     return "holds a NaN or an infinity"
 
 
-def _report(
-    candidate: Candidate, trial: Trial, own: Mapping[str, Any], converted: Counter[str]
-) -> str:
+def _report(candidate: Candidate, own: Mapping[str, Any], converted: Counter[str]) -> str:
     done = [f"read {candidate.key!r}"] if candidate.key else []
     if candidate.prefix:
         done.append(f"removed the prefix {candidate.prefix!r}")
@@ -372,8 +377,7 @@ def _report(
         done.append("removed the names of wrappers inside names")
     if candidate.added:
         done.append(f"added the prefix {candidate.added!r}")
-    filled = {id(target) for target, _ in trial.copies}
-    stored = set(candidate.state)
+    stored, filled = set(candidate.state), candidate.filled
     counters = [name for name in own if name.endswith(COUNTER)]
     if renamed := [name for name in candidate.state if name not in own]:
         done.append(f"translated {_some(renamed)} to the model's names")
@@ -394,52 +398,53 @@ MISMATCH = re.compile(
 )
 
 
-def _explain(tried: list[tuple[Candidate, Trial]], own: Mapping[str, Any], where: str) -> str:
+def _explain(tried: list[Candidate], own: Mapping[str, Any], where: str) -> str:
     """Return why no candidate fits, by the one that comes closest."""
 
-    def closeness(each: tuple[Candidate, Trial]) -> tuple[int, int]:
-        trial = each[1]
-        mismatched = sum("size mismatch" in problem for problem in trial.problems)
-        return len(trial.copies) + mismatched, -len(trial.unexpected)
+    def closeness(each: Candidate) -> tuple[int, int]:
+        mismatched = sum("size mismatch" in problem for problem in each.problems)
+        return len(each.copies) + mismatched, -len(each.unexpected)
 
-    candidate, trial = max(tried, key=closeness)
-    filled = {id(target) for target, _ in trial.copies}
+    closest = max(tried, key=closeness)
+    filled = closest.filled
     tensors = [value for value in own.values() if isinstance(value, Tensor)]
     matching, total = sum(id(value) in filled for value in tensors), len(tensors)
-    place = "" if candidate.described.startswith("the") else f", with {candidate.described}"
+    place = f", with {closest.described}" if closest.described else ""
     problems = [f"{where} does not fit the model: {matching} of {total} weights match{place}"]
-    found = [match for problem in trial.problems if (match := MISMATCH.search(problem))]
-    other = [problem for problem in trial.problems if not MISMATCH.search(problem)]
+    found = [match for problem in closest.problems if (match := MISMATCH.search(problem))]
+    other = [problem for problem in closest.problems if not MISMATCH.search(problem)]
     if found:
         name, stored, wanted = found[0].groups()
         problems.append(f"{name!r} has shape ({stored}), the model needs ({wanted})")
-    if trial.missing:
-        problems.append(f"it has no weight {_some(trial.missing)}")
-    if trial.unexpected:
-        problems.append(f"the model has no {_some(trial.unexpected)}")
-    problems += other[:1]
-    return "; ".join([*problems, _cause(trial, [match.groups() for match in found], bool(other))])
+    if closest.missing:
+        problems.append(f"it has no weight {_some(closest.missing)}")
+    if closest.unexpected:
+        problems.append(f"the model has no {_some(closest.unexpected)}")
+    sizes = [(_size(match[2]), _size(match[3])) for match in found]
+    return "; ".join([*problems, *other[:1], _cause(closest, sizes, bool(other))])
 
 
-def _cause(trial: Trial, shapes: list[tuple[Any, ...]], explained: bool) -> str:
-    if any(re.search(r"scale|zeros?|zero_point|absmax|SCB|qweight", n) for n in trial.unexpected):
+def _cause(
+    closest: Candidate, sizes: list[tuple[tuple[int, ...], tuple[int, ...]]], explained: bool
+) -> str:
+    quantised = re.compile(r"scale|zeros?|zero_point|absmax|SCB|qweight")
+    if any(map(quantised.search, closest.unexpected)):
         return "the checkpoint looks quantised; save its weights as floating-point numbers"
     if explained:
         return "see the message before"
-    sizes = [tuple(_size(shape) for shape in each[1:]) for each in shapes]
+    if not sizes:
+        return "is it another architecture, or does it name its layers otherwise?"
     heads = {(stored[:1], wanted[:1]) for stored, wanted in sizes}
-    named_alike = not trial.missing and not trial.unexpected
+    named_alike = not closest.missing and not closest.unexpected
     if named_alike and len(heads) == 1 and all(a and b and a[1:] == b[1:] for a, b in sizes):
-        stored, wanted = next(iter(heads))
-        return f"the sizes {stored[0]} and {wanted[0]} suggest another class count; " + (
+        (stored,), (wanted,) = heads.pop()
+        return f"the sizes {stored} and {wanted} suggest another class count; " + (
             "the built-in models have one output for two classes, so name a builder "
             "(module:function) of a network with two"
-            if (stored[0], wanted[0]) == (2, 1)
+            if (stored, wanted) == (2, 1)
             else "a teacher needs one output for every class of the data"
         )
-    if sizes:
-        return "another class count, width or architecture?"
-    return "is it another architecture, or does it name its layers otherwise?"
+    return "another class count, width or architecture?"
 
 
 def _size(shape: str) -> tuple[int, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,13 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillens.errors import DeviceError, MeasureError, ModelError
-from distillens.forward.device_errors import (
-    checked_device,
-    free_cached_memory,
-    ran_out_of_memory,
-    translate,
-)
+from distillens.errors import DeviceError, MeasureError, ModelError, one_line
+from distillens.forward.device_errors import checked_device, ran_out_of_memory, translate
 from distillens.models.weights import state_bytes
 from distillens.results.training import Cost
 
@@ -90,8 +84,9 @@ def measure_cost(
         else:
             inputs = torch.randn(batch, *input_shape, generator=generator).to(place)
     except (DeviceError, RuntimeError, AssertionError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"the model cannot be measured on {device}: {text}") from None
+        raise ModelError(
+            f"the model cannot be measured on {device}: {one_line(error)[:200]}"
+        ) from None
     try:
         with torch.no_grad():
             multiply_adds = _multiply_adds(measured, inputs[:1])
@@ -101,8 +96,9 @@ def measure_cost(
         message = translate(error, "one example of the model", "measure it on another device")
         if message is not None:
             raise message from error
-        text = " ".join(str(error).split())[:160]
-        raise ModelError(f"the model cannot take inputs of shape {input_shape}: {text}") from None
+        raise ModelError(
+            f"the model cannot take inputs of shape {input_shape}: {one_line(error)[:160]}"
+        ) from None
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         multiply_adds=multiply_adds,
@@ -114,37 +110,32 @@ def measure_cost(
         latency_batch_quartiles_ms=(many[0], many[2]),
         runs=runs,
         threads=torch.get_num_threads(),
-        device=_name(place),
+        device=torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
     )
 
 
 def _multiply_adds(model: nn.Module, inputs: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    with _taken_apart(), counter:
-        model(inputs)
-    # The counter calls a multiplication and an addition two operations.
-    return counter.get_total_flops() // 2
+    """Count multiply-adds; attention and recurrent layers run as matrix products.
 
-
-@contextmanager
-def _taken_apart() -> Iterator[None]:
-    """Have attention and recurrent layers run as the matrix products that the counter knows.
-
-    Their fused kernels are single operations that it passes over: they would count nothing.
+    The counter passes over their fused kernels, which are single operations: they would count nothing.
     """
+    counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with ExitStack() as stack:
-            # Some builds of torch warn of TF32 whenever the next line's flags are touched.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="TF32")
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            yield
+        with (
+            # Some builds of torch warn of TF32 whenever the flags below are touched.
+            warnings.catch_warnings(action="ignore"),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+            counter,
+        ):
+            model(inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+    # The counter calls a multiplication and an addition two operations.
+    return counter.get_total_flops() // 2
 
 
 def _largest(
@@ -158,7 +149,7 @@ def _largest(
             if len(inputs) == 1 or not ran_out_of_memory(error):
                 raise
         inputs = inputs[: len(inputs) // 2]
-        free_cached_memory()
+        torch.cuda.empty_cache()
 
 
 def _milliseconds(
@@ -181,9 +172,3 @@ def _milliseconds(
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return str(device)

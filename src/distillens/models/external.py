@@ -11,16 +11,15 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillens.errors import ModelError, RecipeError, nearest
+from distillens.errors import ModelError, RecipeError, nearest, one_line
 from distillens.forward.sequences import SequenceModel as SequenceModel
-from distillens.models.architectures.lenet import image_shape
+from distillens.models.architectures.feedforward import image_shape
 from distillens.models.architectures.transformer import text_shape
 from distillens.models.registry import EXTRAS, is_external
 
@@ -53,9 +52,12 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
     if not inner:
         raise RecipeError(f"model {name!r} names nothing after the colon; give {library}:NAME")
     module = _import(library, name)
-    make = _timm if library == "timm" else _transformers
-    if library == "timm":
-        _check_timm_name(module, inner)
+    # A model of the hub or a folder ("hf-hub:…", "local-dir:…") is looked up when it is built.
+    if library == "timm" and ":" not in inner and not module.is_model(inner):
+        hint = nearest(inner, module.list_models())
+        if len(hint) > 100:
+            hint = "; timm.list_models() lists what there is"
+        raise RecipeError(f"timm has no model {inner!r}{hint}")
 
     def build(
         input_shape: tuple[int, ...],
@@ -65,7 +67,6 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
         **arguments: Any,
     ) -> nn.Module:
         del normalisation  # Inputs are normalised by `pretrained_normalisation`.
-        kind = _kind(name, library, input_shape, vocabularies, arguments)
         for key in arguments:
             if key in FROM_DATA[library]:
                 raise RecipeError(f"model {name!r}: {key} is set from the data; leave it out")
@@ -74,7 +75,13 @@ def external_builder(name: str) -> Callable[..., nn.Module]:
                     f"model {name!r} takes no {key}; weights of your own go into teacher.checkpoint"
                 )
         with _tensors_only():
-            return make(module, inner, kind, outputs, arguments)
+            if library == "timm":
+                channels, _, _ = image_shape(name, input_shape)
+                return module.create_model(
+                    inner, num_classes=outputs, in_chans=channels, **arguments
+                )
+            with _quiet(module):
+                return _transformers(module, name, input_shape, outputs, vocabularies, arguments)
 
     return build
 
@@ -106,8 +113,8 @@ def pretrained_normalisation(
     if not is_external(name) or not arguments.get("pretrained", library == "transformers"):
         return None
     if library == "timm":
-        found = getattr(build(), "pretrained_cfg", None)
-        mean, std = (_field(found, key) for key in ("mean", "std"))
+        found = getattr(build(), "pretrained_cfg", None) or {}
+        mean, std = found.get("mean"), found.get("std")
         where = f"pretrained_cfg of {name}"
     else:
         mean, std = _preprocessing(_import(library, name), name, inner, arguments.get("revision"))
@@ -118,10 +125,6 @@ def pretrained_normalisation(
     if numbers[0].shape != numbers[1].shape or not (numbers[1] > 0).all():
         raise ModelError(f"{where} has the mean {mean} and the deviation {std}; set normalisation")
     return tuple(numbers[0].tolist()), tuple(numbers[1].tolist()), where
-
-
-def _field(config: Any, key: str) -> Any:
-    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
 
 
 def _preprocessing(
@@ -135,7 +138,7 @@ def _preprocessing(
             config, _ = read(inner, **where)
     except OSError as error:
         if "valid JSON" in str(error):
-            raise ModelError(f"model {name!r}: {' '.join(str(error).split())[:240]}") from None
+            raise ModelError(f"model {name!r}: {one_line(error)[:240]}") from None
         # Most models of text, and some of images, have none.
         return None, None
     mean, std = config.get("image_mean"), config.get("image_std")
@@ -150,51 +153,6 @@ def _preprocessing(
     return (np.atleast_1d(mean) + offset) / unit, np.atleast_1d(std) / unit
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Inputs of (channels, height, width)."""
-
-    shape: tuple[int, int, int]
-
-    @property
-    def fitting(self) -> dict[str, Any]:
-        """Settings of a fresh model's configuration that depend on the data."""
-        channels, height, width = self.shape
-        side = height if height == width else (height, width)
-        return {"num_channels": channels, "image_size": side}
-
-
-@dataclass(frozen=True)
-class Text:
-    """Inputs of T tokens out of a vocabulary, by one of the data's tokenizers."""
-
-    length: int
-    vocabulary: int
-    tokenizer: int
-
-    @property
-    def fitting(self) -> dict[str, Any]:
-        """Settings of a fresh model's configuration that depend on the data."""
-        # Special tokens have other numbers here, and padding is never looked up.
-        none = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-        return {"vocab_size": self.vocabulary, **none}
-
-
-def _kind(
-    name: str,
-    library: str,
-    input_shape: tuple[int, ...],
-    vocabularies: tuple[int, ...],
-    arguments: dict[str, Any],
-) -> Pictures | Text:
-    if vocabularies and library == "transformers":
-        tokenizer = arguments.pop("tokenizer", 0)
-        if not isinstance(tokenizer, int):
-            raise RecipeError(f"model {name!r}: tokenizer must be a number, got {tokenizer!r}")
-        return Text(*text_shape(name, input_shape, vocabularies, tokenizer), tokenizer)
-    return Pictures(image_shape(name, input_shape))
-
-
 class Classifier(nn.Module):
     """A Hugging Face image classifier that returns its logits, (N, classes), and nothing else."""
 
@@ -207,74 +165,64 @@ class Classifier(nn.Module):
 
 
 def _import(library: str, name: str) -> Any:
+    package = f"'distillens[{EXTRAS[library]}]'"
     try:
         return importlib.import_module(library)
-    except ModuleNotFoundError as error:
-        if error.name == library:
-            raise ModelError(
-                f"model {name!r} needs {library}: pip install 'distillens[{EXTRAS[library]}]'"
-            ) from None
-        raise _broken(library, name, error) from None
     # An installation whose parts do not fit each other fails in any way.
     except Exception as error:
-        raise _broken(library, name, error) from None
-
-
-def _broken(library: str, name: str, error: Exception) -> ModelError:
-    text = " ".join(str(error).split())[:160]
-    return ModelError(
-        f"model {name!r}: {library} is installed but cannot be imported: {text}; "
-        f"pip install --upgrade 'distillens[{EXTRAS[library]}]'"
-    )
-
-
-def _check_timm_name(timm: Any, name: str) -> None:
-    # A model of the hub or a folder ("hf-hub:…", "local-dir:…") is looked up when it is built.
-    if ":" in name or timm.is_model(name):
-        return
-    hint = nearest(name, timm.list_models())
-    if len(hint) > 100:
-        hint = "; timm.list_models() lists what there is"
-    raise RecipeError(f"timm has no model {name!r}{hint}")
-
-
-def _timm(
-    timm: Any, name: str, kind: Pictures | Text, outputs: int, arguments: dict[str, Any]
-) -> nn.Module:
-    assert isinstance(kind, Pictures)
-    return timm.create_model(name, num_classes=outputs, in_chans=kind.shape[0], **arguments)
+        if isinstance(error, ModuleNotFoundError) and error.name == library:
+            raise ModelError(f"model {name!r} needs {library}: pip install {package}") from None
+        raise ModelError(
+            f"model {name!r}: {library} is installed but cannot be imported: {one_line(error)[:160]}; "
+            f"pip install --upgrade {package}"
+        ) from None
 
 
 def _transformers(
     transformers: Any,
     name: str,
-    kind: Pictures | Text,
+    input_shape: tuple[int, ...],
     outputs: int,
-    arguments: dict[str, Any],
+    vocabularies: tuple[int, ...],
+    changes: dict[str, Any],
 ) -> nn.Module:
-    changes = dict(arguments)
+    """Build a classifier of transformers; on text one of sequences, otherwise one of images."""
+    inner = name.partition(":")[2]
     pretrained = changes.pop("pretrained", True)
     where = {"revision": changes.pop("revision")} if "revision" in changes else {}
-    text = isinstance(kind, Text)
-    full = f"transformers:{name}"
-    with _quiet(transformers):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-        _configure(config, full, changes, {} if pretrained else kind.fitting)
-        if config.num_labels != outputs:
-            config.num_labels = outputs
-        if text:
-            _check_vocabulary(full, config, kind)
-            family = transformers.AutoModelForSequenceClassification
-        else:
-            family = transformers.AutoModelForImageClassification
-        if not pretrained:
-            fresh = family.from_config(config, trust_remote_code=False).float()
-            if not text:
-                return Classifier(fresh)
-            _check_special_tokens(full, fresh)
-            return SequenceModel(fresh, kind.tokenizer)
+    config = transformers.AutoConfig.from_pretrained(inner, trust_remote_code=False, **where)
+    tokenizer = changes.pop("tokenizer", 0) if vocabularies else 0
+    if not isinstance(tokenizer, int):
+        raise RecipeError(f"model {name!r}: tokenizer must be a number, got {tokenizer!r}")
+    if vocabularies:
+        length, vocabulary = text_shape(name, input_shape, vocabularies, tokenizer)
+        # Special tokens have other numbers here, and padding is never looked up.
+        none = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        fitting = {"vocab_size": vocabulary, **none}
+        limits = {
+            "tokens": ("vocab_size", vocabulary),
+            "positions": ("max_position_embeddings", length),
+        }
+        family = transformers.AutoModelForSequenceClassification
+    else:
+        channels, height, width = image_shape(name, input_shape)
+        side = height if height == width else (height, width)
+        fitting, limits = {"num_channels": channels, "image_size": side}, {}
+        family = transformers.AutoModelForImageClassification
+    _configure(config, name, changes, {} if pretrained else fitting)
+    for what, (key, wanted) in limits.items():
+        has = getattr(config, key, None)
+        # Some configurations without a limit have -1.
+        if has is not None and 0 <= has < wanted:
+            raise ModelError(
+                f"model {name!r} knows {has} {what}, the data's tokenizer {tokenizer} makes {wanted}; "
+                "name the model's own tokenizer, or a shorter length"
+            )
+    if config.num_labels != outputs:
+        config.num_labels = outputs
+    if pretrained:
         network, loaded = family.from_pretrained(
-            name,
+            inner,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
@@ -282,24 +230,15 @@ def _transformers(
             output_loading_info=True,
             **where,
         )
-    _check_loaded(full, network, loaded, outputs)
+        _check_loaded(name, network, loaded, outputs)
+    else:
+        network = family.from_config(config, trust_remote_code=False)
     network = network.float()
-    return SequenceModel(network, kind.tokenizer) if text else Classifier(network)
-
-
-def _check_vocabulary(name: str, config: Any, text: Text) -> None:
-    known = {
-        "tokens": ("vocab_size", text.vocabulary),
-        "positions": ("max_position_embeddings", text.length),
-    }
-    for what, (key, wanted) in known.items():
-        has = getattr(config, key, None)
-        # Some configurations without a limit have -1.
-        if has is not None and 0 <= has < wanted:
-            raise ModelError(
-                f"model {name!r} knows {has} {what}, the data's tokenizer {text.tokenizer} makes "
-                f"{wanted}; name the model's own tokenizer, or a shorter length"
-            )
+    if not vocabularies:
+        return Classifier(network)
+    if not pretrained:
+        _check_special_tokens(name, network)
+    return SequenceModel(network, tokenizer)
 
 
 def _check_special_tokens(name: str, network: Any) -> None:
@@ -316,10 +255,9 @@ def _check_special_tokens(name: str, network: Any) -> None:
     except (TypeError, ValueError, AttributeError) as error:
         if not missing:
             raise
-        text = " ".join(str(error).split())[:100]
         raise ModelError(
-            f"model {name!r} cannot be run without {' and '.join(missing)} ({text}); give the number "
-            "of a token of the data's tokenizer as an argument of the model"
+            f"model {name!r} cannot be run without {' and '.join(missing)} ({one_line(error)[:100]}); "
+            "give the number of a token of the data's tokenizer as an argument of the model"
         ) from None
 
 
@@ -358,9 +296,8 @@ def _tensors_only() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[key]
-        else:
+        del os.environ[key]
+        if before is not None:
             os.environ[key] = before
 
 

@@ -72,31 +72,13 @@ def check_model(recipe: ModelRecipe, *, trust_code: bool = False) -> None:
     Raises
     ------
     RecipeError
-        The name is unknown, an argument does not exist, or code of the recipe's author would run
-        without ``trust_code``.
+        The name is unknown or does not name a function or class, an argument does not exist or is
+        missing, or code of the recipe's author would run without ``trust_code``.
     """
     # A recipe may be read where the extra is missing; building the model asks for it.
     if is_external(recipe.name):
         return
-    check_builder(recipe.name, find_builder(recipe, trust_code), recipe.arguments)
-
-
-def parameters_of(builder: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Return the parameters of a builder; None for a callable of a compiled library without them."""
-    try:
-        return inspect.signature(builder).parameters
-    except (TypeError, ValueError):
-        return None
-
-
-def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse a builder that cannot be called with the arguments of a recipe.
-
-    Raises
-    ------
-    RecipeError
-        It is no function or class, an argument does not exist, or one is missing.
-    """
+    name, arguments, builder = recipe.name, recipe.arguments, find_builder(recipe, trust_code)
     # A module, told without torch.
     if hasattr(builder, "state_dict") and not inspect.isclass(builder):
         raise RecipeError(
@@ -114,23 +96,30 @@ def check_builder(name: str, builder: Any, arguments: Mapping[str, Any]) -> None
     if parameters is None:
         return
     each = inspect.Parameter
-    several = (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-    by_name = {
-        key for key, p in parameters.items() if p.kind not in (*several, each.POSITIONAL_ONLY)
-    }
-    takes_all = any(p.kind is each.VAR_KEYWORD for p in parameters.values())
-    for key in arguments if not takes_all else ():
+    kinds = {key: parameter.kind for key, parameter in parameters.items()}
+    named = (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    by_name = {key for key, kind in kinds.items() if kind in named}
+    for key in arguments if each.VAR_KEYWORD not in kinds.values() else ():
         if key not in by_name:
             known = by_name - set(FROM_DATA)
             hint = nearest(key, known) if known else "; it takes none"
             raise RecipeError(f"model {name!r} has no argument {key!r}{hint}")
+    given = by_name & {*arguments, *FROM_DATA}
     for key, parameter in parameters.items():
-        required = parameter.default is each.empty and parameter.kind not in several
-        if required and (key not in by_name or key not in {*arguments, *FROM_DATA}):
+        required = kinds[key] in (*named, each.POSITIONAL_ONLY) and parameter.default is each.empty
+        if required and key not in given:
             raise RecipeError(
                 f"model {name!r} needs an argument {key!r}; set it together with the name, or use the "
                 f"names that are set from the data: {', '.join(FROM_DATA)}"
             )
+
+
+def parameters_of(builder: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a builder; None for a callable of a compiled library without them."""
+    try:
+        return inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return None
 
 
 def is_external(name: str) -> bool:

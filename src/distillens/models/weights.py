@@ -19,10 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from distillens.errors import CheckpointError
+from distillens.errors import CheckpointError, one_line
 from distillens.files.atomic import write_atomically
-from distillens.files.paths import user_path
-from distillens.models.checkpoints import find_mappings, load_content
 
 
 def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
@@ -58,7 +56,7 @@ def state_bytes(source: nn.Module | Mapping[str, Tensor]) -> bytes:
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
         raise CheckpointError(
             f"a model with weights of the types {', '.join(kinds)} cannot be saved as "
-            f"safetensors: {' '.join(str(error).split())[:120]}"
+            f"safetensors: {one_line(error)[:120]}"
         ) from None
 
 
@@ -83,13 +81,11 @@ def _plain_classes() -> list[Any]:
     """Return classes of values that are saved with weights and run no code when they are read."""
     kinds: list[Any] = [argparse.Namespace, SimpleNamespace, PosixPath, np.ndarray, np.dtype]
     kinds += {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}
+    multiarray = sys.modules[np.empty(0).__reduce__()[0].__module__]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        kinds += [(getattr(_multiarray, each), f"{module}.{each}") for each in _NUMPY]
+        for name in ("scalar", "_reconstruct"):
+            kinds.append((getattr(multiarray, name), f"{module}.{name}"))
     return kinds
-
-
-_NUMPY = ("scalar", "_reconstruct")
-_multiarray = sys.modules[np.empty(0).__reduce__()[0].__module__]
 
 
 def load_safely(path: Path) -> Any:
@@ -209,56 +205,6 @@ def load_state(path: Path) -> dict[str, Tensor]:
                 "tensor; save model.state_dict()"
             )
     return state
-
-
-def load_weights(
-    path: str | Path, model: nn.Module, *, key: str | None = None, strip: str | None = None
-) -> str:
-    """Load a checkpoint into a model, whichever program wrote it.
-
-    The state dict may be nested (``state_dict``, ``model``, ``net``, …), its names may have a prefix
-    of a wrapper (``module.``, ``_orig_mod.``, …) or lack one, and its values may have another
-    floating-point type. Whatever the model's strict ``load_state_dict`` accepts is accepted.
-
-    Parameters
-    ----------
-    path
-        A file of safetensors, the ``.index.json`` of its shards, or a file of ``torch.save``.
-    model
-        The model; unchanged if an error is raised.
-    key
-        Dotted path of the state dict, such as ``"state_dict_ema"``; by default it
-        is searched for.
-    strip
-        A prefix to remove from the names, such as ``"teacher."``; entries without it are left out.
-        By default it is found out.
-
-    Returns
-    -------
-    str
-        Note on steps beyond ``load_state_dict``, in one line; empty if there were none.
-
-    Raises
-    ------
-    CheckpointError
-        The file cannot be read, no part of it fits the model, several different parts do, or a value
-        is not finite or has no equal in the model's type.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "resnet.pt"
-    >>> wrapped = {f"module.{name}": t for name, t in nn.Linear(3, 2).state_dict().items()}
-    >>> torch.save({"state_dict": wrapped, "epoch": 7}, path)
-    >>> load_weights(path, nn.Linear(3, 2))
-    "read 'state_dict'; removed the prefix 'module.'"
-    """
-    path = user_path(path)
-    content = read_checkpoint(path)
-    if next(find_mappings(content), None) is None:
-        # Raises an error; an empty state dict belongs to a model without weights.
-        load_state(path)
-    return load_content(content, model, str(path), key=key, strip=strip)
 
 
 def checkpoint_digest(path: Path) -> str:

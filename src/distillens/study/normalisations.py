@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from distillens.data import Examples, Normalisation
 from distillens.data.normalisation import (
-    as_normalisation,
     fits_unit_interval,
     normalisation_for,
 )
@@ -160,7 +159,7 @@ def _recorded(data: Mapping[str, Any], role: Role, examples: Examples) -> InputS
     record = data.get(f"{role}_normalisation")
     if record is None:
         return None
-    found = as_normalisation(record["mean"], record["deviation"], examples.input_shape)
+    found = Normalisation.of_channels(record["mean"], record["deviation"], examples.input_shape)
     untouched = not found.mean.any() and bool((found.deviation == 1).all())
     channels = examples.input_shape[0]
     return InputScale(None if untouched else found, record["from"], channels)
@@ -194,4 +193,4 @@ def _pretrained(model: ModelRecipe, examples: Examples, trust_code: bool) -> Inp
         # Such libraries add up the filters of the channels, so their middle is nearest.
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         origin = f"{origin}, averaged over channels"
-    return InputScale(as_normalisation(mean, std, shape), origin, channels)
+    return InputScale(Normalisation.of_channels(mean, std, shape), origin, channels)

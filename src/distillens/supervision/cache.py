@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillens.data.batches import Batch, Batches
+from distillens.data.batches import Batch, Batches, Rows
 from distillens.data.examples import Examples
-from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 from distillens.files.atomic import write_atomically
 from distillens.forward.device_errors import device_errors

@@ -7,9 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from distillens.data.batches import Batch
+from distillens.data.batches import Batch, Rows
 from distillens.data.outputs import logits_of
-from distillens.data.resident import Rows
 from distillens.errors import SupervisionError
 
 

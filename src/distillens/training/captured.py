@@ -110,7 +110,7 @@ class CapturedStep:
             self._step(opened.batch(place), number)
             return
         step = self._step
-        step.supervision.advance(opened.outline(), number)
+        step.supervision.advance(opened.outline, number)
         step.set_rate(number)
         try:
             phase = phase_of(step.supervision, number)
@@ -179,7 +179,7 @@ def reason_against(step: TrainingStep, batches: Batches) -> str | None:
         return f"a step has {recipe.accumulate} micro-batches (accumulate)"
     if step.accelerator.num_processes > 1:
         return f"{step.accelerator.num_processes} processes share each batch"
-    if not batches.labels_are_known:
+    if batches.label_span is None:
         return "some labels do not count"
     if not step.optimizer.defaults["fused"]:
         return "the optimizer has no fused step for these parameters"

@@ -15,10 +15,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from distillens.data.batches import Batch, Batches, EpochSource, LoaderBatches, OpenEpoch
+from distillens.data.batches import Batch, Batches, EpochSource, OpenEpoch
 from distillens.data.labels import IGNORED, outside
+from distillens.data.loaders import LoaderBatches
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
-from distillens.models.weights import digest_file, load_weights, save_weights
+from distillens.models.checkpoints import load_weights
+from distillens.models.weights import digest_file, save_weights
 from distillens.progress import Progress, silent
 from distillens.supervision.protocol import (
     Supervision,

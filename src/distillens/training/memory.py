@@ -17,7 +17,6 @@ from distillens.data.batches import Batch, EpochSource
 from distillens.data.outputs import logits_of
 from distillens.errors import DeviceError
 from distillens.forward.device_errors import (
-    free_cached_memory,
     memory_there,
     ran_out_of_memory,
     translate,
@@ -64,7 +63,7 @@ def training_memory(
         # The frames of the failed step hold its activations.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        free_cached_memory()
+        torch.cuda.empty_cache()
         message = _message(networks, batches, accelerator, there)
         raise DeviceError(message) from error.with_traceback(None)
 
@@ -121,7 +120,7 @@ def largest_step(step: Callable[[int], None], size: int) -> int | None:
             if not (ran_out_of_memory(error) or isinstance(error, ValueError)):
                 raise
             traceback.clear_frames(error.__traceback__)
-            free_cached_memory()
+            torch.cuda.empty_cache()
         else:
             return size
         size //= 2

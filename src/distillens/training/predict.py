@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillens.data.batches import Batch, Batches, Normalisation
+from distillens.data.batches import Batch, Batches
 from distillens.data.examples import Examples
+from distillens.data.normalisation import Normalisation
 from distillens.data.outputs import logits_of
-from distillens.forward.device_errors import device_errors, free_cached_memory, ran_out_of_memory
+from distillens.forward.device_errors import device_errors, ran_out_of_memory
 from distillens.forward.evaluation import evaluate, evaluation_mode
 
 BATCH = 512
@@ -47,7 +48,7 @@ def predict(
                 raise failed
             else:
                 size = len(part) // 2
-                free_cached_memory()
+                torch.cuda.empty_cache()
     return torch.cat(rows).cpu().numpy()
 
 

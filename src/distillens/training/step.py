@@ -153,7 +153,7 @@ class TrainingStep:
     def known(self, batch: Batch) -> Batch:
         """Return a batch with int64 labels, a boolean mask, and the number of classes if it is known."""
         classes = batch.classes or self.classes
-        if batch.labels_are_known():
+        if batch.known_labels is not None:
             return batch if batch.classes == classes else replace(batch, classes=classes)
         labels, mask = class_labels(batch.labels), batch.mask
         # Labels on a GPU are not inspected, because the host would wait when their batch is split.
@@ -190,8 +190,8 @@ class TrainingStep:
             part = part.fitted(logits)
             hits.append(part.counted(predicted(logits.detach()) == part.labels))
             seen = seen + (part.labels.numel() if part.mask is None else part.mask.sum())
-            if part.label_range is not None and part.labels_are_known():
-                self.label_span = (part.label_range.lowest, part.label_range.highest)
+            if (known := part.known_labels) is not None:
+                self.label_span = (known.lowest, known.highest)
             else:
                 unknown.append((part.labels, part.mask))
         self.labels.append(unknown)

@@ -1,1 +1,1 @@
-"""Sources of examples: one module per source, which registers it."""
+"""Sources of examples: each module registers those that it holds."""

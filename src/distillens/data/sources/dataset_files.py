@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,17 @@ import yaml
 from distillens.data.sources.folders import visible_files
 from distillens.errors import DataError, nearest
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("validation", "valid", "val", "dev"),
+_CANONICAL = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-"""Splits, and the names under which they are found."""
-SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv")
+"""Splits by the names under which they are found."""
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 """Endings of tables."""
 ROOT = "."
 """Name of the configuration whose files lie in the folder itself."""
 
-_CANONICAL = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _SHARD = re.compile(r"(.*?)[-_.](\d{1,6})-of-(\d{1,6})(?:[-.][0-9a-f]{8,})?")
 _NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)")
 _PREFIXED = re.compile(rf"(.+)[-_.]({'|'.join(_CANONICAL)})")
@@ -38,17 +36,6 @@ _PLAIN = frozenset(("", "part", "shard", "data", "chunk"))
 
 Splits = dict[str, list[Path]]
 """Files of each split, by its name in the folder."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A file, with the split and configuration that its path names."""
-
-    path: Path
-    config: str
-    split: str
-    number: int | None = None
-    total: int | None = None
 
 
 def split_of(name: str) -> str:
@@ -73,30 +60,29 @@ def choose_splits(names: Iterable[str], test_split: str | None, where: str) -> d
         by_split.setdefault(split_of(name), []).append(name)
     if "train" not in by_split:
         raise DataError(f"{where} has the splits {sorted(known)}; a split named 'train' is needed")
-    chosen = {"train": _only(by_split["train"], "train", where)}
     if test_split is not None:
         if test_split not in known:
             raise DataError(
                 f"{where} has no split {test_split!r}{nearest(test_split, known)}; "
                 "data.test_split must name one"
             )
-        return chosen | {"test": test_split}
-    for split in ("test", "validation"):
-        if split in by_split:
-            return chosen | {"test": _only(by_split[split], split, where)}
+        by_split["test"] = [test_split]
+    chosen = {}
+    for role in ("train", "test"):
+        split = role if role in by_split else "validation"
+        found = by_split.get(split, [])
+        if len(found) > 1:
+            advice = "keep one" if role == "train" else "name one with data.test_split"
+            listed = ", ".join(sorted(found))
+            raise DataError(f"{where} has several {split} splits: {listed}; {advice}")
+        if found:
+            chosen[role] = found[0]
     return chosen
 
 
-def _only(names: list[str], split: str, where: str) -> str:
-    if len(names) > 1:
-        advice = "keep one" if split == "train" else "name one with data.test_split"
-        raise DataError(f"{where} has several {split} splits: {', '.join(sorted(names))}; {advice}")
-    return names[0]
-
-
-def has_tables(folder: Path) -> bool:
-    """Return whether a table lies anywhere below a folder."""
-    return any(file.suffix.lower() in SUFFIXES for file in visible_files(folder))
+def ending_of(file: Path) -> str:
+    """Return the one of `SUFFIXES` with which the name of a file ends; empty for other files."""
+    return next((each for each in SUFFIXES if file.name.lower().endswith(each)), "")
 
 
 def find_splits(folder: Path, config: str | None = None) -> Splits:
@@ -115,75 +101,67 @@ def find_splits(folder: Path, config: str | None = None) -> Splits:
         There is no table, several configurations or none of this name, or a shard is missing or
         there twice.
     """
-    declared = _declared(folder)
-    configs = declared or _by_path(folder)
+    configs = _declared(folder)
+    by_readme = bool(configs)
+    if not by_readme:
+        for file in filter(ending_of, visible_files(folder)):
+            name, split = _config_and_split(folder, file)
+            configs.setdefault(name, {}).setdefault(split, []).append(file)
     with_train = [name for name, splits in configs.items() if "train" in map(split_of, splits)]
-    if config is not None:
-        if config not in configs:
-            raise DataError(
-                f"{folder} has no configuration {config!r}{nearest(config, configs)}; "
-                "data.config must name one"
-            )
-        chosen = config
-    elif len(with_train) > 1:
+    chosen = with_train if config is None else [config]
+    if config is not None and config not in configs:
         raise DataError(
-            f"{folder} holds {len(with_train)} configurations with training examples: "
-            f"{', '.join(sorted(with_train))}; choose one, for example with "
-            f"data.config={sorted(with_train)[-1]}"
+            f"{folder} has no configuration {config!r}{nearest(config, configs)}; "
+            "data.config must name one"
         )
-    elif with_train:
-        chosen = with_train[0]
-    else:
+    if len(chosen) > 1:
+        raise DataError(
+            f"{folder} holds {len(chosen)} configurations with training examples: "
+            f"{', '.join(sorted(chosen))}; choose one, for example with data.config={max(chosen)}"
+        )
+    if not chosen:
         known = sorted({split for splits in configs.values() for split in splits})
         named = f" among its splits {known}" if known else ""
-        raise DataError(f"{folder} holds no train*.parquet{named}; a Hugging Face folder needs one")
+        raise DataError(
+            f"{folder} holds no train*.parquet, train.tsv or train.csv{named}; a split named 'train' is "
+            "needed"
+        )
     found: Splits = {}
-    for split, parts in configs[chosen].items():
+    for split, files in configs[chosen[0]].items():
         # Folders that a README.md names for one split are parts of it, each with its own shards.
-        folders = {part.path.parent: [] for part in parts} if declared else {folder: parts}
-        for part in parts if declared else ():
-            folders[part.path.parent].append(part)
+        folders: dict[Path, list[Path]] = {}
+        for file in files:
+            folders.setdefault(file.parent if by_readme else folder, []).append(file)
         where = f"{folder}: split {split!r}"
-        found[split] = [path for each in folders.values() for path in _whole(each, where)]
+        found[split] = [file for each in folders.values() for file in _whole(each, where)]
     return found
 
 
-def _by_path(folder: Path) -> dict[str, dict[str, list[_Part]]]:
-    found: dict[str, dict[str, list[_Part]]] = {}
-    for file in visible_files(folder):
-        if file.suffix.lower() in SUFFIXES:
-            part = _parse(folder, file)
-            found.setdefault(part.config, {}).setdefault(part.split, []).append(part)
-    return found
-
-
-def _parse(folder: Path, file: Path) -> _Part:
+def _config_and_split(folder: Path, file: Path) -> tuple[str, str]:
+    """Return the configuration and the split that the path of a file names."""
     parents = list(file.relative_to(folder).parts[:-1])
-    name, number, total = _numbered(file.name.removesuffix(file.suffix).lower())
+    name, _, _ = _numbered(file)
     prefix = ""
     if name not in _CANONICAL:
-        inside = next(
-            (place for place in reversed(range(len(parents))) if _is_split(parents[place])), None
-        )
-        prefixed = _PREFIXED.fullmatch(name)
-        if inside is not None:
-            name = parents.pop(inside).lower()
-        elif prefixed:
+        inside = [place for place, each in enumerate(parents) if each.lower() in _CANONICAL]
+        if inside:
+            name = parents.pop(inside[-1]).lower()
+        elif prefixed := _PREFIXED.fullmatch(name):
             prefix, name = prefixed.groups()
         elif name in _PLAIN and parents:
             name = parents.pop()
     elif parents and split_of(parents[-1]) == split_of(name):
         parents.pop()
-    config = "/".join([*parents, prefix] if prefix else parents) or ROOT
-    return _Part(file, config, name, number, total)
+    return "/".join([*parents, prefix] if prefix else parents) or ROOT, name
 
 
-def _is_split(name: str) -> bool:
-    return name.lower() in _CANONICAL
+def _stem(file: Path) -> str:
+    return file.name.lower().removesuffix(ending_of(file))
 
 
-def _numbered(stem: str) -> tuple[str, int | None, int | None]:
-    """Return a name without its shard, the number of the shard, and how many there are."""
+def _numbered(file: Path) -> tuple[str, int | None, int | None]:
+    """Return the name of a file without its shard, the number of the shard, and how many there are."""
+    stem = _stem(file)
     if shard := _SHARD.fullmatch(stem):
         return shard[1], int(shard[2]), int(shard[3])
     numbered = _NUMBERED.fullmatch(stem)
@@ -192,42 +170,42 @@ def _numbered(stem: str) -> tuple[str, int | None, int | None]:
     return stem, None, None
 
 
-def _whole(parts: list[_Part], where: str) -> list[Path]:
+def _whole(files: list[Path], where: str) -> list[Path]:
     """Return the files of a split in the order of their shards, if each of them exists exactly once."""
-    suffixes = sorted({part.path.suffix.lower() for part in parts})
+    suffixes = sorted(set(map(ending_of, files)))
     if len(suffixes) > 1:
         raise DataError(f"{where} exists as {' and '.join(suffixes)}; keep one of them")
-    totals = {part.total for part in parts}
-    kinds = {(part.total, part.number is None) for part in parts}
-    whole = [part for part in parts if part.path.stem.lower() in _CANONICAL]
-    if len(kinds) > 1 or (whole and len(parts) > 1):
-        names = ", ".join(sorted(str(part.path) for part in parts)[:4])
+    shards = {file: _numbered(file)[1:] for file in files}
+    kinds = {(total, number is None) for number, total in shards.values()}
+    whole = any(_stem(file) in _CANONICAL for file in files)
+    if len(kinds) > 1 or (whole and len(files) > 1):
+        names = ", ".join(sorted(map(str, files))[:4])
         raise DataError(f"{where} exists in several versions, {names}; keep one of them")
-    numbers = sorted(part.number for part in parts if part.number is not None)
-    total = totals.pop()
-    if len(set(numbers)) < len(numbers):
-        twice = next(number for number in numbers if numbers.count(number) > 1)
-        names = [part.path.name for part in parts if part.number == twice]
-        raise DataError(f"{where} has shard {twice} twice: {', '.join(names)}; delete one")
+    files = sorted(files, key=lambda file: (shards[file][0] or 0, file))
+    numbers = [number for file in files if (number := shards[file][0]) is not None]
+    if not numbers:
+        return files
+    total = shards[files[0]][1]
+    for place, number in enumerate(numbers[1:]):
+        if number == numbers[place]:
+            names = f"{files[place].name}, {files[place + 1].name}"
+            raise DataError(f"{where} has shard {number} twice: {names}; delete one")
     # Shards without a total are counted from 0 or 1; a year, for example, is no such number.
-    first = numbers[0] if numbers and total is None and numbers[0] == 1 else 0
-    wanted = total if total is not None else numbers[-1] + 1 - first if numbers else 0
-    if numbers and (total is not None or numbers[0] < 1000):
-        missing = sorted(set(range(first, first + wanted)) - set(numbers))
-        if missing:
-            raise DataError(
-                f"{where} lacks shard {missing[0]} of {wanted} in the folder of {parts[0].path.name}; "
-                "fetch the data set again"
-            )
-    return [part.path for part in sorted(parts, key=lambda part: (part.number or 0, part.path))]
+    first = 1 if total is None and numbers[0] == 1 else 0
+    end = numbers[-1] + 1 if total is None else first + total
+    missing = sorted(set(range(first, end)).difference(numbers))
+    if missing and (total is not None or numbers[0] < 1000):
+        raise DataError(
+            f"{where} lacks shard {missing[0]} of {end - first} in the folder of {files[0].name}; "
+            "fetch the data set again"
+        )
+    return files
 
 
-def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
+def _declared(folder: Path) -> dict[str, Splits]:
     """Return the configurations that the head of a README.md names; none if it names none."""
     readme = folder / "README.md"
-    if not readme.is_file():
-        return {}
-    text = readme.read_text(encoding="utf-8", errors="replace")
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         content = yaml.safe_load(head[1]) if head else None
@@ -236,42 +214,36 @@ def _declared(folder: Path) -> dict[str, dict[str, list[_Part]]]:
             f"{readme} starts with YAML that cannot be read; mend or delete the file"
         ) from None
     configs = content.get("configs") if isinstance(content, dict) else None
-    found: dict[str, dict[str, list[_Part]]] = {}
+    found: dict[str, Splits] = {}
     for entry in configs if isinstance(configs, list) else ():
-        if isinstance(entry, dict) and "data_files" in entry:
-            name = str(entry.get("config_name", "default"))
-            splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
-            # Files that were not downloaded cannot be chosen.
-            if any(splits.values()):
-                found[name] = splits
-    for name, splits in found.items():
-        for split, parts in splits.items():
-            if not parts:
-                raise DataError(
-                    f"{readme} names files for the split {split!r} of configuration {name!r}, but "
-                    "none of them exists; fetch the data set again"
-                )
+        if not isinstance(entry, dict) or "data_files" not in entry:
+            continue
+        name = str(entry.get("config_name", "default"))
+        splits = _declared_splits(folder / str(entry.get("data_dir", "")), entry["data_files"])
+        lacking = [split for split, files in splits.items() if not files]
+        if lacking and len(lacking) < len(splits):
+            raise DataError(
+                f"{readme} names files for the split {lacking[0]!r} of configuration {name!r}, but none "
+                "of them exists; fetch the data set again"
+            )
+        # Configurations that were not downloaded cannot be chosen.
+        if splits and not lacking:
+            found[name] = splits
     return found
 
 
-def _declared_splits(root: Path, files: Any) -> dict[str, list[_Part]]:
+def _declared_splits(root: Path, files: Any) -> Splits:
     if isinstance(files, Mapping):
         entries = list(files.items())
     elif isinstance(files, list) and all(isinstance(each, Mapping) for each in files):
         entries = [(each.get("split", "train"), each.get("path", ())) for each in files]
     else:
         entries = [("train", files)]
-    found: dict[str, list[_Part]] = {}
+    found: Splits = {}
     for split, patterns in entries:
-        several = patterns if isinstance(patterns, list) else [patterns]
-        paths = {path for pattern in several for path in _matching(root, str(pattern))}
-        parts = [_Part(path, "", str(split), *_numbered(path.stem.lower())[1:]) for path in paths]
-        found[str(split)] = sorted(parts, key=lambda part: part.path)
+        several = map(str, patterns if isinstance(patterns, list) else [patterns])
+        # A pattern out of somebody's file must not lead out of the folder.
+        inside = [each for each in several if each and ".." not in Path(each).parts]
+        globbed = [root.glob(each) for each in inside if not each.startswith("/")]
+        found[str(split)] = sorted({file for each in globbed for file in each if ending_of(file)})
     return found
-
-
-def _matching(root: Path, pattern: str) -> list[Path]:
-    # A pattern out of somebody's file must not lead out of the folder.
-    if not pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
-        return []
-    return [path for path in root.glob(pattern) if path.suffix.lower() in SUFFIXES]

@@ -7,8 +7,7 @@ train/<wnid>/images/….JPEG       and val/images/….JPEG with val/val_annotati
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -34,12 +33,8 @@ TEST_FOLDERS = ("test", "val", "validation", "valid")
 ANNOTATIONS = "val_annotations.txt"
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of a split and the label of each."""
-
-    files: list[Path]
-    labels: list[int]
+Listing = list[tuple[Path, int]]
+"""The files of a split with their labels."""
 
 
 @register_source("folder")
@@ -83,17 +78,16 @@ class ImageFolder(PathSource):
             listings["test"] = test
         decoded = {
             split: decode_all(
-                len(part.files),
-                lambda row, part=part: Image.open(part.files[row]),
-                lambda row, part=part: str(part.files[row]),
+                len(part),
+                lambda row, part=part: Image.open(part[row][0]),
+                lambda row, part=part: str(part[row][0]),
                 options.image_size,
                 exif=False,
             )
             for split, part in listings.items()
         }
-        labels = {split: np.asarray(part.labels) for split, part in listings.items()}
-        where = {split: f"{folder.name}/{split}" for split in listings}
-        return image_examples(decoded, labels, where, classes, options)
+        labels = {split: np.array([label for _, label in part]) for split, part in listings.items()}
+        return image_examples(decoded, labels, folder.name, classes, options)
 
 
 def _class_names(folder: Path, train: Path) -> tuple[str, ...]:
@@ -117,15 +111,14 @@ def _test_split(folder: Path, classes: tuple[str, ...]) -> Listing | None:
     # Tiny ImageNet's own test pictures have no labels: its validation pictures are what is tested on.
     if annotated.is_file():
         return _by_annotations(annotated, classes)
-    for name in TEST_FOLDERS:
-        if (folder / name).is_dir() and _subfolders(folder / name):
-            return _by_folder(folder / name, classes)
-    return None
+    folders = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
+    labelled = [each for each in folders if _subfolders(each)]
+    return _by_folder(labelled[0], classes) if labelled else None
 
 
 def _by_folder(split: Path, classes: tuple[str, ...]) -> Listing:
     """List the images below each class folder, at any depth."""
-    listing = Listing([], [])
+    listing: Listing = []
     known = {name: label for label, name in enumerate(classes)}
     for name in _subfolders(split):
         if name not in known:
@@ -136,13 +129,17 @@ def _by_folder(split: Path, classes: tuple[str, ...]) -> Listing:
         files = sorted(file for file in visible_files(split / name) if _is_image(file))
         if not files:
             raise DataError(f"{split / name} holds no image; fill or delete the class")
-        listing.files.extend(files)
-        listing.labels.extend([known[name]] * len(files))
+        listing += [(file, known[name]) for file in files]
     return listing
 
 
-def visible_files(folder: Path) -> Iterator[Path]:
+def visible_files(
+    folder: Path, above: Collection[Path] | None = None, seen: set[Path] | None = None
+) -> Iterator[Path]:
     """Yield the files below a folder, without hidden ones; links are followed, each folder once.
+
+    ``above`` are the folders that contain it, and ``seen`` those whose files were yielded, for folders
+    below the first.
 
     Raises
     ------
@@ -150,23 +147,17 @@ def visible_files(folder: Path) -> Iterator[Path]:
         A folder cannot be read, a link is broken or leads to a folder that contains it.
     """
     real = Path(os.path.realpath(folder))
-    yield from _visible_files(folder, tuple(real.parents), set())
-
-
-def _visible_files(folder: Path, above: tuple[Path, ...], seen: set[Path]) -> Iterator[Path]:
-    real = Path(os.path.realpath(folder))
+    above, seen = real.parents if above is None else above, set() if seen is None else seen
     if real in above:
         raise DataError(f"{folder} is a link to {real}, which contains it; delete the link")
     if real in seen:
         return
     seen.add(real)
-    for entry in sorted(_entries(folder)):
-        if not _is_visible(entry):
-            continue
+    for entry in _entries(folder):
         if entry.is_dir() and entry.suffix.lower() in SUFFIXES:
             raise DataError(f"{entry} is a folder with the name of an image; rename or delete it")
         if entry.is_dir():
-            yield from _visible_files(entry, (*above, real), seen)
+            yield from visible_files(entry, (*above, real), seen)
         elif entry.is_file():
             yield entry
         elif entry.is_symlink():
@@ -174,10 +165,6 @@ def _visible_files(folder: Path, above: tuple[Path, ...], seen: set[Path]) -> It
                 f"{entry} is a link to {entry.readlink()}, which does not exist; "
                 "mend or delete the link"
             )
-
-
-def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name not in COPIES
 
 
 def _is_image(file: Path) -> bool:
@@ -205,7 +192,7 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
         if name in labels:
             raise DataError(f"{path} line {number}: {name} is listed twice; fetch the file again")
         labels[name] = known[label]
-    there = {file.name for file in _entries(images) if _is_visible(file) and _is_image(file)}
+    there = {file.name for file in _entries(images) if _is_image(file)}
     for name in sorted(there.symmetric_difference(labels)):
         raise DataError(
             f"{path} gives no class for {images / name}; fetch the data set again"
@@ -214,19 +201,20 @@ def _by_annotations(path: Path, classes: tuple[str, ...]) -> Listing:
         )
     if not labels:
         raise DataError(f"{path} is empty; fetch the data set again")
-    names = sorted(labels)
-    return Listing([images / name for name in names], [labels[name] for name in names])
+    return [(images / name, label) for name, label in sorted(labels.items())]
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in _entries(folder) if p.is_dir() and _is_visible(p))
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def _entries(folder: Path) -> list[Path]:
+    """Return the sorted entries of a folder, without hidden ones and copies."""
     try:
-        return list(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {one_line(error)}") from None
+    return [each for each in entries if not each.name.startswith(".") and each.name not in COPIES]
 
 
 def _text(path: Path) -> str:

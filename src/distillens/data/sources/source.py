@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from distillens.errors import DataError
 from distillens.files.paths import UserPath
 from distillens.registry import Registry
 
@@ -104,20 +103,22 @@ def register_source(name: str) -> Callable[[Source], Source]:
 def to_examples(
     inputs: Mapping[str, Any],
     labels: Mapping[str, Any],
-    where: Mapping[str, str],
+    where: str,
     classes: Sequence[str] | None,
     options: LoadOptions,
 ) -> dict[str, Examples]:
     """Return the examples of each split; without names of classes, `number_classes` gives them.
 
-    ``where`` names each split in errors.
+    ``where`` names the source in errors.
     """
     from distillens.data.examples import examples_from_arrays
 
     if classes is None:
         labels, classes = number_classes(labels, options)
     return {
-        split: examples_from_arrays(inputs[split], labels[split], classes, where=where[split])
+        split: examples_from_arrays(
+            inputs[split], labels[split], classes, where=f"{where} ({split})"
+        )
         for split in labels
     }
 
@@ -156,27 +157,3 @@ def number_classes(
         return shifted, tuple(str(number) for number in found)
     count = (highest if complete else int(given["train"].max())) + 1
     return given, tuple(str(number) for number in range(count))
-
-
-def number_names(
-    names: Mapping[str, Sequence[Any]], known: Sequence[str], where: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-    """Return the numbers of the classes that labels name, for each split.
-
-    Raises
-    ------
-    DataError
-        A label is none of the known names.
-    """
-    place = {name: number for number, name in enumerate(known)}
-    for split, each in names.items():
-        for row, name in enumerate(each):
-            if name not in place:
-                raise DataError(
-                    f"{where[split]}: example {row} has the label {name!r}, which the training "
-                    "split lacks"
-                )
-    return {
-        split: np.array([place[name] for name in each], dtype=np.int64)
-        for split, each in names.items()
-    }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError
-from distillens.forward.device_errors import free_cached_memory, free_host_memory, translate
+from distillens.forward.device_errors import free_host_memory, translate
 from distillens.kernel.tracing.precision import full_products, own_precision
 
 _COMPILER = "torch._dynamo"
@@ -59,7 +59,7 @@ def _sizes(args: tuple[object, ...]) -> str:
 
 def _advice(error: BaseException) -> str:
     """Return advice for a computation whose tiles were planned for more memory than there is."""
-    free_cached_memory()
+    torch.cuda.empty_cache()
     on_gpu = isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
     free = torch.cuda.mem_get_info()[0] if on_gpu else free_host_memory()
     return (

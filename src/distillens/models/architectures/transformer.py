@@ -6,6 +6,8 @@ T positions, E features, H heads, V tokens of the vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
@@ -65,7 +67,13 @@ class Trunk(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, length: int, *, layers: int, width: int, heads: int, dropout: float
+        self,
+        vocabulary: int,
+        length: int,
+        layers: int = 2,
+        width: int = 128,
+        heads: int = 4,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if min(layers, width, heads) < 1 or width % heads:
@@ -73,8 +81,6 @@ class Trunk(nn.Module):
                 f"a transformer needs layers, width and heads of at least 1, the width a multiple of "
                 f"the heads; got {layers} layers, width {width}, {heads} heads"
             )
-        if not 0 <= dropout < 1:
-            raise ModelError(f"a transformer's dropout must lie in [0, 1), got {dropout}")
         self.tokens = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
@@ -99,26 +105,18 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A classifier of sentences: the mean of the features over the tokens that are not padding."""
+    """A classifier of sentences: the mean of the features over the tokens that are not padding.
+
+    ``tokenizer`` is the row of (B, K, T) inputs that it reads; ``sizes`` are those of `Trunk`.
+    """
 
     def __init__(
-        self,
-        vocabulary: int,
-        length: int,
-        outputs: int,
-        *,
-        layers: int = 2,
-        width: int = 128,
-        heads: int = 4,
-        dropout: float = 0.1,
-        tokenizer: int = 0,
+        self, vocabulary: int, length: int, outputs: int, *, tokenizer: int = 0, **sizes: Any
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.trunk = Trunk(
-            vocabulary, length, layers=layers, width=width, heads=heads, dropout=dropout
-        )
-        self.head = nn.Linear(width, outputs)
+        self.trunk = Trunk(vocabulary, length, **sizes)
+        self.head = nn.Linear(self.trunk.last.normalized_shape[0], outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         tokens_BT = tokens_of(inputs, self.tokenizer)
@@ -128,23 +126,12 @@ class Encoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Logits (B, T, V) of each next token, from the tokens up to it."""
+    """Logits (B, T, V) of each next token, from the tokens up to it; ``sizes`` are those of `Trunk`."""
 
-    def __init__(
-        self,
-        vocabulary: int,
-        length: int,
-        *,
-        layers: int = 2,
-        width: int = 128,
-        heads: int = 4,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, vocabulary: int, length: int, **sizes: Any) -> None:
         super().__init__()
-        self.trunk = Trunk(
-            vocabulary, length, layers=layers, width=width, heads=heads, dropout=dropout
-        )
-        self.head = nn.Linear(width, vocabulary)
+        self.trunk = Trunk(vocabulary, length, **sizes)
+        self.head = nn.Linear(self.trunk.last.normalized_shape[0], vocabulary)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return self.head(self.trunk(tokens_BT, causal=True))

@@ -16,7 +16,7 @@ from torch import nn
 
 from distillens.data import Batches, Examples, Splits
 from distillens.data.batches import EpochSource
-from distillens.data.tokens.next_tokens import NextTokens
+from distillens.data.tokens import NextTokens
 from distillens.measures.statistics.intervals import mean_of_estimates, mean_over_sentences
 from distillens.results.base import Estimate
 from distillens.results.training import Cell

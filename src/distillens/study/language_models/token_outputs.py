@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distillens.data import Batch, Batches, Examples
-from distillens.data.tokens.next_tokens import next_tokens
+from distillens.data.tokens import next_tokens
 from distillens.errors import DataError
 from distillens.forward.evaluation import evaluation_mode
 

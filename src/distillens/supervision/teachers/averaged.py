@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from distillens.data.batches import Batch
-from distillens.data.resident import Rows
+from distillens.data.batches import Batch, Rows
 from distillens.errors import SupervisionError
 from distillens.supervision import protocol
 from distillens.supervision.losses import full_precision

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillens.data.batches import Batch
+from distillens.data.batches import Batch, Rows, too_large
 from distillens.data.examples import Examples
 from distillens.data.outputs import are_probabilities, candidates, tensor_or_parts
-from distillens.data.resident import Rows, too_large
 from distillens.errors import DataError, SupervisionError, listed
 from distillens.files.array_likes import as_array
 from distillens.forward.evaluation import bring, copied, evaluate, shares_tensors

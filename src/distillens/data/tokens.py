@@ -1,12 +1,14 @@
-"""Tokens: sentences as rows of numbers, by a tokenizer that was trained here or came with a model.
+"""Tokens: sentences as rows of numbers, and tokens as examples of a language model.
 
-Shapes: N examples, K tokenizers, T positions.
+A tokenizer is trained on the training sentences, or comes with a model.
+
+Shapes: N examples, B examples of a batch, K tokenizers, T positions.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillens.data.batches import Batch, Batches
 from distillens.data.examples import Examples, Splits
 from distillens.data.recipe import TokenizerRecipe
 from distillens.errors import DataError, one_line
@@ -39,8 +42,22 @@ def tokenise(splits: Splits, recipes: Sequence[TokenizerRecipe]) -> Splits:
     tokenizers = [_tokenizer(recipe, train_texts) for recipe in recipes]
     vocabularies = tuple(each.get_vocab_size() for each in tokenizers)
 
+    width = max(each.truncation["max_length"] for each in tokenizers)
+
     def with_tokens(examples: Examples, split: str) -> Examples:
-        tokens = token_array(tokenizers, _sentences(examples), split)
+        """Return examples with tokens, padded to the longest length allowed."""
+        sentences = _sentences(examples)
+        tokens_NKT = np.full((len(sentences), len(tokenizers), width), PADDING, dtype=np.int64)
+        for place, tokenizer in enumerate(tokenizers):
+            for row, found in enumerate(tokenizer.encode_batch_fast(sentences)):
+                if not found.ids:
+                    raise DataError(
+                        f"the tokenizer {place} makes no token of the {split} sentence "
+                        f"{sentences[row]!r:.80}; remove it"
+                    )
+                tokens_NKT[row, place, : len(found.ids)] = found.ids
+        tokens = torch.from_numpy(tokens_NKT)
+        tokens = tokens[:, 0].contiguous() if len(tokenizers) == 1 else tokens
         return replace(examples, inputs=tokens, vocabularies=vocabularies, sentences=())
 
     validation = splits.validation
@@ -63,33 +80,16 @@ def vocabulary_of(tokenizer: str) -> int | None:
         return None
 
 
-def token_array(tokenizers: Sequence[Any], sentences: Sequence[str], where: str) -> Tensor:
-    """Return tokens (N, T), or (N, K, T), int64, padded with -1 to the longest length allowed."""
-    width = max(each.truncation["max_length"] for each in tokenizers)
-    tokens_NKT = np.full((len(sentences), len(tokenizers), width), PADDING, dtype=np.int64)
-    for place, tokenizer in enumerate(tokenizers):
-        for row, found in enumerate(tokenizer.encode_batch_fast(list(sentences))):
-            if not found.ids:
-                raise DataError(
-                    f"the tokenizer {place} makes no token of the {where} sentence "
-                    f"{sentences[row]!r:.80}; remove it"
-                )
-            tokens_NKT[row, place, : len(found.ids)] = found.ids
-    tokens = torch.from_numpy(tokens_NKT)
-    return tokens[:, 0].contiguous() if len(tokenizers) == 1 else tokens
-
-
 def _sentences(examples: Examples) -> list[str]:
     return [examples.sentences[index] for index in examples.indices.tolist()]
 
 
 def _tokenizer(recipe: TokenizerRecipe, sentences: list[str]) -> Any:
     library = _library()
-    tokenizer = (
-        _trained(library, recipe.vocabulary, sentences)
-        if recipe.path is None
-        else _read(library, Path(recipe.path))
-    )
+    if recipe.path is None:
+        tokenizer = _trained(library, recipe.vocabulary, sentences)
+    else:
+        tokenizer = _read(library, Path(recipe.path))
     tokenizer.no_padding()
     try:
         tokenizer.enable_truncation(recipe.length)
@@ -140,3 +140,56 @@ def _read(library: Any, path: Path) -> Any:
     # A plain Exception, whatever is wrong with the file.
     except Exception as error:
         raise DataError(f"{file} is no readable tokenizer: {one_line(error)[:160]}") from None
+
+
+def next_tokens(batch: Batch) -> Batch:
+    """Return a batch of tokens (B, T) as inputs, labels and mask (B, T − 1): each label comes next."""
+    tokens_BT = batch.inputs
+    labels = tokens_BT[:, 1:]
+    # The classes of the examples are not the tokens that are predicted here.
+    return replace(
+        batch,
+        inputs=tokens_BT[:, :-1],
+        labels=labels,
+        mask=labels >= 0,
+        classes=None,
+        rows=None,
+        label_range=None,
+    )
+
+
+class NextTokens:
+    """The batches of text for a language model; fulfils `EpochSource`.
+
+    Raises
+    ------
+    DataError
+        The inputs are no tokens of one tokenizer, or no sentence has a token that follows another.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        examples = batches.examples
+        if len(examples.vocabularies) != 1 or examples.inputs.ndim != 2:
+            raise DataError(
+                "a language model needs text with one tokenizer, these inputs have shape "
+                f"{examples.input_shape} and {len(examples.vocabularies)} tokenizers"
+            )
+        self._batches = batches
+        self._counts_N: Tensor = (examples.inputs[:, 1:] >= 0).sum(1)
+        if not int(self._counts_N.sum()):
+            raise DataError("no sentence has two tokens; raise the tokenizer's length")
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        order = self._batches.order(epoch)
+        size, processes = self._batches.batch_size, self._batches.processes
+        for place, batch in enumerate(self._batches.epoch(epoch)):
+            found = next_tokens(batch)
+            assert found.mask is not None
+            # A loss is a mean over tokens here: shares of processes are shares of those.
+            whole = int(self._counts_N[order[place * size : (place + 1) * size]].sum())
+            share = int(found.mask.sum()) * processes / max(1, whole)
+            yield replace(found, weight=share if batch.weight else 0.0)
