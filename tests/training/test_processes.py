@@ -49,6 +49,8 @@ def launch(processes: int, *command: str, **environment: str) -> subprocess.Comp
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
+            # The child imports the examples of conftest.py.
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
             **environment,
         },
     )
