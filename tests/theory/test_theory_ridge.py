@@ -88,11 +88,11 @@ def test_without_a_second_round_or_a_gap_there_is_nothing_to_gain():
 
 
 def test_study_compares_at_equal_progress():
-    study = ridge_study(directions=12, rounds=4)
-    np.testing.assert_allclose(study.ridge_GK[:, 0], 0.9)
-    np.testing.assert_allclose(study.flow_GK[:, 0], 0.9)
-    assert (np.diff(study.ridge_GK, axis=0)[:, 1:] < 0).all()
-    assert (np.diff(study.flow_GK, axis=0)[:, 1:] < 0).all()
+    study = ridge_study(directions=12, rounds=4).arrays
+    np.testing.assert_allclose(study["ridge_GK"][:, 0], 0.9)
+    np.testing.assert_allclose(study["flow_GK"][:, 0], 0.9)
+    assert (np.diff(study["ridge_GK"], axis=0)[:, 1:] < 0).all()
+    assert (np.diff(study["flow_GK"], axis=0)[:, 1:] < 0).all()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,100 +15,21 @@ from distillens.theory.filters import distilled_filter, learnt_share, time_to_le
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class FlowStudy:
-    """Shares learnt over time, and filters of generations. H times, K directions, G generations."""
-
-    eigenvalues_K: Array
-    progress: float
-    """Share of the first direction that each sequence of generations has learnt at its stop time."""
-    times_H: Array
-    teacher_HK: Array
-    student_HK: Array
-    """The student of a teacher that was stopped at ``teacher_time``."""
-    teacher_time: float
-    stop_times_G: Array
-    """Stop time of each member of a sequence of 1, 2, … generations."""
-    filters_GK: Array
-    dimensions_G: Array
-    """Σ_k f_k, the number of directions in use."""
-
-    def shown(self) -> Shown:
-        """Return the study as numbers in words, arrays and a picture."""
-        generations = len(self.filters_GK)
-        below = bool((np.diff(self.filters_GK, axis=0)[:, 1:] < 0).all())
-        last = f"directions in use, {generations} generations"
-        findings = (
-            Finding(
-                "directions in use, teacher",
-                float(self.dimensions_G[0]),
-                "Σ of the shares learnt of all directions",
-            ),
-            Finding(last, float(self.dimensions_G[-1]), "at the same progress along the first"),
-            Finding(
-                "each generation learns less of all others",
-                int(below),
-                "1: at equal progress along the first direction, in every other direction",
-            ),
-        )
-        chosen = np.unique(np.geomspace(1, len(self.eigenvalues_K), 4).astype(int) - 1)
-        networks: tuple[tuple[str, Array, Style], ...] = (
-            ("teacher", self.teacher_HK, "solid"),
-            ("student", self.student_HK, "dashed"),
-        )
-        moving = [
-            Curve(
-                self.times_H,
-                shares[:, place],
-                f"{who}, λ = {self.eigenvalues_K[place]:.2g}",
-                colour,
-                style,
-            )
-            for colour, place in enumerate(chosen)
-            for who, shares, style in networks
-        ]
-        kept = [
-            Curve(self.eigenvalues_K, row, "teacher" if not place else f"generation {place}", place)
-            for place, row in enumerate(self.filters_GK)
-        ]
-        picture = Picture(
-            "Gradient flow: what is learnt of each direction",
-            (
-                Panel("over time", "time", "share learnt", tuple(moving), x_scale="log"),
-                Panel(
-                    f"equal progress ({self.progress:g}) along the first",
-                    "eigenvalue λ",
-                    "share learnt",
-                    tuple(kept),
-                    x_scale="log",
-                    y_scale="log",
-                ),
-            ),
-            f"Closed form; λ falls from {self.eigenvalues_K[0]:g} to {self.eigenvalues_K[-1]:.2g}; "
-            f"the student's teacher was stopped at {self.teacher_time:.3g}.",
-        )
-        arrays = {name: np.asarray(value) for name, value in vars(self).items()}
-        return Shown(
-            "flow",
-            "Nagarajan et al. 2023, arXiv 2301.12923: A(t) and A(t̃)A(T)",
-            {"directions": len(self.eigenvalues_K), "progress": self.progress},
-            findings,
-            arrays,
-            picture,
-        )
-
-
 def flow_study(
     eigenvalues: Sequence[float] | None = None, progress: float = 0.9, generations: int = 5
-) -> FlowStudy:
-    """Run the study.
+) -> Shown:
+    """Compute shares learnt over time, and filters of generations.
+
+    Its arrays are of H times, K directions and G generations: ``stop_times_G`` has the stop time of
+    each member of a sequence of 1, 2, … generations, and ``dimensions_G`` is Σ_k f_k, the number of
+    directions in use. The student's teacher was stopped at ``teacher_time``.
 
     Parameters
     ----------
     eigenvalues
         λ > 0, largest first; by default k⁻² for k = 1 … 64.
     progress
-        Share of the first direction at which lines of generations are compared.
+        Share of the first direction at which sequences of generations are compared.
     generations
         Number of sequences: the teacher alone, with a student, and so on.
 
@@ -123,22 +43,80 @@ def flow_study(
     if values.ndim != 1 or len(values) < 2 or (np.diff(values) > 0).any():
         raise TheoryError("give two eigenvalues or more, largest first")
     times = np.geomspace(1e-2 / values[0], 10 / values[-1], 240)
-    teacher_time = float(time_to_learn(values[0], progress))
+    teacher_time = time_to_learn(values[0], progress)
     teacher_HK = learnt_share(values, times[:, None])
-    stops = [
-        float(time_to_learn(values[0], progress, count)) for count in range(1, generations + 1)
-    ]
+    stops = [float(time_to_learn(values[0], progress, 1 + place)) for place in range(generations)]
     filters = np.stack(
         [distilled_filter(values, [stop] * (place + 1)) for place, stop in enumerate(stops)]
     )
-    return FlowStudy(
-        eigenvalues_K=values,
-        progress=progress,
-        times_H=times,
-        teacher_HK=teacher_HK,
-        student_HK=teacher_HK * learnt_share(values, teacher_time),
-        teacher_time=teacher_time,
-        stop_times_G=np.array(stops),
-        filters_GK=filters,
-        dimensions_G=filters.sum(axis=1),
+    arrays = {
+        "eigenvalues_K": values,
+        "progress": np.asarray(progress),
+        "times_H": times,
+        "teacher_HK": teacher_HK,
+        "student_HK": teacher_HK * learnt_share(values, teacher_time),
+        "teacher_time": np.asarray(teacher_time),
+        "stop_times_G": np.array(stops),
+        "filters_GK": filters,
+        "dimensions_G": filters.sum(axis=1),
+    }
+    first, *_, last = arrays["dimensions_G"]
+    findings = (
+        Finding(
+            "directions in use, teacher", float(first), "Σ of the shares learnt of all directions"
+        ),
+        Finding(
+            f"directions in use, {generations} generations",
+            float(last),
+            "at the same progress along the first",
+        ),
+        Finding(
+            "each generation learns less of all others",
+            int((np.diff(filters, axis=0)[:, 1:] < 0).all()),
+            "1: at equal progress along the first direction, in every other direction",
+        ),
+    )
+    return Shown(
+        "flow",
+        "Nagarajan et al. 2023, arXiv 2301.12923: A(t) and A(t̃)A(T)",
+        {"directions": len(values), "progress": progress},
+        findings,
+        arrays,
+        _picture(arrays),
+    )
+
+
+def _picture(arrays: Mapping[str, Array]) -> Picture:
+    values = arrays["eigenvalues_K"]
+    networks: tuple[tuple[str, Style], ...] = (("teacher", "solid"), ("student", "dashed"))
+    moving = [
+        Curve(
+            arrays["times_H"],
+            arrays[f"{who}_HK"][:, place],
+            f"{who}, λ = {values[place]:.2g}",
+            colour,
+            style,
+        )
+        for colour, place in enumerate(np.unique(np.geomspace(1, len(values), 4).astype(int) - 1))
+        for who, style in networks
+    ]
+    kept = [
+        Curve(values, row, f"generation {place}" if place else "teacher", place)
+        for place, row in enumerate(arrays["filters_GK"])
+    ]
+    return Picture(
+        "Gradient flow: what is learnt of each direction",
+        (
+            Panel("over time", "time", "share learnt", tuple(moving), x_scale="log"),
+            Panel(
+                f"equal progress ({arrays['progress']:g}) along the first",
+                "eigenvalue λ",
+                "share learnt",
+                tuple(kept),
+                x_scale="log",
+                y_scale="log",
+            ),
+        ),
+        f"Closed form; λ falls from {values[0]:g} to {values[-1]:.2g}; "
+        f"the student's teacher was stopped at {arrays['teacher_time']:.3g}.",
     )

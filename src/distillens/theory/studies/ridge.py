@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,111 +11,9 @@ from distillens.errors import TheoryError
 from distillens.results.figure import Curve, Finding, Panel, Picture, Shown, Style
 from distillens.theory.checks import shares
 from distillens.theory.filters import distilled_filter, time_to_learn
-from distillens.theory.ridge import RidgeRounds, ridge_filter, self_distil_ridge
+from distillens.theory.ridge import ridge_filter, self_distil_ridge
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class RidgeStudy:
-    """Filters of rounds of ridge and of generations of gradient flow. K directions, G rounds."""
-
-    eigenvalues_K: Array
-    progress: float
-    ridge_GK: Array
-    """Rounds with one ridge each, chosen so that all keep ``progress`` of the first direction."""
-    flow_GK: Array
-    """Generations with one stop time each, chosen likewise."""
-    rounds: RidgeRounds
-    """Mobahi's rounds at one tolerance, on targets of equal size in every direction."""
-    tolerance: float
-
-    def shown(self) -> Shown:
-        """Return the study as numbers in words, arrays and a picture."""
-        sharper = all(
-            bool((np.diff(kept, axis=0)[:, 1:] < 0).all()) for kept in (self.ridge_GK, self.flow_GK)
-        )
-        findings = (
-            Finding(
-                "rounds before collapse",
-                len(self.rounds.ridges_R),
-                "at one tolerance; 'collapsed' states whether the next fit is zero",
-            ),
-            Finding("collapsed", int(self.rounds.collapsed), "1: yes"),
-            Finding("rounds that are sure", self.rounds.sure_rounds, "⌈‖y‖/√(Nε)⌉ − 1"),
-            Finding(
-                "each round keeps less, both ways",
-                int(sharper),
-                "1: at equal progress along the first direction, in every other direction",
-            ),
-            Finding(
-                "directions in use, one round",
-                float(self.ridge_GK[0].sum()),
-                f"of ridge; gradient flow: {self.flow_GK[0].sum():.4g}",
-            ),
-            Finding(
-                f"directions in use, {len(self.ridge_GK)} rounds",
-                float(self.ridge_GK[-1].sum()),
-                f"of ridge; gradient flow: {self.flow_GK[-1].sum():.4g}",
-            ),
-        )
-        arrays = {name: np.asarray(value) for name, value in vars(self).items() if name != "rounds"}
-        arrays |= {
-            "ridges_R": self.rounds.ridges_R,
-            "filters_RK": self.rounds.filters_RK,
-            "norms_R": self.rounds.norms_R,
-        }
-        return Shown(
-            "ridge",
-            "Mobahi et al. 2020, arXiv 2002.05715; compared with arXiv 2301.12923",
-            {
-                "directions": len(self.eigenvalues_K),
-                "progress": self.progress,
-                "tolerance": self.tolerance,
-            },
-            findings,
-            arrays,
-            self._picture(),
-        )
-
-    def _picture(self) -> Picture:
-        places = sorted({0, 1, len(self.ridge_GK) - 1})
-        kinds: tuple[tuple[str, Array, Style], ...] = (
-            ("gradient flow", self.flow_GK, "solid"),
-            ("ridge", self.ridge_GK, "dashed"),
-        )
-        equal = [
-            Curve(self.eigenvalues_K, kept[place], f"{who}, {place + 1} round(s)", colour, style)
-            for colour, place in enumerate(places)
-            for who, kept, style in kinds
-        ]
-        rows = np.unique(np.linspace(0, len(self.rounds.filters_RK) - 1, 5).astype(int))
-        # Relative to the first direction, so that what all rounds lose does not hide what they sort.
-        rounds = [
-            Curve(
-                self.eigenvalues_K,
-                self.rounds.filters_RK[row] / self.rounds.filters_RK[row, 0],
-                f"round {row + 1}",
-                colour,
-            )
-            for colour, row in enumerate(rows)
-        ]
-        return Picture(
-            "Self-distillation of kernel ridge and of gradient flow",
-            (
-                Panel(
-                    f"equal progress ({self.progress:g}) along the first",
-                    "eigenvalue", "share kept", tuple(equal), x_scale="log", y_scale="log",
-                ),
-                Panel(
-                    "Mobahi's rounds at one tolerance",
-                    "eigenvalue", "share kept, to the first", tuple(rounds),
-                    x_scale="log", y_scale="log",
-                ),
-            ),
-            f"Closed form; {len(self.eigenvalues_K)} directions; tolerance {self.tolerance:g} of a "
-            "mean square of 1.",
-        )  # fmt: skip
 
 
 def ridge_study(
@@ -124,17 +22,22 @@ def ridge_study(
     progress: float = 0.9,
     rounds: int = 5,
     tolerance: float = 0.02,
-) -> RidgeStudy:
-    """Run the study, with d_k = λ_k = k^−a and targets of size 1 in every direction.
+) -> Shown:
+    """Compare rounds of ridge with generations of gradient flow.
+
+    d_k = λ_k = k^−a, and the targets are of size 1 in every direction. ``ridge_GK`` are rounds with
+    one ridge each, ``flow_GK`` generations with one stop time each, chosen such that all keep
+    ``progress`` of the first direction. ``ridges_R``, ``filters_RK`` and ``norms_R`` are those of
+    `RidgeRounds`.
 
     Parameters
     ----------
     directions, eigenvalue_decay
         K and a.
     progress
-        Share of the first direction that all lines keep.
+        Share of the first direction that all sequences keep.
     rounds
-        The longest line at equal progress.
+        The longest sequence at equal progress.
     tolerance
         ε of Mobahi's rounds, in (0, 1), which go on until collapse, at most 100 of them.
 
@@ -147,18 +50,84 @@ def ridge_study(
         raise TheoryError("give at least 2 directions and 1 round")
     values = np.arange(1, directions + 1, dtype=np.float64) ** -float(eigenvalue_decay)
     wanted = float(shares(progress, "the progress"))
-    flow, ridge = [], []
-    for count in range(1, rounds + 1):
-        stop = float(time_to_learn(values[0], wanted, count))
-        flow.append(distilled_filter(values, [stop] * count))
-        # (d/(c + d))^count = progress in the first direction.
-        penalty = float(values[0] * np.expm1(-np.log(wanted) / count))
-        ridge.append(ridge_filter(values, [penalty] * count))
-    return RidgeStudy(
-        eigenvalues_K=values,
-        progress=wanted,
-        ridge_GK=np.stack(ridge),
-        flow_GK=np.stack(flow),
-        rounds=self_distil_ridge(values, np.ones(directions), tolerance, 100),
-        tolerance=tolerance,
+    counts = range(1, rounds + 1)
+    stops = [float(time_to_learn(values[0], wanted, count)) for count in counts]
+    # (d/(c + d))^count = progress in the first direction.
+    penalties = [float(values[0] * np.expm1(-np.log(wanted) / count)) for count in counts]
+    flow, ridge = (
+        np.stack([filter_of(values, [each] * (place + 1)) for place, each in enumerate(settings)])
+        for filter_of, settings in ((distilled_filter, stops), (ridge_filter, penalties))
+    )
+    mobahi = self_distil_ridge(values, np.ones(directions), tolerance, 100)
+    arrays = {
+        "eigenvalues_K": values,
+        "progress": np.asarray(wanted),
+        "ridge_GK": ridge,
+        "flow_GK": flow,
+        "tolerance": np.asarray(tolerance),
+        "ridges_R": mobahi.ridges_R,
+        "filters_RK": mobahi.filters_RK,
+        "norms_R": mobahi.norms_R,
+    }
+    sharper = all(bool((np.diff(kept, axis=0)[:, 1:] < 0).all()) for kept in (ridge, flow))
+    findings = (
+        Finding(
+            "rounds before collapse",
+            len(mobahi.ridges_R),
+            "at one tolerance; 'collapsed' states whether the next fit is zero",
+        ),
+        Finding("collapsed", int(mobahi.collapsed), "1: yes"),
+        Finding("rounds that are sure", mobahi.sure_rounds, "⌈‖y‖/√(Nε)⌉ − 1"),
+        Finding(
+            "each round keeps less, both ways",
+            int(sharper),
+            "1: at equal progress along the first direction, in every other direction",
+        ),
+        *(
+            Finding(
+                f"directions in use, {count}",
+                float(ridge[place].sum()),
+                f"of ridge; gradient flow: {flow[place].sum():.4g}",
+            )
+            for place, count in ((0, "one round"), (-1, f"{rounds} rounds"))
+        ),
+    )
+    return Shown(
+        "ridge",
+        "Mobahi et al. 2020, arXiv 2002.05715; compared with arXiv 2301.12923",
+        {"directions": directions, "progress": wanted, "tolerance": tolerance},
+        findings,
+        arrays,
+        _picture(arrays),
+    )
+
+
+def _picture(arrays: Mapping[str, Array]) -> Picture:
+    values, filters_RK = arrays["eigenvalues_K"], arrays["filters_RK"]
+    kinds: tuple[tuple[str, Array, Style], ...] = (
+        ("gradient flow", arrays["flow_GK"], "solid"),
+        ("ridge", arrays["ridge_GK"], "dashed"),
+    )
+    equal = [
+        Curve(values, kept[place], f"{who}, {place + 1} round(s)", colour, style)
+        for colour, place in enumerate(sorted({0, 1, len(arrays["ridge_GK"]) - 1}))
+        for who, kept, style in kinds
+    ]
+    # Relative to the first direction, so that what all rounds lose does not hide what they sort.
+    rounds = [
+        Curve(values, filters_RK[row] / filters_RK[row, 0], f"round {row + 1}", colour)
+        for colour, row in enumerate(np.unique(np.linspace(0, len(filters_RK) - 1, 5).astype(int)))
+    ]
+    panels = (
+        (f"equal progress ({arrays['progress']:g}) along the first", "share kept", equal),
+        ("Mobahi's rounds at one tolerance", "share kept, to the first", rounds),
+    )
+    return Picture(
+        "Self-distillation of kernel ridge and of gradient flow",
+        tuple(
+            Panel(title, "eigenvalue", share, tuple(curves), x_scale="log", y_scale="log")
+            for title, share, curves in panels
+        ),
+        f"Closed form; {len(values)} directions; tolerance {arrays['tolerance']:g} of a mean square "
+        "of 1.",
     )
