@@ -16,9 +16,8 @@ from distillens.linalg.dense import (
     factorise,
     quadratic_form,
 )
-from distillens.linalg.nystrom import LowRankKernel, low_rank_kernel, rp_cholesky
+from distillens.linalg.nystrom import LowRankKernel, rp_cholesky
 from distillens.linalg.perturbation import PerturbedValues, perturbed_quadratic_form
-from distillens.linalg.singular import RidgedValues, quadratic_form_with_ridge
 
 __all__ = [
     "ASYMMETRY",
@@ -27,7 +26,6 @@ __all__ = [
     "Factor",
     "LowRankKernel",
     "PerturbedValues",
-    "RidgedValues",
     "SingularGramError",
     "UndeterminedError",
     "certified_quadratic_form",
@@ -35,9 +33,7 @@ __all__ = [
     "eigen_summary",
     "eigenpairs",
     "factorise",
-    "low_rank_kernel",
     "perturbed_quadratic_form",
     "quadratic_form",
-    "quadratic_form_with_ridge",
     "rp_cholesky",
 ]

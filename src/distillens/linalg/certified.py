@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
-from distillens.linalg.conjugate import ConjugateGradients, columnwise
-from distillens.linalg.interval import Interval, interval
+from distillens.linalg.conjugate import ConjugateGradients
+from distillens.linalg.dense import require_finite
+from distillens.linalg.interval import Interval, columnwise, interval, sum_error
 from distillens.linalg.nystrom import LowRankKernel
-from distillens.linalg.rounding import sum_error
 
 Array = NDArray[np.float64]
 Stop = Literal["width", "rounding", "iterations"]
@@ -37,11 +37,10 @@ class CertifiedValues:
 
     ``estimate`` is yᵀx + rᵀx, whose error is second order in that of x. ``width`` is
     (high − low)/low, infinite where low is 0 and high is not; ``rounding`` is what product error
-    and float64 add to high − low at the last iterate. ``residual`` is ‖y − (K + ridge·I)x‖/‖y‖,
-    with the product as computed. ``iterations`` counts a column's steps. ``stopped`` has why each
-    column ended: "width" when it was narrow enough, "rounding" when no iteration could make it so,
-    "iterations" when there were no more. ``length`` is ‖x‖: an error ΔK of the kernel moves the
-    value by at most ‖ΔK‖₂·‖x‖², to first order. ``products`` counts the calls of the product.
+    and float64 add to high − low at the last iterate. ``iterations`` counts a column's steps.
+    ``stopped`` has why each column ended: "width" when it was narrow enough, "rounding" when no
+    iteration could make it so, "iterations" when there were no more. ``products`` counts the calls
+    of the product.
     """
 
     low: Array
@@ -49,11 +48,8 @@ class CertifiedValues:
     estimate: Array
     width: Array
     rounding: Array
-    residual: Array
-    length: Array
     iterations: NDArray[np.intp]
     stopped: tuple[Stop, ...]
-    ridge: float
     products: int
 
     @property
@@ -75,7 +71,7 @@ def certified_quadratic_form(
     targets: ArrayLike,
     ridge: float,
     *,
-    product_error: float | Callable[[Array, Array], ArrayLike],
+    product_error: float,
     norm: float | None = None,
     preconditioner: LowRankKernel | None = None,
     width: float = 0.02,
@@ -95,10 +91,8 @@ def certified_quadratic_form(
     ridge
         λ > 0, in the units of the kernel.
     product_error
-        Error bound of the product. A number e states ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
-        x; it needs an upper bound of ‖K‖₂ (``norm``, or that of the preconditioner). A callable
-        takes X and the computed KX, both (N, m), and returns one bound of ‖computed Kx − Kx‖₂ a
-        column, (m,). 0 states that the product is exact.
+        e with ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every x; it needs an upper bound of ‖K‖₂
+        (``norm``, or that of the preconditioner). 0 states that the product is exact.
     norm
         An upper bound of ‖K‖₂; the trace is one. An estimate by power iteration is not.
     preconditioner
@@ -158,7 +152,7 @@ def certified_quadratic_form(
         free = columnwise(iteration.residual, iteration.residual) / ridge
         if preconditioner is not None:
             free = np.minimum(free, preconditioner.above(iteration.size, ridge))
-        off = error(iteration.x, y - iteration.residual - ridge * iteration.x)
+        off = error * np.linalg.norm(iteration.x, axis=0)
         guess = interval(y, iteration.x, iteration.residual, free, off, ridge)
         ready = ledger.narrow(guess, _AHEAD) | ledger.hopeless(guess) | iteration.stuck
         ready |= step == max_iterations
@@ -168,7 +162,8 @@ def certified_quadratic_form(
         image = counted(x)
         residual = y[:, ready] - image - ridge * x
         gap = bound(residual)
-        seen = interval(y[:, ready], x, residual, gap, error(x, image), ridge, image)
+        off = error * np.linalg.norm(x, axis=0)
+        seen = interval(y[:, ready], x, residual, gap, off, ridge, image)
         columns = open_M[ready]
         # A restart from the true residual that does not halve the gap meets rounding.
         stalled = gap > 0.5 * gaps_M[columns]
@@ -197,9 +192,7 @@ class _Ledger:
         # A zero target has the value 0 without any iteration.
         self._iterations = np.zeros(columns, dtype=np.intp)
         self._low, self._high = np.zeros(columns), start_M.copy()
-        self._last = {
-            name: np.zeros(columns) for name in ("estimate", "rounding", "residual", "length")
-        }
+        self._estimate, self._rounding = np.zeros(columns), np.zeros(columns)
 
     def narrow(self, seen: Interval, share: float = 1.0) -> NDArray[np.bool_]:
         return seen.high - seen.low <= share * self._width * seen.low
@@ -221,8 +214,7 @@ class _Ledger:
         # Each look has an interval that holds the value, so what all of them share holds it too.
         self._low[columns] = np.maximum(self._low[columns], seen.low)
         self._high[columns] = np.minimum(self._high[columns], seen.high)
-        for name, numbers in self._last.items():
-            numbers[columns] = getattr(seen, name)
+        self._estimate[columns], self._rounding[columns] = seen.estimate, seen.rounding
         self._iterations[columns] = step
         narrow = self.narrow(seen)
         done = narrow | self.hopeless(seen) | stalled
@@ -231,25 +223,22 @@ class _Ledger:
         return done | last
 
     def close(self, ridge: float, products: int, max_iterations: int) -> CertifiedValues:
-        low, high, last = self._low, self._high, self._last
+        low, high = self._low, self._high
         result = CertifiedValues(
             low=low,
             high=high,
-            estimate=np.clip(last["estimate"], low, high),
+            estimate=np.clip(self._estimate, low, high),
             width=np.divide(high - low, low, out=np.where(high > low, np.inf, 0.0), where=low > 0),
-            rounding=last["rounding"],
-            residual=last["residual"],
-            length=last["length"],
+            rounding=self._rounding,
             iterations=self._iterations,
             stopped=tuple(self._stopped),
-            ridge=ridge,
             products=products,
         )
         if not result.converged.all():
-            raise UndeterminedError(self._complaint(result, max_iterations), result)
+            raise UndeterminedError(self._complaint(result, ridge, max_iterations), result)
         return result
 
-    def _complaint(self, result: CertifiedValues, max_iterations: int) -> str:
+    def _complaint(self, result: CertifiedValues, ridge: float, max_iterations: int) -> str:
         open_M = np.flatnonzero(~result.converged)
         worst = int(open_M[np.argmax(result.width[open_M])])
         what = (
@@ -261,11 +250,11 @@ class _Ledger:
             return (
                 f"{what}; its product error and rounding alone make {result.rounding[worst]:.3g} "
                 f"of that, so compute the product more precisely or raise the ridge from "
-                f"{result.ridge:g}"
+                f"{ridge:g}"
             )
         return (
             f"{what}, after {max_iterations} iterations; allow more, give a preconditioner of "
-            f"higher rank or raise the ridge from {result.ridge:g}"
+            f"higher rank or raise the ridge from {ridge:g}"
         )
 
 
@@ -302,23 +291,9 @@ def _check_options(
 
 
 def _error_of_product(
-    product_error: float | Callable[[Array, Array], ArrayLike],
-    norm: float | None,
-    preconditioner: LowRankKernel | None,
-) -> Callable[[Array, Array], Array]:
-    """One bound of ‖computed Kx − Kx‖₂ a column from X and the computed KX."""
-    if callable(product_error):
-
-        def bound(x_NM: Array, image_NM: Array) -> Array:
-            found = np.asarray(product_error(x_NM, image_NM), dtype=np.float64)
-            if found.shape != (x_NM.shape[1],) or not (np.isfinite(found) & (found >= 0)).all():
-                raise KernelError(
-                    f"product_error returned shape {found.shape}, values {found.tolist()}; return "
-                    f"finite numbers >= 0 of shape ({x_NM.shape[1]},)"
-                )
-            return found
-
-        return bound
+    product_error: float, norm: float | None, preconditioner: LowRankKernel | None
+) -> float:
+    """Return a bound of ‖computed Kx − Kx‖₂/‖x‖₂."""
     if not (np.isfinite(product_error) and product_error >= 0):
         raise KernelError(f"the product error is {product_error}; give a finite number >= 0")
     known = [norm] if norm is not None else []
@@ -331,8 +306,7 @@ def _error_of_product(
             f"a product error of {product_error:g} is relative to ‖K‖, of which nothing is known; "
             "give norm, an upper bound such as the kernel's trace"
         )
-    scale = product_error * min(known) if product_error > 0 else 0.0
-    return lambda x_NM, image_NM: scale * np.linalg.norm(x_NM, axis=0)
+    return product_error * min(known) if product_error > 0 else 0.0
 
 
 def _checked_image(image: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -340,9 +314,5 @@ def _checked_image(image: ArrayLike, shape: tuple[int, ...]) -> Array:
     image_NM = np.array(image, dtype=np.float64)
     if image_NM.shape != shape:
         raise KernelError(f"the product returned shape {image_NM.shape}; return {shape}")
-    if not np.isfinite(image_NM).all():
-        raise KernelError(
-            f"the product returned {int(np.count_nonzero(~np.isfinite(image_NM)))} values that are "
-            "NaN or infinite; look for non-finite weights or inputs in the kernel"
-        )
+    require_finite(image_NM, "the product")
     return image_NM

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import KernelError
-from distillens.linalg.rounding import sum_error
+from distillens.linalg.interval import columnwise, sum_error
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -22,14 +22,15 @@ Mask = NDArray[np.bool_]
 class ConjugateGradients:
     """The state of the iteration for (K + ridge·I)X = Y from X = 0.
 
-    ``x``, ``residual`` and ``direction`` are (N, M); ``size`` is rᵀP⁻¹r of the residual that the
-    recurrence carries, (M,); ``stuck`` marks columns whose next step rounding makes meaningless.
+    ``error`` bounds ‖computed Kx − Kx‖/‖x‖. ``x``, ``residual`` and ``direction`` are (N, M);
+    ``size`` is rᵀP⁻¹r of the residual that the recurrence carries, (M,); ``stuck`` marks columns
+    whose next step rounding makes meaningless.
     """
 
     def __init__(
         self,
         product: Callable[[Array], Array],
-        error: Callable[[Array, Array], Array],
+        error: float,
         precondition: Callable[[Array], Array],
         ridge: float,
         targets_NM: Array,
@@ -55,10 +56,8 @@ class ConjugateGradients:
         image = self._product(self.direction)
         curvature = columnwise(self.direction, image)
         length = np.linalg.norm(self.direction, axis=0)
-        allowed = length * (
-            self._error(self.direction, image)
-            + sum_error(len(image) + 3) * np.linalg.norm(image, axis=0)
-        )
+        rounding = sum_error(len(image) + 3) * np.linalg.norm(image, axis=0)
+        allowed = length * (self._error * length + rounding)
         worst = int(np.argmin(curvature + allowed))
         if curvature[worst] + allowed[worst] < 0:
             raise KernelError(
@@ -95,8 +94,3 @@ class ConjugateGradients:
         self.direction = self.direction[:, columns]
         self.size = self.size[columns]
         self.stuck = self.stuck[columns]
-
-
-def columnwise(left_NM: Array, right_NM: Array) -> Array:
-    """Inner products of columns, (M,), without an array in between."""
-    return np.einsum("nm,nm->m", left_NM, right_NM)

@@ -162,7 +162,7 @@ def eigen_summary(gram: ArrayLike) -> EigenSummary:
     if len(blocks) == 0:
         raise KernelError(f"a Gram of shape {array.shape} has no blocks; give at least one")
     checked = [checked_gram(block) for block in blocks]
-    spectra = [eigenvalues_of(block) for block in checked]
+    spectra = [scipy.linalg.eigvalsh(block, check_finite=False) for block in checked]
     smallest = float(min(values[0] for values in spectra))
     largest = float(max(values[-1] for values in spectra))
     return EigenSummary(
@@ -226,12 +226,7 @@ def checked_gram(gram: ArrayLike) -> Array:
             f"a Gram must be a square matrix with at least one row, this one has shape {gram.shape}"
         )
     gram_NN = np.asarray(gram, dtype=np.float64)
-    if not np.isfinite(gram_NN).all():
-        bad = int(np.count_nonzero(~np.isfinite(gram_NN)))
-        raise KernelError(
-            f"the Gram holds {bad} values that are NaN or infinite; "
-            "look for non-finite weights or inputs in what it was computed from"
-        )
+    require_finite(gram_NN, "the Gram")
     difference = float(np.abs(gram_NN - gram_NN.T).max())
     if difference == 0:
         return gram_NN
@@ -243,6 +238,16 @@ def checked_gram(gram: ArrayLike) -> Array:
         )
     # Cholesky reads one triangle, residuals both: they must mean the same matrix.
     return 0.5 * (gram_NN + gram_NN.T)
+
+
+def require_finite(array: Array, what: str) -> None:
+    """Raise KernelError if an array holds NaN or infinity."""
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise KernelError(
+            f"{what} holds {bad} values that are NaN or infinite; look for non-finite weights or "
+            "inputs in what it was computed from"
+        )
 
 
 def singular_share(gram: NDArray) -> float:
@@ -278,14 +283,9 @@ def cholesky_of(shifted_NN: Array) -> tuple[Array | None, float]:
     return factor, float(pocon(factor, norm, uplo="L")[0])
 
 
-def eigenvalues_of(gram_NN: Array) -> Array:
-    """Return the eigenvalues in ascending order."""
-    return scipy.linalg.eigvalsh(gram_NN, check_finite=False)
-
-
 def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool) -> None:
     """Raise if K is singular to rounding or not positive definite; ``failed``: Cholesky was."""
-    eigenvalues = eigenvalues_of(shifted_gram(gram_NN, ridge))
+    eigenvalues = scipy.linalg.eigvalsh(shifted_gram(gram_NN, ridge), check_finite=False)
     smallest, size = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
     what = f"the Gram ({len(gram_NN)} rows, ridge {ridge:g})"
     values = f"smallest eigenvalue {smallest:.3g}, largest {float(eigenvalues[-1]):.3g}"

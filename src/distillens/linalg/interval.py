@@ -6,7 +6,7 @@ always serves; Q = LLᵀ + λI does where LLᵀ ⪯ K (see `LowRankKernel.bound`
 
 The product that is seen is Kx + e with ‖e‖ ≤ η, so what is seen of r is r̂ = r − e. Therefore rᵀx
 lies within η‖x‖ of r̂ᵀx, and √(rᵀA⁻¹r) is at most √(r̂ᵀA⁻¹r̂) + η/√λ. The rounding of float64 in r̂
-and in the inner products is added to this by the bounds in `rounding`. So if η is a bound, the
+and in the inner products is added to this by `sum_error`. So if η is a bound, the
 interval is one; if η is an estimate, so is the interval. It does not matter how x was found.
 
 Shapes: N rows of the kernel, M right-hand sides (columns).
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distillens.linalg.conjugate import columnwise
-from distillens.linalg.rounding import UNIT, sum_error
-
 Array = NDArray[np.float64]
+
+UNIT = float(np.finfo(np.float64).eps) / 2
+"""u, the largest relative error of one operation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,20 @@ class Interval:
     """The upper bound of r̂ᵀA⁻¹r̂: what is left for iterations to narrow."""
     rounding: Array
     """The rest of high − low."""
-    residual: Array
-    length: Array
+
+
+def sum_error(terms: int) -> float:
+    """γ_n = n·u/(1 − n·u): bounds the error of a sum of n products in any order.
+
+    It is relative to the sum of the absolute values. Source: Higham, Accuracy and Stability of
+    Numerical Algorithms, 2002, section 3.1.
+    """
+    return terms * UNIT / (1 - terms * UNIT)
+
+
+def columnwise(left_NM: Array, right_NM: Array) -> Array:
+    """Return the inner products of columns, (M,), without an array in between."""
+    return np.einsum("nm,nm->m", left_NM, right_NM)
 
 
 def interval(
@@ -75,7 +87,6 @@ def interval(
     slack = slack + 4 * UNIT * np.abs(center)
     gap = gap * (1 + 2 * sum_error(terms))
     top = (np.sqrt(gap) + off / np.sqrt(ridge)) ** 2
-    share = np.divide(r_length, y_length, out=np.zeros_like(r_length), where=y_length > 0)
     return Interval(
         # A quadratic form of a positive definite matrix is not below 0.
         low=np.maximum(center - slack, 0.0),
@@ -83,6 +94,4 @@ def interval(
         estimate=np.maximum(center, 0.0),
         gap=gap,
         rounding=2 * slack + np.maximum(top - gap, 0.0),
-        residual=share,
-        length=x_length,
     )

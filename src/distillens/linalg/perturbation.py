@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError
-from distillens.linalg.dense import Factor, cholesky_of, shifted_gram, singular_share
+from distillens.linalg.dense import (
+    Factor,
+    cholesky_of,
+    quadratic_form,
+    shifted_gram,
+    singular_share,
+)
 
 Array = NDArray[np.float64]
 
@@ -29,21 +35,16 @@ DETERMINED = 0.01
 class PerturbedValues:
     """yᵀ(K + ΔK)⁻¹y for all ‖ΔK‖₂ ≤ error lies within [low, high]; arrays are (M,).
 
-    ``value`` is yᵀK⁻¹y. ``first_order`` is error·‖x‖²/value, the relative movement to first order;
-    ``movement`` the rigorous one, the larger of (high − value)/value and (value − low)/value.
+    ``value`` is yᵀK⁻¹y. ``movement`` is the larger of (high − value)/value and (value − low)/value.
     ``high`` and ``movement`` are infinite where K + ΔK may be singular. ``determined`` is true where
-    ``movement`` is at most ``DETERMINED``. The rounding of the solves is not in the interval:
-    ``residual`` is the largest relative residual of the three.
+    ``movement`` is at most ``DETERMINED``. The rounding of the solves is not in the interval.
     """
 
     value: Array
     low: Array
     high: Array
-    first_order: Array
     movement: Array
     determined: NDArray[np.bool_]
-    error: float
-    residual: float
 
 
 def perturbed_quadratic_form(factor: Factor, targets: ArrayLike, error: float) -> PerturbedValues:
@@ -71,41 +72,24 @@ def perturbed_quadratic_form(factor: Factor, targets: ArrayLike, error: float) -
     if not (np.isfinite(error) and error >= 0):
         raise KernelError(f"the error of the Gram is {error}; give a finite number >= 0")
     error = float(error)
-    x, residual = factor.solve(targets)
-    y = np.asarray(targets, dtype=np.float64).reshape(len(x), -1)
-    x = x.reshape(y.shape)
-    value = np.sum(y * x, axis=0)
-    low, low_residual = _shifted_form(factor, y, error)
-    high, high_residual = _shifted_form(factor, y, -error)
+    value = np.atleast_1d(quadratic_form(factor, targets)[0])
+    y = np.asarray(targets, dtype=np.float64).reshape(len(factor.gram), -1)
+    low, high = _shifted_form(factor, y, error), _shifted_form(factor, y, -error)
     if error == 0:
         low, high = value, value
     # Rounding may turn their order round where the error is far below it.
     low, high = np.minimum(low, value), np.maximum(high, value)
     moved = np.maximum(high - value, value - low)
-    movement = _share(moved, value)
-    return PerturbedValues(
-        value=value,
-        low=low,
-        high=high,
-        first_order=_share(error * np.sum(x**2, axis=0), value),
-        movement=movement,
-        determined=movement <= DETERMINED,
-        error=error,
-        residual=max(residual, low_residual, high_residual),
-    )
+    # A zero target has the value 0, which nothing moves.
+    movement = np.divide(moved, value, out=np.zeros_like(moved), where=value > 0)
+    return PerturbedValues(value, low, high, movement, movement <= DETERMINED)
 
 
-def _shifted_form(factor: Factor, y: Array, shift: float) -> tuple[Array, float]:
-    """yᵀ(K + shift·I)⁻¹y and the residual; infinite where that is singular or not definite."""
+def _shifted_form(factor: Factor, y: Array, shift: float) -> Array:
+    """Return yᵀ(K + shift·I)⁻¹y; infinite where that is singular or not definite."""
     ridge = factor.ridge + shift
     triangle, reciprocal = cholesky_of(shifted_gram(factor.gram, ridge))
     # Rounding lets Cholesky pass on some matrices that are singular, so look at the condition.
     if triangle is None or reciprocal < singular_share(factor.gram):
-        return np.where(y.any(axis=0), np.inf, 0.0), 0.0
-    x, residual = Factor(factor.gram, triangle, ridge).solve(y)
-    return np.sum(y * x, axis=0), residual
-
-
-def _share(part: Array, whole: Array) -> Array:
-    """Divide; a zero target has the value 0, which nothing moves."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        return np.where(y.any(axis=0), np.inf, 0.0)
+    return quadratic_form(Factor(factor.gram, triangle, ridge), y)[0]
