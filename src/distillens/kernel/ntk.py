@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillens.errors import KernelError
-from distillens.kernel.assembly.fallback import NotBatchableError, batchable_attention
+from distillens.kernel.assembly.fallback import NotBatchableError
 from distillens.kernel.assembly.ranks import Ranks
 from distillens.kernel.assembly.store import GramStore, made_of
 from distillens.kernel.assembly.tiles import compute_gram
@@ -207,7 +208,8 @@ class EmpiricalNTK:
         among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
         maker, plan = found
         try:
-            with batchable_attention():
+            # torch.func.vmap cannot batch fused attention.
+            with sdpa_kernel(SDPBackend.MATH):
                 values = compute_gram(
                     maker, plan, self.outputs, rows, columns, self._progress, Ranks()
                 )

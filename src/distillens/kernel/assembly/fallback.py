@@ -6,29 +6,20 @@ Shapes: B examples, O outputs of the network, C combinations of them, P paramete
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jacrev, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillens.errors import KernelError
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.kernel.tracing.directions import Directions
 from distillens.kernel.tracing.gradients import as_parameters, gradients_by, real, real_numbers
-from distillens.kernel.tracing.isolated import call_with_weights
+from distillens.kernel.tracing.isolated import IsolatedNetwork
 
 
 class NotBatchableError(Exception):
     """torch.func cannot batch the network."""
-
-
-@contextmanager
-def batchable_attention() -> Iterator[None]:
-    """Compute attention by operations that `torch.func.vmap` can batch."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 class FallbackGradients:
@@ -70,7 +61,7 @@ class FallbackGradients:
         )
 
     def write(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
     ) -> None:
         """Write the gradients to a tensor, (B, C, P).
 
@@ -117,7 +108,7 @@ class FallbackGradients:
             ) from error
 
     def jacobians(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions
     ) -> tuple[Tensor, ...]:
         """Return the gradients by each parameter, (B, C, p), and last the outputs, (B, C).
 
@@ -136,13 +127,13 @@ class FallbackGradients:
             raise NotBatchableError from error
 
     def _by_func(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions
     ) -> Iterator[Tensor]:
         reals = {name: real(weight.detach()) for name, weight in self._weights.items()}
 
         def outputs(given: dict[str, Tensor], example: Tensor) -> tuple[Tensor, Tensor]:
             weights = as_parameters(given, self._weights)
-            found_C = directions.of(call_with_weights(network, weights, example[None]))[0]
+            found_C = directions.of(network.with_weights(weights, example[None]))[0]
             return (found_C[0] if len(directions) == 1 else found_C), found_C
 
         def each(example: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -159,7 +150,7 @@ class FallbackGradients:
         yield outputs_BC.detach()
 
     def _by_backward(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
     ) -> None:
         weights = list(self._weights.values())
         for example, target_CP in zip(inputs_B, target_BCP, strict=True):

@@ -148,13 +148,6 @@ def _graph(tensor: Tensor) -> Iterator[Any]:
         left.extend(following for following, _ in node.next_functions)
 
 
-def call_with_weights(network: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return a network's outputs with the given weights in place of its own."""
-    if isinstance(network, IsolatedNetwork):
-        return network.with_weights(weights, inputs)
-    return functional_call(network, dict(weights), (inputs,))
-
-
 def logits_of(result: Any, examples: int) -> Tensor:
     """Return the logits (B, O) among what a network returned for a number of examples.
 

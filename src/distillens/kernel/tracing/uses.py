@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from distillens.errors import KernelError
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.kernel.factors.factor import Factor, Role
 from distillens.kernel.rules import RULES, Call, Rewriting, Rule
+from distillens.kernel.tracing.isolated import IsolatedNetwork
 from distillens.kernel.tracing.network import copied
 
 
@@ -132,7 +133,10 @@ class Tracer:
     """Runs a network and records the uses of its parameters."""
 
     def __init__(
-        self, network: nn.Module, parameters: Mapping[str, Tensor], repeated: Set[int] = frozenset()
+        self,
+        network: IsolatedNetwork,
+        parameters: Mapping[str, Tensor],
+        repeated: Set[int] = frozenset(),
     ) -> None:
         self.network = network
         self._repeated = repeated
