@@ -27,7 +27,7 @@ from distillens.kernel import oracle_gram
 from distillens.kernel.factors.factor import Factor, Pairing, Role
 from distillens.kernel.factors.factored import Factored
 from distillens.kernel.factors.tokens import TokenGradients
-from distillens.kernel.planning import use_plans
+from distillens.kernel.planning import cost_model
 from distillens.kernel.planning.cost_model import Choice, Purpose, Strategy, choose
 from distillens.kernel.rules import RULES, register
 from distillens.kernel.rules.convolution import ConvolutionGradients, Window
@@ -68,7 +68,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Strategy], None]:
                 return Choice(strategy, cost)
             return Choice("materialised", factor.materialised_cost(pairing))
 
-        monkeypatch.setattr(use_plans, "choose", chosen)
+        monkeypatch.setattr(cost_model, "choose", chosen)
 
     return to
 

@@ -17,7 +17,7 @@ from distillens.linalg import (
     certified_quadratic_form,
     rp_cholesky,
 )
-from distillens.linalg.interval import interval
+from distillens.linalg.iteration import interval
 
 # What a float64 product of a few hundred rows is off by, relative to ‖K‖‖x‖.
 EXACT = 1e-13

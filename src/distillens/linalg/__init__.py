@@ -7,25 +7,22 @@ from distillens.linalg.certified import (
 )
 from distillens.linalg.dense import (
     ASYMMETRY,
-    EigenSummary,
     Factor,
     SingularGramError,
     effective_rank,
     eigen_summary,
     eigenpairs,
     factorise,
+    perturbed_quadratic_form,
     quadratic_form,
 )
 from distillens.linalg.nystrom import LowRankKernel, rp_cholesky
-from distillens.linalg.perturbation import PerturbedValues, perturbed_quadratic_form
 
 __all__ = [
     "ASYMMETRY",
     "CertifiedValues",
-    "EigenSummary",
     "Factor",
     "LowRankKernel",
-    "PerturbedValues",
     "SingularGramError",
     "UndeterminedError",
     "certified_quadratic_form",

@@ -2,7 +2,7 @@
 
 The kernel K is positive semidefinite and is given as a product X → KX; K + λI is never formed.
 
-Any iterate has an interval, see `interval`; conjugate gradients only make it narrow.
+Any iterate has an interval, see `iteration`; conjugate gradients only make it narrow.
 
 Shapes: N rows of the kernel, M right-hand sides (columns).
 """
@@ -17,9 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
-from distillens.linalg.conjugate import ConjugateGradients
 from distillens.linalg.dense import require_finite
-from distillens.linalg.interval import Interval, columnwise, interval, sum_error
+from distillens.linalg.iteration import (
+    ConjugateGradients,
+    Interval,
+    columnwise,
+    interval,
+    sum_error,
+)
 from distillens.linalg.nystrom import LowRankKernel
 
 Array = NDArray[np.float64]

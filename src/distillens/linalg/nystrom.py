@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError
 from distillens.linalg.dense import require_finite
-from distillens.linalg.interval import UNIT, sum_error
+from distillens.linalg.iteration import UNIT, sum_error
 
 Array = NDArray[np.float64]
 Columns = Callable[[NDArray[np.intp]], ArrayLike]

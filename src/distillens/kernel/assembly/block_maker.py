@@ -20,12 +20,17 @@ from distillens.kernel.factors.factored import Factored
 from distillens.kernel.factors.limits import Limits
 from distillens.kernel.factors.outer_products import OuterProducts
 from distillens.kernel.factors.streamed import Streamed, streamed_scratch
-from distillens.kernel.planning.cost_model import Purpose
-from distillens.kernel.planning.pass_memory import PassMemory, counted_memory, timed_pass
+from distillens.kernel.planning.cost_model import (
+    KEEPS_FACTORS,
+    Purpose,
+    UsePlan,
+    UsePlans,
+    plan_uses,
+)
 from distillens.kernel.planning.trace_cache import CachedTrace
-from distillens.kernel.planning.use_plans import KEEPS_FACTORS, UsePlan, UsePlans, plan_uses
 from distillens.kernel.tracing.coverage import repeated_uses
 from distillens.kernel.tracing.directions import Directions
+from distillens.kernel.tracing.memory import PassMemory, counted_memory, timed_pass
 from distillens.kernel.tracing.network import Prepared
 from distillens.kernel.tracing.uses import Tracer, output_gradients
 

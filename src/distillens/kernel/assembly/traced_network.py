@@ -16,7 +16,6 @@ from distillens.kernel.assembly.block_maker import BlockMaker
 from distillens.kernel.factors.cost import Speed
 from distillens.kernel.factors.limits import Limits
 from distillens.kernel.planning.cost_model import Purpose
-from distillens.kernel.planning.pass_memory import PassMemory
 from distillens.kernel.planning.plan import Job, Plan, Sizes, make_plan, plan_single_tile
 from distillens.kernel.planning.trace_cache import (
     CachedTrace,
@@ -32,7 +31,7 @@ from distillens.kernel.tracing.coverage import (
     unlike_examples,
 )
 from distillens.kernel.tracing.directions import Directions, Outputs, pairing_of
-from distillens.kernel.tracing.memory import LiveBytes
+from distillens.kernel.tracing.memory import LiveBytes, PassMemory
 from distillens.kernel.tracing.network import Prepared, explained
 
 _SAMPLE = 2

@@ -15,7 +15,7 @@ from distillens.errors import KernelError
 from distillens.kernel.assembly.block import PAIR_NUMBERS
 from distillens.kernel.assembly.block_maker import BlockMaker
 from distillens.kernel.factors.cost import Speed
-from distillens.kernel.planning.pass_memory import PassMemory
+from distillens.kernel.tracing.memory import PassMemory
 
 _FUNC_FACTOR = 8
 """How many times as many numbers a pass of torch.func holds: its operations are slow to start."""

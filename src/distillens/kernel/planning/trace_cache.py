@@ -27,9 +27,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from distillens.kernel.planning.pass_memory import PassMemory
-from distillens.kernel.planning.use_plans import UsePlans
+from distillens.kernel.planning.cost_model import UsePlans
 from distillens.kernel.tracing.coverage import Coverage
+from distillens.kernel.tracing.memory import PassMemory
 
 _MOST_SIGNATURES = 8
 """Signatures that are kept for a model; the oldest is dropped first."""

@@ -3,14 +3,16 @@
 The memory of a pass is bounded by the shapes of the tensors that a forward pass saves for its backward
 pass (`SavedBytes`). Only if a budget is too small for that bound are the bytes counted operation by
 operation (`LiveBytes`), which slows down every operation. Scratch space inside of an operation is not
-counted.
+counted. The time of a pass is measured on a few examples, too.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -100,14 +102,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Return the peak bytes of tensors of a computation, its result included."""
-    with LiveBytes() as live:
-        result = work()
-        del result
-    return live.peak
-
-
 def some_examples(inputs: Tensor, count: int) -> Tensor:
     """Return ``count`` examples, repeating them if there are fewer."""
     return inputs[torch.arange(count, device=inputs.device) % len(inputs)]
@@ -120,3 +114,38 @@ def free_memory(device: torch.device) -> int:
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+Make = Callable[[Tensor, int], object]
+"""Makes the gradients of examples in passes of a number of examples."""
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Bytes that making gradients takes in addition to the gradients that are kept."""
+
+    fixed: int
+    each: int
+    """For each example of a pass."""
+
+
+def counted_memory(make: Make, sample: Tensor) -> PassMemory:
+    """Return the memory of a pass, counted for one and for two examples."""
+    peaks = []
+    for count in (1, 2):
+        with LiveBytes() as live:
+            made = make(some_examples(sample, count), count)
+            del made
+        peaks.append(live.peak)
+    each = max(peaks[1] - peaks[0], 1)
+    return PassMemory(max(peaks[0] - each, 0), each)
+
+
+def timed_pass(make: Make, sample: Tensor, count: int) -> float:
+    """Return the seconds of a pass of ``count`` examples."""
+    inputs = some_examples(sample, count)
+    began = time.perf_counter()
+    make(inputs, count)
+    if inputs.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

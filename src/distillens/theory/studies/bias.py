@@ -11,7 +11,7 @@ from distillens.theory.equal_progress import (
     student_time,
     witness,
 )
-from distillens.theory.filters import learnt_share
+from distillens.theory.flow import learnt_share
 
 
 def bias_study(draws: int = 10_000, seed: int = 0) -> Shown:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distillens.errors import TheoryError
 from distillens.results.figure import Curve, Finding, Panel, Picture, Shown, Style
 from distillens.theory.checks import positive
-from distillens.theory.filters import distilled_filter, learnt_share, time_to_learn
+from distillens.theory.flow import distilled_filter, learnt_share, time_to_learn
 
 Array = NDArray[np.float64]
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from distillens.errors import TheoryError
 from distillens.results.figure import Curve, Finding, Panel, Picture, Shown, Surface
 from distillens.theory.checks import positive
-from distillens.theory.filters import learnt_share
-from distillens.theory.risk import Spectra, spectra
-from distillens.theory.stopping import best_time, best_times, time_grid
+from distillens.theory.flow import learnt_share
+from distillens.theory.risk import Spectra, best_time, best_times, spectra, time_grid
 
 Array = NDArray[np.float64]
 
