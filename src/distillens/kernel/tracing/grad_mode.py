@@ -72,8 +72,3 @@ def _eager() -> AbstractContextManager[object]:
     """Run compiled parts of a network eagerly, so that rules see their calls."""
     # Importing the compiler takes seconds, and is not needed if nothing was compiled.
     return torch.compiler.set_stance("force_eager") if _COMPILER in sys.modules else nullcontext()
-
-
-def usable(inputs: Tensor) -> Tensor:
-    """Return inputs without a graph; inference tensors are copied, since autograd cannot save them."""
-    return inputs.clone() if inputs.is_inference() else inputs.detach()
