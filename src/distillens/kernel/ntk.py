@@ -26,6 +26,7 @@ from distillens.kernel.autograd_products import AutogradProducts
 from distillens.kernel.check import (
     Expected,
     GramCheck,
+    Subject,
     check_gram,
     examples_of_forms,
     expected_forms,
@@ -37,7 +38,7 @@ from distillens.kernel.factors.limits import DEFAULT_LIMITS, Limits
 from distillens.kernel.planning.cost_model import FEW, jacobians_pay, measured_speed, typical_speed
 from distillens.kernel.planning.plan import Job, Plan, Sizes, forward_size
 from distillens.kernel.products import KernelProduct
-from distillens.kernel.tracing.directions import Directions, Outputs, checked_outputs, gram_shape
+from distillens.kernel.tracing.directions import Outputs, checked_outputs, gram_shape
 from distillens.kernel.tracing.grad_mode import differentiating
 from distillens.kernel.tracing.memory import LiveBytes, free_memory
 from distillens.kernel.tracing.network import Prepared, explained, prepare
@@ -175,7 +176,7 @@ class EmpiricalNTK:
             self._network.trace(rows)
             # torch takes half a second to prepare its first forward-mode product.
             few = len(rows) < FEW and len(columns) < FEW
-            expected = (expected_forms if few else expected_products)(*self._gram_of(rows, columns))
+            expected = (expected_forms if few else expected_products)(self._subject(rows, columns))
             sizes = Sizes(**kept["sizes"]) if kept else None
             job = self._job(rows, columns, opened is not None, budget, ranks.count)
             maker, plan = self._network.plan(
@@ -203,7 +204,7 @@ class EmpiricalNTK:
         if found is None or self._prepared.network.altered_embeddings:
             return None
         with explained("in a backward pass"):
-            expected = expected_forms(*self._gram_of(rows, columns), logits_RO)
+            expected = expected_forms(self._subject(rows, columns), logits_RO)
         seen = rows[expected.rows_R.to(rows.device)]
         among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
         maker, plan = found
@@ -373,7 +374,7 @@ class EmpiricalNTK:
             self._network.trace(rows, checked=False)
             maker = self._network.maker(rows, speed, None)
             maker = maker if some is None else maker.some(*some)
-            memory = self._network.pass_memory(maker, rows, budget)
+            memory = self._network.pass_memory(maker, budget)
             least = memory.fixed + memory.each
             if 2 * self._network.setup_bytes(rows) > budget:
                 least = max(least, self._network.counted_trace_bytes(rows))
@@ -393,7 +394,7 @@ class EmpiricalNTK:
         self._network.trace(rows, checked=False)
         one = self._network.maker(rows, speed, None).some(0, 1)
         budget = min(ranks.gathered(self._budget(ranks)))
-        memory = self._network.pass_memory(one, rows, budget)
+        memory = self._network.pass_memory(one, budget)
         each = memory.fixed + memory.each + 2 * one.held * one.item_size
         return max(1, min(budget // (4 * each), self._prepared.size(rows).outputs))
 
@@ -407,22 +408,20 @@ class EmpiricalNTK:
             return self._max_memory
         return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
 
-    def _gram_of(
-        self, rows: Tensor, columns: Tensor
-    ) -> tuple[AutogradProducts, Directions, Outputs, Tensor, Tensor]:
-        """Return the arguments of `expected_products` and `expected_forms`."""
-        autograd = AutogradProducts(self._prepared)
-        return autograd, self._network.directions(rows), self.outputs, rows, columns
+    def _subject(self, rows: Tensor, columns: Tensor) -> Subject:
+        autograd, directions = AutogradProducts(self._prepared), self._network.directions(rows)
+        return Subject(autograd, directions, self.outputs, rows, columns)
 
     def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
         """Return the memory of a trace and of the products that a Gram is checked against."""
         if not self._limits.reserve_setup:
             return 0
-        autograd, directions, outputs, *_ = self._gram_of(rows, columns)
-        # One product takes as much memory as all.
-        some = directions if outputs == "full" else directions.part(0, 1)
+        gram = self._subject(rows, columns)
+        if self.outputs != "full":
+            # One product takes as much memory as all.
+            gram = replace(gram, directions=gram.directions.part(0, 1))
         with LiveBytes() as live:
-            expected_products(autograd, some, outputs, rows, columns)
+            expected_products(gram)
         return max(self._network.counted_trace_bytes(rows), live.peak)
 
     def _jacobians_pay(self, rows: Tensor, columns: Tensor, ranks: Ranks) -> bool:

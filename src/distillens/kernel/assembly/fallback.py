@@ -48,17 +48,15 @@ class FallbackGradients:
         return sum(real_numbers(weight) for weight in self._weights.values())
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> tuple[str, ...]:
         """A note on the parameters without a rule and on how their gradients were computed."""
         if not self._weights or self._chosen:
-            return None
-        uncovered = f"no rule covers every use of {', '.join(self._weights)}"
-        if self._refused is None:
-            return f"{uncovered}; their gradients came from torch.func"
-        return (
-            f"{uncovered}; their gradients came from single backward passes, "
-            f"since torch.func failed: {self._refused}"
-        )
+            return ()
+        how = "torch.func"
+        if self._refused is not None:
+            how = f"single backward passes, since torch.func failed: {self._refused}"
+        names = ", ".join(self._weights)
+        return (f"no rule covers every use of {names}; their gradients came from {how}",)
 
     def write(
         self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions, target_BCP: Tensor

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError, nearest
-from distillens.kernel.factors.factor import Pairing
 
 OutputForm = Literal["sum", "class-diagonal", "trace", "full"]
 Outputs = int | tuple[int, int] | OutputForm
@@ -87,11 +86,6 @@ def checked_outputs(outputs: Any) -> Outputs:
             f"{', '.join(get_args(OutputForm))}"
         )
     return first, second
-
-
-def pairing_of(outputs: Outputs) -> Pairing:
-    """Return which pairs of outputs are contracted."""
-    return "full" if outputs == "full" else "diagonal"
 
 
 def directions(
