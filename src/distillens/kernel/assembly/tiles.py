@@ -7,6 +7,7 @@ a store already has are not computed again. Shapes: N, M examples along the rows
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ def compute_gram(
     progress: Progress,
     ranks: Ranks,
     store: GramStore | None = None,
-    kept: dict[str, object] | None = None,
+    kept: dict[str, Any] | None = None,
 ) -> Tensor:
     """Return the Gram of rows and columns, or of the rows with themselves.
 

@@ -16,17 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillens.kernel.factors.factor import Factor, Materialised, Role
-from distillens.kernel.rules.rule import Call, Rule
+from distillens.kernel.rules.rule import Call, Rule, weight_and_bias
 
 
 class _Normalisation(Rule):
     def read(self, arguments: dict[str, Any]) -> Call | None:
         """Return the call; None if it has neither weight nor bias."""
-        roles: tuple[Role, ...] = ("weight", "bias")
-        parameters: dict[Role, Tensor] = {
-            role: arguments[role] for role in roles if arguments.get(role) is not None
-        }
-        normalised = self.normalised(arguments)
+        parameters, normalised = weight_and_bias(arguments), self.normalised(arguments)
         if normalised is None or not parameters:
             return None
         return Call(parameters, arguments["input"], normalised)
@@ -54,11 +50,8 @@ class _Normalisation(Rule):
 
         By default it is the function itself without weight and bias.
         """
-        settings = {
-            name: each
-            for name, each in arguments.items()
-            if name not in ("input", "weight", "bias")
-        }
+        mine = ("input", "weight", "bias")
+        settings = {name: each for name, each in arguments.items() if name not in mine}
         return partial(self.functions[0], **settings)
 
     @abstractmethod
