@@ -386,7 +386,7 @@ class EmpiricalNTK:
     def _maker(
         self, rows: Tensor, ranks: Ranks, some: tuple[int, int] | None
     ) -> tuple[BlockMaker, PassMemory, int]:
-        """Return what makes the gradients of a product, their memory, and the budget of all processes."""
+        """Return what makes the gradients of a product, their memory, and the budget for all."""
         speed = ranks.agreed(self._speed(rows))
         budget = min(ranks.gathered(self._budget(ranks)))
         self._network.trace(rows, checked=False)

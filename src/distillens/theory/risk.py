@@ -21,7 +21,6 @@ evaluated on a grid of the logarithm of time and refined around each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,13 +199,14 @@ def best_time(problem: Spectra, teacher_filter_K: ArrayLike | None = None) -> St
     found = [(float(risks[lowest]), float(grid[lowest]))]
 
     def risk_at(log_time: float) -> float:
-        return float(
-            problem.risk(above * learnt_share(problem.eigenvalues_K, float(np.exp(log_time))))
-        )
+        kept = learnt_share(problem.eigenvalues_K, float(np.exp(log_time)))
+        return float(problem.risk(above * kept))
 
     inner = np.arange(1, _GRID - 1)
     for place in inner[(risks[inner] <= risks[inner - 1]) & (risks[inner] < risks[inner + 1])]:
-        found.append(_refine(risk_at, float(grid[place - 1]), float(grid[place + 1])))
+        bounds = np.log(grid[place - 1]), np.log(grid[place + 1])
+        inside = minimize_scalar(risk_at, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+        found.append((float(inside.fun), float(np.exp(inside.x))))
     risk, time = min(found)
     # Late times differ from the end by rounding only; then the end is the answer.
     if risks[-1] <= risk * (1 + 1e-15):
@@ -263,10 +263,3 @@ def time_grid(problem: Spectra, count: int) -> Array:
     """Return times from long before the fastest direction moves to when the slowest is learnt."""
     values = problem.eigenvalues_K[problem.eigenvalues_K > 0]
     return np.geomspace(1e-4 / values.max(), 50 / values.min(), count)
-
-
-def _refine(risk_at: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
-    found = minimize_scalar(
-        risk_at, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 1e-10}
-    )
-    return float(found.fun), float(np.exp(found.x))

@@ -61,12 +61,8 @@ def add_products(
 
 def mirror(tile: Tensor, pairing: Pairing) -> None:
     """Copy the upper triangle of a tile to the lower one."""
-    if pairing == "full":
-        B, C = tile.shape[:2]
-        sides = [tile.view(B * C, B * C)]
-    else:
-        sides = list(tile)
-    for side_RR in sides:
+    rows = tile.shape[0] * tile.shape[1]
+    for side_RR in [tile.view(rows, rows)] if pairing == "full" else tile:
         side_RR.triu_()
         side_RR += side_RR.triu(1).T
 

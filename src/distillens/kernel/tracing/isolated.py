@@ -159,19 +159,18 @@ def logits_of(result: Any, examples: int) -> Tensor:
     KernelError
         There are no logits, several tensors could be the logits, or the logits are complex.
     """
-    found = result
-    held = getattr(result, "logits", None)
+    found = getattr(result, "logits", None)
     if isinstance(result, Mapping) and "logits" in result:
         found = result["logits"]
-    elif held is not None:
-        found = held
-    elif isinstance(result, (tuple, list)):
+    elif found is None:
+        found = result
+    if found is result and isinstance(result, (tuple, list)):
         candidates = [each for each in result if _flat(each, examples) is not None]
         found = candidates[0] if len(candidates) == 1 else result
     logits = _flat(found, examples)
     if logits is None:
         raise KernelError(
-            f"for {_examples(examples)} the model returns {_described(found)}; a kernel needs "
+            f"for {counted(examples)} the model returns {_described(found)}; a kernel needs "
             f"logits of shape ({examples}, C): wrap the model in one that returns them"
         )
     if logits.is_complex():
@@ -206,7 +205,8 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _examples(count: int) -> str:
+def counted(count: int) -> str:
+    """Return a number of examples in words."""
     return "one example" if count == 1 else f"{count} examples"
 
 

@@ -22,7 +22,7 @@ from distillens.forward.device_errors import ran_out_of_memory
 from distillens.forward.sequences import check_marked, is_text_model
 from distillens.kernel.tracing.directions import Directions, Outputs, directions
 from distillens.kernel.tracing.gradients import real_numbers
-from distillens.kernel.tracing.isolated import IsolatedNetwork, held_tensors
+from distillens.kernel.tracing.isolated import IsolatedNetwork, counted, held_tensors
 from distillens.kernel.tracing.memory import LiveBytes, SavedBytes
 from distillens.kernel.tracing.signature import structure_signature, weights_version
 
@@ -95,8 +95,8 @@ class Prepared:
             The network fails, or does not return logits (B, O).
         """
         saved = SavedBytes((*self.network.parameters(), *self.network.buffers()))
-        count = "one example" if len(examples) == 1 else f"{len(examples)} examples"
-        where = f"on {count} of shape {tuple(examples.shape)} in {_name(examples.dtype)}"
+        shape, kind = tuple(examples.shape), _name(examples.dtype)
+        where = f"on {counted(len(examples))} of shape {shape} in {kind}"
         try:
             with explained(where), saved:
                 logits = self.network.trace(examples, self.originals)

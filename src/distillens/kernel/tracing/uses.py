@@ -117,10 +117,7 @@ class Recorder(TorchFunctionMode):
     @property
     def overwritten(self) -> bool:
         """Whether a recorded output was changed in place after the call."""
-        return any(
-            use.output._version != version
-            for use, version in zip(self.uses, self._versions, strict=True)
-        )
+        return [use.output._version for use in self.uses] != self._versions
 
 
 def one_each(shared: Tensor, examples: int) -> Tensor:
@@ -174,43 +171,29 @@ def output_gradients(
     if not uses or not combined_BC.requires_grad:
         # Without a graph no use affects the outputs.
         return [[torch.zeros_like(use.output) for _ in range(C)] for use in uses]
+    outputs = [use.output for use in uses]
+    each_CBC = torch.eye(C, dtype=combined_BC.dtype, device=combined_BC.device)[:, None]
+    each_CBC = each_CBC.expand(C, *combined_BC.shape)
     if batched and C > 1:
         try:
-            return _gradients_at_once(combined_BC, uses)
+            # The graph is retained in case that this pass fails.
+            found = torch.autograd.grad(
+                combined_BC, outputs, each_CBC, True, is_grads_batched=True, allow_unused=True
+            )
+            return [
+                [torch.zeros_like(output)] * C if gradients_C is None else list(gradients_C)
+                for output, gradients_C in zip(outputs, found, strict=True)
+            ]
         except (RuntimeError, NotImplementedError) as error:
             if ran_out_of_memory(error):
                 raise
-    found: list[list[Tensor]] = [[] for _ in uses]
-    for c in range(C):
-        one_BC = torch.zeros_like(combined_BC)
-        one_BC[:, c] = 1.0
-        gradients = torch.autograd.grad(
-            combined_BC,
-            [use.output for use in uses],
-            one_BC,
-            retain_graph=c + 1 < C,
-            allow_unused=True,
-        )
-        for use, kept, gradient in zip(uses, found, gradients, strict=True):
-            kept.append(torch.zeros_like(use.output) if gradient is None else gradient)
-    return found
-
-
-def _gradients_at_once(combined_BC: Tensor, uses: list[Use]) -> list[list[Tensor]]:
-    """Return the same by one backward pass; the graph is kept in case that the pass fails."""
-    B, C = combined_BC.shape
-    each_CBC = torch.eye(C, dtype=combined_BC.dtype, device=combined_BC.device)[:, None]
-    gradients = torch.autograd.grad(
-        combined_BC,
-        [use.output for use in uses],
-        each_CBC.expand(C, B, C),
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=True,
-    )
+    passes = [
+        torch.autograd.grad(combined_BC, outputs, one_BC, c + 1 < C, allow_unused=True)
+        for c, one_BC in enumerate(each_CBC)
+    ]
     return [
-        [torch.zeros_like(use.output)] * C if gradient is None else list(gradient)
-        for use, gradient in zip(uses, gradients, strict=True)
+        [torch.zeros_like(output) if gradient is None else gradient for gradient in gradients_C]
+        for output, gradients_C in zip(outputs, zip(*passes, strict=True), strict=True)
     ]
 
 

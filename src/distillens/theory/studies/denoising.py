@@ -194,9 +194,7 @@ def _cell(
     over_teacher = (sample.distilled_SK - sample.teacher)[reached]
     means = float(over_one_hot.mean()), float(over_teacher.mean())
     difference = sample.distilled_SK - (
-        sample.one_hot_SK
-        if means[0] < means[1]
-        else np.full_like(sample.one_hot_SK, sample.teacher)
+        sample.one_hot_SK if means[0] < means[1] else sample.teacher
     )
     # Nodes of one sample share examples, so a sample counts once; those without any are left out.
     rows = reached.any(axis=1)
