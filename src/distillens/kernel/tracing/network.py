@@ -273,6 +273,8 @@ def _chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> 
         raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         # Masks may hold infinity in buffers and frozen parameters.
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_sparse().coalesce().values()
         sound = torch.isfinite(tensor) if name in names else ~torch.isnan(tensor)
         if not sound.all():
             what = "NaN or infinity" if name in names else "NaN"
