@@ -246,20 +246,17 @@ class _Ledger:
     def _complaint(self, result: CertifiedValues, ridge: float, max_iterations: int) -> str:
         open_M = np.flatnonzero(~result.converged)
         worst = int(open_M[np.argmax(result.width[open_M])])
-        what = (
-            f"{len(open_M)} of {len(result.stopped)} columns are undetermined: column {worst} is "
-            f"within [{result.low[worst]:.6g}, {result.high[worst]:.6g}], {result.width[worst]:.3g} "
-            f"of its value where {self._width:g} was asked for"
-        )
+        why = f"after {max_iterations} iterations; allow more, give a preconditioner of higher rank"
         if result.stopped[worst] == "rounding":
-            return (
-                f"{what}; its product error and rounding alone make {result.rounding[worst]:.3g} "
-                f"of that, so compute the product more precisely or raise the ridge from "
-                f"{ridge:g}"
+            why = (
+                f"its product error and rounding alone make {result.rounding[worst]:.3g} of that; "
+                "compute the product more precisely"
             )
         return (
-            f"{what}, after {max_iterations} iterations; allow more, give a preconditioner of "
-            f"higher rank or raise the ridge from {ridge:g}"
+            f"{len(open_M)} of {len(result.stopped)} columns are undetermined: column {worst} is "
+            f"within [{result.low[worst]:.6g}, {result.high[worst]:.6g}], {result.width[worst]:.3g} "
+            f"of its value where {self._width:g} was asked for, {why} or raise the ridge from "
+            f"{ridge:g}"
         )
 
 

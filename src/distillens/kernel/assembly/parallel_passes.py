@@ -29,19 +29,13 @@ def parallel_pass_count(device: torch.device) -> int:
     return 2 if torch.get_num_threads() % 2 == 0 else 1
 
 
+_POOL = "distillens-kernel"
+
+
 @lru_cache
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
     """Return persistent threads, so that allocator and libraries set up their state for each once."""
-    return ThreadPoolExecutor(count, "distillens-kernel")
-
-
-class _Here(threading.local):
-    """Whether this thread belongs to the pool."""
-
-    working = False
-
-
-_here = _Here()
+    return ThreadPoolExecutor(count, _POOL)
 
 
 class ParallelPasses:
@@ -61,7 +55,7 @@ class ParallelPasses:
         for number in range(self._count, count):
             self._tracers.put(self._first if number == 0 else self._first.twin())
         self._count = max(self._count, count)
-        if _here.working:
+        if threading.current_thread().name.startswith(_POOL):
             # The network itself computes a Gram: all threads could wait for each other.
             tracer = self._tracers.get()
             try:
@@ -75,11 +69,9 @@ class ParallelPasses:
             # The number of threads of an operation is a setting of the thread that calls it.
             torch.set_num_threads(each)
             tracer = self._tracers.get()
-            _here.working = True
             try:
                 return work(tracer, rows)
             finally:
-                _here.working = False
                 self._tracers.put(tracer)
 
         torch.set_num_threads(each)

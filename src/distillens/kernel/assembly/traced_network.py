@@ -17,12 +17,7 @@ from distillens.kernel.factors.cost import Speed
 from distillens.kernel.factors.limits import Limits
 from distillens.kernel.planning.cost_model import Purpose
 from distillens.kernel.planning.plan import Job, Plan, Sizes, make_plan, plan_single_tile
-from distillens.kernel.planning.trace_cache import (
-    CachedTrace,
-    cache_trace,
-    cached_trace,
-    forget_traces,
-)
+from distillens.kernel.planning.trace_cache import CachedTrace, cache_trace, traces_of
 from distillens.kernel.tracing.coverage import (
     Coverage,
     find_coverage,
@@ -83,8 +78,8 @@ class TracedNetwork:
         kind = rows.shape[1:], rows.dtype
         if self._trace and self._trace_of == kind and (checked or not self.unverified):
             return
-        model, signature = prepared.model(), (prepared.structure, self._outputs, *kind)
-        trace = cached_trace(model, signature)
+        known, signature = traces_of(prepared.model()), (prepared.structure, self._outputs, *kind)
+        trace = known.get(signature)
         self.unverified = checked and trace is not None and trace.version == prepared.version
         if trace is not None and not self.unverified:
             with explained("on a few examples in float64"):
@@ -92,13 +87,13 @@ class TracedNetwork:
             trace = replace(trace, version=prepared.version) if holds else None
         if trace is None:
             trace = CachedTrace(self._find_coverage(rows), prepared.version)
-        cache_trace(model, signature, trace)
+        cache_trace(known, signature, trace)
         self._trace, self._trace_of = trace, kind
         self._makers = {key: each for key, each in self._makers.items() if key[0].jacobians}
 
     def retrace(self, rows: Tensor) -> None:
         """Trace the network without the cache."""
-        forget_traces(self._prepared.model())
+        traces_of(self._prepared.model()).clear()
         self._trace = None
         self.trace(rows)
 

@@ -147,15 +147,6 @@ def forward_size(maker: BlockMaker, memory: PassMemory, budget: int) -> int:
     return max(1, room // memory.each)
 
 
-def _pass_sizes(maker: BlockMaker, memory: PassMemory, budget: int) -> tuple[int, int]:
-    """Return how many examples are in a pass, and how many passes run in parallel."""
-    several = maker.parallel_passes
-    each = (budget - (several - 1) * _THREAD_BYTES) // several
-    if several == 1 or each < memory.fixed + memory.each:
-        return forward_size(maker, memory, budget), 1
-    return forward_size(maker, memory, each), several
-
-
 def make_plan(
     maker: BlockMaker, job: Job, kept: Sizes | None = None, *, timed: bool = False
 ) -> Plan:
@@ -307,7 +298,11 @@ class _MemoryModel:
         """Return the sizes for tiles of a size and a panel of one row."""
         free = self._job.usable - self._job.gram_bytes
         maker = self._maker
-        forward, parallel = _pass_sizes(maker, self._pass, free // 4)
+        parallel, budget = maker.parallel_passes, free // 4
+        each = (budget - (parallel - 1) * _THREAD_BYTES) // parallel
+        if each < self._pass.fixed + self._pass.each:
+            parallel, each = 1, budget
+        forward = forward_size(maker, self._pass, each)
         # Each thread gets the same number of passes of the same size.
         passes = math.ceil(tile / forward / parallel) * parallel
         forward = math.ceil(tile / passes)

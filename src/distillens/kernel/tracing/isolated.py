@@ -232,21 +232,16 @@ class _BorrowedState:
             for place, own in ((vars(module), True), (module._buffers, False)):
                 held = _own_attributes(module) if own else dict(place)
                 borrowed = {name: self._borrowed(each) for name, each in held.items()}
-                contents = {name: _contents(each) for name, each in borrowed.items()}
                 place.update(borrowed)
-                self._places.append((place, own, held, borrowed, contents))
+                # The borrowed values are kept, so that no other object gets the identity of one.
+                self._places.append((place, own, held, borrowed, _identities(borrowed)))
 
     def restore(self) -> bool:
         """Restore the modules' own state; return whether the call changed its copy."""
         changed = any(tensor._version > 0 for tensor in self._copies.values())
-        for place, own, held, borrowed, contents in self._places:
+        for place, own, held, _, identities in self._places:
             now = {n: each for n, each in place.items() if not own or n not in _TORCH_NAMES}
-            changed = (
-                changed
-                or now.keys() != borrowed.keys()
-                or any(now[name] is not each for name, each in borrowed.items())
-                or any(_contents(now[name]) != each for name, each in contents.items())
-            )
+            changed = changed or _identities(now) != identities
             for name in now.keys() - held.keys():
                 del place[name]
             place.update(held)
@@ -264,8 +259,12 @@ class _BorrowedState:
         return value
 
 
-def _contents(value: Any) -> Any:
-    """Return a value that changes with a container; None for other values."""
-    if isinstance(value, dict):
-        return [(id(key), id(each)) for key, each in value.items()]
-    return [id(each) for each in value] if isinstance(value, (list, set, deque)) else None
+def _identities(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a value that changes if one of the values is replaced, or a container's contents change."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, dict):
+            return [(id(key), id(each)) for key, each in value.items()]
+        return [id(each) for each in value] if isinstance(value, (list, set, deque)) else None
+
+    return {name: (id(each), inside(each)) for name, each in values.items()}

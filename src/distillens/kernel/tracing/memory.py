@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -58,7 +58,6 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
-        self._views: dict[Any, bool] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -71,12 +70,8 @@ class LiveBytes(TorchDispatchMode):
         """Run an operation and count the storages that it created."""
         result = func(*args, **(kwargs or {}))
         # An operation that returns its arguments or views of them creates no storage.
-        if self._returns_views(func):
-            return result
-        if isinstance(result, Tensor):
-            self._note(result)
-        elif isinstance(result, (list, tuple)):
-            for each in result:
+        if not _returns_views(func):
+            for each in result if isinstance(result, (list, tuple)) else [result]:
                 if isinstance(each, Tensor):
                     self._note(each)
         return result
@@ -91,15 +86,15 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    def _returns_views(self, func: Any) -> bool:
-        """Whether an operation returns its arguments or views of them, by its schema."""
-        if func not in self._views:
-            self._views[func] = any(each.alias_info for each in func._schema.returns)
-        return self._views[func]
-
     def _forget(self, place: int, size: int, _: object) -> None:
         self._known.pop(place, None)
         self.now -= size
+
+
+@cache
+def _returns_views(func: Any) -> bool:
+    """Return whether an operation returns its arguments or views of them, by its schema."""
+    return any(each.alias_info for each in func._schema.returns)
 
 
 def some_examples(inputs: Tensor, count: int) -> Tensor:

@@ -59,27 +59,11 @@ class Layout:
 
 
 class Recorder(TorchFunctionMode):
-    """Records the calls that use given parameters while it is entered.
+    """Records the calls that use a tracer's parameters while it is entered."""
 
-    Parameters
-    ----------
-    names
-        Names of the parameters, by id.
-    copying
-        Whether the network receives copies of the recorded outputs.
-    repeated
-        Numbers of the uses that have one output for all examples, such as the embedding of positions.
-        The network receives it repeated for each example, so that each example has its own gradients.
-    examples
-        B.
-    """
-
-    def __init__(
-        self, names: Mapping[int, str], copying: bool, repeated: Set[int], examples: int
-    ) -> None:
+    def __init__(self, tracer: Tracer, examples: int) -> None:
         super().__init__()
-        self._names, self._copying = names, copying
-        self._repeated, self._examples = repeated, examples
+        self._tracer, self._examples = tracer, examples
         self.uses: list[Use] = []
         self._versions: list[int] = []
 
@@ -100,19 +84,20 @@ class Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if call is None:
             return output
+        known = self._tracer.names
         names: dict[Role, str] = {
-            role: self._names[id(tensor)]
+            role: known[id(tensor)]
             for role, tensor in call.parameters.items()
-            if id(tensor) in self._names
+            if id(tensor) in known
         }
         if not names or not output.requires_grad:
             return output
-        if len(self.uses) in self._repeated:
+        if len(self.uses) in self._tracer.repeated:
             output = one_each(output, self._examples).clone()
         self.uses.append(Use(rule, call, names, output))
         self._versions.append(output._version)
         # A copy protects the output itself from later operations in place.
-        return output.clone() if self._copying else output
+        return output.clone() if self._tracer.copying else output
 
     @property
     def overwritten(self) -> bool:
@@ -136,27 +121,30 @@ class Tracer:
         repeated: Set[int] = frozenset(),
     ) -> None:
         self.network = network
-        self._repeated = repeated
+        self.repeated = repeated
+        """Numbers of the uses that have one output for all examples, such as the embedding of positions.
+        The network receives it repeated for each example, so that each example has its own gradients."""
         self._parameters = parameters
-        self._names = {id(tensor): name for name, tensor in parameters.items()}
-        self._copying = False
+        self.names = {id(tensor): name for name, tensor in parameters.items()}
+        self.copying = False
+        """Whether the network receives copies of the recorded outputs."""
 
     def twin(self) -> Tracer:
         """Return a tracer of the same parameters in a copy of the network, for another thread."""
         network = copied(self.network, share_parameters=True)
-        return Tracer(network, self._parameters, self._repeated)
+        return Tracer(network, self._parameters, self.repeated)
 
     def run(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
         """Return the outputs (B, C) and the uses in their order."""
         with torch.enable_grad():
             while True:
-                recorder = Recorder(self._names, self._copying, self._repeated, len(inputs_B))
+                recorder = Recorder(self, len(inputs_B))
                 with recorder:
                     outputs = self.network(inputs_B)
-                if self._copying or not recorder.overwritten:
+                if self.copying or not recorder.overwritten:
                     return outputs, recorder.uses
                 # An operation in place hides an output, so outputs are copied from now on.
-                self._copying = True
+                self.copying = True
 
 
 def output_gradients(
