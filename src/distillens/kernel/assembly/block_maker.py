@@ -67,14 +67,13 @@ class BlockMaker:
         sample: Tensor,
         limits: Limits,
     ) -> None:
-        covered, uncovered = (
-            {name: prepared.parameters[name] for name in names}
-            for names in (trace.coverage.covered, trace.coverage.uncovered)
-        )
+        known, coverage = prepared.parameters, trace.coverage
+        covered = {name: known[name] for name in coverage.covered}
+        uncovered = {name: known[name] for name in coverage.uncovered}
         self.directions, self.purpose, self.limits = directions, purpose, limits
         self._trace, self._sample = trace, sample
         self._saved_bytes = prepared.size(sample).saved_bytes
-        repeated = repeated_uses(trace.coverage.covered_sites())
+        repeated = repeated_uses(coverage.covered_sites())
         self._tracer = Tracer(prepared.network, covered, repeated)
         self._fallback = FallbackGradients(uncovered, chosen=purpose.jacobians)
         self._parallel = ParallelPasses(self._tracer)
@@ -196,10 +195,9 @@ class BlockMaker:
         kept.clear()
         factored: list[Factored] = []
         streamed: list[Streamed] = []
-        strategies = [plan.choice.strategy for plan in self.uses.each]
-        strategies = [each for each in strategies if each in KEEPS_FACTORS]
-        for strategy, parts in zip(strategies, by_use, strict=True):
-            if strategy == "streamed":
+        keeping = [use for use in self.uses.each if use.choice.strategy in KEEPS_FACTORS]
+        for use, parts in zip(keeping, by_use, strict=True):
+            if use.choice.strategy == "streamed":
                 streamed.append(Streamed(parts, self.limits))
             else:
                 # The parts of one use at a time exist twice.

@@ -5,7 +5,7 @@ Shapes: B examples, O outputs of the network, C combinations of them, P paramete
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -83,18 +83,15 @@ class FallbackGradients:
             if self._refused is None:
                 try:
                     column = 0
-                    *made, _ = self._by_func(network, inputs_B, directions)
-                    for gradients_BCp in made:
+                    for gradients_BCp in self.jacobians(network, inputs_B, directions)[:-1]:
                         size = gradients_BCp.shape[2]
                         target_BCP[:, :, column : column + size] = gradients_BCp
                         column += size
                     return
-                except (RuntimeError, NotImplementedError) as error:
-                    if ran_out_of_memory(error):
-                        raise
-                    # vmap does not support some operations. Single backward passes support all, and
-                    # fail again if the error is the model's own.
-                    self._refused = str(error).partition("\n")[0]
+                except NotBatchableError as error:
+                    # Single backward passes support all operations, and fail again if the error is the
+                    # model's own.
+                    self._refused = str(error)
             self._by_backward(network, inputs_B, directions, target_BCP)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -107,7 +104,7 @@ class FallbackGradients:
 
     def jacobians(
         self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions
-    ) -> tuple[Tensor, ...]:
+    ) -> list[Tensor]:
         """Return the gradients by each parameter, (B, C, p), and last the outputs, (B, C).
 
         Each example is alone in its batch.
@@ -117,16 +114,6 @@ class FallbackGradients:
         NotBatchableError
             torch.func cannot batch the network.
         """
-        try:
-            return tuple(self._by_func(network, inputs_B, directions))
-        except (RuntimeError, NotImplementedError) as error:
-            if ran_out_of_memory(error):
-                raise
-            raise NotBatchableError from error
-
-    def _by_func(
-        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions
-    ) -> Iterator[Tensor]:
         reals = {name: real(weight.detach()) for name, weight in self._weights.items()}
 
         def outputs(given: dict[str, Tensor], example: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,11 +128,15 @@ class FallbackGradients:
             at_once = None if self._chosen else 1
             return jacrev(lambda g: outputs(g, example), has_aux=True, chunk_size=at_once)(reals)
 
-        made, outputs_BC = vmap(each)(inputs_B)
+        try:
+            made, outputs_BC = vmap(each)(inputs_B)
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out_of_memory(error):
+                raise
+            raise NotBatchableError(str(error).partition("\n")[0]) from error
         B, C = len(inputs_B), len(directions)
-        for name in reals:
-            yield made.pop(name).detach().reshape(B, C, -1)
-        yield outputs_BC.detach()
+        gradients = [made.pop(name).detach().reshape(B, C, -1) for name in reals]
+        return [*gradients, outputs_BC.detach()]
 
     def _by_backward(
         self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions, target_BCP: Tensor

@@ -8,8 +8,7 @@ from distillens.errors import TheoryError, nearest
 from distillens.results.figure import Shown
 from distillens.theory.studies.bias import bias_study
 from distillens.theory.studies.denoising import denoising_study
-from distillens.theory.studies.flow import flow_study
-from distillens.theory.studies.ridge import ridge_study
+from distillens.theory.studies.generations import flow_study, ridge_study
 from distillens.theory.studies.risk import risk_study
 
 STUDIES: Mapping[str, Callable[[], Shown]] = {
