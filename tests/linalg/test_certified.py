@@ -131,7 +131,9 @@ def test_any_x_proves_an_interval(off: float):
     x = np.asarray((1 + off) * np.linalg.solve(shifted, y), dtype=np.float64)
     residual = y - shifted @ x
     form = np.sum(residual * np.linalg.solve(shifted, residual), axis=0)
-    found = interval(y, x, residual, form, np.full(2, 1e-12), 0.01, kernel.gram @ x)
+    found = interval(
+        y, x, residual, form, 1e-12 / np.linalg.norm(x, axis=0).min(), 0.01, kernel.gram @ x
+    )
     wanted = kernel.exact(y, 0.01)
     assert (found.low < wanted).all()
     assert (wanted < found.high).all()

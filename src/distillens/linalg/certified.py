@@ -157,8 +157,7 @@ def certified_quadratic_form(
         free = columnwise(iteration.residual, iteration.residual) / ridge
         if preconditioner is not None:
             free = np.minimum(free, preconditioner.above(iteration.size, ridge))
-        off = error * np.linalg.norm(iteration.x, axis=0)
-        guess = interval(y, iteration.x, iteration.residual, free, off, ridge)
+        guess = interval(y, iteration.x, iteration.residual, free, error, ridge)
         ready = ledger.narrow(guess, _AHEAD) | ledger.hopeless(guess) | iteration.stuck
         ready |= step == max_iterations
         if not ready.any():
@@ -167,8 +166,7 @@ def certified_quadratic_form(
         image = counted(x)
         residual = y[:, ready] - image - ridge * x
         gap = bound(residual)
-        off = error * np.linalg.norm(x, axis=0)
-        seen = interval(y[:, ready], x, residual, gap, off, ridge, image)
+        seen = interval(y[:, ready], x, residual, gap, error, ridge, image)
         columns = open_M[ready]
         # A restart from the true residual that does not halve the gap meets rounding.
         stalled = gap > 0.5 * gaps_M[columns]

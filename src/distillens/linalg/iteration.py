@@ -62,7 +62,7 @@ def interval(
     x: Array,
     residual: Array,
     gap: Array,
-    product_error: Array,
+    error: float,
     ridge: float,
     image: Array | None = None,
 ) -> Interval:
@@ -74,8 +74,8 @@ def interval(
         Targets, iterate, and y − (K + ridge·I)x as computed, each (N, M).
     gap
         Upper bounds of r̂ᵀA⁻¹r̂, (M,).
-    product_error
-        η, bounds of ‖computed Kx − Kx‖, (M,).
+    error
+        A bound of ‖computed Kx − Kx‖/‖x‖, from which η follows.
     ridge
         λ > 0.
     image
@@ -87,7 +87,7 @@ def interval(
     forming = 4 * UNIT * (y_length + ridge * x_length)
     if image is not None:
         forming += 4 * UNIT * np.linalg.norm(image, axis=0)
-    off = (product_error + forming) * (1 + sum_error(terms))
+    off = (error * x_length + forming) * (1 + sum_error(terms))
     slack = off * x_length + sum_error(terms) * (y_length + r_length) * x_length
     slack = slack + 4 * UNIT * np.abs(center)
     gap = gap * (1 + 2 * sum_error(terms))
