@@ -146,7 +146,8 @@ def test_the_recurrence_proves_nothing():
     """The steps see a kernel that is 1.5 times too large, the looks at the residual do not."""
     kernel = Spectral(np.geomspace(1, 0.1, 40))
     targets = kernel.rng.normal(size=40)
-    steps = solve(kernel, targets, 0.1, product=lambda x: 1.5 * kernel.product(x)).iterations[0]
+    # One product a step, and one look at the residual.
+    steps = solve(kernel, targets, 0.1, product=lambda x: 1.5 * kernel.product(x)).products - 1
     calls = 0
 
     def product(x: np.ndarray) -> np.ndarray:
@@ -158,7 +159,7 @@ def test_the_recurrence_proves_nothing():
     assert_within(found, kernel.value(targets, 0.1))
     # The first look sees through it, and the restart from the true residual repairs it.
     assert found.converged.all()
-    assert found.products > found.iterations[0] + 1
+    assert found.products > steps + 1
 
 
 def test_few_steps_give_a_wide_interval_that_shrinks():
@@ -197,7 +198,7 @@ def test_the_preconditioner_narrows_the_bound_and_saves_iterations():
     helped = solve(kernel, targets, 1e-3, preconditioner=kernel.nystrom(60))
     assert plain.converged.all()
     assert helped.converged.all()
-    assert helped.iterations.max() < 0.5 * plain.iterations.min()
+    assert helped.products < 0.5 * plain.products
     for found in (plain, helped):
         assert_within(found, kernel.value(targets, 1e-3), tolerance=1e-8)
     few = solve(kernel, targets, 1e-3, preconditioner=kernel.nystrom(60), max_iterations=1)
@@ -214,8 +215,7 @@ def test_a_factor_of_unknown_excess_bounds_nothing():
     for steps in (1, 3, 200):
         found = solve(kernel, targets, 1e-3, preconditioner=double, max_iterations=steps)
         assert_within(found, kernel.value(targets, 1e-3), tolerance=1e-10)
-    assert found.stopped == ("width",)
-    assert found.products == found.iterations[0] + 1
+    assert found.converged.all()
 
 
 @settings(max_examples=80, deadline=None)
@@ -269,9 +269,8 @@ def test_an_error_that_is_too_large_for_the_width_is_said_before_the_last_iterat
             product, targets, 1e-4, product_error=1e-4, norm=1.0, max_iterations=3000
         )
     result = caught.value.result
-    assert result.stopped == ("rounding",)
-    assert result.iterations[0] < 1000
-    assert result.rounding[0] > 0.02 * result.low[0]
+    assert not result.converged.any()
+    assert result.products < 1000
     assert_within(result, kernel.value(targets, 1e-4))
 
 
@@ -307,14 +306,13 @@ def test_a_zero_target_is_zero_and_costs_nothing():
     kernel = Spectral(np.geomspace(1, 1e-2, 20))
     found = certified_quadratic_form(kernel.product, np.zeros(20), 0.1, product_error=0)
     assert (found.low, found.high, found.estimate, found.width) == (0, 0, 0, 0)
-    assert found.stopped == ("width",)
+    assert found.converged.all()
     assert found.products == 0
     beside = kernel.rng.normal(size=20)
     both = certified_quadratic_form(
         kernel.product, np.column_stack([np.zeros(20), beside]), 0.1, product_error=0
     )
     assert both.high[0] == 0
-    assert both.iterations[0] == 0
     assert_within(both, kernel.value(np.column_stack([np.zeros(20), beside]), 0.1), 1e-12)
 
 
@@ -325,10 +323,8 @@ def test_columns_together_equal_columns_alone(rank: int):
     targets = np.column_stack([kernel.rng.normal(size=90), kernel.basis[:, 0], kernel.basis[:, 50]])
     preconditioner = kernel.nystrom(rank) if rank else None
     together = solve(kernel, targets, 1e-2, preconditioner=preconditioner, width=1e-6)
-    assert len(set(together.iterations)) > 1
     for column in range(3):
         alone = solve(kernel, targets[:, column], 1e-2, preconditioner=preconditioner, width=1e-6)
-        assert alone.iterations[0] == together.iterations[column]
         np.testing.assert_allclose(alone.low[0], together.low[column], rtol=1e-9)
         np.testing.assert_allclose(alone.high[0], together.high[column], rtol=1e-9)
 
@@ -344,7 +340,7 @@ def test_the_targets_are_left_alone():
 
 def test_too_few_iterations_name_the_width_reached():
     kernel = Spectral(np.geomspace(1, 1e-6, 100))
-    with pytest.raises(UndeterminedError, match="after 3 iterations") as caught:
+    with pytest.raises(UndeterminedError, match="more than 3 iterations") as caught:
         certified_quadratic_form(
             kernel.product,
             kernel.rng.normal(size=100),
@@ -354,7 +350,6 @@ def test_too_few_iterations_name_the_width_reached():
         )
     result = caught.value.result
     assert f"{result.width[0]:.3g} of its value" in str(caught.value)
-    assert result.stopped == ("iterations",)
     assert not result.converged.any()
     assert "\n" not in str(caught.value)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +27,6 @@ from distillens.linalg.iteration import (
 from distillens.linalg.nystrom import LowRankKernel
 
 Array = NDArray[np.float64]
-Stop = Literal["width", "rounding", "iterations"]
 
 # The recurrence's residual is a little off: look at the true one when the width is safely reached.
 _AHEAD = 0.95
@@ -41,26 +39,16 @@ class CertifiedValues:
     """yᵀ(K + ridge·I)⁻¹y of M columns, each within [low, high]; arrays are (M,).
 
     ``estimate`` is yᵀx + rᵀx, whose error is second order in that of x. ``width`` is
-    (high − low)/low, infinite where low is 0 and high is not; ``rounding`` is what product error
-    and float64 add to high − low at the last iterate. ``iterations`` counts a column's steps.
-    ``stopped`` has why each column ended: "width" when it was narrow enough, "rounding" when no
-    iteration could make it so, "iterations" when there were no more. ``products`` counts the calls
-    of the product.
+    (high − low)/low, infinite where low is 0 and high is not. ``converged`` marks the columns whose
+    intervals are as narrow as requested. ``products`` counts the calls of the product.
     """
 
     low: Array
     high: Array
     estimate: Array
     width: Array
-    rounding: Array
-    iterations: NDArray[np.intp]
-    stopped: tuple[Stop, ...]
+    converged: NDArray[np.bool_]
     products: int
-
-    @property
-    def converged(self) -> NDArray[np.bool_]:
-        """Mask of the columns whose intervals are as narrow as requested, (M,)."""
-        return np.array([why == "width" for why in self.stopped], dtype=bool)
 
 
 class UndeterminedError(KernelError):
@@ -171,7 +159,7 @@ def certified_quadratic_form(
         # A restart from the true residual that does not halve the gap meets rounding.
         stalled = gap > 0.5 * gaps_M[columns]
         gaps_M[columns] = gap
-        done = ledger.enter(columns, seen, step, stalled, last=step == max_iterations)
+        done = ledger.enter(columns, seen) | stalled | (step == max_iterations)
         if done.all() and ready.all():
             break
         again = ready.copy()
@@ -191,9 +179,7 @@ class _Ledger:
     def __init__(self, start_M: Array, width: float) -> None:
         columns = len(start_M)
         self._width = width
-        self._stopped: list[Stop] = ["width"] * columns
         # A zero target has the value 0 without any iteration.
-        self._iterations = np.zeros(columns, dtype=np.intp)
         self._low, self._high = np.zeros(columns), start_M.copy()
         self._estimate, self._rounding = np.zeros(columns), np.zeros(columns)
 
@@ -204,57 +190,31 @@ class _Ledger:
         rounding = seen.rounding
         return (rounding > self._width * seen.low) & (seen.gap <= _ROUNDING_RULES * rounding)
 
-    def enter(
-        self,
-        columns: NDArray[np.intp],
-        seen: Interval,
-        step: int,
-        stalled: NDArray[np.bool_],
-        *,
-        last: bool,
-    ) -> NDArray[np.bool_]:
+    def enter(self, columns: NDArray[np.intp], seen: Interval) -> NDArray[np.bool_]:
         """Write down the intervals of ``columns``; return which of them are finished."""
         # Each look has an interval that holds the value, so what all of them share holds it too.
         self._low[columns] = np.maximum(self._low[columns], seen.low)
         self._high[columns] = np.minimum(self._high[columns], seen.high)
         self._estimate[columns], self._rounding[columns] = seen.estimate, seen.rounding
-        self._iterations[columns] = step
-        narrow = self.narrow(seen)
-        done = narrow | self.hopeless(seen) | stalled
-        for column, good, finished in zip(columns, narrow, done, strict=True):
-            self._stopped[column] = "width" if good else "rounding" if finished else "iterations"
-        return done | last
+        return self.narrow(seen) | self.hopeless(seen)
 
     def close(self, ridge: float, products: int, max_iterations: int) -> CertifiedValues:
         low, high = self._low, self._high
-        result = CertifiedValues(
-            low=low,
-            high=high,
-            estimate=np.clip(self._estimate, low, high),
-            width=np.divide(high - low, low, out=np.where(high > low, np.inf, 0.0), where=low > 0),
-            rounding=self._rounding,
-            iterations=self._iterations,
-            stopped=tuple(self._stopped),
-            products=products,
-        )
-        if not result.converged.all():
-            raise UndeterminedError(self._complaint(result, ridge, max_iterations), result)
-        return result
-
-    def _complaint(self, result: CertifiedValues, ridge: float, max_iterations: int) -> str:
-        open_M = np.flatnonzero(~result.converged)
-        worst = int(open_M[np.argmax(result.width[open_M])])
-        why = f"after {max_iterations} iterations; allow more, give a preconditioner of higher rank"
-        if result.stopped[worst] == "rounding":
-            why = (
-                f"its product error and rounding alone make {result.rounding[worst]:.3g} of that; "
-                "compute the product more precisely"
-            )
-        return (
-            f"{len(open_M)} of {len(result.stopped)} columns are undetermined: column {worst} is "
-            f"within [{result.low[worst]:.6g}, {result.high[worst]:.6g}], {result.width[worst]:.3g} "
-            f"of its value where {self._width:g} was asked for, {why} or raise the ridge from "
-            f"{ridge:g}"
+        width = np.divide(high - low, low, out=np.where(high > low, np.inf, 0.0), where=low > 0)
+        converged = high - low <= self._width * low
+        estimate = np.clip(self._estimate, low, high)
+        result = CertifiedValues(low, high, estimate, width, converged, products)
+        if converged.all():
+            return result
+        worst = int(np.argmax(np.where(converged, -1.0, width)))
+        raise UndeterminedError(
+            f"{np.sum(~converged)} of {len(low)} columns are undetermined: column {worst} is "
+            f"within [{low[worst]:.6g}, {high[worst]:.6g}], {width[worst]:.3g} of its value where "
+            f"{self._width:g} was asked for; product error and rounding alone make "
+            f"{self._rounding[worst]:.3g} of that; allow more than {max_iterations} iterations, give "
+            "a preconditioner of higher rank, compute the product more precisely or raise the ridge "
+            f"from {ridge:g}",
+            result,
         )
 
 
