@@ -10,14 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillens.errors import DistillensError, KernelError, MeasureError
-from distillens.linalg import (
-    CertifiedValues,
-    LowRankKernel,
-    UndeterminedError,
-    certified_quadratic_form,
-    rp_cholesky,
-)
+from distillens.linalg import certified_quadratic_form, rp_cholesky
+from distillens.linalg.certified import CertifiedValues, UndeterminedError
 from distillens.linalg.iteration import interval
+from distillens.linalg.nystrom import LowRankKernel
 
 # What a float64 product of a few hundred rows is off by, relative to ‖K‖‖x‖.
 EXACT = 1e-13

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillens.errors import KernelError
-from distillens.linalg import LowRankKernel, rp_cholesky
+from distillens.linalg import rp_cholesky
+from distillens.linalg.nystrom import LowRankKernel
 
 
 def kernel_of(eigenvalues: np.ndarray, seed: int = 0) -> np.ndarray:

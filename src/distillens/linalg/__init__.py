@@ -1,10 +1,6 @@
 """Solving with Gram matrices in float64: by Cholesky, by certified iteration, and what errors do."""
 
-from distillens.linalg.certified import (
-    CertifiedValues,
-    UndeterminedError,
-    certified_quadratic_form,
-)
+from distillens.linalg.certified import certified_quadratic_form
 from distillens.linalg.dense import (
     ASYMMETRY,
     Factor,
@@ -16,15 +12,12 @@ from distillens.linalg.dense import (
     perturbed_quadratic_form,
     quadratic_form,
 )
-from distillens.linalg.nystrom import LowRankKernel, rp_cholesky
+from distillens.linalg.nystrom import rp_cholesky
 
 __all__ = [
     "ASYMMETRY",
-    "CertifiedValues",
     "Factor",
-    "LowRankKernel",
     "SingularGramError",
-    "UndeterminedError",
     "certified_quadratic_form",
     "effective_rank",
     "eigen_summary",

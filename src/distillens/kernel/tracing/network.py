@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
-from weakref import WeakValueDictionary, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,6 @@ class Prepared:
     parameters: Mapping[str, Tensor]
     dtype: torch.dtype
     device: torch.device
-    originals: Mapping[str, nn.Parameter]
-    """Parameters of the model itself."""
     model: ref[nn.Module]
     """The model itself."""
     structure: Hashable
@@ -99,14 +97,14 @@ class Prepared:
         where = f"on {counted(len(examples))} of shape {shape} in {kind}"
         try:
             with explained(where), saved:
-                logits = self.network.trace(examples, self.originals)
+                logits = self.network.trace(examples, self.model())
             saved_bytes = saved.bytes
         except KernelError as error:
             # A forward that calls torch.func itself does not allow hooks; its live tensors are counted.
             if "saved tensor hooks" not in str(error):
                 raise
             with explained(where), LiveBytes() as live:
-                logits = self.network.trace(examples, self.originals)
+                logits = self.network.trace(examples, self.model())
             saved_bytes = live.peak
         return ForwardSize(logits.shape[1], -(-saved_bytes // len(examples))), logits
 
@@ -199,14 +197,12 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
     for name, weight in network.named_parameters():
         if weight.is_floating_point() or weight.is_complex():
             weight.requires_grad_(name in chosen)
-    originals = WeakValueDictionary(inner.named_parameters())
     device = next(iter(chosen.values())).device
     return Prepared(
         network,
         chosen,
         dtype,
         device,
-        originals,
         ref(inner),
         (structure, dtype, device, tuple(chosen)),
         version,

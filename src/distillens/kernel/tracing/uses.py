@@ -65,7 +65,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self._tracer, self._examples = tracer, examples
         self.uses: list[Use] = []
-        self._versions: list[int] = []
+        self.versions: list[int] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -95,14 +95,9 @@ class Recorder(TorchFunctionMode):
         if len(self.uses) in self._tracer.repeated:
             output = one_each(output, self._examples).clone()
         self.uses.append(Use(rule, call, names, output))
-        self._versions.append(output._version)
+        self.versions.append(output._version)
         # A copy protects the output itself from later operations in place.
         return output.clone() if self._tracer.copying else output
-
-    @property
-    def overwritten(self) -> bool:
-        """Whether a recorded output was changed in place after the call."""
-        return [use.output._version for use in self.uses] != self._versions
 
 
 def one_each(shared: Tensor, examples: int) -> Tensor:
@@ -141,7 +136,8 @@ class Tracer:
                 recorder = Recorder(self, len(inputs_B))
                 with recorder:
                     outputs = self.network(inputs_B)
-                if self.copying or not recorder.overwritten:
+                now = [use.output._version for use in recorder.uses]
+                if self.copying or now == recorder.versions:
                     return outputs, recorder.uses
                 # An operation in place hides an output, so outputs are copied from now on.
                 self.copying = True

@@ -32,14 +32,3 @@ def run_study(name: str) -> Shown:
     if name not in STUDIES:
         raise TheoryError(f"there is no study {name!r}{nearest(name, STUDIES)}")
     return STUDIES[name]()
-
-
-__all__ = [
-    "STUDIES",
-    "bias_study",
-    "denoising_study",
-    "flow_study",
-    "ridge_study",
-    "risk_study",
-    "run_study",
-]
