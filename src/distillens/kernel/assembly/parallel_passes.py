@@ -19,17 +19,19 @@ from distillens.kernel.tracing.uses import Tracer
 
 Found = TypeVar("Found")
 
+_POOL = "distillens-kernel"
+"""Prefix of the names of the threads."""
+
 
 def parallel_pass_count(device: torch.device) -> int:
     """Return how many passes run in parallel on this machine: two, or one."""
     # Only with OpenMP can the threads of an operation be set while others run. Two passes cannot share
     # an odd number of threads evenly.
-    if device.type != "cpu" or "OpenMP" not in torch.__config__.parallel_info():
+    # If the network itself computes a Gram, all threads of the pool could wait for each other.
+    nested = threading.current_thread().name.startswith(_POOL)
+    if nested or device.type != "cpu" or "OpenMP" not in torch.__config__.parallel_info():
         return 1
     return 2 if torch.get_num_threads() % 2 == 0 else 1
-
-
-_POOL = "distillens-kernel"
 
 
 @lru_cache
@@ -55,13 +57,6 @@ class ParallelPasses:
         for number in range(self._count, count):
             self._tracers.put(self._first if number == 0 else self._first.twin())
         self._count = max(self._count, count)
-        if threading.current_thread().name.startswith(_POOL):
-            # The network itself computes a Gram: all threads could wait for each other.
-            tracer = self._tracers.get()
-            try:
-                return [work(tracer, rows) for rows in passes]
-            finally:
-                self._tracers.put(tracer)
         threads = torch.get_num_threads()
         each = max(1, threads // count)
 
