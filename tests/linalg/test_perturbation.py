@@ -131,5 +131,5 @@ def test_bad_errors(error: float):
 
 
 def test_targets_of_another_length():
-    with pytest.raises(MeasureError, match="right-hand side"):
+    with pytest.raises(MeasureError, match="targets of shape"):
         perturbed_quadratic_form(factorise(np.eye(2)), np.ones(3), 0.1)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distillens.errors import KernelError, MeasureError
-from distillens.linalg.dense import require_finite
+from distillens.errors import KernelError
+from distillens.linalg.dense import checked_targets, require_finite
 from distillens.linalg.iteration import (
     ConjugateGradients,
     Interval,
@@ -111,7 +111,8 @@ def certified_quadratic_form(
     MeasureError
         The targets have another shape or are not finite.
     """
-    y_NM = _checked_targets(targets)
+    y_NM = checked_targets(targets)
+    y_NM = y_NM.reshape(len(y_NM), -1)
     _check_options(ridge, width, max_iterations, preconditioner, len(y_NM))
     ridge = float(ridge)
     error = _error_of_product(product_error, norm, preconditioner)
@@ -216,15 +217,6 @@ class _Ledger:
             f"from {ridge:g}",
             result,
         )
-
-
-def _checked_targets(targets: ArrayLike) -> Array:
-    y = np.asarray(targets, dtype=np.float64)
-    if y.ndim not in (1, 2) or y.size == 0:
-        raise MeasureError(f"targets have shape (N,) or (N, M), these have {y.shape}")
-    if not np.isfinite(y).all():
-        raise MeasureError(f"the targets of shape {y.shape} hold NaN or infinity")
-    return y.reshape(len(y), -1)
 
 
 def _check_options(

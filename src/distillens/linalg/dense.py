@@ -64,15 +64,7 @@ class Factor:
         MeasureError
             y has another length or holds a value that is not finite.
         """
-        y = np.asarray(rhs, dtype=np.float64)
-        size = len(self.gram)
-        if y.ndim not in (1, 2) or len(y) != size:
-            raise MeasureError(
-                f"a right-hand side of shape {y.shape} does not fit a Gram of {size} rows; "
-                f"give ({size},) or ({size}, M)"
-            )
-        if not np.isfinite(y).all():
-            raise MeasureError(f"the right-hand side of shape {y.shape} holds NaN or infinity")
+        y = checked_targets(rhs, len(self.gram))
         x = self._substitute(y)
         x = x + self._substitute(y - self._apply(x))
         error = np.atleast_1d(np.linalg.norm(y - self._apply(x), axis=0))
@@ -311,6 +303,19 @@ def checked_gram(gram: ArrayLike) -> Array:
         )
     # Cholesky reads one triangle, residuals both: they must mean the same matrix.
     return 0.5 * (gram_NN + gram_NN.T)
+
+
+def checked_targets(targets: ArrayLike, rows: int | None = None) -> Array:
+    """Return targets of shape (N,) or (N, M) in float64, for N rows if that is given."""
+    y = np.asarray(targets, dtype=np.float64)
+    if y.ndim not in (1, 2) or len(y) != (rows or len(y)) or len(y) == 0:
+        wanted = rows or "N"
+        raise MeasureError(
+            f"targets of shape {y.shape} do not fit the kernel; give ({wanted},) or ({wanted}, M)"
+        )
+    if not np.isfinite(y).all():
+        raise MeasureError(f"the targets of shape {y.shape} hold NaN or infinity")
+    return y
 
 
 def require_finite(array: Array, what: str) -> None:
