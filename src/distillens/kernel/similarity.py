@@ -176,7 +176,7 @@ def _probe_sums(
                     )
                 moved.append(found)
             left, right = moved
-            products = (left * right, left * left, right * right)
-            sums.append(tuple(float(each.sum()) for each in products))
+            each = (left * right).sum(), left.square().sum(), right.square().sum()
+            sums.append((float(each[0]), float(each[1]), float(each[2])))
             advance(1)
     return sums

@@ -60,14 +60,16 @@ def flow_study(
         "filters_GK": filters,
         "dimensions_G": filters.sum(axis=1),
     }
-    first, *_, last = arrays["dimensions_G"]
+    dimensions = arrays["dimensions_G"]
     findings = (
         Finding(
-            "directions in use, teacher", float(first), "Σ of the shares learnt of all directions"
+            "directions in use, teacher",
+            float(dimensions[0]),
+            "Σ of the shares learnt of all directions",
         ),
         Finding(
             f"directions in use, {generations} generations",
-            float(last),
+            float(dimensions[-1]),
             "at the same progress along the first",
         ),
         Finding(
