@@ -474,7 +474,7 @@ def test_a_rewritten_attention_returns_the_same(mask: str, first: bool) -> None:
     layer = SelfAttention(first, mask).double().eval()
     inputs = torch.randn(3, 5, 4, dtype=torch.float64)
     weights = dict(layer.named_parameters())
-    rewritten, uses = Tracer(layer, weights).run(inputs)
+    rewritten, uses = Tracer(layer, weights).run(inputs)  # type: ignore[arg-type]
     assert [tuple(use.names.values()) for use in uses] == [
         ("attention.in_proj_weight", "attention.in_proj_bias"),
         ("attention.out_proj.weight", "attention.out_proj.bias"),

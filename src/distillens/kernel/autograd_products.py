@@ -80,11 +80,11 @@ class AutogradProducts:
             network's outputs for the rows. The first two are in float64, on the device.
         """
         with torch.enable_grad():
-            outputs_RO = self._network(rows) if outputs_RO is None else outputs_RO
+            made_RO: Tensor = self._network(rows) if outputs_RO is None else outputs_RO
             outputs_SO = None if right_SC is None else self._network(columns)
         values, sizes = [], []
         for some in each:
-            left = self._along(outputs_RO, some, left_RC)
+            left = self._along(made_RO, some, left_RC)
             value = size = torch.stack([part.norm() for part in left]).double().square().sum()
             if right_SC is not None and outputs_SO is not None:
                 right = self._along(outputs_SO, some, right_SC)
@@ -96,7 +96,7 @@ class AutogradProducts:
                 size = (size * other).sqrt()
             values.append(value)
             sizes.append(size)
-        return torch.stack(values), torch.stack(sizes), outputs_RO.detach()
+        return torch.stack(values), torch.stack(sizes), made_RO.detach()
 
     def _along(self, outputs_BO: Tensor, directions: Directions, vector_BC: Tensor) -> list[Tensor]:
         """Return Jᵀv; the graph is kept for other vectors."""

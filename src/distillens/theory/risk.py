@@ -22,6 +22,7 @@ evaluated on a grid of the logarithm of time and refined around each of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -205,7 +206,9 @@ def best_time(problem: Spectra, teacher_filter_K: ArrayLike | None = None) -> St
     inner = np.arange(1, _GRID - 1)
     for place in inner[(risks[inner] <= risks[inner - 1]) & (risks[inner] < risks[inner + 1])]:
         bounds = np.log(grid[place - 1]), np.log(grid[place + 1])
-        inside = minimize_scalar(risk_at, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+        inside: Any = minimize_scalar(
+            risk_at, bounds=bounds, method="bounded", options={"xatol": 1e-10}
+        )
         found.append((float(inside.fun), float(np.exp(inside.x))))
     risk, time = min(found)
     # Late times differ from the end by rounding only; then the end is the answer.

@@ -20,13 +20,16 @@ from torch.overrides import TorchFunctionMode
 
 _TYPES = {each for each in vars(torch).values() if isinstance(each, torch.dtype)}
 _CASTS: dict[Any, torch.dtype] = {
-    Tensor.half: torch.float16,
-    Tensor.bfloat16: torch.bfloat16,
-    Tensor.float: torch.float32,
-    Tensor.double: torch.float64,
-    Tensor.chalf: torch.complex32,
-    Tensor.cfloat: torch.complex64,
-    Tensor.cdouble: torch.complex128,
+    getattr(Tensor, name): kind
+    for name, kind in {
+        "half": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float": torch.float32,
+        "double": torch.float64,
+        "chalf": torch.complex32,
+        "cfloat": torch.complex64,
+        "cdouble": torch.complex128,
+    }.items()
 }
 _EMBEDDINGS = (functional.embedding, functional.embedding_bag)
 _UNLIKE = ("max_norm", "scale_grad_by_freq")
