@@ -101,7 +101,7 @@ class IsolatedNetwork(nn.Module):
             leave_autocast(logits)
         return logits
 
-    def trace(self, inputs: Tensor, original: nn.Module | None) -> Tensor:
+    def trace(self, inputs: Tensor, originals: Mapping[str, nn.Parameter]) -> Tensor:
         """Return the logits, (B, O), with their graph, and note what the call changes and uses.
 
         Raises
@@ -112,8 +112,7 @@ class IsolatedNetwork(nn.Module):
         self.keeps_state = True  # until this call shows that it does not
         with torch.enable_grad():
             logits = self(inputs)
-        parameters = original.named_parameters() if original is not None else ()
-        names = {id(parameter): name for name, parameter in parameters}
+        names = {id(parameter): name for name, parameter in originals.items()}
         for node in _graph(logits):
             if (name := names.get(id(getattr(node, "variable", None)))) is not None:
                 raise KernelError(

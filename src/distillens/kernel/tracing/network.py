@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class Prepared:
     parameters: Mapping[str, Tensor]
     dtype: torch.dtype
     device: torch.device
+    originals: Mapping[str, nn.Parameter]
+    """Parameters of the model itself, which closures may keep alive longer than the model."""
     model: ref[nn.Module]
     """The model itself."""
     structure: Hashable
@@ -97,14 +99,14 @@ class Prepared:
         where = f"on {counted(len(examples))} of shape {shape} in {kind}"
         try:
             with explained(where), saved:
-                logits = self.network.trace(examples, self.model())
+                logits = self.network.trace(examples, self.originals)
             saved_bytes = saved.bytes
         except KernelError as error:
             # A forward that calls torch.func itself does not allow hooks; its live tensors are counted.
             if "saved tensor hooks" not in str(error):
                 raise
             with explained(where), LiveBytes() as live:
-                logits = self.network.trace(examples, self.model())
+                logits = self.network.trace(examples, self.originals)
             saved_bytes = live.peak
         return ForwardSize(logits.shape[1], -(-saved_bytes // len(examples))), logits
 
@@ -203,6 +205,7 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
         chosen,
         dtype,
         device,
+        WeakValueDictionary(inner.named_parameters()),
         ref(inner),
         (structure, dtype, device, tuple(chosen)),
         version,
