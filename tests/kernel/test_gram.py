@@ -431,19 +431,6 @@ def tiles_done(folder: Path) -> int:
     return sum(json.loads((folder / "done-0.json").read_text()).values())
 
 
-def test_a_store_of_schema_1_is_read(tmp_path: Path) -> None:
-    kernel, inputs = rules_ntk(network(), SMALL_TILES, outputs=0), examples(4)
-    wanted = kernel.gram(inputs, store=tmp_path)
-    about = json.loads((tmp_path / "gram.json").read_text())
-    sizes, speed = about["kept"]["sizes"], about["kept"]["speed"]
-    sizes["beside"] = sizes.pop("parallel_passes")
-    about["kept"]["speed"] = {**speed.pop("forming"), **speed}
-    (tmp_path / "gram.json").write_text(json.dumps({**about, "schema": 1}))
-    found = kernel.gram(inputs, store=tmp_path)
-    assert torch.equal(found.values, wanted.values)
-    assert found.plan.sizes == wanted.plan.sizes
-
-
 def test_a_store_of_another_gram_is_refused(tmp_path: Path) -> None:
     inputs, model = examples(4), network()
     rules_ntk(model, outputs=0).gram(inputs, store=tmp_path)

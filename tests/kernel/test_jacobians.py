@@ -172,13 +172,13 @@ def test_embeddings_with_scaled_gradients_are_refused() -> None:
 
 
 def test_a_wrong_jacobian_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = FallbackGradients._by_func
+    right = FallbackGradients.jacobians
 
     def wrong(*given: Any) -> list[Tensor]:
         *gradients, outputs_BC = right(*given)
         return [*(1.0005 * each for each in gradients), outputs_BC]
 
-    monkeypatch.setattr(FallbackGradients, "_by_func", wrong)
+    monkeypatch.setattr(FallbackGradients, "jacobians", wrong)
     for outputs in (0, "class-diagonal", "trace", "full"):
         with pytest.raises(KernelError, match="failed its check"):
             EmpiricalNTK(network(), outputs=outputs).gram(examples())

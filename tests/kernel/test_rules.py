@@ -27,7 +27,7 @@ from distillens.kernel import oracle_gram
 from distillens.kernel.factors.factor import Factor, Pairing, Role
 from distillens.kernel.factors.factored import Factored
 from distillens.kernel.factors.tokens import TokenGradients
-from distillens.kernel.planning import use_plans
+from distillens.kernel.planning import cost_model
 from distillens.kernel.planning.cost_model import Choice, Purpose, Strategy, choose
 from distillens.kernel.rules import RULES, register
 from distillens.kernel.rules.convolution import ConvolutionGradients, Window
@@ -68,7 +68,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Strategy], None]:
                 return Choice(strategy, cost)
             return Choice("materialised", factor.materialised_cost(pairing))
 
-        monkeypatch.setattr(use_plans, "choose", chosen)
+        monkeypatch.setattr(cost_model, "choose", chosen)
 
     return to
 
@@ -474,7 +474,7 @@ def test_a_rewritten_attention_returns_the_same(mask: str, first: bool) -> None:
     layer = SelfAttention(first, mask).double().eval()
     inputs = torch.randn(3, 5, 4, dtype=torch.float64)
     weights = dict(layer.named_parameters())
-    rewritten, uses = Tracer(layer, weights).run(inputs)
+    rewritten, uses = Tracer(layer, weights).run(inputs)  # type: ignore[arg-type]
     assert [tuple(use.names.values()) for use in uses] == [
         ("attention.in_proj_weight", "attention.in_proj_bias"),
         ("attention.out_proj.weight", "attention.out_proj.bias"),

@@ -217,12 +217,16 @@ def test_what_columns_make_is_known(
 
 
 def test_inputs_are_made_of_as_many_examples_as_a_cache_holds() -> None:
-    shape = StreamedShape(outputs=1, fan_out=64, fan_in=900, column_unit=9, column_scratch=100)
+    shape = StreamedShape(
+        outputs=1, fan_out=64, fan_in=900, column_unit=9, column_scratch=100, limits=Limits()
+    )
     assert shape.columns(256) == 900
     # 2²⁰ numbers over 100 · 900 an example.
     assert shape.step(256) == 11
     assert shape.step(7) == 7
-    wide = StreamedShape(outputs=1, fan_out=64, fan_in=900, column_unit=9, column_scratch=2000)
+    wide = StreamedShape(
+        outputs=1, fan_out=64, fan_in=900, column_unit=9, column_scratch=2000, limits=Limits()
+    )
     assert wide.step(256) == 1
     assert streamed_scratch([shape, wide], 256) == 256 * 64 * 900 + 2000 * 900
 

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from distillens.errors import KernelError, MeasureError
 from distillens.linalg import (
-    SingularGramError,
     factorise,
     perturbed_quadratic_form,
     quadratic_form,
-    quadratic_form_with_ridge,
 )
 
 
@@ -66,14 +64,14 @@ def test_both_ends_are_reached_and_weyl_is_wider():
         assert end[0] == pytest.approx(wanted, rel=1e-9)
     assert found.value[0] / 1.5 <= found.low[0]
     assert found.high[0] <= found.value[0] / 0.5
-    assert found.residual < 1e-10
 
 
 def test_a_small_error_moves_by_its_first_order():
     gram = gram_with(np.geomspace(1, 1e-4, 50))
     y = np.random.default_rng(0).normal(size=50)
     found = perturbed_quadratic_form(factorise(gram), y, 1e-8)
-    assert found.movement[0] == pytest.approx(found.first_order[0], rel=1e-3)
+    first_order = 1e-8 * np.sum(np.linalg.solve(gram, y) ** 2) / found.value[0]
+    assert found.movement[0] == pytest.approx(first_order, rel=1e-3)
     assert found.determined.all()
 
 
@@ -133,32 +131,5 @@ def test_bad_errors(error: float):
 
 
 def test_targets_of_another_length():
-    with pytest.raises(MeasureError, match="right-hand side"):
+    with pytest.raises(MeasureError, match="targets of shape"):
         perturbed_quadratic_form(factorise(np.eye(2)), np.ones(3), 0.1)
-
-
-def test_a_singular_gram_is_infinite_with_the_ridged_value_beside():
-    gram = gram_with(np.array([4.0, 2.0, 1.0, 0.0, 0.0]))
-    y = np.random.default_rng(0).normal(size=(5, 2))
-    found = quadratic_form_with_ridge(gram, y, 0.5)
-    assert np.isinf(found.value).all()
-    assert found.singular
-    assert (found.rank, found.size, found.ridge) == (3, 5, 0.5)
-    assert abs(found.smallest) < 1e-14
-    assert found.largest == pytest.approx(4)
-    wanted = np.sum(y * np.linalg.solve(gram + 0.5 * np.eye(5), y), axis=0)
-    np.testing.assert_allclose(found.ridged, wanted, rtol=1e-10)
-
-
-def test_a_regular_gram_has_both_values():
-    found = quadratic_form_with_ridge(np.diag([1.0, 2.0]), np.ones(2), 1.0)
-    assert not found.singular
-    assert found.rank == 2
-    np.testing.assert_allclose([found.value[0], found.ridged[0]], [1.5, 1 / 2 + 1 / 3])
-
-
-def test_a_ridge_that_is_none_or_too_small_is_refused():
-    with pytest.raises(KernelError, match="ridge is 0"):
-        quadratic_form_with_ridge(np.ones((3, 3)), np.ones(3), 0.0)
-    with pytest.raises(SingularGramError, match="singular to rounding"):
-        quadratic_form_with_ridge(np.ones((3, 3)), np.ones(3), 1e-20)

@@ -123,8 +123,8 @@ def test_a_map_can_be_drawn_again():
     [
         (lambda: ChannelModel(classes=1), "classes is 1"),
         (lambda: ChannelModel(dimension=3), "dimension is 3"),
-        (lambda: ChannelModel(signal=0), "signal is 0"),
-        (lambda: ChannelModel(student_norm=-1), "student_norm is -1"),
+        (lambda: ChannelModel(signal=0), "signal cannot be 0"),
+        (lambda: ChannelModel(student_norm=-1), "student_norm cannot be -1"),
         (lambda: ChannelModel(teacher_error=1.0), "teacher_error is 1.0"),
         (lambda: draw_cosines(ChannelModel(), 0, np.random.default_rng(0)), "0 samples"),
         (lambda: denoising_map(ChannelModel(), "t", [1], "signal", [1]), "no setting 't'"),

@@ -34,34 +34,34 @@ def exact_shortfall(top: float, bottom: float, teacher: float, student: float) -
 
 
 def test_it_holds_on_ten_thousand_draws():
-    study = bias_study(draws=10_000, seed=0)
-    ratio = study.bottom_M / study.top_M
+    study = bias_study(draws=10_000, seed=0).arrays
+    ratio = study["bottom_M"] / study["top_M"]
     assert ((1 - ratio) < 1e-6).sum() > 2000
-    assert (study.progress_M > 0.99).sum() > 500
-    assert (study.progress_M < 0.01).sum() > 500
-    assert (study.log_shortfall_M > 0).all()
+    assert (study["progress_M"] > 0.99).sum() > 500
+    assert (study["progress_M"] < 0.01).sum() > 500
+    assert (study["log_shortfall_M"] > 0).all()
     # Both networks are where the comparison says they are.
     for shares in (
-        learnt_share(study.top_M, study.teacher_time_M)
-        * learnt_share(study.top_M, study.student_time_M),
+        learnt_share(study["top_M"], study["teacher_time_M"])
+        * learnt_share(study["top_M"], study["student_time_M"]),
         compare_at_equal_progress(
-            study.top_M, study.bottom_M, study.teacher_time_M, study.student_time_M
+            study["top_M"], study["bottom_M"], study["teacher_time_M"], study["student_time_M"]
         ).progress,
     ):
-        np.testing.assert_allclose(shares, study.progress_M, rtol=1e-6)
+        np.testing.assert_allclose(shares, study["progress_M"], rtol=1e-6)
 
 
 def test_plain_code_would_have_lost_it():
-    study = bias_study(draws=10_000, seed=0)
-    assert (study.one_hot_bottom_M <= study.student_bottom_M).sum() > 1000
+    study = bias_study(draws=10_000, seed=0).arrays
+    assert (study["one_hot_bottom_M"] <= study["student_bottom_M"]).sum() > 1000
 
 
 def test_it_fails_without_its_premise():
-    study = bias_study(draws=2000, seed=1)
+    study = bias_study(draws=2000, seed=1).arrays
     # The bottom eigenvalue above the top one: the sign turns, for every draw.
-    assert (study.swapped_M < 0).all()
+    assert (study["swapped_M"] < 0).all()
     # A one-hot network that has got less far along the top direction.
-    assert (study.earlier_M < 0).mean() > 0.8
+    assert (study["earlier_M"] < 0).mean() > 0.8
     equal = compare_at_equal_progress(2.0, 2.0, [0.1, 1.0, 5.0], [0.3, 1.0, 2.0])
     np.testing.assert_array_equal(equal.log_shortfall, 0)
 

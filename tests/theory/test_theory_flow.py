@@ -101,7 +101,7 @@ def test_time_to_learn_is_the_inverse(share, generations):
     [
         (lambda: linear_flow(np.ones(3), np.ones(3)), "inputs have shape (3,)"),
         (lambda: linear_flow(np.ones((3, 2)), np.ones(4)), "targets of shape (4,)"),
-        (lambda: linear_flow(np.full((3, 2), np.nan), np.ones(3)), "NaN"),
+        (lambda: linear_flow(np.full((3, 2), np.nan), np.ones(3)), "nan"),
         (lambda: linear_flow(np.ones((3, 2)), np.ones(3), np.ones(3)), "initial weights"),
         (lambda: distilled_filter([-1.0], [1.0]), "-1"),
         (lambda: distilled_filter([1.0], []), "one a generation"),

@@ -88,11 +88,11 @@ def test_without_a_second_round_or_a_gap_there_is_nothing_to_gain():
 
 
 def test_study_compares_at_equal_progress():
-    study = ridge_study(directions=12, rounds=4)
-    np.testing.assert_allclose(study.ridge_GK[:, 0], 0.9)
-    np.testing.assert_allclose(study.flow_GK[:, 0], 0.9)
-    assert (np.diff(study.ridge_GK, axis=0)[:, 1:] < 0).all()
-    assert (np.diff(study.flow_GK, axis=0)[:, 1:] < 0).all()
+    study = ridge_study(directions=12, rounds=4).arrays
+    np.testing.assert_allclose(study["ridge_GK"][:, 0], 0.9)
+    np.testing.assert_allclose(study["flow_GK"][:, 0], 0.9)
+    assert (np.diff(study["ridge_GK"], axis=0)[:, 1:] < 0).all()
+    assert (np.diff(study["flow_GK"], axis=0)[:, 1:] < 0).all()
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_study_compares_at_equal_progress():
         (lambda: ridge_filter([0.0], [1.0]), "above 0"),
         (lambda: ridge_filter([1.0], []), "one a round"),
         (lambda: ridge_for_tolerance(VALUES, LABELS, 2.0), "zero fits them"),
-        (lambda: ridge_for_tolerance(VALUES, LABELS, 0.0), "tolerance is 0"),
-        (lambda: self_distil_ridge(VALUES, LABELS, -1.0, 3), "tolerance is -1"),
+        (lambda: ridge_for_tolerance(VALUES, LABELS, 0.0), "tolerance cannot be 0"),
+        (lambda: self_distil_ridge(VALUES, LABELS, -1.0, 3), "tolerance cannot be -1"),
         (lambda: self_distil_ridge(VALUES, LABELS, 0.1, 0), "0 rounds"),
         (lambda: self_distil_ridge(VALUES, LABELS[:2], 0.1, 1), "shape (2,)"),
     ],

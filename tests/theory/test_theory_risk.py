@@ -127,12 +127,12 @@ def test_best_pair_is_no_worse_than_a_grid_of_pairs():
 
 
 def test_study_tells_steep_signals_from_flat_ones():
-    study = risk_study(directions=20, decays=3, generations=2)
-    gain = study.best_risk_BG[:, 1] / study.best_risk_BG[:, 0]
+    study = risk_study(directions=20, decays=3, generations=2).arrays
+    gain = study["best_risk_BG"][:, 1] / study["best_risk_BG"][:, 0]
     assert gain[0] > 1 - 1e-6
     assert gain[-1] < 0.8
-    assert (study.best_risk_BG >= study.wiener_B[:, None] * (1 - 1e-9)).all()
-    assert (study.best_student_H <= study.teacher_risk_H * (1 + 1e-12)).all()
+    assert (study["best_risk_BG"] >= study["wiener_B"][:, None] * (1 - 1e-9)).all()
+    assert (study["best_student_H"] <= study["teacher_risk_H"] * (1 + 1e-12)).all()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_every_study_has_a_small_one():
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_study_writes_numbers_arrays_and_pictures(name, tmp_path):
-    shown = SMALL[name]().shown()
+    shown = SMALL[name]()
     paths = {path.suffix: path for path in write_lab(shown, tmp_path / "lab")}
     assert shown.name == name
     numbers = json.loads(paths[".json"].read_text())
@@ -57,7 +57,7 @@ def test_a_study_writes_numbers_arrays_and_pictures(name, tmp_path):
 
 
 def test_the_same_picture_is_the_same_file():
-    picture = SMALL["flow"]().shown().picture
+    picture = SMALL["flow"]().picture
     assert svg_bytes(picture) == svg_bytes(picture)
     assert b"<dc:date>" not in svg_bytes(picture)
 
@@ -84,19 +84,16 @@ def test_a_picture_draws_what_it_is_given():
 
 
 def test_flow_study_compares_at_equal_progress():
-    study = flow_study(progress=0.8, generations=4)
-    np.testing.assert_allclose(study.filters_GK[:, 0], 0.8)
-    assert (np.diff(study.filters_GK, axis=0)[:, 1:] < 0).all()
-    assert (study.student_HK <= study.teacher_HK).all()
+    study = flow_study(progress=0.8, generations=4).arrays
+    np.testing.assert_allclose(study["filters_GK"][:, 0], 0.8)
+    assert (np.diff(study["filters_GK"], axis=0)[:, 1:] < 0).all()
+    assert (study["student_HK"] <= study["teacher_HK"]).all()
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """The command line's studies, but the small ones."""
-    monkeypatch.setattr(
-        "distillens.theory.studies.STUDIES",
-        {name: (lambda make=make: make().shown()) for name, make in SMALL.items()},
-    )
+    monkeypatch.setattr("distillens.theory.studies.STUDIES", SMALL)
 
 
 def test_command_writes_and_prints(quick, tmp_path, capsys):
@@ -140,7 +137,7 @@ def test_a_file_in_the_way_is_one_line(quick, tmp_path, capsys):
 
 
 def test_numbers_that_are_not_finite_are_null_in_json():
-    shown = SMALL["flow"]().shown()
+    shown = SMALL["flow"]()
     unknown = replace(shown, findings=(Finding("none found", float("nan"), ""),))
     assert json.loads(lab_json(unknown))["findings"] == {"none found": None}
 

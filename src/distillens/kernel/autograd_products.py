@@ -5,7 +5,7 @@ Shapes: R rows, S columns, C combinations of the network's O outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,20 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.kernel.tracing.directions import Directions
 from distillens.kernel.tracing.gradients import as_parameters, gradients_by, real
-from distillens.kernel.tracing.isolated import call_with_weights
 from distillens.kernel.tracing.network import Prepared
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """The number uᵀKv for a kernel K, or its mean over kernels."""
-
-    value: Tensor
-    """A float64 scalar on the device."""
-    size: Tensor
-    """‖Jᵀu‖‖Jᵀv‖, an upper bound of the absolute value; of the same kind."""
-    outputs_RO: Tensor
-    """The network's outputs for the rows."""
 
 
 class AutogradProducts:
@@ -63,68 +50,58 @@ class AutogradProducts:
             # Some operations do not support forward-mode differentiation.
             return torch.cat([self._backward(part, directions, along) for part in parts])
 
-    def form(
+    def forms(
         self,
         rows: Tensor,
         columns: Tensor,
-        directions: Directions,
+        each: Iterable[Directions],
         left_RC: Tensor,
         right_SC: Tensor | None,
         outputs_RO: Tensor | None = None,
-    ) -> Form:
-        """Return uᵀKv for the kernel of all pairs of C outputs, by a backward pass for u and one for v.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return uᵀKv for the kernels of all pairs of some outputs, by a backward pass for u and for v.
 
-        If v is None it is u, for the same examples. The network's outputs for the rows, with their
-        graph, are computed unless they are given.
+        Parameters
+        ----------
+        rows, columns
+            The examples.
+        each
+            The outputs of each kernel.
+        left_RC, right_SC
+            u and v, of which each kernel takes as many columns as it has outputs. If v is None it is u,
+            for the same examples.
+        outputs_RO
+            The network's outputs for the rows, with their graph; by default they are computed.
+
+        Returns
+        -------
+        tuple
+            uᵀKv of each kernel; ‖Jᵀu‖‖Jᵀv‖ of each, an upper bound of the absolute value; and the
+            network's outputs for the rows. The first two are in float64, on the device.
         """
-        if outputs_RO is None:
-            outputs_RO = self._with_graph(rows)
-        outputs_SO = None if right_SC is None else self._with_graph(columns)
-        return self._form(outputs_RO, outputs_SO, directions, left_RC, right_SC)
-
-    def mean_form(
-        self, rows: Tensor, columns: Tensor, directions: Directions, u_R: Tensor, v_S: Tensor
-    ) -> Form:
-        """Return the mean of uᵀKv over the kernels K of C outputs; its size is the mean size."""
-        same = torch.equal(rows, columns) and torch.equal(u_R, v_S)
-        outputs_RO = self._with_graph(rows)
-        outputs_SO = None if same else self._with_graph(columns)
-        v_S1 = None if same else v_S[:, None]
-        value, size = torch.zeros(2, dtype=torch.float64, device=rows.device)
-        for each in directions.each():
-            form = self._form(outputs_RO, outputs_SO, each, u_R[:, None], v_S1)
-            value += form.value
-            size += form.size
-        C = len(directions)
-        return Form(value / C, size / C, outputs_RO.detach())
-
-    def _form(
-        self,
-        outputs_RO: Tensor,
-        outputs_SO: Tensor | None,
-        directions: Directions,
-        left_RC: Tensor,
-        right_SC: Tensor | None,
-    ) -> Form:
-        left = self._along(outputs_RO, directions, left_RC)
-        square = torch.stack([each.norm() for each in left]).double().square().sum()
-        if right_SC is None or outputs_SO is None:
-            return Form(square, square, outputs_RO.detach())
-        right = self._along(outputs_SO, directions, right_SC)
-        value = torch.stack(
-            [(a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)]
-        )
-        other = torch.stack([each.norm() for each in right]).double().square().sum()
-        return Form(value.sum(), (square * other).sqrt(), outputs_RO.detach())
-
-    def _with_graph(self, examples: Tensor) -> Tensor:
         with torch.enable_grad():
-            return self._network(examples)
+            made_RO: Tensor = self._network(rows) if outputs_RO is None else outputs_RO
+            outputs_SO = None if right_SC is None else self._network(columns)
+        values, sizes = [], []
+        for some in each:
+            left = self._along(made_RO, some, left_RC)
+            value = size = torch.stack([part.norm() for part in left]).double().square().sum()
+            if right_SC is not None and outputs_SO is not None:
+                right = self._along(outputs_SO, some, right_SC)
+                products = [
+                    (a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)
+                ]
+                value = torch.stack(products).sum()
+                other = torch.stack([part.norm() for part in right]).double().square().sum()
+                size = (size * other).sqrt()
+            values.append(value)
+            sizes.append(size)
+        return torch.stack(values), torch.stack(sizes), made_RO.detach()
 
     def _along(self, outputs_BO: Tensor, directions: Directions, vector_BC: Tensor) -> list[Tensor]:
         """Return Jᵀv; the graph is kept for other vectors."""
         with torch.enable_grad():
-            total = (directions.of(outputs_BO) * vector_BC).sum()
+            total = (directions.of(outputs_BO) * vector_BC[:, : len(directions)]).sum()
         return gradients_by(total, list(self._parameters.values()), retain=True)
 
     def _forward(self, rows: Tensor, directions: Directions, along: dict[str, Tensor]) -> Tensor:
@@ -136,7 +113,7 @@ class AutogradProducts:
                 name: forward_ad.make_dual(weight, tangents[name])
                 for name, weight in self._parameters.items()
             }
-            moved = directions.of(call_with_weights(self._network, weights, rows))
+            moved = directions.of(self._network.with_weights(weights, rows))
             tangent = forward_ad.unpack_dual(moved).tangent
         return torch.zeros_like(moved).detach() if tangent is None else tangent.detach()
 

@@ -8,7 +8,8 @@ Shapes: R rows, S columns, C combinations of the network's O outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Expected:
     signs_SC: Tensor
     classes: tuple[int, ...]
     """The outputs of a class-diagonal Gram that are checked."""
-    products: tuple[Tensor, ...]
+    products: tuple[Tensor, ...] = ()
     """Kv: (R, C) for "full", else (R, 1), one for each class that is checked; or numbers uᵀKv."""
     sizes: tuple[Tensor, ...] | None = None
     """What each number uᵀKv is compared with; None for products Kv."""
@@ -52,105 +53,91 @@ class Expected:
     """The network's outputs for the first checked row among the other rows, if they were computed."""
 
 
-def expected_products(
-    autograd: AutogradProducts,
-    directions: Directions,
-    outputs: Outputs,
-    rows: Tensor,
-    columns: Tensor,
-) -> Expected:
-    """Return products Kv that a Gram of rows and columns must have.
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A Gram by plain autograd."""
 
-    Parameters
-    ----------
-    autograd
-        The kernel by plain autograd.
-    directions, outputs, rows, columns
-        What the Gram is of.
-    """
+    autograd: AutogradProducts
+    directions: Directions
+    outputs: Outputs
+    rows: Tensor
+    columns: Tensor
+
+    def kernels(self, classes: tuple[int, ...]) -> Iterable[Directions]:
+        """Return the outputs of each kernel that is checked."""
+        if self.outputs == "full":
+            return [self.directions]
+        if self.outputs == "trace":
+            return self.directions.each()
+        return [self.directions.part(c, c + 1) for c in classes]
+
+
+def expected_products(gram: Subject) -> Expected:
+    """Return products Kv that a Gram must have."""
     generator = torch.Generator().manual_seed(0)
-    C = len(directions)
-    many = outputs == "trace" and C > _MANY_CLASSES
+    rows, columns, C = gram.rows, gram.columns, len(gram.directions)
     R, S = (torch.randperm(len(e), generator=generator)[:_EXAMPLES] for e in (rows, columns))
+    many = gram.outputs == "trace" and C > _MANY_CLASSES
     if many and rows is columns:
         S = R
     signs_SC = 2.0 * torch.randint(2, (len(S), C), generator=generator) - 1
-    signs_SC = signs_SC.to(rows.device, directions.dtype)
-    left, right = rows[R], columns[S]
-    if many:
-        return _expected_mean(autograd, directions, left, right, R, S, signs_SC)
+    signs_SC = signs_SC.to(rows.device, gram.directions.dtype)
     classes = tuple(torch.randperm(C, generator=generator)[:_CLASSES].tolist())
-
-    def product(some: Directions) -> Tensor:
-        return autograd.product(left, right, some, signs_SC[:, : len(some)])
-
-    if outputs == "full":
-        found = [product(directions)]
-    elif outputs == "trace":
+    checked = Expected(R, S, signs_SC, classes)
+    if many:
+        return _with_forms(checked, gram)
+    found = [
+        gram.autograd.product(rows[R], columns[S], some, signs_SC[:, : len(some)])
+        for some in gram.kernels(classes)
+    ]
+    if gram.outputs == "trace":
         # The mean of the kernels is no single product.
-        found = [torch.stack([product(each) for each in directions.each()]).mean(dim=0)]
-    else:
-        found = [product(directions.part(c, c + 1)) for c in classes]
-    return Expected(R, S, signs_SC, classes, tuple(found))
+        found = [torch.stack(found).mean(dim=0)]
+    return replace(checked, products=tuple(found))
 
 
-def expected_forms(
-    autograd: AutogradProducts,
-    directions: Directions,
-    outputs: Outputs,
-    rows: Tensor,
-    columns: Tensor,
-    logits_RO: Tensor | None = None,
-) -> Expected:
-    """Return numbers uᵀKv that a Gram of rows and columns must have.
+def expected_forms(gram: Subject, logits_RO: Tensor | None = None) -> Expected:
+    """Return numbers uᵀKv that a Gram must have.
 
     They take backward passes only, less than half of the time of products Kv, and are for Grams of few
     examples. Each number involves all pairs of the examples that are checked.
 
     Parameters
     ----------
-    autograd, directions, outputs, rows, columns
-        See `expected_products`.
+    gram
+        The Gram.
     logits_RO
         The network's outputs for the rows of `examples_of_forms`, with their graph, if they are known.
     """
     generator = torch.Generator().manual_seed(0)
-    C, R = len(directions), examples_of_forms(len(rows))
-    S = R if rows is columns else examples_of_forms(len(columns))
+    C, R = len(gram.directions), examples_of_forms(len(gram.rows))
+    S = R if gram.rows is gram.columns else examples_of_forms(len(gram.columns))
     # The weights of all examples have one sign. The kernels of similar examples are nearly equal, and
     # with random signs the number would be a difference of large ones.
     signs_SC = 0.5 + torch.rand(len(S), C, generator=generator)
     signs_SC = signs_SC * (2.0 * torch.randint(2, (C,), generator=generator) - 1)
-    signs_SC = signs_SC.to(rows.device, directions.dtype)
-    left, right = rows[R], columns[S]
-    if outputs == "trace":
-        return _expected_mean(autograd, directions, left, right, R, S, signs_SC)
+    signs_SC = signs_SC.to(gram.rows.device, gram.directions.dtype)
     classes = tuple(torch.randperm(C, generator=generator)[:_CLASSES].tolist())
-    u_RC = _repeated_signs(signs_SC, len(R))
-    parts = [directions] if outputs == "full" else [directions.part(c, c + 1) for c in classes]
-    forms = []
-    for some in parts:
-        v_SC = None if rows is columns else signs_SC[:, : len(some)]
-        forms.append(autograd.form(left, right, some, u_RC[:, : len(some)], v_SC, logits_RO))
-    values = tuple(each.value for each in forms)
-    sizes = tuple(each.size for each in forms)
-    return Expected(R, S, signs_SC, classes, values, sizes, forms[0].outputs_RO[:1])
+    return _with_forms(Expected(R, S, signs_SC, classes), gram, logits_RO)
 
 
-def _expected_mean(
-    autograd: AutogradProducts,
-    directions: Directions,
-    left: Tensor,
-    right: Tensor,
-    rows_R: Tensor,
-    columns_S: Tensor,
-    signs_SC: Tensor,
-) -> Expected:
-    """Return the number uᵀKv for the mean of the kernels of all outputs."""
-    v_SC = signs_SC[:, :1]
-    u_R = _repeated_signs(v_SC, len(rows_R))[:, 0]
-    form = autograd.mean_form(left, right, directions, u_R, v_SC[:, 0])
-    return Expected(rows_R, columns_S, signs_SC, (), (form.value,), (form.size,))
+def _with_forms(checked: Expected, gram: Subject, logits_RO: Tensor | None = None) -> Expected:
+    """Return what is checked with its numbers uᵀKv, or with their mean over all outputs' kernels."""
+    R, S, v_SC = checked.rows_R, checked.columns_S, checked.signs_SC
+    mean = gram.outputs == "trace"
+    if mean:
+        v_SC = v_SC[:, :1]
+    values, sizes, outputs_RO = gram.autograd.forms(
+        gram.rows[R],
+        gram.columns[S],
+        gram.kernels(checked.classes),
+        _repeated_signs(v_SC, len(R)),
+        None if gram.rows is gram.columns else v_SC,
+        logits_RO,
+    )
+    if mean:
+        values, sizes = values.mean(dim=0, keepdim=True), sizes.mean(dim=0, keepdim=True)
+    return replace(checked, products=tuple(values), sizes=tuple(sizes), among_1O=outputs_RO[:1])
 
 
 def examples_of_forms(count: int) -> Tensor:

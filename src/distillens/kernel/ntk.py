@@ -14,9 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillens.errors import KernelError
-from distillens.kernel.assembly.fallback import NotBatchableError, batchable_attention
+from distillens.kernel.assembly.block_maker import BlockMaker
+from distillens.kernel.assembly.fallback import NotBatchableError
 from distillens.kernel.assembly.ranks import Ranks
 from distillens.kernel.assembly.store import GramStore, made_of
 from distillens.kernel.assembly.tiles import compute_gram
@@ -25,6 +27,7 @@ from distillens.kernel.autograd_products import AutogradProducts
 from distillens.kernel.check import (
     Expected,
     GramCheck,
+    Subject,
     check_gram,
     examples_of_forms,
     expected_forms,
@@ -36,9 +39,9 @@ from distillens.kernel.factors.limits import DEFAULT_LIMITS, Limits
 from distillens.kernel.planning.cost_model import FEW, jacobians_pay, measured_speed, typical_speed
 from distillens.kernel.planning.plan import Job, Plan, Sizes, forward_size
 from distillens.kernel.products import KernelProduct
-from distillens.kernel.tracing.directions import Directions, Outputs, checked_outputs, gram_shape
+from distillens.kernel.tracing.directions import Outputs, checked_outputs, gram_shape
 from distillens.kernel.tracing.grad_mode import differentiating
-from distillens.kernel.tracing.memory import LiveBytes, free_memory
+from distillens.kernel.tracing.memory import LiveBytes, PassMemory, free_memory
 from distillens.kernel.tracing.network import Prepared, explained, prepare
 from distillens.progress import Progress, silent
 
@@ -160,10 +163,10 @@ class EmpiricalNTK:
         return replace(found, seconds=time.perf_counter() - began)
 
     def _gram_by_rules(
-        self, rows: Tensor, columns: Tensor, store: str | Path | None, ranks: Ranks
+        self, rows: Tensor, columns: Tensor, folder: str | Path | None, ranks: Ranks
     ) -> NTKGram:
-        opened = self._open(store, rows, columns, ranks)
-        kept = opened.kept if opened else None
+        store = self._open(folder, rows, columns, ranks)
+        kept = store.kept if store else None
         speed = ranks.agreed(self._speed(rows))
         if kept:
             # The same speed gives the same choices, and together with the same sizes the same bits.
@@ -174,17 +177,16 @@ class EmpiricalNTK:
             self._network.trace(rows)
             # torch takes half a second to prepare its first forward-mode product.
             few = len(rows) < FEW and len(columns) < FEW
-            expected = (expected_forms if few else expected_products)(*self._gram_of(rows, columns))
+            expected = (expected_forms if few else expected_products)(self._subject(rows, columns))
             sizes = Sizes(**kept["sizes"]) if kept else None
-            job = self._job(rows, columns, opened is not None, budget, ranks.count)
+            job = self._job(rows, columns, store is not None, budget, ranks.count)
             maker, plan = self._network.plan(
                 rows, job, speed, lambda: self._counted_setup(rows, columns), sizes
             )
         plan = ranks.agreed(plan)
-        keep: dict[str, object] = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
-        values = compute_gram(
-            maker, plan, self.outputs, rows, columns, self._progress, ranks, opened, keep
-        )
+        keep = {"speed": asdict(speed), "sizes": asdict(plan.sizes)}
+        given = maker, plan, self.outputs, rows, columns, self._progress, ranks
+        values = compute_gram(*given, store, keep)
         with ranks.together():
             return self._checked(expected, values, plan)
 
@@ -202,15 +204,15 @@ class EmpiricalNTK:
         if found is None or self._prepared.network.altered_embeddings:
             return None
         with explained("in a backward pass"):
-            expected = expected_forms(*self._gram_of(rows, columns), logits_RO)
+            expected = expected_forms(self._subject(rows, columns), logits_RO)
         seen = rows[expected.rows_R.to(rows.device)]
         among_1O = None if torch.equal(seen, seen[:1].expand_as(seen)) else expected.among_1O
         maker, plan = found
         try:
-            with batchable_attention():
-                values = compute_gram(
-                    maker, plan, self.outputs, rows, columns, self._progress, Ranks()
-                )
+            # torch.func.vmap cannot batch fused attention.
+            with sdpa_kernel(SDPBackend.MATH):
+                given = maker, plan, self.outputs, rows, columns, self._progress, Ranks()
+                values = compute_gram(*given)
         except NotBatchableError:
             return None
         alone_1C = maker.take_alone()
@@ -232,8 +234,7 @@ class EmpiricalNTK:
         ``on_disk`` tells that the Gram will be kept in a store.
         """
         rows, columns = self._prepared.pair(inputs, other)
-        speed = self._speed(rows)
-        ranks = Ranks.here(self._alone)
+        speed, ranks = self._speed(rows), Ranks.here(self._alone)
         job = self._job(rows, columns, on_disk, self._budget(ranks), ranks.count)
         if not on_disk and self._jacobians_pay(rows, columns, ranks):
             found = self._network.plan_jacobians(rows, job, speed, timed=True)
@@ -300,7 +301,10 @@ class EmpiricalNTK:
         rows, _ = self._prepared.pair(inputs, None)
         if self.outputs not in ("class-diagonal", "trace"):
             return self._product(rows, keep=False).diagonal()
-        step, count = self._outputs_at_once(rows), self._prepared.size(rows).outputs
+        one, memory, budget = self._maker(rows, Ranks.here(self._alone), (0, 1))
+        # As many logits' gradients are made together as fit.
+        each = memory.fixed + memory.each + 2 * one.held * one.item_size
+        step, count = max(1, budget // (4 * each)), self._prepared.size(rows).outputs
         groups = (
             self._product(rows, (start, min(start + step, count)), keep=False).diagonal()
             for start in range(0, count, step)
@@ -365,13 +369,8 @@ class EmpiricalNTK:
         ranks = Ranks.here(self._alone)
         if ranks.count > 1:
             ranks.require_same(made_of(self._prepared, self.outputs, rows, None))
-        speed = ranks.agreed(self._speed(rows))
-        budget = min(ranks.gathered(self._budget(ranks)))
         with ranks.together():
-            self._network.trace(rows, checked=False)
-            maker = self._network.maker(rows, speed, None)
-            maker = maker if some is None else maker.some(*some)
-            memory = self._network.pass_memory(maker, rows, budget)
+            maker, memory, budget = self._maker(rows, ranks, some)
             least = memory.fixed + memory.each
             if 2 * self._network.setup_bytes(rows) > budget:
                 least = max(least, self._network.counted_trace_bytes(rows))
@@ -384,16 +383,16 @@ class EmpiricalNTK:
         room = min(ranks.gathered(budget - memory.fixed - forward * memory.each))
         return KernelProduct(maker, rows, forward, room, ranks, keep=keep, progress=self._progress)
 
-    def _outputs_at_once(self, rows: Tensor) -> int:
-        """Return how many logits' gradients are made together for kernels of single logits."""
-        ranks = Ranks.here(self._alone)
+    def _maker(
+        self, rows: Tensor, ranks: Ranks, some: tuple[int, int] | None
+    ) -> tuple[BlockMaker, PassMemory, int]:
+        """Return what makes the gradients of a product, their memory, and the budget for all."""
         speed = ranks.agreed(self._speed(rows))
-        self._network.trace(rows, checked=False)
-        one = self._network.maker(rows, speed, None).some(0, 1)
         budget = min(ranks.gathered(self._budget(ranks)))
-        memory = self._network.pass_memory(one, rows, budget)
-        each = memory.fixed + memory.each + 2 * one.held * one.item_size
-        return max(1, min(budget // (4 * each), self._prepared.size(rows).outputs))
+        self._network.trace(rows, checked=False)
+        maker = self._network.maker(rows, speed, None)
+        maker = maker if some is None else maker.some(*some)
+        return maker, self._network.pass_memory(maker, budget), budget
 
     def _speed(self, rows: Tensor) -> Speed:
         """Return how fast this machine is: a typical speed for few examples."""
@@ -405,22 +404,20 @@ class EmpiricalNTK:
             return self._max_memory
         return free_memory(self._prepared.device) * 3 // 4 // ranks.neighbours
 
-    def _gram_of(
-        self, rows: Tensor, columns: Tensor
-    ) -> tuple[AutogradProducts, Directions, Outputs, Tensor, Tensor]:
-        """Return the arguments of `expected_products` and `expected_forms`."""
-        autograd = AutogradProducts(self._prepared)
-        return autograd, self._network.directions(rows), self.outputs, rows, columns
+    def _subject(self, rows: Tensor, columns: Tensor) -> Subject:
+        autograd, directions = AutogradProducts(self._prepared), self._network.directions(rows)
+        return Subject(autograd, directions, self.outputs, rows, columns)
 
     def _counted_setup(self, rows: Tensor, columns: Tensor) -> int:
         """Return the memory of a trace and of the products that a Gram is checked against."""
         if not self._limits.reserve_setup:
             return 0
-        autograd, directions, outputs, *_ = self._gram_of(rows, columns)
-        # One product takes as much memory as all.
-        some = directions if outputs == "full" else directions.part(0, 1)
+        gram = self._subject(rows, columns)
+        if self.outputs != "full":
+            # One product takes as much memory as all.
+            gram = replace(gram, directions=gram.directions.part(0, 1))
         with LiveBytes() as live:
-            expected_products(autograd, some, outputs, rows, columns)
+            expected_products(gram)
         return max(self._network.counted_trace_bytes(rows), live.peak)
 
     def _jacobians_pay(self, rows: Tensor, columns: Tensor, ranks: Ranks) -> bool:
@@ -439,7 +436,7 @@ class EmpiricalNTK:
         if store is None and ranks.count == 1:
             return None
         same = made_of(self._prepared, self.outputs, rows, None if columns is rows else columns)
-        ranks.require_same({**same, "store": None if store is None else str(store)})
+        ranks.require_same({**same, "store": str(store)})
         if store is None:
             return None
         seconds, dtype = self._limits.seconds_between_marks, self._prepared.dtype

@@ -95,32 +95,26 @@ def oracle_gram(
     examples = len(rows) if other is None else len(rows) + len(columns)
     sizes = 8 * C * prepared.numbers, 8 * math.prod(shape)
     step, keep = _plan(examples, *sizes, max_bytes, block)
-    left = _blocks(jacobian, rows, step, keep)
-    right = left if other is None else _blocks(jacobian, columns, step, keep)
+
+    @lru_cache(maxsize=None if keep else 0)
+    def made(of_rows: bool, start: int) -> Tensor:
+        return jacobian((rows if of_rows else columns)[start : start + step])
+
     gram = torch.empty(shape, dtype=torch.float64, device=prepared.device)
     stride = C if outputs == "full" else 1
     for i in range(0, len(rows), step):
-        left_BCP = left(i)
+        left_BCP = made(True, i)
         down = slice(i * stride, (i + step) * stride)
         # The lower triangle of a symmetric Gram is the transpose of the upper one.
         for j in range(i if other is None else 0, len(columns), step):
             across = slice(j * stride, (j + step) * stride)
-            right_BCP = left_BCP if other is None and i == j else right(j)
-            tile = _tile(left_BCP, right_BCP, outputs)
-            if other is None and i == j:
-                tile = 0.5 * (tile + tile.mT)
-            gram[..., down, across] = tile
-            if other is None and i != j:
+            diagonal = other is None and i == j
+            tile = _tile(left_BCP, left_BCP if diagonal else made(other is None, j), outputs)
+            gram[..., down, across] = 0.5 * (tile + tile.mT) if diagonal else tile
+            if other is None and not diagonal:
                 gram[..., across, down] = tile.mT
     require_finite(torch.isfinite(gram).all())
     return gram
-
-
-def _blocks(jacobian: Jacobian, examples: Tensor, step: int, keep: bool) -> Callable[[int], Tensor]:
-    """Return the function from a block's first example to its Jacobians, kept or computed each time."""
-    return lru_cache(maxsize=None if keep else 0)(
-        lambda start: jacobian(examples[start : start + step])
-    )
 
 
 def _tile(left_BCP: Tensor, right_BCP: Tensor, outputs: Outputs) -> Tensor:

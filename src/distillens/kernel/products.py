@@ -98,17 +98,14 @@ class KernelProduct:
                 f"vectors of shape {tuple(vectors.shape)} do not fit a kernel of {self.side} rows; "
                 f"give ({self.side},) or ({self.side}, M)"
             )
-        C = self._maker.outputs
-        columns_NCM = vectors.to(self._inputs.device, self._maker.directions.dtype).reshape(
-            len(self._inputs), C, -1
-        )
+        columns_NCM = vectors.to(self._inputs.device, self._maker.directions.dtype)
+        columns_NCM = columns_NCM.reshape(len(self._inputs), self._maker.outputs, -1)
         with self._ranks.together():
             total = self._pulled(columns_NCM)
         for part in total:
             self._ranks.add_up(part)
-        return self._filled(columns_NCM.shape, lambda block: block.push(total)).reshape(
-            vectors.shape
-        )
+        found = self._filled(columns_NCM.shape, lambda block: block.push(total))
+        return found.reshape(vectors.shape)
 
     @differentiating
     def columns(self, numbers: Tensor) -> Tensor:
@@ -127,18 +124,14 @@ class KernelProduct:
 
     def _pulled(self, columns_NCM: Tensor) -> list[Tensor]:
         """Return Jᵀv for the examples of this process."""
-        total: list[Tensor] | None = None
+        total: list[Tensor] = []
         for start, block in self._blocks():
             pulled = block.pull(columns_NCM[start : start + len(block)])
-            if total is None:
-                total = [part.contiguous() for part in pulled]
-            else:
-                for sum_, part in zip(total, pulled, strict=True):
-                    sum_ += part
-        if total is None:
-            # This process has no examples; zero times one example has the right shapes.
-            total = [part.contiguous() for part in self._made(0).pull(0 * columns_NCM[:1])]
-        return total
+            for sum_, part in zip(total, pulled, strict=bool(total)):
+                sum_ += part
+            total = total or [part.contiguous() for part in pulled]
+        # Without examples of this process, zero times one example has the right shapes.
+        return total or [part.contiguous() for part in self._made(0).pull(0 * columns_NCM[:1])]
 
     def _filled(self, shape: torch.Size, rows_of: Callable[[Block], Tensor]) -> Tensor:
         """Return rows of all examples, computed block by block and gathered from all processes."""

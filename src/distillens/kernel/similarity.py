@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -91,12 +90,10 @@ def ntk_similarity(
         The networks have different outputs, an input or weight is not finite, BatchNorm is in
         training mode, or a kernel is zero on these examples.
     """
-    cosines = [
-        float((first * second).sum()) / float(first.norm() * second.norm())
-        for first, second in _moved(
-            model, other, inputs, "NTK similarity", probes, seed, dtype, batch, False, progress
-        )
-    ]
+    sums = _probe_sums(
+        model, other, inputs, "NTK similarity", probes, seed, dtype, batch, False, progress
+    )
+    cosines = [_alignment([each]) for each in sums]
     error = statistics.stdev(cosines) / probes**0.5 if probes > 1 else None
     return NTKSimilarity(statistics.fmean(cosines), error, tuple(cosines), len(inputs))
 
@@ -118,31 +115,22 @@ def centred_ntk_alignment(
     Each output is centred over the examples: H = (I − 11ᵀ/N) ⊗ I for O outputs. Parameters and
     errors are those of `ntk_similarity`.
     """
-    products, first_squares, second_squares = [], [], []
-    for first, second in _moved(
+    sums = _probe_sums(
         model, other, inputs, "centred alignment", probes, seed, dtype, batch, True, progress
-    ):
-        products.append(float((first * second).sum()))
-        first_squares.append(float((first * first).sum()))
-        second_squares.append(float((second * second).sum()))
-    value = _alignment(products, first_squares, second_squares)
+    )
     error = None
     if probes > 1:
-        without = [
-            _alignment(
-                *(row[:k] + row[k + 1 :] for row in (products, first_squares, second_squares))
-            )
-            for k in range(probes)
-        ]
+        without = [_alignment(sums[:k] + sums[k + 1 :]) for k in range(probes)]
         error = math.sqrt((probes - 1) * statistics.pvariance(without))
-    return CentredNTKAlignment(value, error, probes, len(inputs))
+    return CentredNTKAlignment(_alignment(sums), error, probes, len(inputs))
 
 
-def _alignment(products: list[float], first: list[float], second: list[float]) -> float:
-    return math.fsum(products) / math.sqrt(math.fsum(first) * math.fsum(second))
+def _alignment(sums: list[tuple[float, float, float]]) -> float:
+    product, first, second = (math.fsum(each) for each in zip(*sums, strict=True))
+    return product / math.sqrt(first * second)
 
 
-def _moved(
+def _probe_sums(
     model: nn.Module,
     other: nn.Module,
     inputs: Tensor,
@@ -153,8 +141,8 @@ def _moved(
     batch: int,
     centred: bool,
     progress: Progress,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the products of both kernels with each probe, (N, O), centred on both sides if asked for."""
+) -> list[tuple[float, float, float]]:
+    """Return ⟨K_f v, K_g v⟩, ‖K_f v‖² and ‖K_g v‖² for each probe v, perhaps centred."""
     if probes < 1:
         raise KernelError(f"{probes} probes; give at least 1")
     prepared = [prepare(each, None, dtype) for each in (model, other)]
@@ -166,17 +154,18 @@ def _moved(
             f"the networks have {counts[0]} and {counts[1]} outputs; their kernels can be compared "
             "for the same outputs only"
         )
-    products = [AutogradProducts(each, batch) for each in prepared]
+    kernels = [AutogradProducts(each, batch) for each in prepared]
     generator = torch.Generator().manual_seed(seed)
+    sums = []
     with progress(title, probes) as advance:
         for _ in range(probes):
             probe = torch.randn(len(inputs), counts[0], generator=generator, dtype=torch.float64)
             if centred:
                 probe = probe - probe.mean(dim=0)
             moved = []
-            for product, x, every in zip(products, examples, all_outputs, strict=True):
+            for kernel, x, every in zip(kernels, examples, all_outputs, strict=True):
                 with explained("while its kernel is computed"):
-                    found = product.product(x, x, every, probe.to(x.device, dtype)).double().cpu()
+                    found = kernel.product(x, x, every, probe.to(x.device, dtype)).double().cpu()
                 if centred:
                     found = found - found.mean(dim=0)
                 size = float(found.norm())
@@ -186,5 +175,8 @@ def _moved(
                         "non-finite outputs"
                     )
                 moved.append(found)
-            yield moved[0], moved[1]
+            left, right = moved
+            each = (left * right).sum(), left.square().sum(), right.square().sum()
+            sums.append((float(each[0]), float(each[1]), float(each[2])))
             advance(1)
+    return sums

@@ -2,7 +2,7 @@
 
 The kernel K is positive semidefinite and is given as a product X → KX; K + λI is never formed.
 
-Any iterate has an interval, see `interval`; conjugate gradients only make it narrow.
+Any iterate has an interval, see `iteration`; conjugate gradients only make it narrow.
 
 Shapes: N rows of the kernel, M right-hand sides (columns).
 """
@@ -11,19 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distillens.errors import KernelError, MeasureError
-from distillens.linalg.conjugate import ConjugateGradients, columnwise
-from distillens.linalg.interval import Interval, interval
+from distillens.errors import KernelError
+from distillens.linalg.dense import checked_targets, require_finite
+from distillens.linalg.iteration import (
+    ConjugateGradients,
+    Interval,
+    columnwise,
+    interval,
+    sum_error,
+)
 from distillens.linalg.nystrom import LowRankKernel
-from distillens.linalg.rounding import sum_error
 
 Array = NDArray[np.float64]
-Stop = Literal["width", "rounding", "iterations"]
 
 # The recurrence's residual is a little off: look at the true one when the width is safely reached.
 _AHEAD = 0.95
@@ -36,30 +39,16 @@ class CertifiedValues:
     """yᵀ(K + ridge·I)⁻¹y of M columns, each within [low, high]; arrays are (M,).
 
     ``estimate`` is yᵀx + rᵀx, whose error is second order in that of x. ``width`` is
-    (high − low)/low, infinite where low is 0 and high is not; ``rounding`` is what product error
-    and float64 add to high − low at the last iterate. ``residual`` is ‖y − (K + ridge·I)x‖/‖y‖,
-    with the product as computed. ``iterations`` counts a column's steps. ``stopped`` has why each
-    column ended: "width" when it was narrow enough, "rounding" when no iteration could make it so,
-    "iterations" when there were no more. ``length`` is ‖x‖: an error ΔK of the kernel moves the
-    value by at most ‖ΔK‖₂·‖x‖², to first order. ``products`` counts the calls of the product.
+    (high − low)/low, infinite where low is 0 and high is not. ``converged`` marks the columns whose
+    intervals are as narrow as requested. ``products`` counts the calls of the product.
     """
 
     low: Array
     high: Array
     estimate: Array
     width: Array
-    rounding: Array
-    residual: Array
-    length: Array
-    iterations: NDArray[np.intp]
-    stopped: tuple[Stop, ...]
-    ridge: float
+    converged: NDArray[np.bool_]
     products: int
-
-    @property
-    def converged(self) -> NDArray[np.bool_]:
-        """Mask of the columns whose intervals are as narrow as requested, (M,)."""
-        return np.array([why == "width" for why in self.stopped], dtype=bool)
 
 
 class UndeterminedError(KernelError):
@@ -75,7 +64,7 @@ def certified_quadratic_form(
     targets: ArrayLike,
     ridge: float,
     *,
-    product_error: float | Callable[[Array, Array], ArrayLike],
+    product_error: float,
     norm: float | None = None,
     preconditioner: LowRankKernel | None = None,
     width: float = 0.02,
@@ -95,10 +84,8 @@ def certified_quadratic_form(
     ridge
         λ > 0, in the units of the kernel.
     product_error
-        Error bound of the product. A number e states ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every
-        x; it needs an upper bound of ‖K‖₂ (``norm``, or that of the preconditioner). A callable
-        takes X and the computed KX, both (N, m), and returns one bound of ‖computed Kx − Kx‖₂ a
-        column, (m,). 0 states that the product is exact.
+        e with ‖computed Kx − Kx‖₂ ≤ e·‖K‖₂·‖x‖₂ for every x; it needs an upper bound of ‖K‖₂
+        (``norm``, or that of the preconditioner). 0 states that the product is exact.
     norm
         An upper bound of ‖K‖₂; the trace is one. An estimate by power iteration is not.
     preconditioner
@@ -124,7 +111,8 @@ def certified_quadratic_form(
     MeasureError
         The targets have another shape or are not finite.
     """
-    y_NM = _checked_targets(targets)
+    y_NM = checked_targets(targets)
+    y_NM = y_NM.reshape(len(y_NM), -1)
     _check_options(ridge, width, max_iterations, preconditioner, len(y_NM))
     ridge = float(ridge)
     error = _error_of_product(product_error, norm, preconditioner)
@@ -158,8 +146,7 @@ def certified_quadratic_form(
         free = columnwise(iteration.residual, iteration.residual) / ridge
         if preconditioner is not None:
             free = np.minimum(free, preconditioner.above(iteration.size, ridge))
-        off = error(iteration.x, y - iteration.residual - ridge * iteration.x)
-        guess = interval(y, iteration.x, iteration.residual, free, off, ridge)
+        guess = interval(y, iteration.x, iteration.residual, free, error, ridge)
         ready = ledger.narrow(guess, _AHEAD) | ledger.hopeless(guess) | iteration.stuck
         ready |= step == max_iterations
         if not ready.any():
@@ -168,12 +155,12 @@ def certified_quadratic_form(
         image = counted(x)
         residual = y[:, ready] - image - ridge * x
         gap = bound(residual)
-        seen = interval(y[:, ready], x, residual, gap, error(x, image), ridge, image)
+        seen = interval(y[:, ready], x, residual, gap, error, ridge, image)
         columns = open_M[ready]
         # A restart from the true residual that does not halve the gap meets rounding.
         stalled = gap > 0.5 * gaps_M[columns]
         gaps_M[columns] = gap
-        done = ledger.enter(columns, seen, step, stalled, last=step == max_iterations)
+        done = ledger.enter(columns, seen) | stalled | (step == max_iterations)
         if done.all() and ready.all():
             break
         again = ready.copy()
@@ -193,13 +180,9 @@ class _Ledger:
     def __init__(self, start_M: Array, width: float) -> None:
         columns = len(start_M)
         self._width = width
-        self._stopped: list[Stop] = ["width"] * columns
         # A zero target has the value 0 without any iteration.
-        self._iterations = np.zeros(columns, dtype=np.intp)
         self._low, self._high = np.zeros(columns), start_M.copy()
-        self._last = {
-            name: np.zeros(columns) for name in ("estimate", "rounding", "residual", "length")
-        }
+        self._estimate, self._rounding = np.zeros(columns), np.zeros(columns)
 
     def narrow(self, seen: Interval, share: float = 1.0) -> NDArray[np.bool_]:
         return seen.high - seen.low <= share * self._width * seen.low
@@ -208,74 +191,32 @@ class _Ledger:
         rounding = seen.rounding
         return (rounding > self._width * seen.low) & (seen.gap <= _ROUNDING_RULES * rounding)
 
-    def enter(
-        self,
-        columns: NDArray[np.intp],
-        seen: Interval,
-        step: int,
-        stalled: NDArray[np.bool_],
-        *,
-        last: bool,
-    ) -> NDArray[np.bool_]:
+    def enter(self, columns: NDArray[np.intp], seen: Interval) -> NDArray[np.bool_]:
         """Write down the intervals of ``columns``; return which of them are finished."""
         # Each look has an interval that holds the value, so what all of them share holds it too.
         self._low[columns] = np.maximum(self._low[columns], seen.low)
         self._high[columns] = np.minimum(self._high[columns], seen.high)
-        for name, numbers in self._last.items():
-            numbers[columns] = getattr(seen, name)
-        self._iterations[columns] = step
-        narrow = self.narrow(seen)
-        done = narrow | self.hopeless(seen) | stalled
-        for column, good, finished in zip(columns, narrow, done, strict=True):
-            self._stopped[column] = "width" if good else "rounding" if finished else "iterations"
-        return done | last
+        self._estimate[columns], self._rounding[columns] = seen.estimate, seen.rounding
+        return self.narrow(seen) | self.hopeless(seen)
 
     def close(self, ridge: float, products: int, max_iterations: int) -> CertifiedValues:
-        low, high, last = self._low, self._high, self._last
-        result = CertifiedValues(
-            low=low,
-            high=high,
-            estimate=np.clip(last["estimate"], low, high),
-            width=np.divide(high - low, low, out=np.where(high > low, np.inf, 0.0), where=low > 0),
-            rounding=last["rounding"],
-            residual=last["residual"],
-            length=last["length"],
-            iterations=self._iterations,
-            stopped=tuple(self._stopped),
-            ridge=ridge,
-            products=products,
+        low, high = self._low, self._high
+        width = np.divide(high - low, low, out=np.where(high > low, np.inf, 0.0), where=low > 0)
+        converged = high - low <= self._width * low
+        estimate = np.clip(self._estimate, low, high)
+        result = CertifiedValues(low, high, estimate, width, converged, products)
+        if converged.all():
+            return result
+        worst = int(np.argmax(np.where(converged, -1.0, width)))
+        raise UndeterminedError(
+            f"{np.sum(~converged)} of {len(low)} columns are undetermined: column {worst} is "
+            f"within [{low[worst]:.6g}, {high[worst]:.6g}], {width[worst]:.3g} of its value where "
+            f"{self._width:g} was asked for; product error and rounding alone make "
+            f"{self._rounding[worst]:.3g} of that; allow more than {max_iterations} iterations, give "
+            "a preconditioner of higher rank, compute the product more precisely or raise the ridge "
+            f"from {ridge:g}",
+            result,
         )
-        if not result.converged.all():
-            raise UndeterminedError(self._complaint(result, max_iterations), result)
-        return result
-
-    def _complaint(self, result: CertifiedValues, max_iterations: int) -> str:
-        open_M = np.flatnonzero(~result.converged)
-        worst = int(open_M[np.argmax(result.width[open_M])])
-        what = (
-            f"{len(open_M)} of {len(result.stopped)} columns are undetermined: column {worst} is "
-            f"within [{result.low[worst]:.6g}, {result.high[worst]:.6g}], {result.width[worst]:.3g} "
-            f"of its value where {self._width:g} was asked for"
-        )
-        if result.stopped[worst] == "rounding":
-            return (
-                f"{what}; its product error and rounding alone make {result.rounding[worst]:.3g} "
-                f"of that, so compute the product more precisely or raise the ridge from "
-                f"{result.ridge:g}"
-            )
-        return (
-            f"{what}, after {max_iterations} iterations; allow more, give a preconditioner of "
-            f"higher rank or raise the ridge from {result.ridge:g}"
-        )
-
-
-def _checked_targets(targets: ArrayLike) -> Array:
-    y = np.asarray(targets, dtype=np.float64)
-    if y.ndim not in (1, 2) or y.size == 0:
-        raise MeasureError(f"targets have shape (N,) or (N, M), these have {y.shape}")
-    if not np.isfinite(y).all():
-        raise MeasureError(f"the targets of shape {y.shape} hold NaN or infinity")
-    return y.reshape(len(y), -1)
 
 
 def _check_options(
@@ -302,23 +243,9 @@ def _check_options(
 
 
 def _error_of_product(
-    product_error: float | Callable[[Array, Array], ArrayLike],
-    norm: float | None,
-    preconditioner: LowRankKernel | None,
-) -> Callable[[Array, Array], Array]:
-    """One bound of ‖computed Kx − Kx‖₂ a column from X and the computed KX."""
-    if callable(product_error):
-
-        def bound(x_NM: Array, image_NM: Array) -> Array:
-            found = np.asarray(product_error(x_NM, image_NM), dtype=np.float64)
-            if found.shape != (x_NM.shape[1],) or not (np.isfinite(found) & (found >= 0)).all():
-                raise KernelError(
-                    f"product_error returned shape {found.shape}, values {found.tolist()}; return "
-                    f"finite numbers >= 0 of shape ({x_NM.shape[1]},)"
-                )
-            return found
-
-        return bound
+    product_error: float, norm: float | None, preconditioner: LowRankKernel | None
+) -> float:
+    """Return a bound of ‖computed Kx − Kx‖₂/‖x‖₂."""
     if not (np.isfinite(product_error) and product_error >= 0):
         raise KernelError(f"the product error is {product_error}; give a finite number >= 0")
     known = [norm] if norm is not None else []
@@ -331,8 +258,7 @@ def _error_of_product(
             f"a product error of {product_error:g} is relative to ‖K‖, of which nothing is known; "
             "give norm, an upper bound such as the kernel's trace"
         )
-    scale = product_error * min(known) if product_error > 0 else 0.0
-    return lambda x_NM, image_NM: scale * np.linalg.norm(x_NM, axis=0)
+    return product_error * min(known) if product_error > 0 else 0.0
 
 
 def _checked_image(image: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -340,9 +266,5 @@ def _checked_image(image: ArrayLike, shape: tuple[int, ...]) -> Array:
     image_NM = np.array(image, dtype=np.float64)
     if image_NM.shape != shape:
         raise KernelError(f"the product returned shape {image_NM.shape}; return {shape}")
-    if not np.isfinite(image_NM).all():
-        raise KernelError(
-            f"the product returned {int(np.count_nonzero(~np.isfinite(image_NM)))} values that are "
-            "NaN or infinite; look for non-finite weights or inputs in the kernel"
-        )
+    require_finite(image_NM, "the product")
     return image_NM

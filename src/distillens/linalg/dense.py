@@ -1,5 +1,11 @@
 """Solving with a Gram matrix by Cholesky in float64, with the error of each solve.
 
+How sensitive yᵀK⁻¹y is to errors of the Gram itself: for a symmetric error ΔK with ‖ΔK‖₂ ≤ δ, K −
+δI ⪯ K + ΔK ⪯ K + δI. Where K − δI is positive definite (Weyl: where the smallest eigenvalue of K is
+above δ) the inverse turns the order round: yᵀ(K + δI)⁻¹y ≤ yᵀ(K + ΔK)⁻¹y ≤ yᵀ(K − δI)⁻¹y. Both ends
+are reached, at ΔK = ±δI, so no bound from δ alone is tighter; that by eigenvalues, yᵀK⁻¹y/(1 ±
+δ/λ_min), is wider. To first order the movement is |xᵀΔKx| ≤ δ‖x‖² with x = K⁻¹y.
+
 Shapes: N rows of the matrix, M right-hand sides, C blocks.
 """
 
@@ -19,6 +25,9 @@ Array = NDArray[np.float64]
 ASYMMETRY = 1e-6
 # A Gram has no negative eigenvalue; down to this share of the largest one it is float32 rounding.
 _NEGATIVE = 1e-6
+
+DETERMINED = 0.01
+"""A value is determined if no error of the stated size moves it by more than this share."""
 
 
 class SingularGramError(KernelError):
@@ -55,15 +64,7 @@ class Factor:
         MeasureError
             y has another length or holds a value that is not finite.
         """
-        y = np.asarray(rhs, dtype=np.float64)
-        size = len(self.gram)
-        if y.ndim not in (1, 2) or len(y) != size:
-            raise MeasureError(
-                f"a right-hand side of shape {y.shape} does not fit a Gram of {size} rows; "
-                f"give ({size},) or ({size}, M)"
-            )
-        if not np.isfinite(y).all():
-            raise MeasureError(f"the right-hand side of shape {y.shape} holds NaN or infinity")
+        y = checked_targets(rhs, len(self.gram))
         x = self._substitute(y)
         x = x + self._substitute(y - self._apply(x))
         error = np.atleast_1d(np.linalg.norm(y - self._apply(x), axis=0))
@@ -88,6 +89,22 @@ class EigenSummary:
     largest: float
     condition: float
     effective_rank: float
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbedValues:
+    """yᵀ(K + ΔK)⁻¹y for all ‖ΔK‖₂ ≤ error lies within [low, high]; arrays are (M,).
+
+    ``value`` is yᵀK⁻¹y. ``movement`` is the larger of (high − value)/value and (value − low)/value.
+    ``high`` and ``movement`` are infinite where K + ΔK may be singular. ``determined`` is true where
+    ``movement`` is at most ``DETERMINED``. The rounding of the solves is not in the interval.
+    """
+
+    value: Array
+    low: Array
+    high: Array
+    movement: Array
+    determined: NDArray[np.bool_]
 
 
 def factorise(gram_NN: ArrayLike, ridge: float = 0.0) -> Factor:
@@ -149,6 +166,54 @@ def quadratic_form(factor: Factor, targets: ArrayLike) -> tuple[Array, float]:
     return np.asarray(np.sum(y * x, axis=0)), residual
 
 
+def perturbed_quadratic_form(factor: Factor, targets: ArrayLike, error: float) -> PerturbedValues:
+    """Bound yᵀ(K + ΔK)⁻¹y over all symmetric ΔK with ‖ΔK‖₂ ≤ error.
+
+    Two more factorisations are made. Independent errors of the entries move the value far less than
+    the worst ΔK of their size, for which this is the bound.
+
+    Parameters
+    ----------
+    factor
+        Factor of K = gram + ridge·I, (N, N).
+    targets
+        y of shape (N,), or M of them as columns, (N, M).
+    error
+        δ, a bound or an estimate of ‖ΔK‖₂ in the units of the Gram; the interval is as good.
+
+    Raises
+    ------
+    KernelError
+        The error is negative or not finite.
+    MeasureError
+        The targets have another length or are not finite.
+    """
+    if not (np.isfinite(error) and error >= 0):
+        raise KernelError(f"the error of the Gram is {error}; give a finite number >= 0")
+    error = float(error)
+    value = np.atleast_1d(quadratic_form(factor, targets)[0])
+    y = np.asarray(targets, dtype=np.float64).reshape(len(factor.gram), -1)
+    low, high = _shifted_form(factor, y, error), _shifted_form(factor, y, -error)
+    if error == 0:
+        low, high = value, value
+    # Rounding may turn their order round where the error is far below it.
+    low, high = np.minimum(low, value), np.maximum(high, value)
+    moved = np.maximum(high - value, value - low)
+    # A zero target has the value 0, which nothing moves.
+    movement = np.divide(moved, value, out=np.zeros_like(moved), where=value > 0)
+    return PerturbedValues(value, low, high, movement, movement <= DETERMINED)
+
+
+def _shifted_form(factor: Factor, y: Array, shift: float) -> Array:
+    """Return yᵀ(K + shift·I)⁻¹y; infinite where that is singular or not definite."""
+    ridge = factor.ridge + shift
+    triangle, reciprocal = cholesky_of(shifted_gram(factor.gram, ridge))
+    # Rounding lets Cholesky pass on some matrices that are singular, so look at the condition.
+    if triangle is None or reciprocal < singular_share(factor.gram):
+        return np.where(y.any(axis=0), np.inf, 0.0)
+    return quadratic_form(Factor(factor.gram, triangle, ridge), y)[0]
+
+
 def eigen_summary(gram: ArrayLike) -> EigenSummary:
     """Summarise the eigenvalues of a Gram (N, N), or of C diagonal blocks (C, N, N) together.
 
@@ -162,7 +227,7 @@ def eigen_summary(gram: ArrayLike) -> EigenSummary:
     if len(blocks) == 0:
         raise KernelError(f"a Gram of shape {array.shape} has no blocks; give at least one")
     checked = [checked_gram(block) for block in blocks]
-    spectra = [eigenvalues_of(block) for block in checked]
+    spectra = [scipy.linalg.eigvalsh(block, check_finite=False) for block in checked]
     smallest = float(min(values[0] for values in spectra))
     largest = float(max(values[-1] for values in spectra))
     return EigenSummary(
@@ -226,12 +291,7 @@ def checked_gram(gram: ArrayLike) -> Array:
             f"a Gram must be a square matrix with at least one row, this one has shape {gram.shape}"
         )
     gram_NN = np.asarray(gram, dtype=np.float64)
-    if not np.isfinite(gram_NN).all():
-        bad = int(np.count_nonzero(~np.isfinite(gram_NN)))
-        raise KernelError(
-            f"the Gram holds {bad} values that are NaN or infinite; "
-            "look for non-finite weights or inputs in what it was computed from"
-        )
+    require_finite(gram_NN, "the Gram")
     difference = float(np.abs(gram_NN - gram_NN.T).max())
     if difference == 0:
         return gram_NN
@@ -243,6 +303,29 @@ def checked_gram(gram: ArrayLike) -> Array:
         )
     # Cholesky reads one triangle, residuals both: they must mean the same matrix.
     return 0.5 * (gram_NN + gram_NN.T)
+
+
+def checked_targets(targets: ArrayLike, rows: int | None = None) -> Array:
+    """Return targets of shape (N,) or (N, M) in float64, for N rows if that is given."""
+    y = np.asarray(targets, dtype=np.float64)
+    if y.ndim not in (1, 2) or len(y) != (rows or len(y)) or len(y) == 0:
+        wanted = rows or "N"
+        raise MeasureError(
+            f"targets of shape {y.shape} do not fit the kernel; give ({wanted},) or ({wanted}, M)"
+        )
+    if not np.isfinite(y).all():
+        raise MeasureError(f"the targets of shape {y.shape} hold NaN or infinity")
+    return y
+
+
+def require_finite(array: Array, what: str) -> None:
+    """Raise KernelError if an array holds NaN or infinity."""
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise KernelError(
+            f"{what} holds {bad} values that are NaN or infinite; look for non-finite weights or "
+            "inputs in what it was computed from"
+        )
 
 
 def singular_share(gram: NDArray) -> float:
@@ -278,14 +361,9 @@ def cholesky_of(shifted_NN: Array) -> tuple[Array | None, float]:
     return factor, float(pocon(factor, norm, uplo="L")[0])
 
 
-def eigenvalues_of(gram_NN: Array) -> Array:
-    """Return the eigenvalues in ascending order."""
-    return scipy.linalg.eigvalsh(gram_NN, check_finite=False)
-
-
 def _refuse_singular(gram_NN: Array, ridge: float, limit: float, *, failed: bool) -> None:
     """Raise if K is singular to rounding or not positive definite; ``failed``: Cholesky was."""
-    eigenvalues = eigenvalues_of(shifted_gram(gram_NN, ridge))
+    eigenvalues = scipy.linalg.eigvalsh(shifted_gram(gram_NN, ridge), check_finite=False)
     smallest, size = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
     what = f"the Gram ({len(gram_NN)} rows, ridge {ridge:g})"
     values = f"smallest eigenvalue {smallest:.3g}, largest {float(eigenvalues[-1]):.3g}"

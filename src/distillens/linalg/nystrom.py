@@ -15,7 +15,8 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError
-from distillens.linalg.rounding import UNIT, sum_error
+from distillens.linalg.dense import require_finite
+from distillens.linalg.iteration import UNIT, sum_error
 
 Array = NDArray[np.float64]
 Columns = Callable[[NDArray[np.intp]], ArrayLike]
@@ -28,12 +29,11 @@ _DIFFERENT_KERNELS = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class LowRankKernel:
-    """LLᵀ = U·diag(eigenvalues)·Uᵀ, made by `rp_cholesky` or `low_rank_kernel`.
+    """LLᵀ = U·diag(eigenvalues)·Uᵀ, made by `rp_cholesky`.
 
     ``basis`` is U, (N, R) with orthonormal columns, ``eigenvalues`` are (R,), descending.
-    ``excess`` is the ε of LLᵀ ⪯ K + εI: about rounding for a partial Cholesky, infinite where
-    nothing is known. ``norm`` is an upper bound of ‖K‖₂, or infinite. ``pivots`` are the rows whose
-    columns were used, (R,), empty for a factor from another source.
+    ``excess`` is the ε of LLᵀ ⪯ K + εI, which is about rounding; with an infinite one LLᵀ bounds
+    nothing. ``norm`` is an upper bound of ‖K‖₂. ``pivots`` are the rows whose columns were used, (R,).
     """
 
     basis: Array
@@ -81,40 +81,6 @@ class LowRankKernel:
         """Turn rᵀ(LLᵀ + ridge·I)⁻¹r into an upper bound of rᵀ(K + ridge·I)⁻¹r, (M,)."""
         share = 1 - self.excess / ridge
         return forms_M / share if share > 0 else np.where(forms_M == 0, 0.0, np.inf)
-
-
-def low_rank_kernel(
-    factor_NR: ArrayLike, *, excess: float = float("inf"), norm: float = float("inf")
-) -> LowRankKernel:
-    """Prepare a factor L for solves with LLᵀ + ridge·I.
-
-    During the call there are about three arrays of L's size; afterwards one is kept.
-
-    Parameters
-    ----------
-    factor_NR
-        L, (N, R) with 1 <= R <= N.
-    excess
-        ε >= 0 with LLᵀ ⪯ K + εI, in the units of the kernel. The default states that nothing is
-        known: then LLᵀ preconditions but bounds nothing.
-    norm
-        An upper bound of ‖K‖₂.
-
-    Raises
-    ------
-    KernelError
-        L is not a finite matrix of that shape, or ``excess`` is negative or NaN.
-    """
-    factor = np.asarray(factor_NR, dtype=np.float64)
-    if factor.ndim != 2 or not 1 <= factor.shape[1] <= factor.shape[0]:
-        raise KernelError(
-            f"a low-rank factor has shape (N, R) with 1 <= R <= N, this one has {factor.shape}"
-        )
-    _refuse_not_finite(factor, "the low-rank factor")
-    if not excess >= 0:
-        raise KernelError(f"the excess is {excess}; give a number >= 0, or infinity if unknown")
-    kernel, _ = _decompose(factor, excess, norm, np.empty(0, dtype=np.intp))
-    return kernel
 
 
 def rp_cholesky(
@@ -207,14 +173,14 @@ def rp_cholesky(
             f"entry is {largest:.3g}; compute the columns more precisely"
         )
     factor, pivots = factor[:, :done], pivots[:done]
-    kernel, turned_RR = _decompose(factor, 0.0, float("inf"), pivots)
-    excess = kernel.excess + _excess(factor[pivots], turned_RR, error)
+    basis, eigenvalues, wrong, turned_RR = _decompose(factor)
+    excess = wrong + _excess(factor[pivots], turned_RR, error)
     trace = float(diagonal_N.sum()) * (1 + sum_error(size))
-    left = trace - float(np.sum(kernel.eigenvalues))
+    left = trace - float(np.sum(eigenvalues))
     # No eigenvalue of K − LLᵀ is below −ε, so the largest is at most its trace plus the others' ε.
     above = max(left, 0.0) + sum_error(size) * trace + (size - 1) * excess
-    norm = min(trace, float(kernel.eigenvalues[0]) + above)
-    return LowRankKernel(kernel.basis, kernel.eigenvalues, excess, norm, pivots)
+    norm = min(trace, float(eigenvalues[0]) + above)
+    return LowRankKernel(basis, eigenvalues, excess, norm, pivots)
 
 
 def _eliminate(
@@ -237,10 +203,8 @@ def _eliminate(
     return new_NB, order
 
 
-def _decompose(
-    factor_NR: Array, excess: float, norm: float, pivots: NDArray[np.intp]
-) -> tuple[LowRankKernel, Array]:
-    """Singular value decomposition of L; its rounding goes into ``excess``. Also ΣVᵀ, (R, R)."""
+def _decompose(factor_NR: Array) -> tuple[Array, Array, float, Array]:
+    """Return U and Σ² of the singular value decomposition of L, the ε of its rounding, and ΣVᵀ."""
     basis, roots, right_RR = scipy.linalg.svd(factor_NR, full_matrices=False, check_finite=False)
     turned_RR = roots[:, None] * right_RR
     wrong = 0.0
@@ -252,8 +216,8 @@ def _decompose(
     # BBᵀ = LLᵀ up to this for L = BVᵀ + D with ‖D‖ = wrong and VᵀV = I up to skew. Twice what was
     # seen, as looking has rounding too.
     largest = float(roots[0])
-    more = 2 * (2 * largest * wrong + wrong**2 + skew * largest**2)
-    return LowRankKernel(basis, roots**2, excess + more, norm, pivots), turned_RR
+    excess = 2 * (2 * largest * wrong + wrong**2 + skew * largest**2)
+    return basis, roots**2, excess, turned_RR
 
 
 def _excess(triangle_RR: Array, turned_RR: Array, error: float) -> float:
@@ -274,7 +238,7 @@ def _checked_diagonal(diagonal: ArrayLike) -> Array:
     diagonal_N = np.asarray(diagonal, dtype=np.float64)
     if diagonal_N.ndim != 1 or len(diagonal_N) == 0:
         raise KernelError(f"the diagonal of a kernel has shape (N,), this has {diagonal_N.shape}")
-    _refuse_not_finite(diagonal_N, "the kernel's diagonal")
+    require_finite(diagonal_N, "the kernel's diagonal")
     if diagonal_N.min() < 0:
         raise KernelError(
             f"the kernel's diagonal goes down to {diagonal_N.min():.3g}; no Gram has a negative "
@@ -290,7 +254,7 @@ def _checked_columns(columns: Columns, sampled: NDArray[np.intp], diagonal_N: Ar
     wanted = (len(diagonal_N), len(sampled))
     if given_NB.shape != wanted:
         raise KernelError(f"the kernel's columns came in shape {given_NB.shape}; return {wanted}")
-    _refuse_not_finite(given_NB, "the kernel's columns")
+    require_finite(given_NB, "the kernel's columns")
     difference = np.abs(given_NB[sampled, np.arange(len(sampled))] - diagonal_N[sampled])
     worst = float(difference.max())
     if worst > _DIFFERENT_KERNELS * diagonal_N.max():
@@ -299,11 +263,3 @@ def _checked_columns(columns: Columns, sampled: NDArray[np.intp], diagonal_N: Ar
             "compute both from the same examples in the same order"
         )
     return given_NB
-
-
-def _refuse_not_finite(array: Array, what: str) -> None:
-    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if bad:
-        raise KernelError(
-            f"{what} holds {bad} values that are NaN or infinite; look where it was computed"
-        )

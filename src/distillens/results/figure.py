@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,5 +113,5 @@ class Shown:
     source: str
     settings: Mapping[str, float | int | str]
     findings: tuple[Finding, ...]
-    arrays: Mapping[str, NDArray[np.generic]] = field(repr=False)
+    arrays: Mapping[str, NDArray[Any]] = field(repr=False)
     picture: Picture = field(repr=False)

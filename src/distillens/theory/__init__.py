@@ -12,8 +12,13 @@ from distillens.theory.equal_progress import (
     student_time,
     witness,
 )
-from distillens.theory.filters import distilled_filter, learnt_share, time_to_learn
-from distillens.theory.linear import LinearFlow, linear_flow
+from distillens.theory.flow import (
+    LinearFlow,
+    distilled_filter,
+    learnt_share,
+    linear_flow,
+    time_to_learn,
+)
 from distillens.theory.ridge import (
     RidgeRounds,
     ridge_filter,
@@ -21,8 +26,14 @@ from distillens.theory.ridge import (
     ridge_shortfall,
     self_distil_ridge,
 )
-from distillens.theory.risk import Spectra, linear_model_spectra, spectra
-from distillens.theory.stopping import Stop, best_time, best_times
+from distillens.theory.risk import (
+    Spectra,
+    Stop,
+    best_time,
+    best_times,
+    linear_model_spectra,
+    spectra,
+)
 from distillens.theory.studies import STUDIES, run_study
 
 __all__ = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -12,45 +14,27 @@ Array = NDArray[np.float64]
 
 def finite(values: ArrayLike, what: str) -> Array:
     """Return float64 values, all of them finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(array).all():
-        raise TheoryError(f"{what} holds NaN or infinity; give finite numbers")
-    return array
+    return _checked(values, what, np.isfinite, "finite numbers")
 
 
 def positive(values: ArrayLike, what: str) -> Array:
     """Return float64 values, finite and above zero."""
-    array = finite(values, what)
-    if (array <= 0).any():
-        raise TheoryError(f"{what} holds {array.min():g}; give numbers above 0")
-    return array
+    return _checked(values, what, lambda x: np.isfinite(x) & (x > 0), "finite numbers above 0")
 
 
 def non_negative(values: ArrayLike, what: str) -> Array:
     """Return float64 values, finite and at least zero."""
-    array = finite(values, what)
-    if (array < 0).any():
-        raise TheoryError(f"{what} holds {array.min():g}; give numbers >= 0")
-    return array
+    return _checked(values, what, lambda x: np.isfinite(x) & (x >= 0), "finite numbers >= 0")
 
 
 def stop_times(values: ArrayLike) -> Array:
     """Return times >= 0; infinity stands for training to the end."""
-    array = np.asarray(values, dtype=np.float64)
-    if np.isnan(array).any() or (array < 0).any():
-        raise TheoryError(
-            f"a stop time is {np.nanmin(array):g} or NaN; give times >= 0, or infinity"
-        )
-    return array
+    return _checked(values, "a stop time", lambda x: x >= 0, "times >= 0, or infinity")
 
 
 def shares(values: ArrayLike, what: str) -> Array:
     """Return float64 values strictly between 0 and 1."""
-    array = finite(values, what)
-    if ((array <= 0) | (array >= 1)).any():
-        wrong = array[(array <= 0) | (array >= 1)].flat[0]
-        raise TheoryError(f"{what} holds {wrong:g}; give shares above 0 and below 1")
-    return array
+    return _checked(values, what, lambda x: (x > 0) & (x < 1), "shares above 0 and below 1")
 
 
 def spectrum(values: ArrayLike, what: str = "the spectrum") -> Array:
@@ -58,4 +42,14 @@ def spectrum(values: ArrayLike, what: str = "the spectrum") -> Array:
     array = non_negative(values, what)
     if array.ndim != 1 or not array.size:
         raise TheoryError(f"{what} has shape {array.shape}; give one axis of eigenvalues, (K,)")
+    return array
+
+
+def _checked(
+    values: ArrayLike, what: str, allowed: Callable[[Array], NDArray[np.bool_]], wanted: str
+) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    wrong = array[~allowed(array)]
+    if wrong.size:
+        raise TheoryError(f"{what} cannot be {wrong.flat[0]:g}; give {wanted}")
     return array

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import TheoryError
+from distillens.theory.checks import non_negative, positive
 
 Array = NDArray[np.float64]
 
@@ -46,17 +47,13 @@ class ChannelModel:
     """ε."""
 
     def __post_init__(self) -> None:
-        counts = {"classes": (self.classes, 2), "dimension": (self.dimension, 4)}
-        counts["examples"] = (self.examples, 1)
-        for name, (value, least) in counts.items():
+        for name, least in {"classes": 2, "dimension": 4, "examples": 1}.items():
+            value = getattr(self, name)
             if value != int(value) or value < least:
                 raise TheoryError(f"{name} is {value}; give a whole number >= {least}")
-        sizes = {"signal": self.signal, "teacher_norm": self.teacher_norm}
-        for name, size in sizes.items():
-            if not (np.isfinite(size) and size > 0):
-                raise TheoryError(f"{name} is {size}; give a finite number above 0")
-        if not (np.isfinite(self.student_norm) and self.student_norm >= 0):
-            raise TheoryError(f"student_norm is {self.student_norm}; give a finite number >= 0")
+        positive(self.signal, "signal")
+        positive(self.teacher_norm, "teacher_norm")
+        non_negative(self.student_norm, "student_norm")
         if not 0 <= self.teacher_error < 1:
             raise TheoryError(f"teacher_error is {self.teacher_error}; give a number in [0, 1)")
 

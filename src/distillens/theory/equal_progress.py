@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import TheoryError
 from distillens.theory.checks import positive, shares
-from distillens.theory.filters import learnt_share, time_to_learn
+from distillens.theory.flow import learnt_share, time_to_learn
 
 Array = NDArray[np.float64]
 

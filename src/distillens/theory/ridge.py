@@ -72,7 +72,7 @@ def ridge_for_tolerance(eigenvalues_K: ArrayLike, targets_K: ArrayLike, toleranc
         A number is not in its range, or zero already fits within the tolerance.
     """
     values, targets = _pair(eigenvalues_K, targets_K)
-    _check_tolerance(tolerance)
+    positive(tolerance, "the tolerance")
     norm, limit = float(np.linalg.norm(targets)), float(np.sqrt(len(values) * tolerance))
     if norm <= limit:
         raise TheoryError(
@@ -113,7 +113,7 @@ def self_distil_ridge(
     if rounds < 1:
         raise TheoryError(f"{rounds} rounds; give at least 1")
     values, targets = _pair(eigenvalues_K, targets_K)
-    _check_tolerance(tolerance)
+    positive(tolerance, "the tolerance")
     ridges, filters, norms = [], [], []
     kept, limit = np.ones_like(values), float(np.sqrt(len(values) * tolerance))
     sure = int(np.ceil(np.linalg.norm(targets) / limit)) - 1
@@ -153,11 +153,6 @@ def ridge_shortfall(top: float, bottom: float, ridges: Sequence[float]) -> tuple
     rounds = ridge_filter(both, ridges)
     single = both[0] * (1 / rounds[0] - 1)
     return float(rounds[1]), float(ridge_filter(both, [single])[1])
-
-
-def _check_tolerance(tolerance: float) -> None:
-    if not (np.isfinite(tolerance) and tolerance > 0):
-        raise TheoryError(f"the tolerance is {tolerance}; give a finite number above 0")
 
 
 def _pair(eigenvalues_K: ArrayLike, targets_K: ArrayLike) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ Shapes: B, D examples of two blocks, C outputs, P materialised numbers, M column
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,29 +69,23 @@ class Block:
         return tile.to(left.dtype)
 
     def _add_jacobians(self, tile: Tensor, other: Block, pairing: Pairing) -> None:
-        for rows, left in self._passes():
-            for columns, right in other._passes():
-                if other is self and columns.start < rows.start:
-                    continue
-                part = empty_tile(left[0], right[0], pairing)
-                for mine, its in zip(left, right, strict=True):
-                    add_products(part, mine, its, pairing, self.limits, upper=mine is its)
-                _place(tile, rows, columns, pairing).add_(part)
-
-    def _passes(self) -> Iterator[tuple[slice, Sequence[Tensor]]]:
-        """Yield the examples and the Jacobians of each pass."""
-        start = 0
-        for made in self.jacobians:
-            stop = start + len(made[0])
-            yield slice(start, stop), made
-            start = stop
+        row = 0
+        for left in self.jacobians:
+            column = 0
+            for right in other.jacobians:
+                if other is not self or column >= row:
+                    part = empty_tile(left[0], right[0], pairing)
+                    for mine, its in zip(left, right, strict=True):
+                        add_products(part, mine, its, pairing, self.limits, upper=mine is its)
+                    places = slice(row, row + len(left[0])), slice(column, column + len(right[0]))
+                    _place(tile, *places, pairing).add_(part)
+                column += len(right[0])
+            row += len(left[0])
 
     def squares(self) -> Tensor:
         """Return the kernel of each output of each example with itself, (B, C)."""
-        total = self.materialised_BCP.square().sum(dim=2)
-        for factor in self.factored:
-            total = total + factor.squares()
-        return total
+        materialised = self.materialised_BCP.square().sum(dim=2)
+        return sum((factor.squares() for factor in self.factored), materialised)
 
     def pull(self, vectors_BCM: Tensor) -> list[Tensor]:
         """Return Jᵀv for M columns: a tensor for materialised gradients and one for each factor."""

@@ -19,13 +19,17 @@ from distillens.kernel.assembly.parallel_passes import ParallelPasses, parallel_
 from distillens.kernel.factors.factored import Factored
 from distillens.kernel.factors.limits import Limits
 from distillens.kernel.factors.outer_products import OuterProducts
-from distillens.kernel.factors.streamed import Streamed, streamed_scratch
-from distillens.kernel.planning.cost_model import Purpose
-from distillens.kernel.planning.pass_memory import PassMemory, counted_memory, timed_pass
+from distillens.kernel.factors.streamed import Streamed
+from distillens.kernel.planning.cost_model import (
+    KEEPS_FACTORS,
+    Purpose,
+    UsePlans,
+    plan_uses,
+)
 from distillens.kernel.planning.trace_cache import CachedTrace
-from distillens.kernel.planning.use_plans import KEEPS_FACTORS, UsePlan, UsePlans, plan_uses
 from distillens.kernel.tracing.coverage import repeated_uses
 from distillens.kernel.tracing.directions import Directions
+from distillens.kernel.tracing.memory import PassMemory, counted_memory, timed_pass
 from distillens.kernel.tracing.network import Prepared
 from distillens.kernel.tracing.uses import Tracer, output_gradients
 
@@ -50,8 +54,6 @@ class BlockMaker:
         What the gradients are made for.
     sample
         Examples that shapes are read from.
-    saved_bytes
-        What the forward pass of an example saves for its backward pass.
     limits
         Limits of passes and contractions.
     """
@@ -63,16 +65,15 @@ class BlockMaker:
         directions: Directions,
         purpose: Purpose,
         sample: Tensor,
-        saved_bytes: int,
         limits: Limits,
     ) -> None:
-        covered, uncovered = (
-            {name: prepared.parameters[name] for name in names}
-            for names in (trace.coverage.covered, trace.coverage.uncovered)
-        )
+        known, coverage = prepared.parameters, trace.coverage
+        covered = {name: known[name] for name in coverage.covered}
+        uncovered = {name: known[name] for name in coverage.uncovered}
         self.directions, self.purpose, self.limits = directions, purpose, limits
-        self._trace, self._sample, self._saved_bytes = trace, sample, saved_bytes
-        repeated = repeated_uses(trace.coverage.covered_sites())
+        self._trace, self._sample = trace, sample
+        self._saved_bytes = prepared.size(sample).saved_bytes
+        repeated = repeated_uses(coverage.covered_sites())
         self._tracer = Tracer(prepared.network, covered, repeated)
         self._fallback = FallbackGradients(uncovered, chosen=purpose.jacobians)
         self._parallel = ParallelPasses(self._tracer)
@@ -105,11 +106,10 @@ class BlockMaker:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user on how the gradients were computed."""
-        note = self._fallback.note
-        return () if note is None else (note,)
+        return self._fallback.notes
 
     @property
-    def _uses(self) -> UsePlans:
+    def uses(self) -> UsePlans:
         """How gradients are contracted, which depends on the number of outputs."""
         coverage, plans = self._trace.coverage, self._trace.plans
         if not coverage.covered:
@@ -124,36 +124,16 @@ class BlockMaker:
         return self.purpose, self.outputs, self.limits
 
     @property
-    def plans(self) -> tuple[UsePlan, ...]:
-        """The plans of all uses, in the order of the calls."""
-        return self._uses.each
-
-    @property
-    def pair_numbers(self) -> int:
-        """Products of positions that exist at once for a pair of examples."""
-        return self._uses.pair_numbers
-
-    @property
     def materialised(self) -> int:
         """P."""
-        return self._uses.materialised + self._fallback.numbers
+        return self.uses.materialised + self._fallback.numbers
 
     @property
     def held(self) -> int:
         """Numbers that the gradients of an example take."""
-        choices = [plan.choice for plan in self.plans]
+        choices = [plan.choice for plan in self.uses.each]
         kept = sum(int(each.cost.held) for each in choices if each.strategy in KEEPS_FACTORS)
         return self.outputs * self.materialised + kept
-
-    @property
-    def largest_factored(self) -> int:
-        """Numbers that the gradients of an example by the largest factored use take."""
-        choices = (plan.choice for plan in self.plans)
-        return max((int(c.cost.held) for c in choices if c.strategy == "factored"), default=0)
-
-    def streamed_scratch(self, examples: int) -> int:
-        """Return how many numbers of streamed gradients exist at a time."""
-        return streamed_scratch(self._uses.streamed, examples)
 
     @property
     def parallel_passes(self) -> int:
@@ -163,18 +143,15 @@ class BlockMaker:
             return 1
         return parallel_pass_count(self.directions.device)
 
-    def pass_memory(self, sample: Tensor, counted: bool) -> PassMemory:
+    def pass_memory(self, counted: bool) -> PassMemory:
         """Return the memory of making gradients: counted once, or a bound from shapes."""
-        if not counted:
-            return self._bounded_memory(sample)
+        uses = self.uses  # planning the uses is not a part of a pass
         counts = self._trace.memory
-        if self._key not in counts:
-            _ = self._uses  # planning the uses is not a part of a pass
-            counts[self._key] = counted_memory(self.make, sample)
-        return counts[self._key]
-
-    def _bounded_memory(self, sample: Tensor) -> PassMemory:
-        C, item = self.outputs, self.item_size
+        if counted:
+            if self._key not in counts:
+                counts[self._key] = counted_memory(self.make, self._sample)
+            return counts[self._key]
+        C, item, sample = self.outputs, self.item_size, self._sample
         saved, uncovered = self._saved_bytes, self._fallback.numbers
         each = sample[0].numel() * sample.element_size() + item * self.held
         if uncovered:
@@ -182,18 +159,17 @@ class BlockMaker:
             # gradients by parameters, as they are made and as they are written.
             at_once = C if self.purpose.jacobians else 1
             each += (2 + at_once) * saved + 2 * item * C * uncovered
-        if self.plans:
-            uses = self._uses
+        if uses.each:
             # One backward pass for all outputs also holds all gradients by activations.
             at_once = C if self.on_accelerator else 1
             each += (1 + at_once) * saved + item * ((1 + C) * uses.output_numbers + uses.forming)
         return PassMemory(_SMALL_BYTES, each)
 
-    def timed(self, sample: Tensor, count: int) -> float:
+    def timed(self, count: int) -> float:
         """Return the seconds of a pass of ``count`` examples, measured once."""
         seconds = self._seconds
         if (self.outputs, count) not in seconds:
-            seconds[self.outputs, count] = timed_pass(self.make, sample, count)
+            seconds[self.outputs, count] = timed_pass(self.make, self._sample, count)
         return seconds[self.outputs, count]
 
     def take_alone(self) -> Tensor | None:
@@ -219,10 +195,9 @@ class BlockMaker:
         kept.clear()
         factored: list[Factored] = []
         streamed: list[Streamed] = []
-        strategies = [plan.choice.strategy for plan in self.plans]
-        strategies = [each for each in strategies if each in KEEPS_FACTORS]
-        for strategy, parts in zip(strategies, by_use, strict=True):
-            if strategy == "streamed":
+        keeping = [use for use in self.uses.each if use.choice.strategy in KEEPS_FACTORS]
+        for use, parts in zip(keeping, by_use, strict=True):
+            if use.choice.strategy == "streamed":
                 streamed.append(Streamed(parts, self.limits))
             else:
                 # The parts of one use at a time exist twice.
@@ -254,23 +229,23 @@ class BlockMaker:
 
     def _fill(self, tracer: Tracer, inputs_B: Tensor, target_BCP: Tensor) -> list[Factored]:
         """Write the materialised gradients of a pass; return the factors that are kept."""
-        fallback, start = self._fallback, self._uses.materialised
+        plans, fallback = self.uses.each, self._fallback
         if fallback.numbers:
-            rest_BCP = target_BCP[:, :, start:]
+            rest_BCP = target_BCP[:, :, self.uses.materialised :]
             fallback.write(tracer.network, inputs_B, self.directions, rest_BCP)
-        if not self.plans:
+        if not plans:
             return []
         outputs_BO, uses = tracer.run(inputs_B)
-        if len(uses) != len(self.plans):
+        if len(uses) != len(plans):
             raise KernelError(
                 f"the model used its parameters {len(uses)} times where it used them "
-                f"{len(self.plans)} times before; its path must not depend on the inputs"
+                f"{len(plans)} times before; its path must not depend on the inputs"
             )
         outputs_BC = self.directions.of(outputs_BO)
         gradients = output_gradients(outputs_BC, uses, batched=self.on_accelerator)
-        offsets, seen = self._uses.offsets, set[str]()
+        offsets, seen = self.uses.offsets, set[str]()
         kept: list[Factored] = []
-        for number, (plan, use) in enumerate(zip(self.plans, uses, strict=True)):
+        for number, (plan, use) in enumerate(zip(plans, uses, strict=True)):
             factor = plan.site.factor(use, gradients[number], plan.roles)
             gradients[number] = []  # freed before the next factors are made
             # The network may overwrite inputs that no parameter has acted on in the next pass.

@@ -5,30 +5,21 @@ Shapes: B examples, O outputs of the network, C combinations of them, P paramete
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jacrev, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillens.errors import KernelError
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.kernel.tracing.directions import Directions
 from distillens.kernel.tracing.gradients import as_parameters, gradients_by, real, real_numbers
-from distillens.kernel.tracing.isolated import call_with_weights
+from distillens.kernel.tracing.isolated import IsolatedNetwork
 
 
 class NotBatchableError(Exception):
     """torch.func cannot batch the network."""
-
-
-@contextmanager
-def batchable_attention() -> Iterator[None]:
-    """Compute attention by operations that `torch.func.vmap` can batch."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 class FallbackGradients:
@@ -57,20 +48,18 @@ class FallbackGradients:
         return sum(real_numbers(weight) for weight in self._weights.values())
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> tuple[str, ...]:
         """A note on the parameters without a rule and on how their gradients were computed."""
         if not self._weights or self._chosen:
-            return None
-        uncovered = f"no rule covers every use of {', '.join(self._weights)}"
-        if self._refused is None:
-            return f"{uncovered}; their gradients came from torch.func"
-        return (
-            f"{uncovered}; their gradients came from single backward passes, "
-            f"since torch.func failed: {self._refused}"
-        )
+            return ()
+        how = "torch.func"
+        if self._refused is not None:
+            how = f"single backward passes, since torch.func failed: {self._refused}"
+        names = ", ".join(self._weights)
+        return (f"no rule covers every use of {names}; their gradients came from {how}",)
 
     def write(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
     ) -> None:
         """Write the gradients to a tensor, (B, C, P).
 
@@ -94,18 +83,15 @@ class FallbackGradients:
             if self._refused is None:
                 try:
                     column = 0
-                    *made, _ = self._by_func(network, inputs_B, directions)
-                    for gradients_BCp in made:
+                    for gradients_BCp in self.jacobians(network, inputs_B, directions)[:-1]:
                         size = gradients_BCp.shape[2]
                         target_BCP[:, :, column : column + size] = gradients_BCp
                         column += size
                     return
-                except (RuntimeError, NotImplementedError) as error:
-                    if ran_out_of_memory(error):
-                        raise
-                    # vmap does not support some operations. Single backward passes support all, and
-                    # fail again if the error is the model's own.
-                    self._refused = str(error).partition("\n")[0]
+                except NotBatchableError as error:
+                    # Single backward passes support all operations, and fail again if the error is the
+                    # model's own.
+                    self._refused = str(error)
             self._by_backward(network, inputs_B, directions, target_BCP)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -117,8 +103,8 @@ class FallbackGradients:
             ) from error
 
     def jacobians(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions
-    ) -> tuple[Tensor, ...]:
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions
+    ) -> list[Tensor]:
         """Return the gradients by each parameter, (B, C, p), and last the outputs, (B, C).
 
         Each example is alone in its batch.
@@ -128,21 +114,11 @@ class FallbackGradients:
         NotBatchableError
             torch.func cannot batch the network.
         """
-        try:
-            return tuple(self._by_func(network, inputs_B, directions))
-        except (RuntimeError, NotImplementedError) as error:
-            if ran_out_of_memory(error):
-                raise
-            raise NotBatchableError from error
-
-    def _by_func(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions
-    ) -> Iterator[Tensor]:
         reals = {name: real(weight.detach()) for name, weight in self._weights.items()}
 
         def outputs(given: dict[str, Tensor], example: Tensor) -> tuple[Tensor, Tensor]:
             weights = as_parameters(given, self._weights)
-            found_C = directions.of(call_with_weights(network, weights, example[None]))[0]
+            found_C = directions.of(network.with_weights(weights, example[None]))[0]
             return (found_C[0] if len(directions) == 1 else found_C), found_C
 
         def each(example: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -152,14 +128,18 @@ class FallbackGradients:
             at_once = None if self._chosen else 1
             return jacrev(lambda g: outputs(g, example), has_aux=True, chunk_size=at_once)(reals)
 
-        made, outputs_BC = vmap(each)(inputs_B)
+        try:
+            made, outputs_BC = vmap(each)(inputs_B)
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out_of_memory(error):
+                raise
+            raise NotBatchableError(str(error).partition("\n")[0]) from error
         B, C = len(inputs_B), len(directions)
-        for name in reals:
-            yield made.pop(name).detach().reshape(B, C, -1)
-        yield outputs_BC.detach()
+        gradients = [made.pop(name).detach().reshape(B, C, -1) for name in reals]
+        return [*gradients, outputs_BC.detach()]
 
     def _by_backward(
-        self, network: nn.Module, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
+        self, network: IsolatedNetwork, inputs_B: Tensor, directions: Directions, target_BCP: Tensor
     ) -> None:
         weights = list(self._weights.values())
         for example, target_CP in zip(inputs_B, target_BCP, strict=True):

@@ -19,12 +19,17 @@ from distillens.kernel.tracing.uses import Tracer
 
 Found = TypeVar("Found")
 
+_POOL = "distillens-kernel"
+"""Prefix of the names of the threads."""
+
 
 def parallel_pass_count(device: torch.device) -> int:
     """Return how many passes run in parallel on this machine: two, or one."""
     # Only with OpenMP can the threads of an operation be set while others run. Two passes cannot share
     # an odd number of threads evenly.
-    if device.type != "cpu" or "OpenMP" not in torch.__config__.parallel_info():
+    # If the network itself computes a Gram, all threads of the pool could wait for each other.
+    nested = threading.current_thread().name.startswith(_POOL)
+    if nested or device.type != "cpu" or "OpenMP" not in torch.__config__.parallel_info():
         return 1
     return 2 if torch.get_num_threads() % 2 == 0 else 1
 
@@ -32,16 +37,7 @@ def parallel_pass_count(device: torch.device) -> int:
 @lru_cache
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
     """Return persistent threads, so that allocator and libraries set up their state for each once."""
-    return ThreadPoolExecutor(count, "distillens-kernel")
-
-
-class _Here(threading.local):
-    """Whether this thread belongs to the pool."""
-
-    working = False
-
-
-_here = _Here()
+    return ThreadPoolExecutor(count, _POOL)
 
 
 class ParallelPasses:
@@ -61,13 +57,6 @@ class ParallelPasses:
         for number in range(self._count, count):
             self._tracers.put(self._first if number == 0 else self._first.twin())
         self._count = max(self._count, count)
-        if _here.working:
-            # The network itself computes a Gram: all threads could wait for each other.
-            tracer = self._tracers.get()
-            try:
-                return [work(tracer, rows) for rows in passes]
-            finally:
-                self._tracers.put(tracer)
         threads = torch.get_num_threads()
         each = max(1, threads // count)
 
@@ -75,11 +64,9 @@ class ParallelPasses:
             # The number of threads of an operation is a setting of the thread that calls it.
             torch.set_num_threads(each)
             tracer = self._tracers.get()
-            _here.working = True
             try:
                 return work(tracer, rows)
             finally:
-                _here.working = False
                 self._tracers.put(tracer)
 
         torch.set_num_threads(each)

@@ -126,19 +126,17 @@ class GramStore:
         return torch.from_numpy(self._open("c"))
 
     def _read(self) -> dict[str, Any] | None:
-        about, values = self._folder / "gram.json", self._folder / "gram.npy"
+        about = self._folder / "gram.json"
         if self._folder.exists() and not self._folder.is_dir():
             raise KernelError(f"{self._folder} is a file; give a folder for the Gram")
         if not about.exists():
-            if values.exists():
+            if (self._folder / "gram.npy").exists():
                 raise KernelError(
                     f"{self._folder} holds a gram.npy but no gram.json that describes it; "
                     "give an empty folder"
                 )
             return None
         found = self._json(about)
-        if found.get("schema") == 1:
-            found = {**found, "schema": _SCHEMA, "kept": _from_schema_1(found["kept"])}
         if found.get("schema") != _SCHEMA:
             raise KernelError(
                 f"{about} has schema {found.get('schema')!r}, known is {_SCHEMA}; give an empty "
@@ -174,18 +172,14 @@ class GramStore:
         if self.kept is None:
             content = {"schema": _SCHEMA, "made_of": self._made_of, "kept": kept}
             write_atomically(self._folder / "gram.json", json.dumps(content, indent=1))
-        if not values.exists():
-            if self.done:
-                raise _damaged(f"{values} is missing although tiles of it were done")
-            self._create(values)
-
-    def _create(self, values: Path) -> None:
+        if values.exists():
+            return
+        if self.done:
+            raise _damaged(f"{values} is missing although tiles of it were done")
         part = values.with_suffix(".part")
         size = int(np.prod(self._shape)) * self._type.itemsize
         try:
-            made = np.lib.format.open_memmap(part, "w+", self._type, self._shape)
-            offset = made.offset
-            del made
+            offset = np.lib.format.open_memmap(part, "w+", self._type, self._shape).offset
             # A sparse file for which the disk has no room would kill the process later.
             with part.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, offset + size)
@@ -203,11 +197,8 @@ class GramStore:
             found = np.lib.format.open_memmap(path, mode)
         except (OSError, ValueError) as error:
             raise _damaged(f"cannot open {path}: {error}") from None
-        if found.shape != self._shape or found.dtype != self._type:
-            written = f"{self._shape} of {self._type}"
-            raise _damaged(
-                f"{path} holds {found.shape} of {found.dtype} where {written} was written"
-            )
+        if (found.shape, found.dtype) != (self._shape, self._type):
+            raise _damaged(f"{path} holds {found.shape} of {found.dtype}, which was not written")
         return found
 
     def _write_done(self) -> None:
@@ -227,14 +218,6 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
         for part in tensor.detach().reshape(-1).split(_PIECE):
             found.update(part.cpu().numpy().view(np.uint8).data)
     return found.hexdigest()
-
-
-def _from_schema_1(kept: dict[str, Any]) -> dict[str, Any]:
-    """Return the sizes and the speed of a store of schema 1 under their names of schema 2."""
-    sizes, speed = dict(kept["sizes"]), dict(kept["speed"])
-    sizes["parallel_passes"] = sizes.pop("beside", 1)
-    rates = {name: speed.pop(name) for name in ("products", "moved")}
-    return {"sizes": sizes, "speed": {**rates, "forming": speed}}
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ a store already has are not computed again. Shapes: N, M examples along the rows
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,12 +87,15 @@ class GramValues:
             target.copy_(tile)
 
 
+_Group = tuple[int, BlockMaker]
+"""The first of a group of outputs, and what makes the group's gradients."""
+
+
 @dataclass(frozen=True)
 class _Work:
     """The computation of a Gram's panels."""
 
-    makers: list[tuple[int, BlockMaker]]
-    """The first output of each group of outputs, and what makes its gradients."""
+    makers: list[_Group]
     plan: Plan
     rows: Tensor
     columns: Tensor
@@ -117,7 +121,7 @@ class _Work:
         """Compute a panel, of which some steps are done."""
         own, others = self._starts(panel)
         each = len(own) + len(others)
-        for number, (first, maker) in enumerate(self.makers):
+        for number, group in enumerate(self.makers):
             step = number * each
             if done >= step + each:
                 continue
@@ -125,14 +129,16 @@ class _Work:
             for column in own:
                 # The gradients are needed for the tiles that follow, even if these tiles are done.
                 stop = min(column + own.step, own.stop)
-                blocks.append((column, self._make(maker, self.rows[column:stop])))
+                blocks.append((column, self._make(group[1], self.rows[column:stop])))
                 if self.plan.symmetric and step >= done:
-                    self._contract(blocks, column, blocks[-1][1], first, maker)
+                    self._contract(blocks, column, blocks[-1][1], group)
                 step += 1
                 self._mark(panel, step, done)
             for column in others:
                 if step >= done:
-                    self._contract_columns(blocks, column, first, maker)
+                    inputs = self.columns[column : column + self.plan.sizes.tile]
+                    # Not kept in a variable, so that it is freed before the next one is made.
+                    self._contract(blocks, column, self._make(group[1], inputs), group)
                 step += 1
                 self._mark(panel, step, done)
         if self.store and self.summing:
@@ -141,21 +147,10 @@ class _Work:
     def _make(self, maker: BlockMaker, inputs: Tensor) -> Block:
         return maker.make(inputs, self.plan.sizes.forward, self.plan.sizes.parallel_passes)
 
-    def _contract_columns(
-        self, blocks: list[tuple[int, Block]], column: int, first: int, maker: BlockMaker
-    ) -> None:
-        # A function of its own, so that these gradients are freed before the next ones are made.
-        inputs = self.columns[column : column + self.plan.sizes.tile]
-        self._contract(blocks, column, self._make(maker, inputs), first, maker)
-
     def _contract(
-        self,
-        blocks: list[tuple[int, Block]],
-        column: int,
-        block: Block,
-        first: int,
-        maker: BlockMaker,
+        self, blocks: list[tuple[int, Block]], column: int, block: Block, group: _Group
     ) -> None:
+        first, maker = group
         for row, left in blocks:
             tile = left.contract(block, maker.purpose.pairing, self.plan.sizes.pair_numbers)
             self.values.put(row, column, tile, first, mirrored=self.plan.symmetric)
@@ -177,7 +172,7 @@ def compute_gram(
     progress: Progress,
     ranks: Ranks,
     store: GramStore | None = None,
-    kept: dict[str, object] | None = None,
+    kept: dict[str, Any] | None = None,
 ) -> Tensor:
     """Return the Gram of rows and columns, or of the rows with themselves.
 
@@ -219,22 +214,18 @@ def compute_gram(
     filled = GramValues(values, outputs, maker.outputs, maker.on_accelerator)
     work = _Work(makers, plan, rows, columns, filled, store, summing)
     done = store.done if store else {}
-    panels = [
-        panel
-        for panel in range(-(-plan.rows // plan.sizes.panel))
-        if done.get(panel, 0) < work.steps(panel)
-    ]
-    mine = ranks.share([plan.panel_cost(panel) for panel in panels])
-    total = sum(work.steps(panels[number]) for number in mine)
-    begun = sum(done.get(panels[number], 0) for number in mine)
+    panels = range(-(-plan.rows // plan.sizes.panel))
+    panels = [panel for panel in panels if done.get(panel, 0) < work.steps(panel)]
+    mine = [panels[k] for k in ranks.share([plan.panel_cost(panel) for panel in panels])]
+    total = sum(work.steps(panel) for panel in mine)
+    begun = sum(done.get(panel, 0) for panel in mine)
     with ranks.together(), progress("kernel", total, begun) as advance:
         work = replace(work, advance=advance)
-        for number in mine:
-            work.compute(panels[number], done.get(panels[number], 0))
+        for panel in mine:
+            work.compute(panel, done.get(panel, 0))
         filled.finish()
         if store is not None and mine:
-            last = panels[mine[-1]]
-            store.mark(last, work.steps(last), now=True)
+            store.mark(mine[-1], work.steps(mine[-1]), now=True)
     if store is None:
         ranks.add_up(values)
         return values

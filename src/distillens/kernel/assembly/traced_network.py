@@ -16,14 +16,8 @@ from distillens.kernel.assembly.block_maker import BlockMaker
 from distillens.kernel.factors.cost import Speed
 from distillens.kernel.factors.limits import Limits
 from distillens.kernel.planning.cost_model import Purpose
-from distillens.kernel.planning.pass_memory import PassMemory
 from distillens.kernel.planning.plan import Job, Plan, Sizes, make_plan, plan_single_tile
-from distillens.kernel.planning.trace_cache import (
-    CachedTrace,
-    cache_trace,
-    cached_trace,
-    forget_traces,
-)
+from distillens.kernel.planning.trace_cache import CachedTrace, cache_trace, traces_of
 from distillens.kernel.tracing.coverage import (
     Coverage,
     find_coverage,
@@ -31,8 +25,8 @@ from distillens.kernel.tracing.coverage import (
     still_covers,
     unlike_examples,
 )
-from distillens.kernel.tracing.directions import Directions, Outputs, pairing_of
-from distillens.kernel.tracing.memory import LiveBytes
+from distillens.kernel.tracing.directions import Directions, Outputs
+from distillens.kernel.tracing.memory import LiveBytes, PassMemory
 from distillens.kernel.tracing.network import Prepared, explained
 
 _SAMPLE = 2
@@ -84,8 +78,8 @@ class TracedNetwork:
         kind = rows.shape[1:], rows.dtype
         if self._trace and self._trace_of == kind and (checked or not self.unverified):
             return
-        model, signature = prepared.model(), (prepared.structure, self._outputs, *kind)
-        trace = cached_trace(model, signature)
+        known, signature = traces_of(prepared.model()), (prepared.structure, self._outputs, *kind)
+        trace = known.get(signature)
         self.unverified = checked and trace is not None and trace.version == prepared.version
         if trace is not None and not self.unverified:
             with explained("on a few examples in float64"):
@@ -93,13 +87,13 @@ class TracedNetwork:
             trace = replace(trace, version=prepared.version) if holds else None
         if trace is None:
             trace = CachedTrace(self._find_coverage(rows), prepared.version)
-        cache_trace(model, signature, trace)
+        cache_trace(known, signature, trace)
         self._trace, self._trace_of = trace, kind
         self._makers = {key: each for key, each in self._makers.items() if key[0].jacobians}
 
     def retrace(self, rows: Tensor) -> None:
         """Trace the network without the cache."""
-        forget_traces(self._prepared.model())
+        traces_of(self._prepared.model()).clear()
         self._trace = None
         self.trace(rows)
 
@@ -144,7 +138,9 @@ class TracedNetwork:
 
         Plain Jacobians need no trace. For the other parameters see `Purpose`.
         """
-        purpose = Purpose(pairing_of(self._outputs), speed, pairs_each, at_once, jacobians)
+        purpose = Purpose(
+            "full" if self._outputs == "full" else "diagonal", speed, pairs_each, at_once, jacobians
+        )
         key = purpose, rows.shape[1:]
         if key not in self._makers:
             trace = self._trace
@@ -157,18 +153,17 @@ class TracedNetwork:
                 self.directions(rows),
                 purpose,
                 rows[:_SAMPLE],
-                self._prepared.size(rows).saved_bytes,
                 self._limits,
             )
         self._last = self._makers[key]
         return self._last
 
-    def pass_memory(self, maker: BlockMaker, rows: Tensor, budget: int) -> PassMemory:
+    @staticmethod
+    def pass_memory(maker: BlockMaker, budget: int) -> PassMemory:
         """Return the memory of making gradients; it is counted if the budget is tight."""
-        bound = maker.pass_memory(rows[:_SAMPLE], counted=False)
-        if _ROOMY * (bound.fixed + bound.each) <= budget:
-            return bound
-        return maker.pass_memory(rows[:_SAMPLE], counted=True)
+        bound = maker.pass_memory(counted=False)
+        roomy = _ROOMY * (bound.fixed + bound.each) <= budget
+        return bound if roomy else maker.pass_memory(counted=True)
 
     def same_alone(self, rows: Tensor, alone_1C: Tensor, among_1O: Tensor | None) -> bool:
         """Return whether the first example has the same outputs alone and among other examples.
@@ -200,7 +195,7 @@ class TracedNetwork:
         """Return what makes plain Jacobians for a Gram, and its plan; None if memory is tight."""
         maker = self.maker(rows, speed, job.columns / 2, jacobians=True)
         try:
-            plan = make_plan(maker, rows[:_SAMPLE], job, speed, timed=timed)
+            plan = make_plan(maker, job, timed=timed)
         except KernelError:
             return None
         return (maker, plan) if _ROOMY * plan.memory <= job.budget else None
@@ -222,8 +217,10 @@ class TracedNetwork:
         ----------
         rows
             Examples.
-        job, speed, kept, timed
+        job, kept, timed
             See `make_plan`. The setup memory in ``job`` is a bound.
+        speed
+            Speed of this machine.
         counted_setup
             Counts the setup memory.
         """
@@ -239,10 +236,12 @@ class TracedNetwork:
     def _plan(
         self, rows: Tensor, job: Job, speed: Speed, kept: Sizes | None, timed: bool
     ) -> tuple[BlockMaker, Plan]:
-        sample, pairs_each = rows[:_SAMPLE], job.columns / 2
-        if job.fits_single_tile(self._limits.single_tile_examples):
+        pairs_each = job.columns / 2
+        small = job.symmetric and job.rows <= self._limits.single_tile_examples
+        # One process, and a Gram in memory.
+        if small and job.shares == 1 and job.gram_bytes > 0:
             maker = self.maker(rows, speed, pairs_each, at_once=True)
-            if plan := plan_single_tile(maker, sample, job, speed, timed=timed):
+            if plan := plan_single_tile(maker, job, timed=timed):
                 return maker, plan
         maker = self.maker(rows, speed, pairs_each)
-        return maker, make_plan(maker, sample, job, speed, kept, timed=timed)
+        return maker, make_plan(maker, job, kept, timed=timed)

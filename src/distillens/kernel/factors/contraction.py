@@ -51,7 +51,7 @@ def add_products(
         rows, columns = left_BCP.flatten(0, 1), right_DCP.flatten(0, 1)
         sides = [(tile.view(len(rows), len(columns)), rows, columns)]
     else:
-        sides = [(tile[c], left_BCP[:, c], right_DCP[:, c]) for c in range(left_BCP.shape[1])]
+        sides = list(zip(tile, left_BCP.unbind(1), right_DCP.unbind(1), strict=True))
     for total_RS, left_RP, right_SP in sides:
         step = limits.strip_on(tile.device) if upper else len(left_RP)
         for start in range(0, len(left_RP), max(1, step)):
@@ -61,12 +61,8 @@ def add_products(
 
 def mirror(tile: Tensor, pairing: Pairing) -> None:
     """Copy the upper triangle of a tile to the lower one."""
-    if pairing == "full":
-        B, C = tile.shape[:2]
-        sides = [tile.view(B * C, B * C)]
-    else:
-        sides = list(tile)
-    for side_RR in sides:
+    rows = tile.shape[0] * tile.shape[1]
+    for side_RR in [tile.view(rows, rows)] if pairing == "full" else tile:
         side_RR.triu_()
         side_RR += side_RR.triu(1).T
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from distillens.kernel.factors.contraction import add_products
 from distillens.kernel.factors.factor import Pairing
 from distillens.kernel.factors.factored import Factored
-from distillens.kernel.factors.limits import DEFAULT_LIMITS, Limits
+from distillens.kernel.factors.limits import Limits
 from distillens.kernel.factors.outer_products import OuterProducts
 
 
@@ -33,15 +33,14 @@ class StreamedShape:
     """Columns that are made together."""
     column_scratch: int
     """Numbers that making a column of an example's inputs takes; 0 if columns are views."""
-    limits: Limits = DEFAULT_LIMITS
+    limits: Limits
 
     @classmethod
-    def of(cls, factor: OuterProducts, limits: Limits = DEFAULT_LIMITS) -> StreamedShape:
+    def of(cls, factor: OuterProducts, limits: Limits) -> StreamedShape:
         """Return the shape of a factor's gradients."""
         g = factor.gradients_BCKTg.shape[4]
         fan_in = factor.numbers("weight") // g
-        unit, scratch = factor.column_unit, factor.column_scratch
-        return cls(factor.outputs, g, fan_in, unit, scratch, limits)
+        return cls(factor.outputs, g, fan_in, factor.column_unit, factor.column_scratch, limits)
 
     def columns(self, examples: int) -> int:
         """Return how many columns of the weight are made at a time, a multiple of the unit."""
@@ -79,7 +78,7 @@ def streamed_scratch(shapes: Iterable[StreamedShape], examples: int) -> int:
 class Streamed:
     """The factors of one use, in parts as the passes made them."""
 
-    def __init__(self, parts: Sequence[Factored], limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, parts: Sequence[Factored], limits: Limits) -> None:
         self._parts = [part for part in parts if isinstance(part, OuterProducts)]
         self.shape = StreamedShape.of(self._parts[0], limits)
 
@@ -108,7 +107,6 @@ class Streamed:
                 some = slice(start, start + step)
                 inputs_BTw = part.input_columns(some, columns)
                 for c in range(C):
-                    rows_BgT = part.gradients_BCKTg[some, c, 0].mT
-                    torch.bmm(rows_BgT, inputs_BTw, out=into[some, c])
+                    torch.bmm(part.gradients_BCKTg[some, c, 0].mT, inputs_BTw, out=into[some, c])
                 del inputs_BTw  # freed before the next ones are made
         return target_BCgw.flatten(2)

@@ -48,15 +48,13 @@ class TokenGradients(Factored):
 
     def gradient(self, role: Role) -> Tensor:
         """Return the gradients by the table, (B, C, V·g)."""
-        B, C, _, _, g = self.gradients_BCKTg.shape
-        target = self.gradients_BCKTg.new_zeros(B, C, self._rows * g)
-        self.add(role, target)
+        target = self.gradients_BCKTg.new_empty(*self.gradients_BCKTg.shape[:2], self.numbers(role))
+        self.write(role, target)
         return target
 
     def write(self, role: Role, target_BCp: Tensor) -> None:
         """Write the gradients by the table to a tensor."""
-        target_BCp.zero_()
-        self.add(role, target_BCp)
+        self.add(role, target_BCp.zero_())
 
     def add(self, role: Role, target_BCp: Tensor) -> None:
         """Add the gradients by the table to a tensor."""
@@ -135,10 +133,8 @@ class TokenGradients(Factored):
     def pull(self, vectors_BCM: Tensor) -> Tensor:
         """Return Jᵀv, (M, V, g)."""
         found = []
-        for m in range(vectors_BCM.shape[2]):
-            weighed = torch.einsum(
-                "bctg,bc->btg", self.gradients_BCKTg[:, :, 0], vectors_BCM[..., m]
-            )
+        for vectors_BC in vectors_BCM.unbind(2):
+            weighed = torch.einsum("bctg,bc->btg", self.gradients_BCKTg[:, :, 0], vectors_BC)
             table = weighed.new_zeros(self._rows, weighed.shape[2])
             found.append(table.index_add_(0, self.tokens_BT.flatten(), weighed.flatten(0, 1)))
         return torch.stack(found)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from distillens.errors import KernelError
 from distillens.kernel.assembly.block import PAIR_NUMBERS
 from distillens.kernel.assembly.block_maker import BlockMaker
-from distillens.kernel.factors.cost import Speed
-from distillens.kernel.planning.pass_memory import PassMemory
+from distillens.kernel.factors.factor import output_pairs
+from distillens.kernel.factors.streamed import streamed_scratch
+from distillens.kernel.tracing.memory import PassMemory
 
 _FUNC_FACTOR = 8
 """How many times as many numbers a pass of torch.func holds: its operations are slow to start."""
@@ -88,11 +87,6 @@ class Job:
         free = max(0, self.budget - self.gram_bytes)
         return self.budget - min(_ALLOCATOR_BYTES, free // 8)
 
-    def fits_single_tile(self, examples: int) -> bool:
-        """Return whether a single tile of at most this number of examples may hold the Gram."""
-        alone = self.shares == 1 and self.gram_bytes > 0
-        return alone and self.symmetric and self.rows <= examples
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Job):
@@ -153,23 +147,8 @@ def forward_size(maker: BlockMaker, memory: PassMemory, budget: int) -> int:
     return max(1, room // memory.each)
 
 
-def _pass_sizes(maker: BlockMaker, memory: PassMemory, budget: int) -> tuple[int, int]:
-    """Return how many examples are in a pass, and how many passes run in parallel."""
-    several = maker.parallel_passes
-    each = (budget - (several - 1) * _THREAD_BYTES) // several
-    if several == 1 or each < memory.fixed + memory.each:
-        return forward_size(maker, memory, budget), 1
-    return forward_size(maker, memory, each), several
-
-
 def make_plan(
-    maker: BlockMaker,
-    sample: Tensor,
-    job: Job,
-    speed: Speed,
-    kept: Sizes | None = None,
-    *,
-    timed: bool = False,
+    maker: BlockMaker, job: Job, kept: Sizes | None = None, *, timed: bool = False
 ) -> Plan:
     """Return the fastest plan of a Gram that fits its budget.
 
@@ -177,12 +156,8 @@ def make_plan(
     ----------
     maker
         Makes the gradients of all outputs.
-    sample
-        Some examples, with which a pass is measured and timed.
     job
         The Gram.
-    speed
-        Speed of this machine.
     kept
         Sizes of a computation that is resumed; they are not changed.
     timed
@@ -195,10 +170,10 @@ def make_plan(
     """
     plans: list[tuple[BlockMaker, Plan]] = []
     least = 0
-    outputs = _outputs_at_once(maker, sample, job) if kept is None else kept.outputs
+    outputs = _outputs_at_once(maker, job) if kept is None else kept.outputs
     while True:
         some = maker.some(0, outputs)
-        memory = _MemoryModel(some, job, some.pass_memory(sample, job.counted))
+        memory = _MemoryModel(some, job, some.pass_memory(job.counted))
         least = memory.taken(kept) if kept else memory.least
         sizes = kept or (memory.sizes() if least <= job.budget else None)
         if sizes is not None and memory.taken(sizes) <= job.budget:
@@ -209,7 +184,7 @@ def make_plan(
         outputs = -(-outputs // 2)
     if not plans:
         some = maker.some(0, outputs)
-        largest = [p for p in maker.plans if 2 * p.choice.cost.held > maker.held]
+        largest = [p for p in maker.uses.each if 2 * p.choice.cost.held > maker.held]
         names = " and ".join(largest[0].site.names.values()) if largest else ""
         what = "the tiles of the computation to resume" if kept else "panels and tiles of one"
         raise KernelError(
@@ -220,30 +195,26 @@ def make_plan(
         )
     if len(plans) == 1 and not timed:
         return plans[0][1]
-    seconds = [_seconds(maker, some, sample, job, plan.sizes, speed) for some, plan in plans]
-    best = min(range(len(plans)), key=seconds.__getitem__)
-    return replace(plans[best][1], seconds=seconds[best])
+    each = [replace(plan, seconds=_seconds(maker, some, plan)) for some, plan in plans]
+    return min(each, key=lambda plan: plan.seconds or 0.0)
 
 
-def plan_single_tile(
-    maker: BlockMaker, sample: Tensor, job: Job, speed: Speed, *, timed: bool = False
-) -> Plan | None:
+def plan_single_tile(maker: BlockMaker, job: Job, *, timed: bool = False) -> Plan | None:
     """Return the plan of a symmetric Gram in a single tile; None if that does not fit.
 
     The maker's gradients may be streamed. For the parameters see `make_plan`.
     """
-    if _outputs_at_once(maker, sample, job) < maker.outputs:
+    if _outputs_at_once(maker, job) < maker.outputs:
         return None
-    memory = _MemoryModel(maker, job, maker.pass_memory(sample, job.counted))
+    memory = _MemoryModel(maker, job, maker.pass_memory(job.counted))
     sizes = memory.single_tile()
     if memory.taken(sizes) > job.budget:
         return None
     plan = _plan(maker, maker, job, sizes, memory.taken(sizes))
-    seconds = _seconds(maker, maker, sample, job, sizes, speed) if timed else None
-    return replace(plan, seconds=seconds)
+    return replace(plan, seconds=_seconds(maker, maker, plan)) if timed else plan
 
 
-def _outputs_at_once(maker: BlockMaker, sample: Tensor, job: Job) -> int:
+def _outputs_at_once(maker: BlockMaker, job: Job) -> int:
     """Return how many outputs a plan starts with: all, unless measuring all might not fit.
 
     Raises
@@ -264,7 +235,7 @@ def _outputs_at_once(maker: BlockMaker, sample: Tensor, job: Job) -> int:
     one = maker.some(0, 1)
     # C outputs take at most C times the memory of one; half of the memory is for examples.
     alone = replace(job, setup_bytes=0, gram_bytes=0)
-    each = _MemoryModel(one, alone, one.pass_memory(sample, job.counted)).least
+    each = _MemoryModel(one, alone, one.pass_memory(job.counted)).least
     return max(1, min(maker.outputs, free // (2 * each)))
 
 
@@ -277,10 +248,10 @@ class _MemoryModel:
         self._held = max(1, maker.held * self._item)
         # Tiles of "full" are products of all pairs of outputs, others of one output at a time.
         self._joint = maker.outputs**2 if maker.purpose.pairing == "full" else 1
-        pairs = maker.outputs ** (2 if maker.purpose.pairing == "full" else 1)
         # The float64 sum, the tile and its transpose.
+        pairs = output_pairs(maker.outputs, maker.purpose.pairing)
         self._pair = pairs * (8 + 2 * self._item) + self._item
-        self._smallest = Sizes(1, 1, 1, maker.outputs, maker.pair_numbers)
+        self._smallest = Sizes(1, 1, 1, maker.outputs, maker.uses.pair_numbers)
 
     @property
     def least(self) -> int:
@@ -327,18 +298,24 @@ class _MemoryModel:
         """Return the sizes for tiles of a size and a panel of one row."""
         free = self._job.usable - self._job.gram_bytes
         maker = self._maker
-        forward, parallel = _pass_sizes(maker, self._pass, free // 4)
+        parallel, budget = maker.parallel_passes, free // 4
+        each = (budget - (parallel - 1) * _THREAD_BYTES) // parallel
+        if each < self._pass.fixed + self._pass.each:
+            parallel, each = 1, budget
+        forward = forward_size(maker, self._pass, each)
         # Each thread gets the same number of passes of the same size.
         passes = math.ceil(tile / forward / parallel) * parallel
         forward = math.ceil(tile / passes)
-        numbers = maker.pair_numbers * tile
+        numbers = maker.uses.pair_numbers * tile
         wanted = min(PAIR_NUMBERS, free // (8 * self._item), numbers * tile)
         return Sizes(1, tile, forward, maker.outputs, max(numbers, wanted), parallel)
 
     def _work(self, sizes: Sizes) -> int:
         """Return the bytes of making gradients or of contracting them, whichever is more."""
-        maker = self._maker
-        largest = maker.largest_factored * self._item
+        maker, uses = self._maker, self._maker.uses
+        choices = [plan.choice for plan in uses.each]
+        factored = (int(each.cost.held) for each in choices if each.strategy == "factored")
+        largest = max(factored, default=0) * self._item
         one_pass = self._pass.fixed + sizes.forward * self._pass.each
         parallel = sizes.parallel_passes
         # The parts of one use exist twice when they are joined.
@@ -347,31 +324,27 @@ class _MemoryModel:
         pieces = maker.limits.pieces_at_once(numbers, maker.on_accelerator)
         pieces = min(pieces, -(-max(1, maker.materialised) // maker.limits.piece))
         contracting = sizes.tile**2 * self._pair + pieces * numbers * self._item
-        contracting += maker.streamed_scratch(sizes.tile) * self._item
-        if maker.pair_numbers:
+        contracting += streamed_scratch(uses.streamed, sizes.tile) * self._item
+        if uses.pair_numbers:
             # Both sides may be copied to change the order of their axes.
             contracting += sizes.pair_numbers * self._item + 2 * sizes.tile * largest
         return max(making, contracting)
 
 
 def _plan(maker: BlockMaker, some: BlockMaker, job: Job, sizes: Sizes, memory: int) -> Plan:
-    layers = _layers(some)
+    if some.purpose.jacobians:
+        layers = (Layer(("all parameters",), "jacobian", some.held),)
+    else:
+        layers = tuple(
+            Layer(tuple(use.site.names.values()), use.choice.strategy, int(use.choice.cost.held))
+            for use in some.uses.each
+        )
     return Plan(**vars(job), outputs=maker.outputs, sizes=sizes, memory=memory, layers=layers)
 
 
-def _layers(maker: BlockMaker) -> tuple[Layer, ...]:
-    if maker.purpose.jacobians:
-        return (Layer(("all parameters",), "jacobian", maker.held),)
-    return tuple(
-        Layer(tuple(plan.site.names.values()), plan.choice.strategy, int(plan.choice.cost.held))
-        for plan in maker.plans
-    )
-
-
-def _seconds(
-    maker: BlockMaker, some: BlockMaker, sample: Tensor, job: Job, sizes: Sizes, speed: Speed
-) -> float:
+def _seconds(maker: BlockMaker, some: BlockMaker, plan: Plan) -> float:
     """Return the time of making gradients, by timing a pass, and of contracting them, by the speed."""
+    job, sizes, speed = plan, plan.sizes, maker.purpose.speed
     starts = range(0, job.rows, sizes.panel)
     if job.symmetric:
         made = sum(job.rows - start for start in starts)
@@ -381,15 +354,15 @@ def _seconds(
         made = job.rows + len(starts) * job.columns
         pairs = job.rows * job.columns
     many = min(sizes.forward, _TIMED)
-    one_pass, several = (some.timed(sample, n) for n in (1, many))
+    one_pass, several = (some.timed(n) for n in (1, many))
     each = max(several - one_pass, 0.0) / (many - 1) if many > 1 else 0.0
     making = made * each + made / sizes.forward * max(one_pass - each, 0.0)
     # Streamed gradients are formed when they are contracted, each once.
-    choices = [plan.choice for plan in some.plans]
+    choices = [use.choice for use in some.uses.each]
     streamed = (each.cost for each in choices if each.strategy == "streamed")
     making += job.rows * sum(speed.forming_seconds(cost) for cost in streamed)
     contracting = sum(speed.pair_seconds(each.cost) for each in choices)
-    numbers = some.outputs ** (2 if some.purpose.pairing == "full" else 1)
+    numbers = output_pairs(some.outputs, some.purpose.pairing)
     # Each piece is added to the sum; each tile is halved, checked and written to two places.
     moved = numbers * (3 * -(-some.materialised // maker.limits.piece) + 8) / speed.moved
     groups = maker.outputs / some.outputs

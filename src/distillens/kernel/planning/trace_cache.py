@@ -27,9 +27,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from distillens.kernel.planning.pass_memory import PassMemory
-from distillens.kernel.planning.use_plans import UsePlans
+from distillens.kernel.planning.cost_model import UsePlans
 from distillens.kernel.tracing.coverage import Coverage
+from distillens.kernel.tracing.memory import PassMemory
 
 _MOST_SIGNATURES = 8
 """Signatures that are kept for a model; the oldest is dropped first."""
@@ -53,23 +53,16 @@ class CachedTrace:
 _traces: WeakKeyDictionary[nn.Module, dict[Hashable, CachedTrace]] = WeakKeyDictionary()
 
 
-def cached_trace(model: nn.Module | None, signature: Hashable) -> CachedTrace | None:
-    """Return the cached trace of a model, if there is one."""
-    return None if model is None else _traces.get(model, {}).get(signature)
+def traces_of(model: nn.Module | None) -> dict[Hashable, CachedTrace]:
+    """Return the cached traces of a model by signature, which the caller may change."""
+    return {} if model is None else _traces.setdefault(model, {})
 
 
-def forget_traces(model: nn.Module | None) -> None:
-    """Drop the cached traces of a model."""
-    if model is not None:
-        _traces.pop(model, None)
-
-
-def cache_trace(model: nn.Module | None, signature: Hashable, found: CachedTrace) -> None:
-    """Keep a trace of a model as long as the model exists."""
-    if model is None:
-        return
-    kept = _traces.setdefault(model, {})
-    kept.pop(signature, None)
-    kept[signature] = found
-    while len(kept) > _MOST_SIGNATURES:
-        del kept[next(iter(kept))]
+def cache_trace(
+    traces: dict[Hashable, CachedTrace], signature: Hashable, found: CachedTrace
+) -> None:
+    """Keep a trace among those of a model."""
+    traces.pop(signature, None)
+    traces[signature] = found
+    while len(traces) > _MOST_SIGNATURES:
+        del traces[next(iter(traces))]

@@ -29,9 +29,9 @@ class Attention(Rewriting):
         None for learned or added keys, for active dropout, for unbatched inputs, and for masks whose
         shapes the function itself has to validate.
         """
-        given = {
-            name: each.default for name, each in signature(self.functions[0]).parameters.items()
-        } | arguments
+        bound = signature(self.functions[0]).bind(**arguments)
+        bound.apply_defaults()
+        given = bound.arguments
         added = ("bias_k", "bias_v", "static_k", "static_v")
         if any(given[name] is not None for name in added) or given["add_zero_attn"]:
             return None
@@ -82,17 +82,16 @@ def _projected(
     if not given["use_separate_proj_weight"]:
         # Each distinct input goes through the whole weight: a slice of a weight is another tensor,
         # whose use would not be recorded as a use of the weight.
+        distinct = {id(input): input for input in each}
         thirds = {
-            id(input): functional.linear(input, weight, bias).chunk(3, dim=2)
-            for input in _distinct(each)
+            key: functional.linear(input, weight, bias).chunk(3, dim=2)
+            for key, input in distinct.items()
         }
         q, k, v = (thirds[id(input)][i] for i, input in enumerate(each))
         return q, k, v
     q, k, v = (
-        functional.linear(input, given[name])
-        for input, name in zip(
-            each, ("q_proj_weight", "k_proj_weight", "v_proj_weight"), strict=True
-        )
+        functional.linear(input, given[f"{which}_proj_weight"])
+        for input, which in zip(each, "qkv", strict=True)
     )
     if bias is None:
         return q, k, v
@@ -102,10 +101,6 @@ def _projected(
     of_key = functional.linear(key[..., :0], nothing, bias)
     b_q, (_, b_k, b_v) = of_query.chunk(3, dim=2)[0], of_key.chunk(3, dim=2)
     return q + b_q, k + b_k, v + b_v
-
-
-def _distinct(tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _mask(

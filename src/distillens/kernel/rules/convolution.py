@@ -20,7 +20,7 @@ from distillens.kernel.factors.cost import Cost, Operation, Work
 from distillens.kernel.factors.factor import Factor, Pairing, Role
 from distillens.kernel.factors.factored import compact
 from distillens.kernel.factors.outer_products import OuterProducts
-from distillens.kernel.rules.rule import Call, Rule
+from distillens.kernel.rules.rule import Call, Rule, weight_and_bias
 
 _NARROW, _WIDE = 16, 128
 """Output channels of a group at which the speeds of forming gradients are measured; for other numbers
@@ -66,21 +66,20 @@ def _benchmark(
     return float(target.numel() * positions), work
 
 
-_TYPICAL = {
-    "patched": {"cpu": 1e10, "cuda": 4e12},
-    "thinly_patched": {"cpu": 6e9, "cuda": 2e12},
-    "convolved": {"cpu": 8e9, "cuda": 5e11},
-    "thinly_convolved": {"cpu": 1e10, "cuda": 5e11},
-}
-"""Measured on a CPU; the numbers for GPUs are estimates from data sheets."""
 OPERATIONS = tuple(
     Operation(
         name,
         typical,
         partial(_benchmark, _NARROW if "thinly" in name else _WIDE, "convolved" in name),
     )
-    for name, typical in _TYPICAL.items()
+    for name, typical in {
+        "patched": {"cpu": 1e10, "cuda": 4e12},
+        "thinly_patched": {"cpu": 6e9, "cuda": 2e12},
+        "convolved": {"cpu": 8e9, "cuda": 5e11},
+        "thinly_convolved": {"cpu": 1e10, "cuda": 5e11},
+    }.items()
 )
+"""Typical speeds were measured on a CPU; the numbers for GPUs are estimates from data sheets."""
 
 
 class Convolution(Rule):
@@ -114,10 +113,7 @@ class Convolution(Rule):
             dilation=dilation,
             groups=arguments.get("groups", 1),
         )
-        parameters: dict[Role, Tensor] = {"weight": weight}
-        if arguments.get("bias") is not None:
-            parameters["bias"] = arguments["bias"]
-        return Call(parameters, arguments["input"], window)
+        return Call(weight_and_bias(arguments), arguments["input"], window)
 
     def factor(
         self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]
@@ -237,17 +233,13 @@ class ConvolutionGradients(OuterProducts):
         K, g = self.gradients_BCKTg.shape[2], self.gradients_BCKTg.shape[4]
         places = _places(window, self._images.shape[2:])
         # The type stubs of conv2d_weight accept one number for both axes only.
-        each_axis: Any = {
-            "stride": window.stride,
-            "padding": padding,
-            "dilation": window.dilation,
-        }
+        each_axis: Any = (window.stride, padding, window.dilation)
         weights = conv2d_weight(
             images.reshape(1, B * channels, *images.shape[2:]),
             (B * K * g, channels // K, *window.kernel),
             self.gradients_BCKTg.mT.reshape(1, B * K * g, *places),
+            *each_axis,
             groups=B * K,
-            **each_axis,
         )
         target_BCp.copy_(weights.view(B, 1, -1))
 
@@ -264,17 +256,13 @@ def _patches(images_BcHW: Tensor, window: Window) -> Tensor:
     places = _places(window, images_BcHW.shape[2:])
     images_BcHW = functional.pad(images_BcHW, window.padding).contiguous()
     B, channels = images_BcHW.shape[:2]
-    example, channel, down, across = images_BcHW.stride()
+    example, channel, *steps = images_BcHW.stride()
+    inside, between = (
+        [step * size for step, size in zip(steps, sizes, strict=True)]
+        for sizes in (window.dilation, window.stride)
+    )
     view = images_BcHW.as_strided(
-        (B, channels, *window.kernel, *places),
-        (
-            example,
-            channel,
-            down * window.dilation[0],
-            across * window.dilation[1],
-            down * window.stride[0],
-            across * window.stride[1],
-        ),
+        (B, channels, *window.kernel, *places), (example, channel, *inside, *between)
     )
     return view.reshape(B, window.groups, -1, places[0] * places[1]).mT
 
@@ -282,16 +270,12 @@ def _patches(images_BcHW: Tensor, window: Window) -> Tensor:
 def _places(window: Window, sides: Sequence[int]) -> list[int]:
     """Return how many positions the kernel has along each axis of an image."""
     left, right, top, bottom = window.padding
+    padded = sides[0] + top + bottom, sides[1] + left + right
     return [
-        (side + around - step * (size - 1) - 1) // stride + 1
-        for side, around, step, size, stride in zip(
-            sides,
-            (top + bottom, left + right),
-            window.dilation,
-            window.kernel,
-            window.stride,
-            strict=True,
-        )
+        (padded[axis] - window.dilation[axis] * (window.kernel[axis] - 1) - 1)
+        // window.stride[axis]
+        + 1
+        for axis in (0, 1)
     ]
 
 

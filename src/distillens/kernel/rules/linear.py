@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from distillens.kernel.factors.factor import Factor, Role
 from distillens.kernel.factors.outer_products import OuterProducts
-from distillens.kernel.rules.rule import Call, Rule
+from distillens.kernel.rules.rule import Call, Rule, weight_and_bias
 
 
 class Linear(Rule):
@@ -23,10 +23,7 @@ class Linear(Rule):
         """Return the call; None for a weight of one axis, whose outputs have no feature axis."""
         if arguments["weight"].ndim != 2:
             return None
-        parameters: dict[Role, Tensor] = {"weight": arguments["weight"]}
-        if arguments.get("bias") is not None:
-            parameters["bias"] = arguments["bias"]
-        return Call(parameters, arguments["input"])
+        return Call(weight_and_bias(arguments), arguments["input"])
 
     def factor(
         self, call: Call, inputs_B: Tensor, gradients_BC: Tensor, roles: tuple[Role, ...]

@@ -6,7 +6,6 @@ Their weight multiplies the normalised input x̂ and their bias is added to it, 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -16,17 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillens.kernel.factors.factor import Factor, Materialised, Role
-from distillens.kernel.rules.rule import Call, Rule
+from distillens.kernel.rules.rule import Call, Rule, weight_and_bias
 
 
 class _Normalisation(Rule):
+    by_channel = False
+    """Whether the weight has one number for each channel, the first axis after the examples; otherwise
+    it covers the last axes."""
+
     def read(self, arguments: dict[str, Any]) -> Call | None:
         """Return the call; None if it has neither weight nor bias."""
-        roles: tuple[Role, ...] = ("weight", "bias")
-        parameters: dict[Role, Tensor] = {
-            role: arguments[role] for role in roles if arguments.get(role) is not None
-        }
-        normalised = self.normalised(arguments)
+        parameters, normalised = weight_and_bias(arguments), self.normalised(arguments)
         if normalised is None or not parameters:
             return None
         return Call(parameters, arguments["input"], normalised)
@@ -46,7 +45,11 @@ class _Normalisation(Rule):
             if several:
                 # Each example holds several samples that are normalised.
                 products = products.sum(dim=2)
-            made[role] = self.summed(products, size)
+            B, C = products.shape[:2]
+            if self.by_channel:
+                made[role] = products.reshape(B, C, size, -1).sum(dim=3)
+            else:
+                made[role] = products.reshape(B, C, -1, size).sum(dim=2)
         return Materialised(made)
 
     def normalised(self, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
@@ -54,38 +57,15 @@ class _Normalisation(Rule):
 
         By default it is the function itself without weight and bias.
         """
-        settings = {
-            name: each
-            for name, each in arguments.items()
-            if name not in ("input", "weight", "bias")
-        }
+        mine = ("input", "weight", "bias")
+        settings = {name: each for name, each in arguments.items() if name not in mine}
         return partial(self.functions[0], **settings)
 
-    @abstractmethod
-    def summed(self, products_BC: Tensor, size: int) -> Tensor:
-        """Sum (B, C, …) over positions to (B, C, size)."""
 
-
-class _ByChannel(_Normalisation):
-    """The weight has one number for each channel, the first axis after the examples."""
-
-    def summed(self, products_BC: Tensor, size: int) -> Tensor:
-        """Sum over all axes after the channels."""
-        return products_BC.flatten(3).sum(dim=3) if products_BC.ndim > 3 else products_BC
-
-
-class _ByFeature(_Normalisation):
-    """The weight covers the last axes."""
-
-    def summed(self, products_BC: Tensor, size: int) -> Tensor:
-        """Sum over the axes between the examples and the normalised ones."""
-        B, C = products_BC.shape[:2]
-        return products_BC.reshape(B, C, -1, size).sum(dim=2)
-
-
-class BatchNorm(_ByChannel):
+class BatchNorm(_Normalisation):
     """BatchNorm with running statistics; with batch statistics no kernel is defined."""
 
+    by_channel = True
     functions = (functional.batch_norm,)
     positional = tuple(signature(functional.batch_norm).parameters)
 
@@ -103,21 +83,22 @@ class BatchNorm(_ByChannel):
         return of
 
 
-class GroupNorm(_ByChannel):
+class GroupNorm(_Normalisation):
     """GroupNorm: statistics of each example's groups of channels."""
 
+    by_channel = True
     functions = (functional.group_norm,)
     positional = tuple(signature(functional.group_norm).parameters)
 
 
-class LayerNorm(_ByFeature):
+class LayerNorm(_Normalisation):
     """LayerNorm: statistics of the last axes."""
 
     functions = (functional.layer_norm,)
     positional = tuple(signature(functional.layer_norm).parameters)
 
 
-class RMSNorm(_ByFeature):
+class RMSNorm(_Normalisation):
     """RMSNorm: the root mean square of the last axes."""
 
     functions = (functional.rms_norm,)

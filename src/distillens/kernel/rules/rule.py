@@ -23,6 +23,12 @@ class Call:
     """Whatever else `Rule.factor` needs to know about the call."""
 
 
+def weight_and_bias(arguments: dict[str, Any]) -> dict[Role, Tensor]:
+    """Return the weight and the bias among a call's arguments, if they are given."""
+    roles: tuple[Role, ...] = ("weight", "bias")
+    return {role: arguments[role] for role in roles if arguments.get(role) is not None}
+
+
 class _Handler(ABC):
     """Handles the calls of some torch functions."""
 

@@ -44,13 +44,12 @@ class Coverage:
 
     def covered_sites(self) -> list[UseSite]:
         """Return the sites that use covered parameters, with the names of these only."""
-        kept = []
-        for site in self.sites:
-            names = site.names if site else {}
-            names = {role: name for role, name in names.items() if name in self.covered}
-            if site and names:
-                kept.append(replace(site, names=names))
-        return kept
+        kept = [
+            replace(site, names={r: name for r, name in site.names.items() if name in self.covered})
+            for site in self.sites
+            if site
+        ]
+        return [site for site in kept if site.names]
 
 
 def find_coverage(
@@ -114,9 +113,10 @@ def still_covers(
     """
     trial = _Trial(network, parameters, inputs)
     outputs_BO, uses = trial.run(repeated_uses(coverage.sites))
-    known = [(site.rule, site.names) if site else None for site in coverage.sites]
-    made = [(use.rule, use.names) for use in uses]
-    if len(made) != len(known) or any(k not in (None, m) for k, m in zip(known, made, strict=True)):
+    if len(uses) != len(coverage.sites):
+        return False
+    pairs = zip(coverage.sites, uses, strict=True)
+    if any(site and (site.rule, site.names) != (use.rule, use.names) for site, use in pairs):
         return False
     reference = _Reference(trial, _random_direction(outputs_BO), count=1)
     with torch.no_grad():
@@ -145,6 +145,8 @@ class _Trial:
         self.weights = {name: weight for name, weight in named if name in parameters}
         self.examples = _perturbed(inputs)
 
+        self._real = {name: each for name, each in self.weights.items() if not each.is_complex()}
+
     def run(
         self, repeated: frozenset[int] = frozenset(), count: int = EXAMPLES
     ) -> tuple[Tensor, list[Use]]:
@@ -152,8 +154,7 @@ class _Trial:
 
         Rules do not cover complex parameters.
         """
-        real = {name: each for name, each in self.weights.items() if not each.is_complex()}
-        return Tracer(self.network, real, repeated).run(self.examples[:count])
+        return Tracer(self.network, self._real, repeated).run(self.examples[:count])
 
 
 class _Reference:
@@ -287,9 +288,9 @@ def _agrees(
 
 def _candidates(use: Use, fewer: Use, repeated: bool) -> list[UseSite]:
     """Return the sites with layouts that fit the shapes for three and for two examples."""
-    of_inputs: list[Layout | None] = [*_layouts(use.call.inputs.shape, fewer.call.inputs.shape)]
-    if repeated and use.call.inputs.shape == fewer.call.inputs.shape:
-        of_inputs = [None]
+    shapes = use.call.inputs.shape, fewer.call.inputs.shape
+    shared = repeated and shapes[0] == shapes[1]
+    of_inputs: list[Layout | None] = [None] if shared else [*_layouts(*shapes)]
     return [
         UseSite(use.rule, use.names, inputs, output, repeated)
         for inputs in of_inputs
@@ -306,32 +307,31 @@ def _layouts(shape: torch.Size, fewer: torch.Size) -> list[Layout]:
     inner = shape[axis] - fewer[axis]
     if inner <= 0 or shape[axis] != EXAMPLES * inner:
         return []
-    if inner == 1:
-        return [Layout(axis)]
-    return [Layout(axis, inner), Layout(axis, inner, minor=True)]
+    return [Layout(axis, inner, minor) for minor in ((False,) if inner == 1 else (False, True))]
 
 
 def unlike_examples(inputs: Tensor) -> Tensor:
     """Return the first example and two at a distance from it that is comparable to its norm."""
     first = inputs[:1]
     if not (first.is_floating_point() or first.is_complex()):
-        return _perturbed(inputs)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(2, *first.shape[1:], generator=generator, dtype=first.dtype)
-    size = first.abs().mean() + 1e-3
-    return torch.cat([first, first + size * noise.to(first.device)])
+        return some_examples(inputs, EXAMPLES)
+    noise = _noise(2, first)
+    return torch.cat([first, first + (first.abs().mean() + 1e-3) * noise])
 
 
 def _perturbed(inputs: Tensor) -> Tensor:
     """Return three examples with a little noise: equal examples would hide that they are mixed up."""
     chosen = some_examples(inputs, EXAMPLES)
     if not (chosen.is_floating_point() or chosen.is_complex()):
-        return chosen.clone()
-    kind = torch.complex128 if chosen.is_complex() else torch.float64
+        return chosen
+    chosen = chosen.to(torch.complex128 if chosen.is_complex() else torch.float64)
+    return chosen + 1e-2 * _noise(EXAMPLES, chosen) * (chosen.std() + 1e-3)
+
+
+def _noise(examples: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(chosen.shape, generator=generator, dtype=kind).to(chosen.device)
-    chosen = chosen.to(kind)
-    return chosen + 1e-2 * noise * (chosen.std() + 1e-3)
+    shape = (examples, *like.shape[1:])
+    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def near(found: Tensor, wanted: Tensor, tolerance: float = _TOLERANCE) -> bool:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from distillens.errors import KernelError, nearest
-from distillens.kernel.factors.factor import Pairing
 
 OutputForm = Literal["sum", "class-diagonal", "trace", "full"]
 Outputs = int | tuple[int, int] | OutputForm
@@ -79,19 +78,14 @@ def checked_outputs(outputs: Any) -> Outputs:
         if not isinstance(outputs, (tuple, list)):
             return index(outputs)
         first, second = (index(each) for each in outputs)
+        if first != second:
+            return first, second
     except (TypeError, ValueError):
-        first = second = None
-    if first is None or second is None or first == second:
-        raise KernelError(
-            f"outputs are {outputs!r}; give one logit, two for their difference, or one of "
-            f"{', '.join(get_args(OutputForm))}"
-        )
-    return first, second
-
-
-def pairing_of(outputs: Outputs) -> Pairing:
-    """Return which pairs of outputs are contracted."""
-    return "full" if outputs == "full" else "diagonal"
+        pass
+    raise KernelError(
+        f"outputs are {outputs!r}; give one logit, two for their difference, or one of "
+        f"{', '.join(get_args(OutputForm))}"
+    )
 
 
 def directions(
@@ -107,13 +101,12 @@ def directions(
     outputs = checked_outputs(outputs)
     if isinstance(outputs, str):
         return Directions("sum" if outputs == "sum" else "outputs", 0, count, dtype, device)
-    chosen = (outputs,) if isinstance(outputs, int) else outputs
-    for number in chosen:
+    for number in (outputs,) if isinstance(outputs, int) else outputs:
         if not 0 <= number < count:
             raise KernelError(f"no output {number}; the model has outputs 0 to {count - 1}")
-    if len(chosen) == 1:
-        return Directions("outputs", chosen[0], chosen[0] + 1, dtype, device)
-    return Directions("difference", chosen[0], chosen[1], dtype, device)
+    if isinstance(outputs, int):
+        return Directions("outputs", outputs, outputs + 1, dtype, device)
+    return Directions("difference", *outputs, dtype, device)
 
 
 def gram_shape(outputs: Outputs, count: int, rows: int, columns: int) -> tuple[int, ...]:

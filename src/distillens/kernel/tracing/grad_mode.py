@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import wraps
 from inspect import signature
 from typing import ParamSpec, TypeVar
@@ -19,8 +19,6 @@ from torch import Tensor
 from distillens.errors import KernelError
 from distillens.forward.device_errors import free_host_memory, translate
 from distillens.kernel.tracing.precision import full_products, own_precision
-
-_COMPILER = "torch._dynamo"
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -34,8 +32,14 @@ def differentiating(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(function)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        modes = torch.inference_mode(mode=False), torch.enable_grad(), own_precision()
-        with modes[0], modes[1], modes[2], full_products(), _eager():
+        with ExitStack() as modes:
+            for mode in (torch.inference_mode(mode=False), torch.enable_grad(), own_precision()):
+                modes.enter_context(mode)
+            modes.enter_context(full_products())
+            if "torch._dynamo" in sys.modules:
+                # Compiled parts of a network run eagerly, so that rules see their calls. Importing the
+                # compiler takes seconds, and is not needed if nothing was compiled.
+                modes.enter_context(torch.compiler.set_stance("force_eager"))
             try:
                 return function(*args, **kwargs)
             except (RuntimeError, MemoryError) as error:
@@ -66,14 +70,3 @@ def _advice(error: BaseException) -> str:
         f"give max_memory={int(free // 2)} (bytes, half of what is free now), with which fewer examples "
         "go through at a time, or fewer examples"
     )
-
-
-def _eager() -> AbstractContextManager[object]:
-    """Run compiled parts of a network eagerly, so that rules see their calls."""
-    # Importing the compiler takes seconds, and is not needed if nothing was compiled.
-    return torch.compiler.set_stance("force_eager") if _COMPILER in sys.modules else nullcontext()
-
-
-def usable(inputs: Tensor) -> Tensor:
-    """Return inputs without a graph; inference tensors are copied, since autograd cannot save them."""
-    return inputs.clone() if inputs.is_inference() else inputs.detach()

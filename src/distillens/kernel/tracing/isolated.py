@@ -148,13 +148,6 @@ def _graph(tensor: Tensor) -> Iterator[Any]:
         left.extend(following for following, _ in node.next_functions)
 
 
-def call_with_weights(network: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return a network's outputs with the given weights in place of its own."""
-    if isinstance(network, IsolatedNetwork):
-        return network.with_weights(weights, inputs)
-    return functional_call(network, dict(weights), (inputs,))
-
-
 def logits_of(result: Any, examples: int) -> Tensor:
     """Return the logits (B, O) among what a network returned for a number of examples.
 
@@ -166,19 +159,18 @@ def logits_of(result: Any, examples: int) -> Tensor:
     KernelError
         There are no logits, several tensors could be the logits, or the logits are complex.
     """
-    found = result
-    held = getattr(result, "logits", None)
+    found = getattr(result, "logits", None)
     if isinstance(result, Mapping) and "logits" in result:
         found = result["logits"]
-    elif held is not None:
-        found = held
-    elif isinstance(result, (tuple, list)):
+    elif found is None:
+        found = result
+    if found is result and isinstance(result, (tuple, list)):
         candidates = [each for each in result if _flat(each, examples) is not None]
         found = candidates[0] if len(candidates) == 1 else result
     logits = _flat(found, examples)
     if logits is None:
         raise KernelError(
-            f"for {_examples(examples)} the model returns {_described(found)}; a kernel needs "
+            f"for {counted(examples)} the model returns {_described(found)}; a kernel needs "
             f"logits of shape ({examples}, C): wrap the model in one that returns them"
         )
     if logits.is_complex():
@@ -213,7 +205,8 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _examples(count: int) -> str:
+def counted(count: int) -> str:
+    """Return a number of examples in words."""
     return "one example" if count == 1 else f"{count} examples"
 
 
@@ -239,21 +232,16 @@ class _BorrowedState:
             for place, own in ((vars(module), True), (module._buffers, False)):
                 held = _own_attributes(module) if own else dict(place)
                 borrowed = {name: self._borrowed(each) for name, each in held.items()}
-                contents = {name: _contents(each) for name, each in borrowed.items()}
                 place.update(borrowed)
-                self._places.append((place, own, held, borrowed, contents))
+                # The borrowed values are kept, so that no other object gets the identity of one.
+                self._places.append((place, own, held, borrowed, _identities(borrowed)))
 
     def restore(self) -> bool:
         """Restore the modules' own state; return whether the call changed its copy."""
         changed = any(tensor._version > 0 for tensor in self._copies.values())
-        for place, own, held, borrowed, contents in self._places:
+        for place, own, held, _, identities in self._places:
             now = {n: each for n, each in place.items() if not own or n not in _TORCH_NAMES}
-            changed = (
-                changed
-                or now.keys() != borrowed.keys()
-                or any(now[name] is not each for name, each in borrowed.items())
-                or any(_contents(now[name]) != each for name, each in contents.items())
-            )
+            changed = changed or _identities(now) != identities
             for name in now.keys() - held.keys():
                 del place[name]
             place.update(held)
@@ -271,8 +259,12 @@ class _BorrowedState:
         return value
 
 
-def _contents(value: Any) -> Any:
-    """Return a value that changes with a container; None for other values."""
-    if isinstance(value, dict):
-        return [(id(key), id(each)) for key, each in value.items()]
-    return [id(each) for each in value] if isinstance(value, (list, set, deque)) else None
+def _identities(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a value that changes if one of the values is replaced, or a container's contents change."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, dict):
+            return [(id(key), id(each)) for key, each in value.items()]
+        return [id(each) for each in value] if isinstance(value, (list, set, deque)) else None
+
+    return {name: (id(each), inside(each)) for name, each in values.items()}

@@ -3,15 +3,17 @@
 The memory of a pass is bounded by the shapes of the tensors that a forward pass saves for its backward
 pass (`SavedBytes`). Only if a budget is too small for that bound are the bytes counted operation by
 operation (`LiveBytes`), which slows down every operation. Scratch space inside of an operation is not
-counted.
+counted. The time of a pass is measured on a few examples, too.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -56,7 +58,6 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
-        self._views: dict[Any, bool] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -69,12 +70,8 @@ class LiveBytes(TorchDispatchMode):
         """Run an operation and count the storages that it created."""
         result = func(*args, **(kwargs or {}))
         # An operation that returns its arguments or views of them creates no storage.
-        if self._returns_views(func):
-            return result
-        if isinstance(result, Tensor):
-            self._note(result)
-        elif isinstance(result, (list, tuple)):
-            for each in result:
+        if not _returns_views(func):
+            for each in result if isinstance(result, (list, tuple)) else [result]:
                 if isinstance(each, Tensor):
                     self._note(each)
         return result
@@ -89,23 +86,15 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    def _returns_views(self, func: Any) -> bool:
-        """Whether an operation returns its arguments or views of them, by its schema."""
-        if func not in self._views:
-            self._views[func] = any(each.alias_info for each in func._schema.returns)
-        return self._views[func]
-
     def _forget(self, place: int, size: int, _: object) -> None:
         self._known.pop(place, None)
         self.now -= size
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Return the peak bytes of tensors of a computation, its result included."""
-    with LiveBytes() as live:
-        result = work()
-        del result
-    return live.peak
+@cache
+def _returns_views(func: Any) -> bool:
+    """Return whether an operation returns its arguments or views of them, by its schema."""
+    return any(each.alias_info for each in func._schema.returns)
 
 
 def some_examples(inputs: Tensor, count: int) -> Tensor:
@@ -120,3 +109,38 @@ def free_memory(device: torch.device) -> int:
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+Make = Callable[[Tensor, int], object]
+"""Makes the gradients of examples in passes of a number of examples."""
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Bytes that making gradients takes in addition to the gradients that are kept."""
+
+    fixed: int
+    each: int
+    """For each example of a pass."""
+
+
+def counted_memory(make: Make, sample: Tensor) -> PassMemory:
+    """Return the memory of a pass, counted for one and for two examples."""
+    peaks = []
+    for count in (1, 2):
+        with LiveBytes() as live:
+            made = make(some_examples(sample, count), count)
+            del made
+        peaks.append(live.peak)
+    each = max(peaks[1] - peaks[0], 1)
+    return PassMemory(max(peaks[0] - each, 0), each)
+
+
+def timed_pass(make: Make, sample: Tensor, count: int) -> float:
+    """Return the seconds of a pass of ``count`` examples."""
+    inputs = some_examples(sample, count)
+    began = time.perf_counter()
+    make(inputs, count)
+    if inputs.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -6,7 +6,7 @@ Shapes: B examples, O outputs of the network.
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +21,8 @@ from distillens.errors import DistillensError, KernelError, nearest
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.forward.sequences import check_marked, is_text_model
 from distillens.kernel.tracing.directions import Directions, Outputs, directions
-from distillens.kernel.tracing.grad_mode import usable
 from distillens.kernel.tracing.gradients import real_numbers
-from distillens.kernel.tracing.isolated import IsolatedNetwork, held_tensors
+from distillens.kernel.tracing.isolated import IsolatedNetwork, counted, held_tensors
 from distillens.kernel.tracing.memory import LiveBytes, SavedBytes
 from distillens.kernel.tracing.signature import structure_signature, weights_version
 
@@ -49,7 +48,7 @@ class Prepared:
     dtype: torch.dtype
     device: torch.device
     originals: Mapping[str, nn.Parameter]
-    """Parameters of the model itself."""
+    """Parameters of the model itself, which closures may keep alive longer than the model."""
     model: ref[nn.Module]
     """The model itself."""
     structure: Hashable
@@ -76,7 +75,8 @@ class Prepared:
             raise KernelError(
                 f"{what} have shape {tuple(inputs.shape)}; give at least one example, (N, ...)"
             )
-        inputs = usable(inputs)
+        # Autograd cannot save inference tensors.
+        inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
         if inputs.is_floating_point() or inputs.is_complex():
             if not torch.isfinite(inputs).all():
                 raise KernelError(f"{what} hold NaN or infinity; clean the data first")
@@ -95,8 +95,8 @@ class Prepared:
             The network fails, or does not return logits (B, O).
         """
         saved = SavedBytes((*self.network.parameters(), *self.network.buffers()))
-        count = "one example" if len(examples) == 1 else f"{len(examples)} examples"
-        where = f"on {count} of shape {tuple(examples.shape)} in {_name(examples.dtype)}"
+        shape, kind = tuple(examples.shape), _name(examples.dtype)
+        where = f"on {counted(len(examples))} of shape {shape} in {kind}"
         try:
             with explained(where), saved:
                 logits = self.network.trace(examples, self.originals)
@@ -188,26 +188,24 @@ def prepare(model: nn.Module, parameters: Iterable[str] | None, dtype: torch.dty
         raise KernelError(f"kernels are computed in float32 or float64, not {dtype}")
     if not isinstance(model, nn.Module):
         raise KernelError(f"a kernel is of a torch.nn.Module, got {type(model).__name__}")
-    inner, prefix = unwrapped(model)
-    refuse_without_derivatives(inner)
-    refuse_batch_statistics(inner)
+    inner, prefix = _unwrapped(model)
+    _refuse(inner)
     structure, version = structure_signature(inner), weights_version(inner)
     network = IsolatedNetwork(copied(inner).eval(), dtype)
     if parameters is not None:
         parameters = [parameters] if isinstance(parameters, str) else parameters
         parameters = [name.removeprefix(prefix) for name in parameters]
-    chosen = chosen_parameters(network, parameters)
+    chosen = _chosen_parameters(network, parameters)
     for name, weight in network.named_parameters():
         if weight.is_floating_point() or weight.is_complex():
             weight.requires_grad_(name in chosen)
-    originals = WeakValueDictionary(inner.named_parameters())
     device = next(iter(chosen.values())).device
     return Prepared(
         network,
         chosen,
         dtype,
         device,
-        originals,
+        WeakValueDictionary(inner.named_parameters()),
         ref(inner),
         (structure, dtype, device, tuple(chosen)),
         version,
@@ -239,7 +237,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     """Return a model without torch's wrappers, and the prefix that they add to its names."""
     prefix = ""
     while True:
@@ -250,7 +248,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
         model, prefix = getattr(model, name), f"{prefix}{name}."
 
 
-def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
+def _chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
     """Return the parameters to differentiate by, after checking that all numbers are finite.
 
     Frozen parameters count if they are named.
@@ -272,14 +270,10 @@ def chosen_parameters(network: nn.Module, parameters: Iterable[str] | None) -> d
             raise KernelError(f"no parameter {name!r}{nearest(name, known)}")
     if not names:
         raise KernelError("no trainable parameters to differentiate by; unfreeze or name some")
-    every = [*network.named_parameters(), *network.named_buffers()]
-    # A sum is finite only if all numbers are; otherwise each tensor is checked.
-    sums = [tensor.detach().sum().double() for _, tensor in every if not tensor.is_complex()]
-    together = len(sums) == len(every) and len({each.device for each in sums}) == 1
-    if together and torch.isfinite(torch.stack(sums)).all():
-        every = []
-    for name, tensor in every:
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         # Masks may hold infinity in buffers and frozen parameters.
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_sparse().coalesce().values()
         sound = torch.isfinite(tensor) if name in names else ~torch.isnan(tensor)
         if not sound.all():
             what = "NaN or infinity" if name in names else "NaN"
@@ -303,26 +297,13 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         for held in held_tensors(vars(module))
         if not held.is_leaf
     }
-    # copy.deepcopy spends most of its time on empty containers, such as those of hooks, and on tensors.
-    # Tensors that share their memory are left to it.
+    # copy.deepcopy spends most of its time on empty containers, such as those of hooks.
     made |= {
         id(held): type(held)()
         for module in model.modules()
         for held in vars(module).values()
         if type(held) in (dict, OrderedDict, set) and not held
     }
-    tensors = {
-        id(each): each
-        for each in (*model.parameters(), *model.buffers())
-        if type(each) in (Tensor, nn.Parameter) and each.layout is torch.strided
-    }
-    places = Counter(each.untyped_storage().data_ptr() for each in tensors.values())
-    for key, each in tensors.items():
-        if each.is_leaf and not vars(each) and _alone(each, places):
-            clone = each.detach().clone().requires_grad_(each.requires_grad)
-            made[key] = (
-                clone if type(each) is Tensor else nn.Parameter(clone.detach(), each.requires_grad)
-            )
     if share_parameters:
         made |= {id(parameter): parameter for parameter in model.parameters()}
     try:
@@ -334,25 +315,14 @@ def copied(model: Model, *, share_parameters: bool = False) -> Model:
         ) from None
 
 
-def _alone(tensor: Tensor, places: Mapping[int, int]) -> bool:
-    """Return whether a tensor shares its memory with no other and is contiguous."""
-    storage = tensor.untyped_storage()
-    return (
-        places[storage.data_ptr()] == 1
-        and storage.nbytes() == tensor.numel() * tensor.element_size()
-        and tensor.is_contiguous()
-        and tensor.grad is None
-        and not tensor._backward_hooks
-    )
-
-
-def refuse_without_derivatives(model: nn.Module) -> None:
-    """Raise KernelError if a model cannot be differentiated.
+def _refuse(model: nn.Module) -> None:
+    """Raise KernelError if a model cannot be differentiated or uses the statistics of the batch.
 
     Raises
     ------
     KernelError
-        The model is a TorchScript or quantised module, on the meta device, or not initialised.
+        A module is TorchScript or quantised; BatchNorm is in training mode or has no running statistics;
+        a weight is on the meta device or not initialised.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -365,6 +335,16 @@ def refuse_without_derivatives(model: nn.Module) -> None:
                 f"module {name!r} is quantised and has no derivative by its weights; give the "
                 "floating-point model"
             )
+        if isinstance(module, _BatchNorm) and module.training:
+            raise KernelError(
+                f"BatchNorm {name!r} is in training mode, where an output depends on the other "
+                "examples of its batch and has no kernel of its own; call model.eval() first"
+            )
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise KernelError(
+                f"BatchNorm {name!r} has track_running_stats=False, so its outputs depend on the "
+                "other examples of the batch; keep running statistics"
+            )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise KernelError(
@@ -372,26 +352,3 @@ def refuse_without_derivatives(model: nn.Module) -> None:
             )
         if tensor.is_meta:
             raise KernelError(f"{name} is on the meta device and has no values; load weights first")
-
-
-def refuse_batch_statistics(model: nn.Module) -> None:
-    """Raise KernelError if BatchNorm uses the statistics of the batch.
-
-    Raises
-    ------
-    KernelError
-        A BatchNorm module is in training mode or has no running statistics.
-    """
-    for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
-            continue
-        if module.training:
-            raise KernelError(
-                f"BatchNorm {name!r} is in training mode, where an output depends on the other "
-                "examples of its batch and has no kernel of its own; call model.eval() first"
-            )
-        if module.running_mean is None:
-            raise KernelError(
-                f"BatchNorm {name!r} has track_running_stats=False, so its outputs depend on the "
-                "other examples of the batch; keep running statistics"
-            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,11 +31,9 @@ _CASTS: dict[Any, torch.dtype] = {
         "cdouble": torch.complex128,
     }.items()
 }
-_EMBEDDINGS: dict[Any, int] = {functional.embedding: 6, functional.embedding_bag: 7}
-"""Index of ``sparse`` among the positional arguments."""
-_UNLIKE = {"max_norm": 3, "scale_grad_by_freq": 5}
-"""Indices of the arguments with which an embedding changes its weight, or has other gradients than its
-function."""
+_EMBEDDINGS = (functional.embedding, functional.embedding_bag)
+_UNLIKE = ("max_norm", "scale_grad_by_freq")
+"""The arguments with which an embedding changes its weight, or has other gradients than its function."""
 
 
 class _Inside(threading.local):
@@ -101,9 +100,11 @@ class OnePrecision(TorchFunctionMode):
         if (cast := _CASTS.get(func)) is not None:
             func, args = Tensor.to, (args[0], cast, *args[1:])
         elif func in _EMBEDDINGS:
-            given = {name: args[k] for name, k in _UNLIKE.items() if len(args) > k} | kwargs
+            bound = signature(func).bind(*args, **kwargs)
+            given = bound.arguments
             self._altered_embeddings.update(name for name in _UNLIKE if given.get(name))
-            args, kwargs = _dense(func, args, kwargs)
+            given["sparse"] = False  # the values are the same, and the gradients are dense
+            args, kwargs = bound.args, bound.kwargs
         if func is not Tensor.view or args[0].is_floating_point() or args[0].is_complex():
             inplace = getattr(func, "__name__", "").endswith("_")
             args = tuple(
@@ -171,13 +172,3 @@ def own_precision() -> Iterator[None]:
         _inside.depth -= 1
         for kind in enabled:
             torch.set_autocast_enabled(kind, True)
-
-
-def _dense(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of an embedding with dense gradients; the values are the same."""
-    place = _EMBEDDINGS[func]
-    if len(args) > place:
-        return (*args[:place], False, *args[place + 1 :]), kwargs
-    return args, {**kwargs, "sparse": False}

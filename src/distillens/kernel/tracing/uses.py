@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from distillens.errors import KernelError
 from distillens.forward.device_errors import ran_out_of_memory
 from distillens.kernel.factors.factor import Factor, Role
 from distillens.kernel.rules import RULES, Call, Rewriting, Rule
+from distillens.kernel.tracing.isolated import IsolatedNetwork
 from distillens.kernel.tracing.network import copied
 
 
@@ -58,29 +59,13 @@ class Layout:
 
 
 class Recorder(TorchFunctionMode):
-    """Records the calls that use given parameters while it is entered.
+    """Records the calls that use a tracer's parameters while it is entered."""
 
-    Parameters
-    ----------
-    names
-        Names of the parameters, by id.
-    copying
-        Whether the network receives copies of the recorded outputs.
-    repeated
-        Numbers of the uses that have one output for all examples, such as the embedding of positions.
-        The network receives it repeated for each example, so that each example has its own gradients.
-    examples
-        B.
-    """
-
-    def __init__(
-        self, names: Mapping[int, str], copying: bool, repeated: Set[int], examples: int
-    ) -> None:
+    def __init__(self, tracer: Tracer, examples: int) -> None:
         super().__init__()
-        self._names, self._copying = names, copying
-        self._repeated, self._examples = repeated, examples
+        self._tracer, self._examples = tracer, examples
         self.uses: list[Use] = []
-        self._versions: list[int] = []
+        self.versions: list[int] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -99,27 +84,20 @@ class Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if call is None:
             return output
+        known = self._tracer.names
         names: dict[Role, str] = {
-            role: self._names[id(tensor)]
+            role: known[id(tensor)]
             for role, tensor in call.parameters.items()
-            if id(tensor) in self._names
+            if id(tensor) in known
         }
         if not names or not output.requires_grad:
             return output
-        if len(self.uses) in self._repeated:
+        if len(self.uses) in self._tracer.repeated:
             output = one_each(output, self._examples).clone()
         self.uses.append(Use(rule, call, names, output))
-        self._versions.append(output._version)
+        self.versions.append(output._version)
         # A copy protects the output itself from later operations in place.
-        return output.clone() if self._copying else output
-
-    @property
-    def overwritten(self) -> bool:
-        """Whether a recorded output was changed in place after the call."""
-        return any(
-            use.output._version != version
-            for use, version in zip(self.uses, self._versions, strict=True)
-        )
+        return output.clone() if self._tracer.copying else output
 
 
 def one_each(shared: Tensor, examples: int) -> Tensor:
@@ -132,30 +110,37 @@ class Tracer:
     """Runs a network and records the uses of its parameters."""
 
     def __init__(
-        self, network: nn.Module, parameters: Mapping[str, Tensor], repeated: Set[int] = frozenset()
+        self,
+        network: IsolatedNetwork,
+        parameters: Mapping[str, Tensor],
+        repeated: Set[int] = frozenset(),
     ) -> None:
         self.network = network
-        self._repeated = repeated
+        self.repeated = repeated
+        """Numbers of the uses that have one output for all examples, such as the embedding of positions.
+        The network receives it repeated for each example, so that each example has its own gradients."""
         self._parameters = parameters
-        self._names = {id(tensor): name for name, tensor in parameters.items()}
-        self._copying = False
+        self.names = {id(tensor): name for name, tensor in parameters.items()}
+        self.copying = False
+        """Whether the network receives copies of the recorded outputs."""
 
     def twin(self) -> Tracer:
         """Return a tracer of the same parameters in a copy of the network, for another thread."""
         network = copied(self.network, share_parameters=True)
-        return Tracer(network, self._parameters, self._repeated)
+        return Tracer(network, self._parameters, self.repeated)
 
     def run(self, inputs_B: Tensor) -> tuple[Tensor, list[Use]]:
         """Return the outputs (B, C) and the uses in their order."""
         with torch.enable_grad():
             while True:
-                recorder = Recorder(self._names, self._copying, self._repeated, len(inputs_B))
+                recorder = Recorder(self, len(inputs_B))
                 with recorder:
                     outputs = self.network(inputs_B)
-                if self._copying or not recorder.overwritten:
+                now = [use.output._version for use in recorder.uses]
+                if self.copying or now == recorder.versions:
                     return outputs, recorder.uses
                 # An operation in place hides an output, so outputs are copied from now on.
-                self._copying = True
+                self.copying = True
 
 
 def output_gradients(
@@ -170,43 +155,29 @@ def output_gradients(
     if not uses or not combined_BC.requires_grad:
         # Without a graph no use affects the outputs.
         return [[torch.zeros_like(use.output) for _ in range(C)] for use in uses]
+    outputs = [use.output for use in uses]
+    each_CBC = torch.eye(C, dtype=combined_BC.dtype, device=combined_BC.device)[:, None]
+    each_CBC = each_CBC.expand(C, *combined_BC.shape)
     if batched and C > 1:
         try:
-            return _gradients_at_once(combined_BC, uses)
+            # The graph is retained in case that this pass fails.
+            found = torch.autograd.grad(
+                combined_BC, outputs, each_CBC, True, is_grads_batched=True, allow_unused=True
+            )
+            return [
+                [torch.zeros_like(output)] * C if gradients_C is None else list(gradients_C)
+                for output, gradients_C in zip(outputs, found, strict=True)
+            ]
         except (RuntimeError, NotImplementedError) as error:
             if ran_out_of_memory(error):
                 raise
-    found: list[list[Tensor]] = [[] for _ in uses]
-    for c in range(C):
-        one_BC = torch.zeros_like(combined_BC)
-        one_BC[:, c] = 1.0
-        gradients = torch.autograd.grad(
-            combined_BC,
-            [use.output for use in uses],
-            one_BC,
-            retain_graph=c + 1 < C,
-            allow_unused=True,
-        )
-        for use, kept, gradient in zip(uses, found, gradients, strict=True):
-            kept.append(torch.zeros_like(use.output) if gradient is None else gradient)
-    return found
-
-
-def _gradients_at_once(combined_BC: Tensor, uses: list[Use]) -> list[list[Tensor]]:
-    """Return the same by one backward pass; the graph is kept in case that the pass fails."""
-    B, C = combined_BC.shape
-    each_CBC = torch.eye(C, dtype=combined_BC.dtype, device=combined_BC.device)[:, None]
-    gradients = torch.autograd.grad(
-        combined_BC,
-        [use.output for use in uses],
-        each_CBC.expand(C, B, C),
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=True,
-    )
+    passes = [
+        torch.autograd.grad(combined_BC, outputs, one_BC, c + 1 < C, allow_unused=True)
+        for c, one_BC in enumerate(each_CBC)
+    ]
     return [
-        [torch.zeros_like(use.output)] * C if gradient is None else list(gradient)
-        for use, gradient in zip(uses, gradients, strict=True)
+        [torch.zeros_like(output) if gradient is None else gradient for gradient in gradients_C]
+        for output, gradients_C in zip(outputs, zip(*passes, strict=True), strict=True)
     ]
 
 

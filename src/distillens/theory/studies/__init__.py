@@ -1,4 +1,4 @@
-"""The theory lab: each study evaluates closed forms and returns findings and a figure."""
+"""The theory lab: each study evaluates closed forms and returns findings, arrays and a figure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 
 from distillens.errors import TheoryError, nearest
 from distillens.results.figure import Shown
-from distillens.theory.studies.bias import BiasStudy, bias_study
-from distillens.theory.studies.denoising import DenoisingStudy, denoising_study
-from distillens.theory.studies.flow import FlowStudy, flow_study
-from distillens.theory.studies.ridge import RidgeStudy, ridge_study
-from distillens.theory.studies.risk import RiskStudy, risk_study
+from distillens.theory.studies.bias import bias_study
+from distillens.theory.studies.denoising import denoising_study
+from distillens.theory.studies.generations import flow_study, ridge_study
+from distillens.theory.studies.risk import risk_study
 
 STUDIES: Mapping[str, Callable[[], Shown]] = {
-    "flow": lambda: flow_study().shown(),
-    "bias": lambda: bias_study().shown(),
-    "risk": lambda: risk_study().shown(),
-    "ridge": lambda: ridge_study().shown(),
-    "denoising": lambda: denoising_study().shown(),
+    "flow": flow_study,
+    "bias": bias_study,
+    "risk": risk_study,
+    "ridge": ridge_study,
+    "denoising": denoising_study,
 }
 """Each study by the name that the command line knows, with its default settings."""
 
@@ -33,19 +32,3 @@ def run_study(name: str) -> Shown:
     if name not in STUDIES:
         raise TheoryError(f"there is no study {name!r}{nearest(name, STUDIES)}")
     return STUDIES[name]()
-
-
-__all__ = [
-    "STUDIES",
-    "BiasStudy",
-    "DenoisingStudy",
-    "FlowStudy",
-    "RidgeStudy",
-    "RiskStudy",
-    "bias_study",
-    "denoising_study",
-    "flow_study",
-    "ridge_study",
-    "risk_study",
-    "run_study",
-]

@@ -17,6 +17,14 @@ Array = NDArray[np.float64]
 # On one example the cosines tie; what is left is rounding.
 _TIE = 1e-12
 
+_WORDS = {
+    "signal": "signal t",
+    "teacher_error": "teacher's error ε",
+    "student_norm": "student's norm α",
+    "examples": "examples N",
+    "dimension": "inputs a channel D",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class DenoisingMap:
@@ -40,6 +48,11 @@ class DenoisingMap:
     error_RQ: Array
     """Standard error of the smaller of the two means."""
 
+    @property
+    def name(self) -> str:
+        """Both axes in words."""
+        return f"{self.along} × {self.against}".replace("_", " ")
+
     def margin(self) -> Array:
         """Return the smaller of the two mean margins, (R, Q)."""
         return np.minimum(self.over_one_hot_RQ, self.over_teacher_RQ)
@@ -51,83 +64,6 @@ class DenoisingMap:
     def failed_on_average(self) -> NDArray[np.bool_]:
         """Return where the smaller margin lies below zero by two standard errors, (R, Q)."""
         return self.margin() < -np.maximum(2 * self.error_RQ, _TIE)
-
-
-@dataclass(frozen=True, eq=False)
-class DenoisingStudy:
-    """Several maps around one setting."""
-
-    maps: tuple[DenoisingMap, ...]
-    samples: int
-    seed: int
-
-    def shown(self) -> Shown:
-        """Return the study as numbers in words, arrays and a picture."""
-        findings: list[Finding] = []
-        arrays: dict[str, NDArray[np.generic]] = {}
-        panels = []
-        for found in self.maps:
-            name = f"{found.along} × {found.against}".replace("_", " ")
-            held, failed = found.held_on_average(), found.failed_on_average()
-            findings += [
-                Finding(
-                    f"{name}: held", int(held.sum()), f"of {held.size} cells, by 2 std. errors"
-                ),
-                Finding(f"{name}: failed", int(failed.sum()), "by 2 std. errors"),
-                Finding(
-                    f"{name}: worse than one-hot",
-                    int((found.over_one_hot_RQ < -_TIE).sum()),
-                    "cells, by the mean",
-                ),
-                Finding(
-                    f"{name}: worse than the teacher",
-                    int((found.over_teacher_RQ < -_TIE).sum()),
-                    "cells, by the mean",
-                ),
-            ]
-            key = f"{found.along}-{found.against}"
-            arrays |= {
-                f"{key}/{field}": np.asarray(getattr(found, field))
-                for field in (
-                    "along_Q", "against_R", "held_RQ", "over_one_hot_RQ", "over_teacher_RQ", "error_RQ"
-                )
-            }  # fmt: skip
-            surface = Surface(
-                found.along_Q,
-                found.against_R,
-                found.held_RQ,
-                "share of draws where it held",
-                centred=False,
-                limits=(0.0, 1.0),
-            )
-            panels.append(
-                Panel(
-                    name,
-                    _words(found.along),
-                    _words(found.against),
-                    surface=surface,
-                    x_scale="log",
-                    y_scale="log",
-                )
-            )
-        base = self.maps[0].model
-        picture = Picture(
-            "Thm. 4.3, exploratory: distillation gradient against one-hot gradient and teacher",
-            tuple(panels),
-            f"Share of nodes, over {self.samples} samples a cell (seed {self.seed}), where "
-            f"the distillation gradient is nearer to the truth than both. In the other cells "
-            f"N = {base.examples}, D = {base.dimension}, "
-            f"K = {base.classes}, t = {base.signal:g}, α = {base.student_norm:g}, "
-            f"r = {base.teacher_norm:g}, ε = {base.teacher_error:g}.",
-        )
-        return Shown(
-            "denoising",
-            "Nagarajan et al., first arXiv version of 2301.12923, Thm. 4.3 (exploratory)",
-            {"samples": self.samples, "seed": self.seed, **vars(base)},
-            tuple(findings),
-            arrays,
-            picture,
-        )
 
 
 def denoising_map(
@@ -183,9 +119,7 @@ def denoising_map(
     )  # fmt: skip
 
 
-def denoising_study(
-    model: ChannelModel | None = None, samples: int = 20, seed: int = 0
-) -> DenoisingStudy:
+def denoising_study(model: ChannelModel | None = None, samples: int = 20, seed: int = 0) -> Shown:
     """Run the study: signal and student norm against teacher error, examples against dimension."""
     base = ChannelModel() if model is None else model
     errors = np.geomspace(0.001, 0.8, 13)
@@ -194,13 +128,59 @@ def denoising_study(
         ("student_norm", np.geomspace(0.01, 3, 13), "teacher_error", errors),
         ("examples", np.geomspace(1, 2000, 13).round(), "dimension", np.geomspace(10, 1e5, 13).round()),
     )  # fmt: skip
-    maps = tuple(
+    maps = [
         denoising_map(
             base, along, columns.tolist(), against, rows.tolist(), samples=samples, seed=seed
         )
         for along, columns, against, rows in axes
+    ]
+    arrays = {
+        f"{found.along}-{found.against}/{name}": array
+        for found in maps
+        for name, array in vars(found).items()
+        if isinstance(array, np.ndarray)
+    }
+    picture = Picture(
+        "Thm. 4.3, exploratory: distillation gradient against one-hot gradient and teacher",
+        tuple(_panel(found) for found in maps),
+        f"Share of nodes, over {samples} samples a cell (seed {seed}), where "
+        f"the distillation gradient is nearer to the truth than both. In the other cells "
+        f"N = {base.examples}, D = {base.dimension}, "
+        f"K = {base.classes}, t = {base.signal:g}, α = {base.student_norm:g}, "
+        f"r = {base.teacher_norm:g}, ε = {base.teacher_error:g}.",
     )
-    return DenoisingStudy(maps, samples, seed)
+    return Shown(
+        "denoising",
+        "Nagarajan et al., first arXiv version of 2301.12923, Thm. 4.3 (exploratory)",
+        {"samples": samples, "seed": seed, **vars(base)},
+        tuple(finding for found in maps for finding in _findings(found)),
+        arrays,
+        picture,
+    )
+
+
+def _findings(found: DenoisingMap) -> list[Finding]:
+    held, failed = found.held_on_average(), found.failed_on_average()
+    cells = (
+        ("held", held, f"of {held.size} cells, by 2 std. errors"),
+        ("failed", failed, "by 2 std. errors"),
+        ("worse than one-hot", found.over_one_hot_RQ < -_TIE, "cells, by the mean"),
+        ("worse than the teacher", found.over_teacher_RQ < -_TIE, "cells, by the mean"),
+    )
+    return [Finding(f"{found.name}: {what}", int(at.sum()), how) for what, at, how in cells]
+
+
+def _panel(found: DenoisingMap) -> Panel:
+    surface = Surface(
+        found.along_Q,
+        found.against_R,
+        found.held_RQ,
+        "share of draws where it held",
+        centred=False,
+        limits=(0.0, 1.0),
+    )
+    x, y = _WORDS[found.along], _WORDS[found.against]
+    return Panel(found.name, x, y, surface=surface, x_scale="log", y_scale="log")
 
 
 def _cell(
@@ -214,24 +194,10 @@ def _cell(
     over_teacher = (sample.distilled_SK - sample.teacher)[reached]
     means = float(over_one_hot.mean()), float(over_teacher.mean())
     difference = sample.distilled_SK - (
-        sample.one_hot_SK
-        if means[0] < means[1]
-        else np.full_like(sample.one_hot_SK, sample.teacher)
+        sample.one_hot_SK if means[0] < means[1] else sample.teacher
     )
     # Nodes of one sample share examples, so a sample counts once; those without any are left out.
     rows = reached.any(axis=1)
     by_sample = np.nanmean(np.where(reached, difference, np.nan)[rows], axis=1)
     error = float(by_sample.std(ddof=1) / np.sqrt(len(by_sample))) if len(by_sample) > 1 else np.nan
     return float((sample.margin()[reached] > _TIE).mean()), *means, float(error)
-
-
-def _words(name: str) -> str:
-    return {
-        "signal": "signal t",
-        "teacher_error": "teacher's error ε",
-        "student_norm": "student's norm α",
-        "teacher_norm": "teacher's norm r",
-        "examples": "examples N",
-        "dimension": "inputs a channel D",
-        "classes": "classes K",
-    }[name]
