@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from distillens.kernel import EmpiricalNTK, Plan
 from distillens.kernel.tracing.directions import directions
 from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
-from distillens.progress import Progress, silent
 from distillens.results.complexity import KernelComplexity
 from distillens.runs.layout import other_epochs
 
@@ -49,26 +49,16 @@ class ArrayTask:
         )
         return kernel.plan(self.inputs)
 
-    def measure(
-        self,
-        ridge: float = 0.0,
-        max_memory: int | None = None,
-        progress: Progress = silent,
-        *,
-        profiled: bool = True,
-    ) -> KernelComplexity:
-        """Measure every target set; see `kernel_complexity`."""
+    def measure(self, **options: Any) -> KernelComplexity:
+        """Measure every target set; for the options see `kernel_complexity`."""
         return kernel_complexity(
             self.network,
             self.inputs,
             self.targets,
             outputs=self.outputs,
-            ridge=ridge,
-            max_memory=max_memory,
-            profiled=profiled,
             labels=self.labels,
             teacher=self.teacher,
-            progress=progress,
+            **options,
         )
 
 

@@ -124,7 +124,8 @@ def _measure_task(
         return
     # With --json, standard output contains JSON only.
     progress = terminal(error_console if as_json else console)
-    _show_certified(task.measure(ridge, most, progress, profiled=profile), as_json)
+    found = task.measure(ridge=ridge, max_memory=most, progress=progress, profiled=profile)
+    _show_certified(found, as_json)
 
 
 def _named_files(entries: list[str]) -> dict[str, Path]:
