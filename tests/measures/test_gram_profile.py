@@ -30,7 +30,7 @@ from distillens.measures import (
     random_label_reference,
     random_target_level,
 )
-from distillens.measures.complexity.kernel_fit import kernel_fit
+from distillens.measures.complexity.bounds import kernel_fit
 from distillens.models import ModelRecipe, build_model
 from distillens.report import profile_table, render
 from distillens.results.base import from_json, to_json

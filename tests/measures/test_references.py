@@ -87,8 +87,7 @@ def test_the_trace_form_is_class_diagonal_with_one_gram():
     assert one.adjusted_star_floor == pytest.approx(other.adjusted_star_floor)
 
 
-def test_the_inverse_s_trace_is_summed_over_chunks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("distillens.measures.complexity.references._CHUNK", 5)
+def test_random_labels_have_the_trace_of_the_inverse():
     gram = random_gram(N, 0)
     found = random_label_reference(factorise_gram(gram, "binary"))
     assert found.plain == pytest.approx(np.trace(np.linalg.inv(gram)))

@@ -88,8 +88,7 @@ class _Along:
 
     def network(self, epoch: int) -> nn.Module:
         """Return the student after an epoch."""
-        network = self.context.load(self.context.recipe.student.model, self.files, epoch)
-        return network.to(self.context.accelerator.device)
+        return self.context.load(self.context.recipe.student.model, self.files, epoch)
 
     def kernel(self, network: nn.Module) -> EmpiricalNTK:
         """Return the kernel in float64: along a training it becomes too ill-conditioned for less."""
@@ -173,10 +172,9 @@ class _Along:
             found["profile"] = profile(decomposed, meter, truth, epoch, doubts)
         network = teacher.network()
         if network is not None:
-            network = network.to(self.context.accelerator.device).eval()
             try:
                 found["teacher_kernel"] = compare_kernels(
-                    self.network(epoch).eval(),
+                    self.network(epoch),
                     self.context.on_student_inputs(network),
                     self.inputs,
                     0 if self.form == "binary" else None,

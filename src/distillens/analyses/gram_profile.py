@@ -25,7 +25,7 @@ from distillens.measures import (
     multiclass_bound,
     random_target_level,
 )
-from distillens.measures.complexity.kernel_fit import kernel_fit
+from distillens.measures.complexity.bounds import kernel_fit
 from distillens.progress import Progress, silent
 from distillens.results.complexity import (
     GramProfile,

@@ -8,8 +8,10 @@ from distillens.measures.complexity.alignment import (
 )
 from distillens.measures.complexity.bounds import (
     DEFAULT_MARGINS,
+    KernelFit,
     binary_bound,
     distillation_bound,
+    kernel_fit,
     margin_loss,
     multiclass_bound,
 )
@@ -19,7 +21,6 @@ from distillens.measures.complexity.complexity import (
     gradient_residual,
     supervision_complexity,
 )
-from distillens.measures.complexity.kernel_fit import KernelFit, kernel_fit
 from distillens.measures.complexity.references import (
     RandomLabelReference,
     diagonal_reference,

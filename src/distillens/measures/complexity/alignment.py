@@ -7,12 +7,11 @@ Source: Cristianini et al., NeurIPS 2001 (alignment with targets, not centred); 
 Rostamizadeh, JMLR 2012, Def. 4 (centred); Kornblith et al., ICML 2019, eq. 4 (the same number as
 CKA, HSIC normalised; with linear Grams XXᵀ it compares features X). Like theirs it is biased: for
 few examples and many features even unrelated Grams have an alignment well above 0.
-Shapes: N examples (or rows), C classes, B rows of a chunk.
+Shapes: N examples (or rows), C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
 from distillens.files.array_likes import as_array
-from distillens.linalg import ASYMMETRY
+from distillens.linalg.dense import checked_gram
 
 Array = NDArray[np.float64]
 
-_CHUNK_NUMBERS = 2**21
 # A centred Gram this small next to the Gram itself is rounding of the subtraction.
 _CONSTANT = 1e-13
 
@@ -44,7 +42,7 @@ class Alignment:
 def centred_alignment(gram_NN: ArrayLike, other_NN: ArrayLike) -> Alignment:
     """Compare two Grams on the same examples in the same order (CKA).
 
-    Reads each Gram twice, in chunks of rows, and sums in float64, so memory maps may be given.
+    Sums are in float64, whatever the type of the Grams.
 
     Parameters
     ----------
@@ -59,19 +57,15 @@ def centred_alignment(gram_NN: ArrayLike, other_NN: ArrayLike) -> Alignment:
     MeasureError
         Their sizes differ, or one is constant, so that nothing is left after centring.
     """
-    first, second = _Centred(gram_NN, "first"), _Centred(other_NN, "second")
-    if first.size != second.size:
+    first_NN, second_NN = _centred(gram_NN, "first"), _centred(other_NN, "second")
+    if len(first_NN) != len(second_NN):
         raise MeasureError(
-            f"Grams of {first.size} and {second.size} rows do not fit; give the same examples"
+            f"Grams of {len(first_NN)} and {len(second_NN)} rows do not fit; give the same examples"
         )
-    product = squares = other_squares = 0.0
-    for rows in _chunks(first.size):
-        a_BN, b_BN = first.read(rows), second.read(rows)
-        product += float(np.vdot(a_BN, b_BN))
-        squares += float(np.vdot(a_BN, a_BN))
-        other_squares += float(np.vdot(b_BN, b_BN))
-    value = product / first.norm(squares) / second.norm(other_squares)
-    return Alignment(value=value, centred=True, examples=first.size)
+    value = (
+        float(np.vdot(first_NN, second_NN)) / _norm(first_NN, "first") / _norm(second_NN, "second")
+    )
+    return Alignment(value=value, centred=True, examples=len(first_NN))
 
 
 def kernel_target_alignment(
@@ -97,12 +91,13 @@ def kernel_target_alignment(
         The targets do not fit or are not finite; or Gram or targets are constant (zero, where not
         centred).
     """
-    gram = _Centred(gram_NN, "only", centred=centred)
+    k_NN = _centred(gram_NN, "only", centred=centred)
+    rows = len(k_NN)
     y = np.asarray(as_array(targets), dtype=np.float64)
-    if y.ndim not in (1, 2) or len(y) != gram.size or y.size == 0:
+    if y.ndim not in (1, 2) or len(y) != rows or y.size == 0:
         raise MeasureError(
-            f"targets of shape {y.shape} do not fit a Gram of {gram.size} rows; "
-            f"give ({gram.size},) or ({gram.size}, C)"
+            f"targets of shape {y.shape} do not fit a Gram of {rows} rows; "
+            f"give ({rows},) or ({rows}, C)"
         )
     if not np.isfinite(y).all():
         raise MeasureError("the targets hold NaN or infinity; look where they were computed")
@@ -115,75 +110,31 @@ def kernel_target_alignment(
         raise MeasureError(f"the targets are {state}; no kernel is aligned with them")
     # The scale cancels; without it squares of squares could leave float64's range.
     y_NC = y_NC / np.abs(y_NC).max()
-    product = squares = 0.0
-    for rows in _chunks(gram.size):
-        k_BN = gram.read(rows)
-        product += float(np.vdot(y_NC[rows], k_BN @ y_NC))
-        squares += float(np.vdot(k_BN, k_BN))
     # ‖YYᵀ‖ = ‖YᵀY‖, and the latter is only (C, C).
-    value = product / gram.norm(squares) / float(np.linalg.norm(y_NC.T @ y_NC))
-    return Alignment(value=value, centred=centred, examples=gram.size)
+    product, ideal = float(np.vdot(y_NC, k_NN @ y_NC)), float(np.linalg.norm(y_NC.T @ y_NC))
+    value = product / _norm(k_NN, "only", centred=centred) / ideal
+    return Alignment(value=value, centred=centred, examples=rows)
 
 
-class _Centred:
-    """Reads a Gram by rows: in float64, divided by its largest entry and, as asked, centred."""
-
-    def __init__(self, gram: ArrayLike, name: str, *, centred: bool = True) -> None:
-        self._gram = as_array(gram)
-        self._name, self._centred = name, centred
-        shape = self._gram.shape
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-            raise KernelError(
-                f"the {name} Gram must be a square matrix with at least one row, "
-                f"it has shape {shape}"
-            )
-        self.size = shape[0]
-        self._largest, self._means_N = self._scan()
-
-    def read(self, rows: slice) -> Array:
-        """Return some rows of the Gram or of HKH, divided by the Gram's largest entry."""
-        # A zero Gram stays zero, which `norm` refuses.
-        k_BN = np.asarray(self._gram[rows], dtype=np.float64) / (self._largest or 1.0)
-        if not self._centred:
-            return k_BN
-        # Entry by entry rather than by expanding the product: a large constant would cancel badly.
-        return k_BN - self._means_N[rows, None] - self._means_N + self._means_N.mean()
-
-    def norm(self, squares: float) -> float:
-        """Return the norm from the sum of squares of what was read, or raise if it is rounding."""
-        norm = float(np.sqrt(squares))
-        if norm <= _CONSTANT * self.size:
-            state = "constant" if self._centred else "zero"
-            raise MeasureError(
-                f"the {self._name} Gram is {state} to rounding; its alignment is not defined"
-            )
-        return norm
-
-    def _scan(self) -> tuple[float, Array]:
-        """Check the entries; return the largest and the row means divided by it."""
-        largest = difference = 0.0
-        means_N = np.empty(self.size)
-        for rows in _chunks(self.size):
-            k_BN = np.asarray(self._gram[rows], dtype=np.float64)
-            mirrored_BN = np.asarray(self._gram[:, rows], dtype=np.float64).T
-            if not (np.isfinite(k_BN).all() and np.isfinite(mirrored_BN).all()):
-                raise KernelError(
-                    f"the {self._name} Gram holds NaN or infinity in rows or columns "
-                    f"{rows.start} to {rows.stop - 1}; look for non-finite weights or inputs behind it"
-                )
-            difference = max(difference, float(np.abs(k_BN - mirrored_BN).max()))
-            largest = max(largest, float(np.abs(k_BN).max()))
-            means_N[rows] = k_BN.mean(axis=1)
-        if difference > ASYMMETRY * largest:
-            raise KernelError(
-                f"the {self._name} Gram is not symmetric: mirrored entries differ by up to "
-                f"{difference:.3g} where the largest is {largest:.3g}; "
-                "check the order of the examples along both axes"
-            )
-        return largest, means_N / (largest or 1.0)
+def _centred(gram: ArrayLike, name: str, *, centred: bool = True) -> Array:
+    """Return a Gram in float64, divided by its largest entry and, as asked, centred (HKH)."""
+    try:
+        k_NN = checked_gram(as_array(gram))
+    except KernelError as error:
+        raise KernelError(f"the {name} Gram cannot be compared: {error}") from None
+    # A zero Gram stays zero, which `_norm` refuses.
+    k_NN = k_NN / (float(np.abs(k_NN).max()) or 1.0)
+    if not centred:
+        return k_NN
+    means_N = k_NN.mean(axis=1)
+    # Entry by entry rather than by expanding the product: a large constant would cancel badly.
+    return k_NN - means_N[:, None] - means_N + means_N.mean()
 
 
-def _chunks(size: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_NUMBERS // size)
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
+def _norm(k_NN: Array, name: str, *, centred: bool = True) -> float:
+    """Return the norm of a Gram of `_centred`, or raise if it is rounding."""
+    norm = float(np.linalg.norm(k_NN))
+    if norm <= _CONSTANT * len(k_NN):
+        state = "constant" if centred else "zero"
+        raise MeasureError(f"the {name} Gram is {state} to rounding; its alignment is not defined")
+    return norm

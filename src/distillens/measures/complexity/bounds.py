@@ -1,6 +1,7 @@
-"""Bounds on the risk of kernel fits by their complexity: the paper's theorems in numbers.
+"""Kernel fits, and bounds on their risk by their complexity: the paper's theorems in numbers.
 
-Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Thm. 3, Thm. 4, Prop. 5.
+Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Thm. 3, Thm. 4, Prop. 5; the interpolant f* has
+‖f*‖² = YᵀK⁻¹Y. That the ridge solution's norm is no larger is a line of algebra, below.
 Shapes: N examples, C classes, J margins.
 
 Each bound is a margin loss, a complexity term and a confidence term. They speak of the kernel fit f*,
@@ -23,12 +24,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distillens.errors import MeasureError
-from distillens.measures.complexity.kernel_fit import KernelFit
+from distillens.errors import KernelError, MeasureError
+from distillens.measures.complexity.complexity import (
+    ComplexityMeter,
+    block_columns,
+    fit_targets,
+    operator_trace,
+)
 from distillens.measures.complexity.targets import check_labels
 from distillens.results.complexity import RiskBound
 
@@ -37,6 +44,66 @@ Array = NDArray[np.float64]
 # Quarter octaves from 0.015 to 15.7. The factor puts one just below 1, the margin of an interpolant
 # of labels, since Thm. 4 counts margins equal to γ as errors.
 DEFAULT_MARGINS = tuple(0.98 * 2.0 ** (step / 4) for step in range(-24, 17))
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFit:
+    """A function in the kernel's space, as the bounds need it; made by `kernel_fit` or by hand.
+
+    ``predictions`` is f*(X), (N,) for one output, else (N, C). ``complexity`` is ‖f*‖² or anything
+    that is not below it, such as YᵀK⁻¹Y. ``trace`` is that of the whole kernel matrix, which for
+    a trace-form Gram is C·Tr k; ``largest_diagonal`` the largest k(x, x) of one output. None of
+    them has a ridge in it. ``residual`` is the relative residual of the worst solve.
+    """
+
+    predictions: Array
+    complexity: float
+    trace: float
+    largest_diagonal: float
+    residual: float = 0.0
+
+
+def kernel_fit(meter: ComplexityMeter, targets: ArrayLike) -> KernelFit:
+    """Fit targets with the kernel of a meter: the interpolant, or the ridge solution.
+
+    With the meter's ridge λ (of (K + λI)α = Y), f*(X) = Kα and ‖f*‖² = αᵀKα. Since
+    (K + λI)⁻¹K(K + λI)⁻¹ lies below both (K + λI)⁻¹ and K⁻¹, this norm is never above
+    either complexity; with λ = 0 it is YᵀK⁻¹Y and f*(X) = Y.
+
+    Parameters
+    ----------
+    meter
+        From `factorise_gram`.
+    targets
+        Y, (N,) for the binary form, else (N, C).
+
+    Raises
+    ------
+    KernelError
+        K + λI is singular.
+    MeasureError
+        The targets do not fit the Gram or are not finite.
+    """
+    y = fit_targets(targets, meter.form, meter.gram_shape)
+    if meter.singular is not None:
+        raise KernelError(f"there is no kernel fit: {meter.singular}")
+    columns = block_columns(y, meter.form, meter.gram_shape)
+    fits: list[Array] = []
+    complexity = worst = 0.0
+    for factor, column in zip(meter.factors, columns, strict=True):
+        alpha, residual = factor.solve(column)
+        fits.append(factor.gram @ alpha)
+        complexity += float(np.sum(alpha * fits[-1]))
+        worst = max(worst, residual)
+    diagonals = [np.diagonal(factor.gram) for factor in meter.factors]
+    trace = float(sum(diagonal.sum() for diagonal in diagonals))
+    return KernelFit(
+        predictions=np.concatenate(fits, axis=1).reshape(y.shape),
+        complexity=complexity,
+        trace=operator_trace(trace, meter.form, y[0].size),
+        largest_diagonal=float(max(diagonal.max() for diagonal in diagonals)),
+        residual=worst,
+    )
 
 
 def binary_bound(

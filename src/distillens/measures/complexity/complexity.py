@@ -1,5 +1,10 @@
 """Supervision complexity: how hard targets are for a kernel.
 
+A Gram of several outputs has one of four forms. "binary": (N, N), the kernel of one output.
+"class-diagonal": (C, N, N), the kernels K_cc of each logit, which stand for a block matrix without
+entries between classes. "trace": (N, N), k = (1/C) Σ_c K_cc, which stands for k ⊗ I. "full":
+(NC, NC), row n·C + c for class c of example n.
+
 Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Def. 1 and eqs. 49, 50.
 Shapes: N examples, C classes.
 """
@@ -7,17 +12,100 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import MeasureError
+from distillens.files.array_likes import as_array
 from distillens.linalg import Factor, SingularGramError, factorise, quadratic_form
-from distillens.measures.complexity.forms import fit_targets, gram_blocks, operator_trace
 from distillens.measures.complexity.targets import teacher_targets
 from distillens.results.complexity import ComplexityValue, KernelForm
 
 Array = NDArray[np.float64]
+
+_SHAPES = {
+    "binary": "(N, N)",
+    "class-diagonal": "(C, N, N)",
+    "trace": "(N, N)",
+    "full": "(NC, NC)",
+}
+
+
+def gram_blocks(gram: ArrayLike, form: KernelForm) -> NDArray:
+    """Return a Gram as blocks: (C, N, N) for the class-diagonal form, else one, (1, rows, rows).
+
+    Raises
+    ------
+    MeasureError
+        The form is unknown, or the Gram has another number of axes.
+    """
+    check_form(form)
+    array = as_array(gram)
+    if array.ndim != (3 if form == "class-diagonal" else 2) or array.size == 0:
+        raise MeasureError(
+            f"a {form} Gram has shape {_SHAPES[form]}, this one has {array.shape}; "
+            "give another form or Gram"
+        )
+    return array if array.ndim == 3 else array[None]
+
+
+def check_form(form: str) -> None:
+    """Raise MeasureError for a form that is not known."""
+    if form not in get_args(KernelForm):
+        raise MeasureError(f"unknown form {form!r}; known: {', '.join(get_args(KernelForm))}")
+
+
+def fit_targets(
+    array: ArrayLike, form: KernelForm, gram_shape: tuple[int, ...], what: str = "targets"
+) -> Array:
+    """Return targets or predictions in float64: (N,) for the binary form, else (N, C).
+
+    Raises
+    ------
+    MeasureError
+        They do not fit a Gram of that form and shape, or are not finite.
+    """
+    y = np.asarray(as_array(array), dtype=np.float64)
+    side = gram_shape[-1]
+    if form == "binary":
+        good, wanted = y.shape == (side,), f"({side},)"
+    elif form == "class-diagonal":
+        classes = gram_shape[0]
+        good, wanted = y.shape == (side, classes), f"({side}, {classes})"
+    elif form == "trace":
+        good, wanted = y.ndim == 2 and len(y) == side and y.size > 0, f"({side}, C)"
+    else:
+        good, wanted = y.ndim == 2 and y.size == side, f"(N, C) with N·C = {side}"
+    if not good:
+        raise MeasureError(
+            f"{what} of shape {y.shape} do not fit a {form} Gram of shape "
+            f"{gram_shape}; give {wanted}"
+        )
+    if not np.isfinite(y).all():
+        raise MeasureError(f"the {what} hold NaN or infinity; look where they were computed")
+    return y
+
+
+def block_columns(y: Array, form: KernelForm, gram_shape: tuple[int, ...]) -> list[Array]:
+    """Return checked targets as the columns that each block of a Gram is multiplied with.
+
+    Classes are further columns of the one Gram of the trace form, and columns of their own Grams in the
+    class-diagonal form. Row n·C + c of a full Gram is class c of example n.
+    """
+    if form == "class-diagonal":
+        return [y[:, c : c + 1] for c in range(y.shape[1])]
+    return [y.reshape(gram_shape[-1], -1)]
+
+
+def operator_trace(trace: float, form: KernelForm, outputs: int) -> float:
+    """Return the trace of the block matrix that a Gram (of trace ``trace``) stands for.
+
+    One kernel k for all classes stands for k ⊗ I, of trace C·Tr k; in the other forms the blocks
+    are all there is.
+    """
+    return outputs * trace if form == "trace" else trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +159,7 @@ class ComplexityMeter:
         examples = len(y)
         outputs = 1 if y.ndim == 1 else y.shape[1]
         trace = operator_trace(self.trace, self.form, outputs)
-        values, residual = self._quadratic_forms(np.stack(sets, axis=-1))
+        values, residual = self._quadratic_forms(sets)
         adjusted = [float(np.sqrt(value * trace)) / examples for value in values]
         size = float(np.sqrt(np.sum(y**2) / examples))
         return ComplexityValue(
@@ -85,20 +173,17 @@ class ComplexityMeter:
             residual=residual,
         )
 
-    def _quadratic_forms(self, sets: Array) -> tuple[Array, float]:
-        """YᵀK⁻¹Y for each Y along the last axis of (N, S) or (N, C, S); and the worst residual."""
-        count = sets.shape[-1]
+    def _quadratic_forms(self, sets: list[Array]) -> tuple[Array, float]:
+        """Return YᵀK⁻¹Y for each Y, and the residual of the worst solve."""
         if self.singular is not None:
-            return np.full(count, np.inf), float("inf")
-        if self.form == "class-diagonal":
-            parts = [quadratic_form(factor, sets[:, c]) for c, factor in enumerate(self.factors)]
-        else:
-            # Rows of the Gram first; for "trace" the classes are more right-hand sides, for
-            # "full" row n·C + c is class c of example n.
-            rows = len(self.factors[0].gram)
-            values, residual = quadratic_form(self.factors[0], sets.reshape(rows, -1))
-            parts = [(values.reshape(-1, count).sum(axis=0), residual)]
-        return np.sum([value for value, _ in parts], axis=0), max(error for _, error in parts)
+            return np.full(len(sets), np.inf), float("inf")
+        found, worst = np.zeros(len(sets)), 0.0
+        columns = [block_columns(y, self.form, self.gram_shape) for y in sets]
+        for factor, *each in zip(self.factors, *columns, strict=True):
+            values, residual = quadratic_form(factor, np.concatenate(each, axis=1))
+            found += values.reshape(len(sets), -1).sum(axis=1)
+            worst = max(worst, residual)
+        return found, worst
 
 
 def factorise_gram(gram: ArrayLike, form: KernelForm, ridge: float = 0.0) -> ComplexityMeter:

@@ -13,15 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
 from distillens.files.array_likes import as_array
-from distillens.linalg import Factor
-from distillens.measures.complexity.complexity import ComplexityMeter
-from distillens.measures.complexity.forms import check_form, operator_trace
+from distillens.measures.complexity.complexity import (
+    ComplexityMeter,
+    check_form,
+    operator_trace,
+)
 from distillens.results.complexity import KernelForm
 
 Array = NDArray[np.float64]
-
-# Columns of the inverse that are held at once.
-_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,11 @@ def random_label_reference(
     if meter.singular is not None:
         raise KernelError(f"there is no reference value: {meter.singular}")
     moments = _moments(meter, classes, second_moment)
-    inverses = [_trace_of_inverse(factor) for factor in meter.factors]
     rows = meter.gram_shape[-1]
+    inverses = [factor.solve(np.eye(rows)) for factor in meter.factors]
     traces = np.array([np.trace(factor.gram) + factor.ridge * rows for factor in meter.factors])
     # One kernel serves all classes in the trace form; then both arrays are of length 1.
-    plain = float(np.sum(moments * np.array([inverse for inverse, _ in inverses])))
+    plain = float(np.sum(moments * np.array([np.trace(one) for one, _ in inverses])))
     floor = float(np.sum(moments * rows**2 / traces))
     if meter.form == "trace":
         adjusted_floor = np.sqrt(len(moments) * np.sum(moments))
@@ -199,17 +198,3 @@ def _moments(meter: ComplexityMeter, classes: int, given: float | ArrayLike | No
     if not (np.isfinite(moments).all() and (moments >= 0).all()):
         raise MeasureError(f"the second moment is {moments}; give finite numbers >= 0")
     return np.broadcast_to(moments, (outputs,))
-
-
-def _trace_of_inverse(factor: Factor) -> tuple[float, float]:
-    """Return Tr K⁻¹ and the residual of the worst solve, a chunk of columns at a time."""
-    rows = len(factor.gram)
-    total = worst = 0.0
-    for start in range(0, rows, _CHUNK):
-        columns = np.arange(start, min(start + _CHUNK, rows))
-        units = np.zeros((rows, len(columns)))
-        units[columns, columns - start] = 1.0
-        inverse, residual = factor.solve(units)
-        total += float(inverse[columns, columns - start].sum())
-        worst = max(worst, residual)
-    return total, worst

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import KernelError, MeasureError
 from distillens.linalg import effective_rank, eigenpairs
-from distillens.measures.complexity.forms import fit_targets, gram_blocks
+from distillens.measures.complexity.complexity import block_columns, fit_targets, gram_blocks
 from distillens.results.complexity import KernelForm
 
 Array = NDArray[np.float64]
@@ -86,11 +86,7 @@ class GramSpectrum:
         total = float(np.sum(y**2))
         if total == 0:
             raise MeasureError("the targets are all zero; their energy has no shares")
-        if self.form == "class-diagonal":
-            columns = [y[:, c : c + 1] for c in range(y.shape[1])]
-        else:
-            # Row n·C + c of a full Gram is class c of example n; "trace" keeps classes as columns.
-            columns = [y.reshape(self.gram_shape[-1], -1)]
+        columns = block_columns(y, self.form, self.gram_shape)
         energies = [
             np.sum((vectors.T @ column) ** 2, axis=1)
             for vectors, column in zip(self._vectors, columns, strict=True)
@@ -107,7 +103,7 @@ def decompose_gram(gram: ArrayLike, form: KernelForm) -> GramSpectrum:
     Parameters
     ----------
     gram
-        In the shape that the form asks for; see `distillens.measures.complexity.forms`.
+        In the shape that the form asks for; see `distillens.measures.complexity.complexity`.
     form
         "binary", "class-diagonal", "trace" or "full".
 
