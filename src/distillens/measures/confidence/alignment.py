@@ -40,7 +40,8 @@ def align(roles: Mapping[str, Rows]) -> Aligned:
     indices = {
         role: _checked_index(role, rows) for role, rows in roles.items() if rows.index is not None
     }
-    indices = _same_kind(indices)
+    if any(index_N.dtype.kind == "U" for index_N in indices.values()):
+        indices = {role: index_N.astype(str) for role, index_N in indices.items()}
     named = {role: index_N for role, index_N in indices.items() if not _counts(index_N)}
     if named:
         first = set(next(iter(named.values())).tolist())
@@ -56,10 +57,11 @@ def align(roles: Mapping[str, Rows]) -> Aligned:
             for role, index_N in indices.items()
             if role in named or set(index_N.tolist()) == first
         }
-    if indices and not _agree(list(indices.values())):
+    first_N = next(iter(indices.values()), None)
+    if not all(np.array_equal(first_N, other) for other in indices.values()):
         return _matched(roles, indices, all(role in named for role in indices))
     _same_length(roles)
-    return Aligned(next(iter(indices.values()), None), dict.fromkeys(roles))
+    return Aligned(first_N, dict.fromkeys(roles))
 
 
 def _checked_index(role: str, rows: Rows) -> NDArray:
@@ -100,13 +102,6 @@ def _comparable(index_N: NDArray) -> NDArray:
     return index_N
 
 
-def _same_kind(indices: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """Write all indices as text where one of them is."""
-    if any(index_N.dtype.kind == "U" for index_N in indices.values()):
-        return {role: index_N.astype(str) for role, index_N in indices.items()}
-    return dict(indices)
-
-
 def _counts(index_N: NDArray) -> bool:
     """Return whether an index only counts the rows, from 0 or 1."""
     if not len(index_N):
@@ -116,10 +111,6 @@ def _counts(index_N: NDArray) -> bool:
         return False
     counted = np.arange(len(index_N)) + int(start)
     return bool((index_N == counted.astype(index_N.dtype)).all())
-
-
-def _agree(indices: list[NDArray]) -> bool:
-    return all(np.array_equal(indices[0], other) for other in indices[1:])
 
 
 def _same_length(roles: Mapping[str, Rows]) -> None:
@@ -135,9 +126,8 @@ def _same_length(roles: Mapping[str, Rows]) -> None:
 def _matched(roles: Mapping[str, Rows], indices: Mapping[str, NDArray], identify: bool) -> Aligned:
     first = next(iter(indices))
     other = next(role for role in indices if not np.array_equal(indices[role], indices[first]))
-    same = {len(index_N) for index_N in indices.values()}
     if not identify:
-        if len(same) > 1:
+        if len({len(index_N) for index_N in indices.values()}) > 1:
             _same_length(roles)
         if set(indices[first].tolist()) != set(indices[other].tolist()):
             raise MeasureError(_disagreement(indices, first, other))

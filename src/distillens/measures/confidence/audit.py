@@ -6,22 +6,20 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 import numpy as np
 
 from distillens.errors import MeasureError, nearest
 from distillens.measures.confidence.calibration import measure_calibration
 from distillens.measures.confidence.departures import departure_ledger
-from distillens.measures.confidence.dissection import dissect
-from distillens.measures.confidence.exaggeration import measure_exaggeration
+from distillens.measures.confidence.exaggeration import dissect, measure_exaggeration
 from distillens.measures.confidence.log_odds import Points
 from distillens.measures.confidence.outputs import SUM_TOLERANCE, OutputKind
 from distillens.measures.confidence.per_example_statistics import (
     PerExampleStatistics,
-    Predictions,
     per_example_statistics,
 )
 from distillens.measures.confidence.splits import (
@@ -135,10 +133,8 @@ def audit_with_points(
     kinds = _stated(kind)
     splits: dict[str, Split] = {}
     for name, roles in by_split(given).items():
-        try:
+        with _about(name):
             splits[name] = check_split(roles, kinds, tolerance)
-        except MeasureError as error:
-            raise _about(name, error) from None
     _check_classes(splits)
     audits, points = [], {}
     for name, split in splits.items():
@@ -146,17 +142,12 @@ def audit_with_points(
         references = {
             role: split.outputs[role] for role in OUTPUT_ROLES[2:] if role in split.outputs
         }
-        teacher_outputs, student_outputs = split.outputs["teacher"], split.outputs["student"]
-        try:
+        with _about(name):
             found = per_example_statistics(
-                teacher_outputs, student_outputs, split.labels_N, references
+                split.outputs["teacher"], split.outputs["student"], split.labels_N, references
             )
-        except MeasureError as error:
-            raise _about(name, error) from None
-        audits.append(
-            _audit_split(name, split, found, resampler, bootstrap_seed, listed_departures)
-        )
-        points[name] = _points(found, split)
+        points[name] = Points(found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N)
+        audits.append(_audit_split(name, split, found, points[name], resampler, listed_departures))
     result = Audit(
         schema_version=SCHEMA,
         classes=next(iter(splits.values())).classes,
@@ -179,8 +170,8 @@ def _audit_split(
     name: str,
     split: Split,
     found: PerExampleStatistics,
+    points: Points,
     resampler: Resampler,
-    seed: int,
     listed_departures: int,
 ) -> SplitAudit:
     notes = [*split.notes]
@@ -193,14 +184,6 @@ def _audit_split(
             f"{found.placed:,} points had a probability of exactly 0 or 1 and were placed at log-odds "
             f"of ±{found.edge:.3g}; logits have no such limit"
         )
-    predicted: tuple[tuple[Literal["teacher", "student"], Predictions], ...] = (
-        ("teacher", found.teacher),
-        ("student", found.student),
-    )
-    calibration = tuple(
-        measure_calibration(who, predictions, split.labels_N, resampler, seed, split.given_N)
-        for who, predictions in predicted
-    )
     ledger = departure_ledger(
         found, split.classes, split.mislabelled_N, split.index_N, split.inputs, listed_departures
     )
@@ -209,9 +192,12 @@ def _audit_split(
         examples=len(split.labels_N),
         exaggeration=exaggeration,
         fidelity=_fidelity(found, resampler),
-        calibration=calibration,
+        calibration=tuple(
+            measure_calibration(who, predictions, split.labels_N, resampler, split.given_N)
+            for who, predictions in (("teacher", found.teacher), ("student", found.student))
+        ),
         ledger=ledger,
-        dissection=dissect(_points(found, split)),
+        dissection=dissect(points),
         majority=float(np.bincount(split.labels_N).max() / len(split.labels_N)),
         notes=tuple(notes + more),
     )
@@ -229,10 +215,6 @@ def _fidelity(found: PerExampleStatistics, resampler: Resampler) -> Fidelity:
         infinite_kl_teacher_student=resampler.without_infinite(forward_N),
         infinite_kl_student_teacher=resampler.without_infinite(backward_N),
     )
-
-
-def _points(found: PerExampleStatistics, split: Split) -> Points:
-    return Points(found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N)
 
 
 def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:
@@ -262,8 +244,13 @@ def _check_classes(splits: dict[str, Split]) -> None:
         )
 
 
-def _about(split: str, error: MeasureError) -> MeasureError:
-    return MeasureError(f"split {split!r}: {error}")
+@contextmanager
+def _about(split: str) -> Iterator[None]:
+    """Name the split in errors."""
+    try:
+        yield
+    except MeasureError as error:
+        raise MeasureError(f"split {split!r}: {error}") from None
 
 
 def _version() -> str:

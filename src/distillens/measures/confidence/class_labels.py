@@ -52,15 +52,12 @@ def class_labels(
             f"rows of {classes} classes; one column of a file is chosen with FILE::NAME"
         )
     labels_N = _simple(labels_N)
-    if names is not None:
-        known = next(
-            (each for each in (names, without_beginning(names)) if _are_known(labels_N, each)), None
-        )
-        if known is not None:
-            by_name = _by_name(labels_N, known)
+    for known in () if names is None else (names, without_beginning(names)):
+        by_name_N = _by_name(labels_N, known)
+        if by_name_N is not None:
             counted = list(known) == [str(i) for i in range(classes)]
             return (
-                by_name,
+                by_name_N,
                 note if counted else "labels were read as names of classes in the header",
             )
     if labels_N.dtype.kind == "U":
@@ -128,24 +125,17 @@ def _simple(labels_N: NDArray) -> NDArray:
     return labels_N
 
 
-def _places(labels_N: NDArray, names: Sequence[str]) -> dict[str, int]:
-    """Return the place of each name in the header, written as the labels are."""
+def _by_name(labels_N: NDArray, names: Sequence[str]) -> NDArray[np.int64] | None:
+    """Return the place of each label in the header; None if one of them is no name."""
     place = {name.strip().casefold(): i for i, name in enumerate(names)}
     if labels_N.dtype.kind in "iu":
-        return {str(int(name)): i for name, i in place.items() if name.isdecimal()}
-    return place
-
-
-def _are_known(labels_N: NDArray, names: Sequence[str]) -> bool:
-    place = _places(labels_N, names)
-    return len(labels_N) > 0 and all(str(one).casefold() in place for one in np.unique(labels_N))
-
-
-def _by_name(labels_N: NDArray, names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the place of each label in the header."""
+        # Names are written as the labels are.
+        place = {str(int(name)): i for name, i in place.items() if name.isdecimal()}
     found, inverse_N = np.unique(labels_N, return_inverse=True)
-    place = _places(labels_N, names)
-    return np.array([place[str(one).casefold()] for one in found], dtype=np.int64)[inverse_N]
+    labels = [str(one).casefold() for one in found]
+    if not labels or not place.keys() >= set(labels):
+        return None
+    return np.array([place[one] for one in labels], dtype=np.int64)[inverse_N]
 
 
 def _unknown(labels_N: NDArray, names: Sequence[str] | None) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from distillens.measures.confidence.log_odds import Points
 from distillens.measures.confidence.verdicts import (
     NEGLIGIBLE_SHARE,
     NEGLIGIBLE_SLOPE,
@@ -20,6 +21,7 @@ from distillens.measures.confidence.verdicts import (
     together,
 )
 from distillens.measures.statistics.bootstrap import Resampler
+from distillens.measures.statistics.intervals import observed_share
 from distillens.measures.statistics.resampled import (
     FEWEST_POINTS,
     resampled_huber_slope,
@@ -30,6 +32,7 @@ from distillens.measures.statistics.resampled import (
 )
 from distillens.results.base import Estimate
 from distillens.results.confidence import (
+    DissectedPart,
     Exaggeration,
     MislabelledPlace,
     PartSlope,
@@ -41,8 +44,10 @@ from distillens.results.confidence import (
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Part = Literal["all", "low", "high"]
+Who = Literal["both right", "only the student", "only the teacher", "neither"]
 
 _UNDEFINED = Estimate(float("nan"))
+_WHO: tuple[Who, ...] = ("both right", "only the student", "only the teacher", "neither")
 _NAMES = ("all points", "the low part", "the high part")
 
 
@@ -179,3 +184,24 @@ def _place(
         share_estimate(others, len(x_N) - count, resampler),
         own.minus(others, resampler),
     )
+
+
+def dissect(points: Points) -> tuple[DissectedPart, ...]:
+    """Return where the points lie by who is right and by mislabelled or not, without empty groups.
+
+    In the source, points that only the student gets right, and mislabelled examples, lie among the
+    underfit ones.
+    """
+    mislabelled_N = points.mislabelled_N
+    low_N = points.x_N < np.median(points.x_N)
+    under_N = points.y_N < points.x_N
+    found = []
+    for code, who in enumerate(_WHO):
+        for wrong in (None,) if mislabelled_N is None else (False, True):
+            inside_N = points.who_N == code
+            if wrong is not None and mislabelled_N is not None:
+                inside_N = inside_N & (mislabelled_N == wrong)
+            if inside_N.any():
+                low, under = observed_share(low_N[inside_N]), observed_share(under_N[inside_N])
+                found.append(DissectedPart(who, wrong, int(inside_N.sum()), low, under))
+    return tuple(found)

@@ -96,20 +96,20 @@ def check_split(
             refuse_other_columns(roles[role], role, tolerance, option)
     aligned = align(roles)
     outputs, more = _outputs(roles, kinds, tolerance, aligned)
-    classes = outputs["teacher"].classes
-    labels = roles["labels"]
-    labels_N, note = class_labels(labels.values, classes, _class_names(roles), labels.names)
-    labels_N = _taken(labels_N, aligned.rows["labels"])
+    classes, names = outputs["teacher"].classes, _class_names(roles)
+
+    def labels_of(role: str) -> tuple[NDArray[np.int64], str | None]:
+        labels_N, note = class_labels(roles[role].values, classes, names, roles[role].names)
+        return _taken(labels_N, aligned.rows[role]), note
+
+    labels_N, note = labels_of("labels")
     given_N = mask_N = None
     if "given labels" in roles:
-        given = roles["given labels"]
-        given_N, _ = class_labels(given.values, classes, _class_names(roles), given.names)
-        given_N = _taken(given_N, aligned.rows["given labels"])
+        given_N, _ = labels_of("given labels")
         mask_N = given_N != labels_N
         given_N = given_N if mask_N.any() else None
     if "mislabelled" in roles:
-        mask_N = _mask(_column(roles["mislabelled"].values, "mislabelled"))
-        mask_N = _taken(mask_N, aligned.rows["mislabelled"])
+        mask_N = _taken(_mask(roles["mislabelled"].values), aligned.rows["mislabelled"])
     notes += [*aligned.notes, *more, *([] if note is None else [note])]
     return Split(
         outputs,
@@ -157,14 +157,14 @@ def _class_names(roles: Mapping[str, Rows]) -> tuple[str, ...] | None:
     Names that only count the columns give way to those of a role that was matched by position.
     """
     mine = roles["teacher"].names
-    if mine is None or only_counts(mine):
-        others = [roles[role].names for role in OUTPUT_ROLES if role in roles]
-        for names in others:
-            # Columns that are numbered in another order were put in the order of the classes.
-            if names is None or (mine is None and are_shuffled_numbers(names)):
-                continue
-            if set(names) != set(mine or ()):
-                return names
+    if mine is not None and not only_counts(mine):
+        return mine
+    for names in (roles[role].names for role in OUTPUT_ROLES if role in roles):
+        # Columns that are numbered in another order were put in the order of the classes.
+        if names is None or (mine is None and are_shuffled_numbers(names)):
+            continue
+        if set(names) != set(mine or ()):
+            return names
     return mine
 
 
@@ -183,18 +183,16 @@ def _rows(role: str, value: Any) -> Rows:
 
 def _without_headers(roles: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[str]]:
     """Leave out a first row that may be a header where the other arrays have one row less."""
-    unclear = [role for role, rows in roles.items() if rows.unclear_header]
-    sure = [len(rows.values) for rows in roles.values() if not rows.unclear_header]
-    if not unclear:
-        return dict(roles), []
-    if not sure:
-        raise MeasureError(
-            f"the first row of the {unclear[0]} may be a header or the first example; choose with "
-            "--header or --no-header (read_rows takes header)"
-        )
     found, notes = dict(roles), []
-    for role in unclear:
-        rows = roles[role]
+    sure = [len(rows.values) for rows in roles.values() if not rows.unclear_header]
+    for role, rows in roles.items():
+        if not rows.unclear_header:
+            continue
+        if not sure:
+            raise MeasureError(
+                f"the first row of the {role} may be a header or the first example; choose with "
+                "--header or --no-header (read_rows takes header)"
+            )
         if len(rows.values) == sure[0] + 1:
             index_N = None if rows.index is None else rows.index[1:]
             found[role] = replace(rows, values=rows.values[1:], index=index_N)
@@ -208,19 +206,15 @@ def _taken(values: NDArray, rows_N: NDArray | None) -> NDArray:
     return values if rows_N is None else values[rows_N]
 
 
-def _column(values: NDArray, role: str) -> NDArray:
-    column = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    if column.ndim != 1:
+def _mask(values: NDArray) -> NDArray[np.bool_]:
+    mask_N = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if mask_N.ndim != 1:
         raise MeasureError(
-            f"{role} have shape {values.shape}; give one value per example, shape (N,)"
+            f"mislabelled have shape {values.shape}; give one value per example, shape (N,)"
         )
-    return np.asarray(column)
-
-
-def _mask(mask: NDArray) -> NDArray[np.bool_]:
-    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+    if mask_N.dtype.kind not in "biuf" or not np.isin(mask_N, (0, 1)).all():
         raise MeasureError(
-            f"mislabelled has type {mask.dtype} or values other than 0 and 1; give a mask, "
+            f"mislabelled has type {mask_N.dtype} or values other than 0 and 1; give a mask, "
             "1 where the label is wrong"
         )
-    return mask.astype(bool)
+    return mask_N.astype(bool)

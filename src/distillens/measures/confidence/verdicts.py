@@ -40,11 +40,8 @@ def judge(
     negligible
         The verdict is "no" if all intervals end below ``edge + negligible``.
     """
-    intervals = [one.interval for one in estimates]
-    if points < FEWEST_FOR_A_VERDICT or any(math.isnan(one.value) for one in estimates):
-        return "too few examples"
-    known = [interval for interval in intervals if interval is not None]
-    if len(known) < len(intervals):
+    known = [one.interval for one in estimates if one.interval and not math.isnan(one.value)]
+    if points < FEWEST_FOR_A_VERDICT or len(known) < len(estimates):
         return "too few examples"
     if all(interval.high < edge + negligible for interval in known):
         return "no"
@@ -71,31 +68,21 @@ def particular(verdict: Verdict, beyond_high: Estimate) -> Verdict:
 
 def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, str]:
     """Return the strongest of several verdicts, and a sentence; the keys name the quantities."""
-    order: tuple[Verdict, ...] = (
-        "yes",
-        "no more than a reference",
-        "undecided",
-        "less confident throughout",
-        "no",
-    )
-    found: Verdict = "too few examples"
-    for verdict in order:
-        if verdict in verdicts.values():
-            found = verdict
-            break
-    where = ", ".join(name for name, verdict in verdicts.items() if verdict == found)
-    words = {
-        "yes": f"The student exaggerates its teacher's confidence ({where}).",
+    # From the strongest to the weakest.
+    words: dict[Verdict, str] = {
+        "yes": "The student exaggerates its teacher's confidence ({where}).",
         "no more than a reference": "The student exaggerates its teacher's confidence, but no more "
-        f"than a reference does ({where}).",
-        "undecided": f"Undecided: an interval includes both answers ({where}).",
+        "than a reference does ({where}).",
+        "undecided": "Undecided: an interval includes both answers ({where}).",
         "less confident throughout": "The student does not exaggerate its teacher's confidence: it is "
         "less confident, but no more so where the teacher is unsure.",
         "no": "The student does not exaggerate its teacher's confidence.",
         "too few examples": "Too few examples for a verdict (fewer than "
         f"{FEWEST_FOR_A_VERDICT} in each part, or the teacher is equally confident on all of them).",
     }
-    sentence = words[found]
+    found = next(verdict for verdict in words if verdict in verdicts.values())
+    where = ", ".join(name for name, verdict in verdicts.items() if verdict == found)
+    sentence = words[found].format(where=where)
     if found == "yes" and not references:
         sentence += " No reference was given, and regression to the mean alone biases slopes."
     return found, sentence

@@ -55,7 +55,7 @@ class Resampler:
         if examples < 1:
             raise MeasureError("there are no examples to draw from; give at least 1")
         rng = np.random.default_rng(seed)
-        self.resamples = resamples
+        self.resamples, self.seed = resamples, seed
         self.blocks = min(examples, blocks)
         self._block_N = None
         self.method = f"bootstrap percentiles over examples, {resamples} resamples"
