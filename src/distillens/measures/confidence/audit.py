@@ -29,7 +29,6 @@ from distillens.measures.confidence.splits import (
     by_split,
     check_split,
 )
-from distillens.measures.confidence.verdicts import chance_warnings
 from distillens.measures.statistics.bootstrap import Resampler, shared_resampler
 from distillens.measures.statistics.intervals import observed_share
 from distillens.results.base import SCHEMA
@@ -161,7 +160,7 @@ def audit_with_points(
         bootstrap_seed=bootstrap_seed,
         version=_version(),
         seconds=time.perf_counter() - started,
-        warnings=tuple(warning for split in audits for warning in chance_warnings(split)),
+        warnings=tuple(warning for split in audits for warning in _chance_warnings(split)),
     )
     return result, points
 
@@ -184,9 +183,6 @@ def _audit_split(
             f"{found.placed:,} points had a probability of exactly 0 or 1 and were placed at log-odds "
             f"of ±{found.edge:.3g}; logits have no such limit"
         )
-    ledger = departure_ledger(
-        found, split.classes, split.mislabelled_N, split.index_N, split.inputs, listed_departures
-    )
     return SplitAudit(
         split=name,
         examples=len(split.labels_N),
@@ -196,7 +192,7 @@ def _audit_split(
             measure_calibration(who, predictions, split.labels_N, resampler, split.given_N)
             for who, predictions in (("teacher", found.teacher), ("student", found.student))
         ),
-        ledger=ledger,
+        ledger=departure_ledger(found, split, listed_departures),
         dissection=dissect(points),
         majority=float(np.bincount(split.labels_N).max() / len(split.labels_N)),
         notes=tuple(notes + more),
@@ -215,6 +211,26 @@ def _fidelity(found: PerExampleStatistics, resampler: Resampler) -> Fidelity:
         infinite_kl_teacher_student=resampler.without_infinite(forward_N),
         infinite_kl_student_teacher=resampler.without_infinite(backward_N),
     )
+
+
+def _chance_warnings(split: SplitAudit) -> tuple[str, ...]:
+    """Return a sentence for each network whose accuracy is not above chance.
+
+    Its accuracy is above chance if the upper end of its Wilson interval is above the share of the most
+    frequent class.
+    """
+    found = []
+    for one in split.calibration:
+        interval, majority = one.accuracy.interval, split.majority
+        if interval is None or majority is None or interval.high > majority:
+            continue
+        found.append(
+            f"the accuracy of the {one.who} on the split {split.split!r} is not above chance: "
+            f"{100 * one.accuracy.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], "
+            f"the most frequent class has {100 * majority:.1f} %; check that labels, rows and columns "
+            "belong together"
+        )
+    return tuple(found)
 
 
 def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:
