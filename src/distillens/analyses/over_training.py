@@ -91,6 +91,9 @@ def _over_training(
                     _check_stored(student, outputs, network_logits(files)[split][rows[split]])
                 points.append(meter.measure(epoch, as_outputs(outputs, run.student_kind)))
             advance(1)
+    missing = sorted(set(run.recipe.training_of(student.entry).kept_epochs) - set(epochs))
+    named = ", ".join(map(str, missing))
+    notes = (f"checkpoints of epochs {named} are missing and were left out",) if missing else ()
     switch = _switch(run, student)
     changes = () if switch is None else tuple(
         change for meter in meters.values() for change in meter.changes(switch)
@@ -103,7 +106,7 @@ def _over_training(
         tuple(points),
         switch,
         changes,
-        _missing(run, student, epochs),
+        notes,
     )
 
 
@@ -128,14 +131,6 @@ def _meters(
             RANDOM_SEED,
         )
     return rows, meters
-
-
-def _missing(run: FinishedRun, student: FinishedStudent, epochs: list[int]) -> tuple[str, ...]:
-    kept = run.recipe.training_of(student.entry).kept_epochs
-    missing = ", ".join(str(epoch) for epoch in sorted(set(kept) - set(epochs)))
-    if not missing:
-        return ()
-    return (f"checkpoints of epochs {missing} are missing and were left out",)
 
 
 def _check_stored(student: FinishedStudent, found: NDArray, stored: NDArray) -> None:

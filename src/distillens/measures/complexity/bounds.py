@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -175,9 +175,15 @@ def distillation_bound(
     """
     if not 0 <= teacher_risk <= 1:
         raise MeasureError(f"the teacher's risk is {teacher_risk}; give a share in [0, 1]")
-    grid_J = _check_margins(margins)
-    losses_J = _binary_losses(fit, teacher_targets_N, grid_J)
-    return _lowest("Prop. 5", fit, losses_J, grid_J, 2.0, delta, kappa, float(teacher_risk))
+    bound = binary_bound(fit, teacher_targets_N, delta=delta, kappa=kappa, margins=margins)
+    value = bound.value + teacher_risk
+    return replace(
+        bound,
+        theorem="Prop. 5",
+        value=value,
+        vacuous=not bound.covered or value >= 1,
+        teacher_risk=float(teacher_risk),
+    )
 
 
 def multiclass_bound(
@@ -244,7 +250,6 @@ def _lowest(
     factor: float,
     delta: float,
     kappa: float | None,
-    teacher_risk: float | None = None,
 ) -> RiskBound:
     """Return the lowest bound over the grid. ``factor`` is 2 in Thm. 3 and 4C in Thm. 4."""
     if not 0 < delta < 1:
@@ -255,7 +260,7 @@ def _lowest(
     complexity_J = factor * (norm + 1) * math.sqrt(fit.trace) / (margins_J * examples)
     norms_J = np.ceil(margins_J * math.sqrt(examples) / (factor * math.sqrt(kappa)))
     confidence_J = 3 * np.sqrt(np.log(2 * norms_J * count / delta) / (2 * examples))
-    values_J = losses_J + complexity_J + confidence_J + (teacher_risk or 0.0)
+    values_J = losses_J + complexity_J + confidence_J
     covered_J = np.ceil(norm) <= norms_J
     # A sum that is not covered is no bound, so any covered one goes before it.
     best = int(np.lexsort((values_J, ~covered_J))[0])
@@ -273,7 +278,7 @@ def _lowest(
         margin_loss=float(losses_J[best]),
         complexity_term=float(complexity_J[best]),
         confidence_term=float(confidence_J[best]),
-        teacher_risk=teacher_risk,
+        teacher_risk=None,
         norms=int(norms_J[best]),
         covered=covered,
         examples=examples,
