@@ -22,12 +22,10 @@ from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.errors import KernelError, MeasureError
 from distillens.measures import (
     binary_bound,
-    decompose_gram,
     distillation_bound,
     factorise_gram,
     label_targets,
     multiclass_bound,
-    random_label_reference,
     random_target_level,
 )
 from distillens.measures.complexity.bounds import kernel_fit
@@ -78,18 +76,6 @@ def test_spectrum_and_energies_are_those_of_the_eigenvectors() -> None:
     assert found.effective_rank == pytest.approx(np.exp(-np.sum(shares * np.log(shares))))
     assert found.condition == pytest.approx(eigenvalues[-1] / eigenvalues[0])
     assert found.trace == pytest.approx(np.trace(values))
-
-
-@pytest.mark.parametrize("form", ["binary", "class-diagonal", "trace"])
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-def test_the_random_level_is_the_closed_reference_of_labels(form: KernelForm, ridge: float) -> None:
-    several = form != "binary"
-    values = np.stack([gram(seed=c) for c in range(C)]) if form == "class-diagonal" else gram()
-    classes, outputs = (C, C) if several else (2, 1)
-    wanted = random_label_reference(factorise_gram(values, form, ridge), classes)
-    level = random_target_level(decompose_gram(values, form).eigenvalues_K, form, outputs, ridge)
-    size = np.sqrt(1 - 1 / C) if several else 1.0
-    assert level * size == pytest.approx(wanted.adjusted_star)
 
 
 def test_a_level_that_cannot_be_is_refused() -> None:

@@ -17,15 +17,11 @@ from distillens.measures.complexity.bounds import (
 )
 from distillens.measures.complexity.complexity import (
     ComplexityMeter,
+    diagonal_reference,
     factorise_gram,
     gradient_residual,
-    supervision_complexity,
-)
-from distillens.measures.complexity.references import (
-    RandomLabelReference,
-    diagonal_reference,
-    random_label_reference,
     random_target_level,
+    supervision_complexity,
 )
 from distillens.measures.complexity.spectrum import EnergyCurve, GramSpectrum, decompose_gram
 from distillens.measures.complexity.targets import (
@@ -56,7 +52,6 @@ __all__ = [
     "GramSpectrum",
     "KernelFit",
     "Points",
-    "RandomLabelReference",
     "accuracy_estimate",
     "audit",
     "binary_bound",
@@ -77,7 +72,6 @@ __all__ = [
     "paired_interval",
     "phi_from_logits",
     "prediction_targets",
-    "random_label_reference",
     "random_label_targets",
     "random_target_level",
     "softmax",

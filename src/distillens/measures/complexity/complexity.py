@@ -1,11 +1,12 @@
-"""Supervision complexity: how hard targets are for a kernel.
+"""Supervision complexity: how hard targets are for a kernel, and what memorising and random labels give.
 
 A Gram of several outputs has one of four forms. "binary": (N, N), the kernel of one output.
 "class-diagonal": (C, N, N), the kernels K_cc of each logit, which stand for a block matrix without
 entries between classes. "trace": (N, N), k = (1/C) Σ_c K_cc, which stands for k ⊗ I. "full":
 (NC, NC), row n·C + c for class c of example n.
 
-Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Def. 1 and eqs. 49, 50.
+Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Def. 1, eqs. 49, 50 and the remarks on the
+adjusted complexity; references of other forms than binary are ours.
 Shapes: N examples, C classes.
 """
 
@@ -281,3 +282,80 @@ def gradient_residual(
 def _ratio(value: float, size: float) -> float:
     """Divide by the target's size; all-zero targets have no normalised complexity."""
     return value / size if size > 0 else float("nan")
+
+
+def diagonal_reference(targets: ArrayLike, form: KernelForm) -> float:
+    """Return the least adjusted* complexity (eq. 50) of these targets on any diagonal kernel.
+
+    A diagonal kernel sees no two examples as alike: it can only memorise. By Cauchy-Schwarz its
+    (1/N)·√(YᵀK⁻¹Y·Tr K) is at least (1/N) Σ |Yᵢ|, met where K is in proportion to |Y|. With one
+    diagonal k for all classes (trace form) it is at least (√C/N) Σᵢ ‖Yᵢ‖₂. Targets above it are
+    harder for a kernel than memorising them with the right weights.
+
+    Parameters
+    ----------
+    targets
+        Y, (N,) for the binary form, else (N, C).
+    form
+        Form of the Gram that it is compared with.
+
+    Raises
+    ------
+    MeasureError
+        The form is unknown; or the targets do not fit it, are not finite or are none.
+    """
+    check_form(form)
+    y = np.asarray(as_array(targets), dtype=np.float64)
+    if y.ndim != (1 if form == "binary" else 2) or y.size == 0:
+        wanted = "(N,)" if form == "binary" else "(N, C)"
+        raise MeasureError(f"targets of shape {y.shape} do not fit the form {form}; give {wanted}")
+    if not np.isfinite(y).all():
+        raise MeasureError("the targets hold NaN or infinity; look where they were computed")
+    if form == "trace":
+        return float(np.sqrt(y.shape[1]) * np.linalg.norm(y, axis=1).sum()) / len(y)
+    return float(np.abs(y).sum()) / len(y)
+
+
+def random_target_level(
+    eigenvalues_K: ArrayLike, form: KernelForm, outputs: int = 1, ridge: float = 0.0
+) -> float:
+    """Return the normalised* complexity of random targets of any size, from a Gram's eigenvalues.
+
+    The targets are independent over examples with mean zero and one variance, such as uniformly sampled
+    labels. For them E[YᵀK⁻¹Y] = E[Y²]·Tr K⁻¹; the class-diagonal and trace forms sum it over classes.
+    The result is (1/N)·√(E[YᵀK⁻¹Y]·Tr K), the root mean square of eq. 50 over draws, divided by the
+    targets' size √E[‖Y‖²/N]. It is at least 1 (binary) or √C (several outputs), whatever the Gram, and
+    the mean of eq. 50 is a little lower (Jensen).
+
+    Parameters
+    ----------
+    eigenvalues_K
+        Eigenvalues of the Gram, K = N or, for the class-diagonal form, those of all blocks, K = CN.
+    form
+        "binary", "class-diagonal" or "trace".
+    outputs
+        C; 1 for the binary form.
+    ridge
+        Added to each eigenvalue.
+
+    Raises
+    ------
+    MeasureError
+        The form is full or unknown, or the eigenvalues do not fit the outputs.
+    """
+    check_form(form)
+    if form == "full":
+        raise MeasureError("the full form has no closed reference; measure random_label_targets")
+    shifted_K = np.asarray(eigenvalues_K, dtype=np.float64) + ridge
+    blocks = outputs if form == "class-diagonal" else 1
+    examples, rest = divmod(shifted_K.size, max(blocks, 1))
+    if shifted_K.ndim != 1 or rest or not examples or outputs < 1:
+        raise MeasureError(
+            f"eigenvalues of shape {shifted_K.shape} do not fit {outputs} outputs of the form {form}"
+        )
+    if shifted_K.min() <= 0:
+        return float("inf")
+    # Each output has 1/C of ‖Y‖²; a class-diagonal Gram's blocks are all there already.
+    inverse = float(np.sum(1 / shifted_K)) / blocks
+    trace = operator_trace(float(shifted_K.sum()), form, outputs)
+    return float(np.sqrt(inverse * trace)) / examples

@@ -33,13 +33,6 @@ class EnergyCurve:
     energy_K: Array
     share_K: Array
 
-    def count_for(self, share: float) -> int:
-        """Return the least k for which the top k eigenvectors hold this share, in (0, 1]."""
-        if not 0 < share <= 1:
-            raise MeasureError(f"the share is {share}; give a number in (0, 1]")
-        # Rounding may leave the last share just below 1.
-        return min(int(np.searchsorted(self.share_K, share)) + 1, len(self.share_K))
-
 
 @dataclass(frozen=True, eq=False)
 class GramSpectrum:
