@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import distillens
-from distillens.analyses.gram_profile import Truth, compare_kernels, decompose, profile
+from distillens.analyses.gram_profile import compare_kernels, decompose, profile
 from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.errors import KernelError, MeasureError
 from distillens.measures import (
@@ -56,11 +56,12 @@ def profiled(
     targets: Mapping[str, np.ndarray],
     form: KernelForm = "binary",
     ridge: float = 0.0,
-    truth: Truth | None = None,
+    labels: str | None = None,
+    classes: np.ndarray | None = None,
 ) -> GramProfile:
     found = decompose(values, form, targets)
     assert found is not None
-    return profile(found, factorise_gram(values, form, ridge), truth)
+    return profile(found, factorise_gram(values, form, ridge), labels, classes)
 
 
 def test_spectrum_and_energies_are_those_of_the_eigenvectors() -> None:
@@ -87,10 +88,10 @@ def test_a_level_that_cannot_be_is_refused() -> None:
 
 
 def test_bounds_are_thm_3_of_labels_and_prop_5_of_a_teacher() -> None:
-    values, truth = gram(), Truth("labels")
+    values = gram()
     meter = factorise_gram(values, "binary", 0.1)
     labels, teacher = profiled(
-        values, {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, truth=truth
+        values, {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, labels="labels"
     ).targets
     assert labels.bound == binary_bound(kernel_fit(meter, SIGNS), SIGNS)
     risk = float(np.mean(np.sign(SOFT) != SIGNS))
@@ -104,7 +105,7 @@ def test_bounds_are_thm_3_of_labels_and_prop_5_of_a_teacher() -> None:
 def test_several_classes_have_thm_4() -> None:
     values = np.stack([gram(seed=c) for c in range(C)])
     y = label_targets(CLASSES, C)
-    found = profiled(values, {"labels": y}, "class-diagonal", truth=Truth("labels", CLASSES))
+    found = profiled(values, {"labels": y}, "class-diagonal", labels="labels", classes=CLASSES)
     fit = kernel_fit(factorise_gram(values, "class-diagonal"), y)
     assert found.targets[0].bound == multiclass_bound(fit, CLASSES)
     assert found.ranks[-1] == N * C
@@ -233,7 +234,7 @@ def test_bounds_on_training_examples_are_doubted(tiny: dict[str, Any], tmp_path:
 
 
 def test_the_table_fits_a_terminal_and_a_vacuous_bound_is_called_so() -> None:
-    found = profiled(gram(), {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, truth=Truth("labels"))
+    found = profiled(gram(), {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, labels="labels")
     console = Console(width=100)
     with console.capture() as capture:
         console.print(profile_table(found))

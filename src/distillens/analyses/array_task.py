@@ -162,14 +162,15 @@ def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
             f"{path} has shape {found.shape} and type {found.dtype}; tokens are integers {wanted}, "
             "padded with -1"
         )
-    for number, size in enumerate(vocabularies):
-        mine = found if K == 1 else found[:, number]
-        if mine.min() < -1 or mine.max() >= size:
+    found = found.astype(np.int64)
+    for rows_NT, size in zip(
+        found.reshape(len(found), K, -1).swapaxes(0, 1), vocabularies, strict=True
+    ):
+        if rows_NT.min() < -1 or rows_NT.max() >= size:
             raise DataError(
-                f"{path} has tokens from {mine.min()} to {mine.max()}; tokens of a vocabulary of "
+                f"{path} has tokens from {rows_NT.min()} to {rows_NT.max()}; tokens of a vocabulary of "
                 f"{size} go from 0 to {size - 1}, and -1 pads"
             )
-        rows_NT = mine.astype(np.int64)
         padded_NT = rows_NT == PADDING
         # Padding is only allowed at the end of a row, and never fills it.
         wrong_N = padded_NT[:, 0] | (padded_NT[:, :-1] & ~padded_NT[:, 1:]).any(axis=1)
@@ -178,7 +179,7 @@ def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
                 f"{path}: row {int(wrong_N.argmax())} has no token or one behind a {PADDING}, which "
                 "only pads the end of a row"
             )
-    return torch.as_tensor(found.astype(np.int64))
+    return torch.as_tensor(found)
 
 
 def _whole(values: NDArray[np.generic]) -> bool:
@@ -187,12 +188,6 @@ def _whole(values: NDArray[np.generic]) -> bool:
 
 def _are_labels(values: NDArray[np.generic]) -> bool:
     return values.ndim == 1 and _whole(values)
-
-
-def _like_labels(values: NDArray[np.generic], classes: int) -> bool:
-    """Return whether floats look like numbers of three or more classes instead of targets."""
-    found = np.unique(values.astype(np.float64))
-    return 2 < len(found) <= classes and bool(np.isin(found, np.arange(classes)).all())
 
 
 def _model_recipe(model: str) -> ModelRecipe:
@@ -239,7 +234,9 @@ def _targets(
         coded = label_targets(values, max(classes, 2), coding_of(classes))
         values = coded if coded.ndim == 2 else coded[:, None]
     elif values.ndim == 1:
-        if _like_labels(values, classes):
+        found = np.unique(values.astype(np.float64))
+        # Numbers of three or more classes, and no targets.
+        if 2 < len(found) <= classes and np.isin(found, np.arange(classes)).all():
             raise MeasureError(
                 f"{path} holds whole numbers from 0 to {values.max():g} as {values.dtype}; give labels "
                 f"as integers, or targets of every output, ({examples}, {classes})"

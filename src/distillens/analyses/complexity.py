@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from distillens.analyses.finished import FinishedRun, FinishedStudent
-from distillens.analyses.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
+from distillens.analyses.gram_profile import Decomposed, compare_kernels, decompose, profile
 from distillens.analyses.registry import Analysis, Measured, register_analysis
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
@@ -167,9 +167,9 @@ class _Along:
         if decomposed is None:
             notes.append(f"epoch {epoch}: no spectrum, references and bounds: the Gram is zero")
         else:
-            truth = Truth("labels", self.examples.labels.numpy())
+            classes_N = self.examples.labels.numpy()
             doubts = (_ON_TRAINING,) if self.recipe.split == "train" else ()
-            found["profile"] = profile(decomposed, meter, truth, epoch, doubts)
+            found["profile"] = profile(decomposed, meter, "labels", classes_N, epoch, doubts)
         network = teacher.network()
         if network is not None:
             try:

@@ -43,18 +43,6 @@ _PROBES = 8
 """Number of random probes; each costs about five passes of both networks."""
 
 
-@dataclass(frozen=True)
-class Truth:
-    """True labels, which bounds need.
-
-    ``name`` is the target set that holds them, coded; ``classes_N`` are they themselves, where there
-    are several outputs.
-    """
-
-    name: str
-    classes_N: ArrayLike | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Decomposed:
     """The spectrum of a Gram and energies of the targets; the eigenvectors are not kept."""
@@ -92,11 +80,16 @@ def decompose(gram: ArrayLike, form: KernelForm, targets: Mapping[str, Array]) -
 def profile(
     found: Decomposed,
     meter: ComplexityMeter,
-    truth: Truth | None,
+    labels: str | None,
+    classes_N: ArrayLike | None = None,
     epoch: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> GramProfile:
-    """Return a Gram's profile, with references and bounds of the meter's kernel, ridge included."""
+    """Return a Gram's profile, with references and bounds of the meter's kernel, ridge included.
+
+    Bounds need the true labels: ``labels`` is the target set that holds them, coded; ``classes_N`` are
+    they themselves, where there are several outputs.
+    """
     spectrum, level = found.spectrum, _random_level(found, meter)
     rows, lines = [], list(notes)
     if meter.singular is not None:
@@ -105,7 +98,7 @@ def profile(
         bound = None
         if meter.singular is None:
             try:
-                bound = _bound(meter, name, found.targets, truth)
+                bound = _bound(meter, name, found.targets, labels, classes_N)
             except MeasureError as error:
                 # The theorems do not cover these targets; the rest of the profile is unaffected.
                 lines.append(f"no bound for {name}: {error}")
@@ -189,16 +182,19 @@ def _random_level(found: Decomposed, meter: ComplexityMeter) -> float | None:
 
 
 def _bound(
-    meter: ComplexityMeter, name: str, targets: Mapping[str, Array], truth: Truth | None
+    meter: ComplexityMeter,
+    name: str,
+    targets: Mapping[str, Array],
+    labels: str | None,
+    classes_N: ArrayLike | None,
 ) -> RiskBound:
     """Return the bound on the risk of the kernel's fit of one target set."""
     y = targets[name]
     fit = kernel_fit(meter, y)
     if meter.form != "binary":
-        assert truth is not None  # measurements of several outputs give the classes
-        assert truth.classes_N is not None
-        return multiclass_bound(fit, truth.classes_N)
-    if truth is None or name == truth.name:
+        assert classes_N is not None  # measurements of several outputs give the classes
+        return multiclass_bound(fit, classes_N)
+    if labels is None or name == labels:
         return binary_bound(fit, y)
-    risk = float(np.mean(np.sign(targets[truth.name]) * y <= 0))
+    risk = float(np.mean(np.sign(targets[labels]) * y <= 0))
     return distillation_bound(fit, y, risk)

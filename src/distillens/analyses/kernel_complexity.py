@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from distillens.analyses.gram_profile import Truth, compare_kernels, decompose, profile
+from distillens.analyses.gram_profile import compare_kernels, decompose, profile
 from distillens.errors import KernelError, MeasureError
 from distillens.kernel import EmpiricalNTK, NTKGram
 from distillens.linalg import (
@@ -128,7 +128,6 @@ def kernel_complexity(
     sets = _columns(targets, len(inputs))
     if labels is not None and labels not in targets:
         raise MeasureError(f"no targets are called {labels!r}, only {', '.join(targets)}")
-    truth = None if labels is None else Truth(labels)
     # An incompatible teacher is refused before the work starts.
     compared = (
         None if teacher is None else compare_kernels(model, teacher, inputs, outputs, progress)
@@ -160,7 +159,7 @@ def kernel_complexity(
     found = None
     if decomposed is not None:
         assert solved.meter is not None  # the Gram was factorised
-        found = profile(decomposed, solved.meter, truth)
+        found = profile(decomposed, solved.meter, labels)
     uncertified = None
     # A share of a zero trace would be no ridge.
     if gram is not None and np.isinf(solved.value).any() and ridge == 0 and solved.trace > 0:

@@ -128,16 +128,14 @@ def column_order(
     """
     if teacher is None or other is None:
         return _order_of_numbers(teacher, other, role)
-    if len(teacher) != len(other):
+    if len(teacher) != len(other) or list(teacher) == list(other):
         return None, None
-    if list(teacher) == list(other):
-        return None, None
-    tries = (
+    plain = [[name.strip().casefold() for name in names] for names in (teacher, other)]
+    for mine, theirs in (
         (list(teacher), list(other)),
-        ([_plain(name) for name in teacher], [_plain(name) for name in other]),
+        plain,
         (without_beginning(teacher), without_beginning(other)),
-    )
-    for mine, theirs in tries:
+    ):
         if set(mine) == set(theirs) and len(set(mine)) == len(mine):
             if mine == theirs:
                 return None, None
@@ -154,10 +152,6 @@ def column_order(
         f"the columns have different names: {_some(only[0])} only in the teacher's outputs, "
         f"{_some(only[1])} only in the {role}'s; give both the same names of classes"
     )
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
 
 
 def _order_of_numbers(

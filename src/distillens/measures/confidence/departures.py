@@ -109,7 +109,7 @@ def _largest(
 ) -> tuple[InformativeDeparture, ...]:
     """Return the departures of each outcome that moved the most probability, largest first."""
     teacher, student = found.teacher, found.student
-    mislabelled_N, index_N, inputs = split.mislabelled_N, split.index_N, split.inputs
+    mislabelled_N, index, inputs = split.mislabelled_N, split.index, split.inputs
     moved_N = (teacher.confidence_N - student.on_other_N) + (
         student.confidence_N - teacher.on_other_N
     )
@@ -123,7 +123,7 @@ def _largest(
     return tuple(
         InformativeDeparture(
             row=row,
-            index=None if index_N is None else _plain(index_N[row]),
+            index=None if index is None else _plain(index[row]),
             outcome=outcome,
             label=int(found.labels_N[row]),
             teacher_class=int(teacher.top_N[row]),
@@ -141,7 +141,7 @@ def _largest(
 
 
 def _plain(value: object) -> int | str:
-    return int(value) if isinstance(value, (int, np.integer)) else str(value)
+    return value if isinstance(value, int) else str(value)
 
 
 def _text(value: object) -> str | None:

@@ -28,6 +28,9 @@ from distillens.measures.confidence.outputs import SUM_TOLERANCE, OutputKind, Ou
 Given: TypeAlias = ArrayLike | Rows | Mapping[str, Any]
 """An array, tensor, table or `Rows`, or one of them for each split by its name."""
 
+Index: TypeAlias = list[Any]
+"""The index of each row, as a Python number or text."""
+
 OPTIONS = {"one-hot student": "reference", "other teacher": "other-teacher"}
 """Options of the command line for roles that have another name there."""
 
@@ -45,7 +48,7 @@ class Split:
     given_N: NDArray[np.integer] | None
     """The labels that the networks were trained on; None if none of them differs from ``labels_N``."""
     mislabelled_N: NDArray[np.bool_] | None
-    index_N: NDArray | None
+    index: Index | None
     inputs: NDArray | None
     classes: int
     notes: tuple[str, ...] = ()
@@ -118,7 +121,7 @@ def check_split(
         labels_N,
         given_N,
         mask_N,
-        aligned.index_N,
+        aligned.index,
         _taken(roles["inputs"].values, aligned.rows["inputs"]) if "inputs" in roles else None,
         classes,
         tuple(notes),
@@ -226,7 +229,7 @@ def _mask(values: NDArray) -> NDArray[np.bool_]:
 class Aligned:
     """Indices of the audited rows of each role, in order; None for all rows in their order."""
 
-    index_N: NDArray | None
+    index: Index | None
     rows: Mapping[str, NDArray[np.integer] | None]
     notes: tuple[str, ...] = ()
 
@@ -246,80 +249,59 @@ def align(roles: Mapping[str, Rows]) -> Aligned:
         Numbers of rows differ without an index, an index repeats or is missing, or no row is in
         all arrays.
     """
-    indices = {
-        role: _checked_index(role, rows) for role, rows in roles.items() if rows.index is not None
-    }
-    if any(index_N.dtype.kind == "U" for index_N in indices.values()):
-        indices = {role: index_N.astype(str) for role, index_N in indices.items()}
-    named = {role: index_N for role, index_N in indices.items() if not _counts(index_N)}
+    indices = {role: _index(role, rows) for role, rows in roles.items() if rows.index is not None}
+    if any(isinstance(one, str) for index in indices.values() for one in index[:1]):
+        indices = {role: [str(one) for one in index] for role, index in indices.items()}
+    named = {role: index for role, index in indices.items() if not _counts(index)}
     if named:
-        first = set(next(iter(named.values())).tolist())
+        first = set(next(iter(named.values())))
         for role in indices.keys() - named.keys():
-            if roles[role].numbered and set(indices[role].tolist()) == first:
+            if roles[role].numbered and set(indices[role]) == first:
                 raise MeasureError(
                     f"the rows of the {role} are numbered in order, the {next(iter(named))}'s are "
                     "not, and the numbers may be of before or after a shuffling; give every array the "
                     "index of the data, or none (--drop, or reset_index(drop=True) of pandas)"
                 )
         indices = {
-            role: index_N
-            for role, index_N in indices.items()
-            if role in named or set(index_N.tolist()) == first
+            role: index for role, index in indices.items() if role in named or set(index) == first
         }
-    first_N = next(iter(indices.values()), None)
-    if not all(np.array_equal(first_N, other) for other in indices.values()):
+    own = next(iter(indices.values()), None)
+    if any(other != own for other in indices.values()):
         return _matched(roles, indices, all(role in named for role in indices))
     _same_length(roles)
-    return Aligned(first_N, dict.fromkeys(roles))
+    return Aligned(own, dict.fromkeys(roles))
 
 
-def _checked_index(role: str, rows: Rows) -> NDArray:
+def _index(role: str, rows: Rows) -> Index:
+    """Return the index as integers where numbers are whole, and as text without spaces."""
     index_N = as_array(rows.index)
     if index_N.shape != (len(rows.values),):
         raise MeasureError(
             f"the {role}'s index has shape {index_N.shape} for {len(rows.values)} rows; "
             "give one index per row"
         )
-    if index_N.dtype.kind == "O":
-        texts = [one.decode() if isinstance(one, bytes) else str(one) for one in index_N.tolist()]
-        index_N = np.array(texts) if texts else index_N.astype(str)
-    elif index_N.dtype.kind == "S":
-        index_N = np.char.decode(index_N, "utf-8")
-    index_N = _comparable(index_N)
-    if len(np.unique(index_N)) < len(index_N):
+    index = index_N.tolist()
+    if index_N.dtype.kind in "OSU":
+        texts = [one.decode() if isinstance(one, bytes) else str(one) for one in index]
+        index = [text.strip() for text in texts]
+    elif index_N.dtype.kind == "f":
+        index = [int(one) if one.is_integer() else one for one in index]
+    if len(set(index)) < len(index):
         raise MeasureError(
             f"the {role}'s index repeats; give each row an index of its own, or leave the column out "
             "with --drop"
         )
-    return index_N
+    return index
 
 
-def _comparable(index_N: NDArray) -> NDArray:
-    """Return whole numbers as int64, or as text where they are too large, and text without spaces.
-
-    NumPy compares unsigned integers of 64 bits with signed ones, and with floats, as float64, in
-    which large numbers are equal to their neighbours.
-    """
-    kind = index_N.dtype.kind
-    if kind == "U":
-        return np.char.strip(index_N)
-    if kind == "u":
-        large = index_N.size > 0 and index_N.max() > np.iinfo(np.int64).max
-        return index_N.astype(str if large else np.int64)
-    if kind == "f" and (np.abs(index_N) < 2**53).all() and (index_N == np.rint(index_N)).all():
-        return index_N.astype(np.int64)
-    return index_N
-
-
-def _counts(index_N: NDArray) -> bool:
+def _counts(index: Index) -> bool:
     """Return whether an index only counts the rows, from 0 or 1."""
-    if not len(index_N):
+    if not index:
         return True
-    start = str(index_N[0])
+    kind, start = type(index[0]), str(index[0])
     if start not in ("0", "1"):
         return False
-    counted = np.arange(len(index_N)) + int(start)
-    return bool((index_N == counted.astype(index_N.dtype)).all())
+    return index == [kind(number) for number in range(int(start), int(start) + len(index))]
 
 
 def _same_length(roles: Mapping[str, Rows]) -> None:
@@ -332,46 +314,43 @@ def _same_length(roles: Mapping[str, Rows]) -> None:
             )
 
 
-def _matched(roles: Mapping[str, Rows], indices: Mapping[str, NDArray], identify: bool) -> Aligned:
+def _matched(roles: Mapping[str, Rows], indices: Mapping[str, Index], identify: bool) -> Aligned:
     first = next(iter(indices))
-    other = next(role for role in indices if not np.array_equal(indices[role], indices[first]))
+    other = next(role for role in indices if indices[role] != indices[first])
     if not identify:
-        if len({len(index_N) for index_N in indices.values()}) > 1:
+        if len({len(index) for index in indices.values()}) > 1:
             _same_length(roles)
-        if set(indices[first].tolist()) != set(indices[other].tolist()):
+        if set(indices[first]) != set(indices[other]):
             raise MeasureError(_disagreement(indices, first, other))
     missing = [role for role in roles if role not in indices]
     if missing:
         raise MeasureError(
             f"{_disagreement(indices, first, other)}, or give the {missing[0]} an index too"
         )
-    common_N = indices[first]
-    for index_N in indices.values():
-        common_N = common_N[np.isin(common_N, index_N)]
-    if not len(common_N):
+    places = {
+        role: {one: place for place, one in enumerate(index)} for role, index in indices.items()
+    }
+    common = [one for one in indices[first] if all(one in known for known in places.values())]
+    if not common:
         raise MeasureError(
             f"no row has the same index in all arrays: the {first}'s begins with "
             f"{indices[first][0]}, the {other}'s with {indices[other][0]}; give the same examples"
         )
-    rows: dict[str, NDArray[np.integer] | None] = {}
-    for role, index_N in indices.items():
-        order = np.argsort(index_N, kind="stable")
-        rows[role] = order[np.searchsorted(index_N, common_N, sorter=order)]
     notes = ["rows were matched by index"]
     notes += [
-        f"{len(index_N) - len(common_N):,} of the {role}'s {len(index_N):,} rows were left out: "
+        f"{len(index) - len(common):,} of the {role}'s {len(index):,} rows were left out: "
         "their index is not in all arrays"
-        for role, index_N in indices.items()
-        if len(index_N) > len(common_N)
+        for role, index in indices.items()
+        if len(index) > len(common)
     ]
-    return Aligned(common_N, rows, tuple(notes))
+    rows = {role: np.array([known[one] for one in common]) for role, known in places.items()}
+    return Aligned(common, rows, tuple(notes))
 
 
-def _disagreement(indices: Mapping[str, NDArray], first: str, other: str) -> str:
-    one_N, two_N = indices[first], indices[other]
-    size = min(len(one_N), len(two_N))
-    row = int(np.argmax(one_N[:size] != two_N[:size]))
+def _disagreement(indices: Mapping[str, Index], first: str, other: str) -> str:
+    pairs = enumerate(zip(indices[first], indices[other], strict=False))
+    row = next((row for row, (one, two) in pairs if one != two), 0)
     return (
-        f"the rows are in another order: at row {row} the {first}'s index is {one_N[row]}, "
-        f"the {other}'s {two_N[row]}; sort both by index"
+        f"the rows are in another order: at row {row} the {first}'s index is {indices[first][row]}, "
+        f"the {other}'s {indices[other][row]}; sort both by index"
     )
