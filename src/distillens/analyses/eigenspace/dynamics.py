@@ -76,10 +76,6 @@ class EigenspaceTask:
     """Predictions are shown on the eigenvectors of XXᵀ, X being the layer's inputs in the teacher, or
     of the teacher's tangent kernel (the mean over outputs) at its initialisation."""
 
-    def sampled_pairs(self) -> tuple[Pair, ...]:
-        """Return the pairs."""
-        return draw_pairs(self.pairs, self.pair_seed, top=self.top, bottom=self.bottom)
-
 
 def measure_eigenspace(
     folders: Sequence[Path],
@@ -113,7 +109,7 @@ def measure_eigenspace(
     """
     began = time.perf_counter()
     asked = task or EigenspaceTask()
-    pairs = asked.sampled_pairs()
+    pairs = draw_pairs(asked.pairs, asked.pair_seed, top=asked.top, bottom=asked.bottom)
     runs = [finished_run(folder, trust_code=trust_code) for folder in folders]
     for run in runs:
         run.recipe.refuse_unavailable("eigenspace")

@@ -61,8 +61,10 @@ def find_layer(network: nn.Module, name: str | None, who: str) -> str:
         return name
     modules = dict(network.named_modules())
     if name in modules:
+        module = modules[name]
+        shown = module if isinstance(module, nn.Conv2d) else type(module).__name__
         raise ModelError(
-            f"layer {name!r} of the {who} is a {_described(modules[name])}; weights of a Linear or "
+            f"layer {name!r} of the {who} is a {shown}; weights of a Linear or "
             "of a Conv2d with one group and zero padding are projected"
         )
     raise ModelError(f"the {who} has no layer {name!r}{nearest(name, known)}")
@@ -137,16 +139,6 @@ def _has_matrix(module: nn.Module) -> bool:
         zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return module.groups == 1 and zeros
     return isinstance(module, nn.Linear)
-
-
-def _described(module: nn.Module) -> str:
-    kind = type(module).__name__
-    if isinstance(module, nn.Conv2d):
-        return (
-            f"{kind} with {module.groups} group(s), padding {module.padding!r}, "
-            f"{module.padding_mode}"
-        )
-    return kind
 
 
 @dataclass(eq=False)

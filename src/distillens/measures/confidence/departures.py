@@ -7,7 +7,6 @@ comparing matched proportions*, 2005 (the interval of the net gain). Shapes: N e
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from scipy import stats
 
 from distillens.measures.confidence.per_example_statistics import PerExampleStatistics
 from distillens.measures.confidence.splits import Split
-from distillens.measures.statistics.intervals import LEVEL, normal_quantile
+from distillens.measures.statistics.intervals import LEVEL, paired_bounds
 from distillens.results.base import Estimate, Interval
 from distillens.results.confidence import Agreement, InformativeDeparture, Ledger, LedgerEntry
 
@@ -66,16 +65,9 @@ def net_gain(gained: int, lost: int, examples: int) -> Estimate:
     One half is added to each of the four cells of the paired table, after which the plain normal
     interval covers well even where few or no examples differ.
     """
-    size = examples + 2
-    difference = (gained - lost) / size
-    variance = ((gained + lost + 1) - (gained - lost) ** 2 / size) / size**2
-    half = normal_quantile(LEVEL) * math.sqrt(max(0.0, variance))
-    interval = Interval(
-        100 * max(-1.0, difference - half),
-        100 * min(1.0, difference + half),
-        LEVEL,
-        f"Agresti and Min over {examples} pairs",
-    )
+    low, high = paired_bounds(gained - lost, gained + lost, examples, LEVEL)
+    method = f"Agresti and Min over {examples} pairs"
+    interval = Interval(100 * low, 100 * high, LEVEL, method)
     return Estimate(100 * (gained - lost) / examples, interval)
 
 
