@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -244,7 +243,6 @@ def measure_complexity(
     run: FinishedRun, students: Sequence[FinishedStudent], recipe: ComplexityRecipe
 ) -> Measured:
     """Measure four target sets against a student's kernel over its training."""
-    began = time.perf_counter()
     context, teacher = run.context, run.teacher
     (student,) = students
     along = _Along(context, recipe, student.entry, student.files)
@@ -287,7 +285,6 @@ def measure_complexity(
             random_draws=recipe.random_draws,
             points=tuple(points),
             spectra=tuple(spectra),
-            seconds=time.perf_counter() - began,
             notes=tuple(notes),
             **at_the_end,
         )

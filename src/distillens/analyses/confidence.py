@@ -5,7 +5,6 @@ Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923. Shapes: N examples, C 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +58,6 @@ def measure_confidence(
     RunError
         The other run does not fit.
     """
-    began = time.perf_counter()
     other_name, other = None, None
     if settings.other_teacher_run is not None:
         other_name, other = _other_teacher(run, settings.other_teacher_run)
@@ -87,9 +85,7 @@ def measure_confidence(
                     arrays[names[split]] = {**one.arrays(), **single}
                 found.append(StudentAudit(entry.title, entry.kind, seed, audit, run.notes(), names))
             advance(1)
-    seconds = time.perf_counter() - began
-    result = Confidence(SCHEMA, other_name, tuple(found), seconds, tuple(failures))
-    return Measured(result, arrays)
+    return Measured(Confidence(SCHEMA, other_name, tuple(found), tuple(failures)), arrays)
 
 
 def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArray]]:

@@ -138,8 +138,20 @@ def binary_bound(
     MeasureError
         An array or number does not fit or is not in its range.
     """
+    f_N = _check_fit(fit)
+    y_N = np.asarray(targets_N, dtype=np.float64)
+    if f_N.ndim != 1 or y_N.shape != f_N.shape:
+        raise MeasureError(
+            f"predictions of shape {f_N.shape} and targets of shape {y_N.shape} do not fit; "
+            "give (N,) for both, or use multiclass_bound"
+        )
+    if not (np.abs(y_N) <= 1).all():
+        raise MeasureError(
+            f"targets go from {y_N.min():g} to {y_N.max():g}; binary coding lies in [−1, 1]"
+        )
+    agreement_N = np.sign(y_N) * f_N
     grid_J = _check_margins(margins)
-    losses_J = _binary_losses(fit, targets_N, grid_J)
+    losses_J = np.array([margin_loss(agreement_N, float(margin)).mean() for margin in grid_J])
     return _lowest("Thm. 3", fit, losses_J, grid_J, 2.0, delta, kappa)
 
 
@@ -318,23 +330,6 @@ def _check_fit(fit: KernelFit) -> Array:
         if not (np.isfinite(value) and value > 0):
             raise MeasureError(f"the {name} is {value}; give a finite number > 0")
     return f
-
-
-def _binary_losses(fit: KernelFit, targets_N: ArrayLike, margins_J: Array) -> Array:
-    """Return the mean margin loss of sign(Y)·f*(X) at each margin, (J,)."""
-    f_N = _check_fit(fit)
-    y_N = np.asarray(targets_N, dtype=np.float64)
-    if f_N.ndim != 1 or y_N.shape != f_N.shape:
-        raise MeasureError(
-            f"predictions of shape {f_N.shape} and targets of shape {y_N.shape} do not fit; "
-            "give (N,) for both, or use multiclass_bound"
-        )
-    if not (np.abs(y_N) <= 1).all():
-        raise MeasureError(
-            f"targets go from {y_N.min():g} to {y_N.max():g}; binary coding lies in [−1, 1]"
-        )
-    agreement_N = np.sign(y_N) * f_N
-    return np.array([margin_loss(agreement_N, float(margin)).mean() for margin in margins_J])
 
 
 def _check_margins(margins: Sequence[float]) -> Array:

@@ -70,9 +70,10 @@ def accuracy_estimate(
     wilson = wilson_interval(mean, test_count, level)
     if len(values) == 1:
         return Estimate(mean, wilson)
-    method = f"Student t over {len(values)} seeds and Wilson over {test_count} test examples, in quadrature"
+    over = f"Student t over {len(values)} seeds and Wilson over {test_count} test examples"
     half = _t_half_width(values, level)
-    return _in_quadrature(mean, mean - wilson.low, wilson.high - mean, half, (0, 1), level, method)
+    distances = mean - wilson.low, wilson.high - mean
+    return _in_quadrature(mean, *distances, half, (0, 1), level, f"{over}, in quadrature")
 
 
 def paired_gain(
