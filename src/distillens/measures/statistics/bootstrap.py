@@ -96,8 +96,7 @@ class Resampler:
         """Return the mean of an array with its interval; an infinite mean has none."""
         if not np.isfinite(values_N).all():
             return Estimate(float(np.mean(values_N)))
-        sums_R2 = self.sums([np.ones(len(values_N)), values_N])
-        return self.estimate(float(np.mean(values_N)), sums_R2[:, 1] / sums_R2[:, 0])
+        return self._mean(values_N, np.ones(len(values_N), dtype=bool))
 
     def without_infinite(self, values_N: NDArray) -> Infinite | None:
         """Return the number of infinite values and the mean of the others; None without any."""
@@ -107,10 +106,12 @@ class Resampler:
             return None
         if count == len(values_N):
             return Infinite(count, Estimate(float("nan")))
-        kept_N = np.where(finite_N, values_N, 0.0)
-        sums_R2 = self.sums([finite_N, kept_N])
-        mean = float(kept_N[finite_N].mean())
-        return Infinite(count, self.estimate(mean, ratio(sums_R2[:, 1], sums_R2[:, 0])))
+        return Infinite(count, self._mean(np.where(finite_N, values_N, 0.0), finite_N))
+
+    def _mean(self, values_N: NDArray, of_N: NDArray) -> Estimate:
+        """Return the mean over some examples; the values of the others are 0."""
+        sums_R2 = self.sums([of_N, values_N])
+        return self.estimate(float(values_N[of_N].mean()), ratio(sums_R2[:, 1], sums_R2[:, 0]))
 
 
 @lru_cache(maxsize=2)

@@ -84,8 +84,8 @@ def resampled_slope(x_N: Array, y_N: Array, part_N: Mask, resampler: Resampler) 
     if not slope_is_defined(x_N[part_N]):
         return Resampled.undefined(resampler)
     x, y = _centred(x_N, part_N), _centred(y_N, part_N)
-    sums_R5 = resampler.sums(least_squares_columns(x, y, part_N))
-    return Resampled(least_squares_slope(x[part_N], y[part_N]), least_squares_slopes(sums_R5))
+    sums_R5 = resampler.sums(huber_columns(UNBOUNDED, x, y, part_N))
+    return Resampled(least_squares_slope(x[part_N], y[part_N]), huber_slopes(UNBOUNDED, sums_R5))
 
 
 def resampled_huber_slope(
@@ -117,26 +117,14 @@ class HuberLine:
     converged: bool
 
 
+UNBOUNDED = HuberLine(0.0, 0.0, float("inf"), converged=True)
+"""A line from which one Newton step is least squares, since no residual is bounded."""
+
+
 def least_squares_slope(x: Array, y: Array) -> float:
     """Return the slope of y on x; the points must differ in x."""
     dx = x - x.mean()
     return float(np.sum(dx * (y - y.mean())) / np.sum(dx * dx))
-
-
-def least_squares_columns(x: Array, y: Array, part_N: NDArray) -> list[Array]:
-    """Return 1, x, y, x², xy of the points of a part and 0 elsewhere."""
-    part = part_N.astype(np.float64)
-    x_part, y_part = x * part, y * part
-    return [part, x_part, y_part, x * x_part, x * y_part]
-
-
-def least_squares_slopes(sums_R5: Array) -> Array:
-    """Return slopes from the sums of `least_squares_columns`; NaN where x has no spread."""
-    w, x, y, xx, xy = sums_R5.T
-    spread = w * xx - x * x
-    slope = np.full(len(w), np.nan)
-    np.divide(w * xy - x * y, spread, out=slope, where=spread > 1e-12 * w * xx)
-    return slope
 
 
 def huber_line(x: Array, y: Array) -> HuberLine:
