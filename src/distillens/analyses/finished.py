@@ -142,7 +142,11 @@ class FinishedRun:
             "one-hot student": None if reference is None else self.outputs(reference),
             "other teacher": other_teacher,
         }
-        return {role: None if one is None else self._indexed(one) for role, one in roles.items()}
+        index = {split: self.context.task.labels(self.context, split)[1] for split in SPLITS}
+        return {
+            role: one and {split: Rows(values, index[split]) for split, values in one.items()}
+            for role, one in roles.items()
+        }
 
     def kinds(self) -> dict[str, str]:
         """Return the kind of outputs of each role."""
@@ -166,12 +170,6 @@ class FinishedRun:
                 "divided by their sum"
             )
         return tuple(notes)
-
-    def _indexed(self, by_split: dict[str, NDArray]) -> dict[str, Any]:
-        return {
-            split: Rows(values, self.context.task.labels(self.context, split)[1])
-            for split, values in by_split.items()
-        }
 
 
 def finished_run(

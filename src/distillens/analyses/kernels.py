@@ -86,8 +86,12 @@ def _likeness(
         seed=None, device=context.accelerator.device,
     )  # fmt: skip
     inputs = next(iter(batches.epoch(0))).inputs
-    similarity, alignment = (
-        measured(
+    estimates = {}
+    for name, measured in (
+        ("ntk_similarity", ntk_similarity),
+        ("centred_alignment", centred_ntk_alignment),
+    ):
+        found = measured(
             network,
             teacher,
             inputs,
@@ -95,15 +99,9 @@ def _likeness(
             seed=RANDOM_SEED,
             progress=context.progress,
         )
-        for measured in (ntk_similarity, centred_ntk_alignment)
-    )
+        estimates[name] = _estimate(found.value, found.standard_error, settings.probes)
     return KernelLikeness(
-        who=who,
-        split="test",
-        examples=count,
-        ntk_similarity=_estimate(similarity.value, similarity.standard_error, settings.probes),
-        centred_alignment=_estimate(alignment.value, alignment.standard_error, settings.probes),
-        probes=settings.probes,
+        who=who, split="test", examples=count, probes=settings.probes, **estimates
     )
 
 

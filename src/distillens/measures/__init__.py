@@ -34,7 +34,7 @@ from distillens.measures.complexity.targets import (
     teacher_targets,
 )
 from distillens.measures.confidence import audit
-from distillens.measures.confidence.log_odds import Points, phi_from_logits
+from distillens.measures.confidence.log_odds import phi_from_logits
 from distillens.measures.statistics.intervals import (
     accuracy_estimate,
     mean_over_seeds,
@@ -51,7 +51,6 @@ __all__ = [
     "EnergyCurve",
     "GramSpectrum",
     "KernelFit",
-    "Points",
     "accuracy_estimate",
     "audit",
     "binary_bound",

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from distillens.analyses.eigenspace.layers import (
     NetworkCourse,
     alike,
-    check_checkpoints,
     find_layer,
 )
 from distillens.analyses.finished import FinishedRun, FinishedStudent, finished_run
@@ -214,7 +213,12 @@ def _of_run(
     def course(files: NetworkFiles, training: TrainingRecipe, who: str) -> NetworkCourse:
         if files.folder not in courses:
             kept = training.kept_epochs
-            check_checkpoints(files, kept)
+            missing = sorted(set(kept) - set(files.epochs()))
+            if missing:
+                raise RunError(
+                    f"{files.folder} lacks {len(missing)} checkpoint(s), first "
+                    f"{files.weights(missing[0]).name}; run its recipe again in another folder"
+                )
             digest = weights_digest(files, kept[-1], read_cell(files).weights_digest)
             # The teacher of a self-distilled student is a student itself.
             role: Role = "teacher" if files.folder == teacher.files.folder else "student"

@@ -6,7 +6,6 @@ them), D values per row, H units, F values per example.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillens.data import Batches, Examples, Normalisation
-from distillens.errors import MeasureError, ModelError, RunError, nearest
+from distillens.errors import MeasureError, ModelError, nearest
 from distillens.forward.device_errors import device_errors
 from distillens.measures import prediction_targets, teacher_targets
 from distillens.measures.eigenspace import Directions, input_directions, project_weights
-from distillens.models import ModelRecipe, load_state, load_weights
+from distillens.models import ModelRecipe, load_state
 from distillens.results.eigenspace import Projected
 from distillens.runs.layout import NetworkFiles
 from distillens.study.context import StudyContext
@@ -163,8 +162,6 @@ class NetworkCourse:
     def __post_init__(self) -> None:
         self.normalisation = self.context.normalisation_of(self.role)
         self._device = self.context.accelerator.device
-        built = self.context.build(self.model, 0, self.role)
-        self._built = built.to(self._device).eval()
         first, self.inputs = (
             layer_inputs(
                 self.network(epoch), self.layer, self.examples, self.normalisation, self._device
@@ -174,9 +171,8 @@ class NetworkCourse:
         self.moved = not alike(first.rows_MD, self.inputs.rows_MD)
 
     def network(self, epoch: int) -> nn.Module:
-        """Return the network after an epoch; the next call reuses the same module."""
-        load_weights(self.files.kept_weights(epoch), self._built)
-        return self._built
+        """Return the network after an epoch."""
+        return self.context.load(self.model, self.files, epoch, self.role)
 
     @cached_property
     def directions(self) -> Directions:
@@ -204,16 +200,6 @@ class NetworkCourse:
             for epoch in self.kept
         )
         return np.stack([code(each) for each in outputs])
-
-
-def check_checkpoints(files: NetworkFiles, kept: Sequence[int]) -> None:
-    """Raise RunError where a network's folder lacks the weights of an epoch that is kept."""
-    missing = sorted(set(kept) - set(files.epochs()))
-    if missing:
-        raise RunError(
-            f"{files.folder} lacks {len(missing)} checkpoint(s), first "
-            f"{files.weights(missing[0]).name}; run its recipe again in another folder"
-        )
 
 
 def alike(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
