@@ -12,6 +12,7 @@ Shapes: N examples (or rows), C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,21 +58,13 @@ def centred_alignment(gram_NN: ArrayLike, other_NN: ArrayLike) -> Alignment:
     MeasureError
         Their sizes differ, or one is constant, so that nothing is left after centring.
     """
-    first_NN, second_NN = _centred(gram_NN, "first"), _centred(other_NN, "second")
-    if len(first_NN) != len(second_NN):
-        raise MeasureError(
-            f"Grams of {len(first_NN)} and {len(second_NN)} rows do not fit; give the same examples"
-        )
-    value = (
-        float(np.vdot(first_NN, second_NN)) / _norm(first_NN, "first") / _norm(second_NN, "second")
-    )
-    return Alignment(value=value, centred=True, examples=len(first_NN))
+    return _alignment({"first": gram_NN, "second": other_NN}, centred=True)
 
 
 def kernel_target_alignment(
     gram_NN: ArrayLike, targets: ArrayLike, *, centred: bool = True
 ) -> Alignment:
-    """Compare a Gram with the ideal one of the targets, YYᵀ, without forming it.
+    """Compare a Gram with the ideal one of the targets, YYᵀ.
 
     Parameters
     ----------
@@ -91,50 +84,44 @@ def kernel_target_alignment(
         The targets do not fit or are not finite; or Gram or targets are constant (zero, where not
         centred).
     """
-    k_NN = _centred(gram_NN, "only", centred=centred)
-    rows = len(k_NN)
     y = np.asarray(as_array(targets), dtype=np.float64)
-    if y.ndim not in (1, 2) or len(y) != rows or y.size == 0:
+    if y.ndim not in (1, 2) or y.size == 0 or not np.isfinite(y).all():
         raise MeasureError(
-            f"targets of shape {y.shape} do not fit a Gram of {rows} rows; "
-            f"give ({rows},) or ({rows}, C)"
+            f"targets of shape {y.shape} are not (N,) or (N, C), or hold NaN or infinity"
         )
-    if not np.isfinite(y).all():
-        raise MeasureError("the targets hold NaN or infinity; look where they were computed")
-    y_NC = y.reshape(len(y), -1)
-    largest = float(np.abs(y_NC).max())
-    if centred:
-        y_NC = y_NC - y_NC.mean(axis=0)
-    if float(np.abs(y_NC).max()) <= _CONSTANT * largest:
-        state = "the same for all examples" if centred else "all zero"
-        raise MeasureError(f"the targets are {state}; no kernel is aligned with them")
     # The scale cancels; without it squares of squares could leave float64's range.
-    y_NC = y_NC / np.abs(y_NC).max()
-    # ‖YYᵀ‖ = ‖YᵀY‖, and the latter is only (C, C).
-    product, ideal = float(np.vdot(y_NC, k_NN @ y_NC)), float(np.linalg.norm(y_NC.T @ y_NC))
-    value = product / _norm(k_NN, "only", centred=centred) / ideal
-    return Alignment(value=value, centred=centred, examples=rows)
+    y_NC = y.reshape(len(y), -1) / (np.abs(y).max() or 1.0)
+    return _alignment({"given": gram_NN, "targets'": y_NC @ y_NC.T}, centred=centred)
 
 
-def _centred(gram: ArrayLike, name: str, *, centred: bool = True) -> Array:
+def _alignment(grams: Mapping[str, ArrayLike], *, centred: bool) -> Alignment:
+    """Compare two Grams, named for messages."""
+    first_NN, second_NN = (_centred(gram, name, centred) for name, gram in grams.items())
+    if len(first_NN) != len(second_NN):
+        raise MeasureError(
+            f"Grams of {len(first_NN)} and {len(second_NN)} rows do not fit; give the same examples"
+        )
+    norms = [float(np.linalg.norm(each)) for each in (first_NN, second_NN)]
+    for name, norm in zip(grams, norms, strict=True):
+        if norm <= _CONSTANT * len(first_NN):
+            state = "constant" if centred else "zero"
+            raise MeasureError(
+                f"the {name} Gram is {state} to rounding; its alignment is not defined"
+            )
+    value = float(np.vdot(first_NN, second_NN)) / norms[0] / norms[1]
+    return Alignment(value=value, centred=centred, examples=len(first_NN))
+
+
+def _centred(gram: ArrayLike, name: str, centred: bool) -> Array:
     """Return a Gram in float64, divided by its largest entry and, as asked, centred (HKH)."""
     try:
         k_NN = checked_gram(as_array(gram))
     except KernelError as error:
         raise KernelError(f"the {name} Gram cannot be compared: {error}") from None
-    # A zero Gram stays zero, which `_norm` refuses.
+    # A zero Gram stays zero, which is refused later.
     k_NN = k_NN / (float(np.abs(k_NN).max()) or 1.0)
     if not centred:
         return k_NN
     means_N = k_NN.mean(axis=1)
     # Entry by entry rather than by expanding the product: a large constant would cancel badly.
     return k_NN - means_N[:, None] - means_N + means_N.mean()
-
-
-def _norm(k_NN: Array, name: str, *, centred: bool = True) -> float:
-    """Return the norm of a Gram of `_centred`, or raise if it is rounding."""
-    norm = float(np.linalg.norm(k_NN))
-    if norm <= _CONSTANT * len(k_NN):
-        state = "constant" if centred else "zero"
-        raise MeasureError(f"the {name} Gram is {state} to rounding; its alignment is not defined")
-    return norm
