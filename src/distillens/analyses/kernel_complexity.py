@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distillens.analyses.gram_profile import compare_kernels, decompose, profile
 from distillens.errors import KernelError, MeasureError
+from distillens.files.array_likes import as_array
 from distillens.kernel import EmpiricalNTK, NTKGram
 from distillens.linalg import (
     certified_quadratic_form,
@@ -28,6 +29,7 @@ from distillens.linalg import (
     rp_cholesky,
 )
 from distillens.measures import ComplexityMeter, factorise_gram
+from distillens.measures.complexity.complexity import fit_targets
 from distillens.progress import Progress, silent
 from distillens.results.complexity import CertifiedComplexity, KernelComplexity
 
@@ -274,15 +276,8 @@ def _columns(targets: Mapping[str, ArrayLike], examples: int) -> Array:
         raise MeasureError("no targets were given; name at least one set, such as {'labels': (N,)}")
     found = []
     for name, values in targets.items():
-        given = np.asarray(values.detach().double().cpu() if isinstance(values, Tensor) else values)
+        given = as_array(values)
         if given.dtype.kind not in "fiub":
             raise MeasureError(f"targets {name!r} are of type {given.dtype}; give real numbers")
-        y = given.astype(np.float64)
-        if y.shape != (examples,):
-            raise MeasureError(
-                f"targets {name!r} have shape {y.shape} for {examples} examples; give ({examples},)"
-            )
-        if not np.isfinite(y).all():
-            raise MeasureError(f"targets {name!r} hold NaN or infinity")
-        found.append(y)
+        found.append(fit_targets(given, "binary", (examples, examples), f"targets {name!r}"))
     return np.stack(found, axis=1)

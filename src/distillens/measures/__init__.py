@@ -1,11 +1,6 @@
 """Measures of distillation: functions from arrays to results, without torch."""
 
 from distillens.errors import missing_name
-from distillens.measures.complexity.alignment import (
-    Alignment,
-    centred_alignment,
-    kernel_target_alignment,
-)
 from distillens.measures.complexity.bounds import (
     DEFAULT_MARGINS,
     KernelFit,
@@ -23,7 +18,14 @@ from distillens.measures.complexity.complexity import (
     random_target_level,
     supervision_complexity,
 )
-from distillens.measures.complexity.spectrum import EnergyCurve, GramSpectrum, decompose_gram
+from distillens.measures.complexity.gram import (
+    Alignment,
+    EnergyCurve,
+    GramSpectrum,
+    centred_alignment,
+    decompose_gram,
+    kernel_target_alignment,
+)
 from distillens.measures.complexity.targets import (
     CODING_WORDS,
     coding_of,

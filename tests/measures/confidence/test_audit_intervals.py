@@ -8,9 +8,9 @@ import pytest
 from distillens.errors import MeasureError
 from distillens.measures.confidence.departures import net_gain
 from distillens.measures.confidence.exaggeration import measure_exaggeration
-from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.resampled import (
+from distillens.measures.statistics.bootstrap import (
     UNBOUNDED,
+    Resampler,
     huber_columns,
     huber_line,
     huber_slopes,

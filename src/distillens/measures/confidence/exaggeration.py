@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillens.measures.confidence.log_odds import Points
-from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.intervals import observed_share
-from distillens.measures.statistics.resampled import (
+from distillens.measures.statistics.bootstrap import (
     FEWEST_POINTS,
+    Resampler,
     resampled_huber_slope,
     resampled_share,
     resampled_slope,
     share_estimate,
     slope_is_defined,
 )
+from distillens.measures.statistics.intervals import observed_share
 from distillens.results.base import Estimate
 from distillens.results.confidence import (
     DissectedPart,

@@ -17,14 +17,14 @@ from distillens.measures.complexity.targets import check_labels
 from distillens.measures.confidence.departures import net_gain
 from distillens.measures.confidence.outputs import OutputKind, Outputs
 from distillens.measures.confidence.per_example_statistics import per_example_statistics
-from distillens.measures.statistics.bootstrap import shared_resampler
-from distillens.measures.statistics.intervals import observed_share
-from distillens.measures.statistics.resampled import (
+from distillens.measures.statistics.bootstrap import (
     Resampled,
     resampled_share,
     resampled_slope,
     share_estimate,
+    shared_resampler,
 )
+from distillens.measures.statistics.intervals import observed_share
 from distillens.results.confidence import Switch, SwitchChange, TrajectoryPoint
 
 Array = NDArray[np.float64]
