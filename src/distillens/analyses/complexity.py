@@ -29,6 +29,7 @@ from distillens.measures import (
     random_label_targets,
     teacher_targets,
 )
+from distillens.measures.complexity.targets import Coding
 from distillens.results.complexity import (
     ComplexityCurves,
     ComplexityPoint,
@@ -82,7 +83,7 @@ class _Along:
         batches = Batches(self.examples, size, normalisation=normalisation, seed=None)
         self.inputs = next(batches.epoch(0)).inputs
         self.epochs = complexity_epochs(recipe.epochs, self.training.kept_epochs)
-        self.coding = coding_of(context.outputs)
+        self.coding: Coding = coding_of(context.outputs)
         self.form: KernelForm = "binary" if self.coding == "binary" else recipe.form
 
     def network(self, epoch: int) -> nn.Module:

@@ -173,7 +173,7 @@ def _audit_split(
     resampler: Resampler,
     listed_departures: int,
 ) -> SplitAudit:
-    notes = [*split.notes]
+    notes, labels_N = [*split.notes], split.labels_N
     notes += [note for outputs in split.outputs.values() for note in outputs.notes]
     exaggeration, more = measure_exaggeration(
         found.x_N, found.y_N, found.references, split.mislabelled_N, found.placed, resampler
@@ -188,9 +188,9 @@ def _audit_split(
         examples=len(split.labels_N),
         exaggeration=exaggeration,
         fidelity=_fidelity(found, resampler),
-        calibration=tuple(
-            measure_calibration(who, predictions, split.labels_N, resampler, split.given_N)
-            for who, predictions in (("teacher", found.teacher), ("student", found.student))
+        calibration=(
+            measure_calibration("teacher", found.teacher, labels_N, resampler, split.given_N),
+            measure_calibration("student", found.student, labels_N, resampler, split.given_N),
         ),
         ledger=departure_ledger(found, split, listed_departures),
         dissection=dissect(points),

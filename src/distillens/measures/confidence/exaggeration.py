@@ -96,6 +96,7 @@ def measure_exaggeration(
         ("high", "the high part", ~low_N),
     )
     fits = {name: cloud.slope(part, mask_N, notes) for part, name, mask_N in parts}
+    of_all, of_low, of_high = fits.values()
     underfit = cloud.underfit(low_N)
     verdict, reading = together(
         {
@@ -107,7 +108,9 @@ def measure_exaggeration(
     place = None
     if mislabelled_N is not None and mislabelled_N.any():
         place = cloud.place(low_N, mislabelled_N)
-    found = Exaggeration(threshold, *fits.values(), underfit, verdict, reading, place, clipped)
+    found = Exaggeration(
+        threshold, of_all, of_low, of_high, underfit, verdict, reading, place, clipped
+    )
     return found, notes
 
 
@@ -269,7 +272,7 @@ def together(verdicts: dict[str, Verdict], references: bool) -> tuple[Verdict, s
         "too few examples": "Too few examples for a verdict (fewer than "
         f"{FEWEST_FOR_A_VERDICT} in each part, or the teacher is equally confident on all of them).",
     }
-    found = next(verdict for verdict in words if verdict in verdicts.values())
+    found: Verdict = next(verdict for verdict in words if verdict in verdicts.values())
     where = ", ".join(name for name, verdict in verdicts.items() if verdict == found)
     sentence = words[found].format(where=where)
     if found == "yes" and not references:
