@@ -115,7 +115,6 @@ def curves_of(student: str = "no KD") -> ComplexityCurves:
         random_draws=5,
         points=tuple(points),
         spectra=spectra,
-        seconds=41.5,
         notes=("a ridge of 1e-06 was added to the diagonal at 2 of 11 checkpoints",),
     )
 
@@ -144,7 +143,7 @@ def audited(name: str, seed: int = 0) -> tuple[StudentAudit, dict[str, Points]]:
 
 
 def measured(*students: tuple[StudentAudit, dict[str, Points]]) -> Confidence:
-    return Confidence(1, None, tuple(student for student, _ in students), 1.0)
+    return Confidence(1, None, tuple(student for student, _ in students))
 
 
 def confidence() -> tuple[Confidence, list[dict[str, Points]]]:

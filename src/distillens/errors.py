@@ -71,6 +71,8 @@ REMOVED_NAMES = {
     "distillens.measures.deviation": "distillens.audit",
     "distillens.models.BUILDERS": "distillens.models.MODELS",
     "distillens.supervision.SupervisionRecipe": "distillens.supervision.AnySupervision",
+    "distillens.measures.RandomLabelReference": "distillens.measures.random_target_level",
+    "distillens.measures.random_label_reference": "distillens.measures.random_target_level",
     "distillens.measures.phi_from_probabilities": "distillens.measures.phi_from_logits with log p",
 }
 """Documented names of earlier versions, with their replacements."""

@@ -197,7 +197,7 @@ def test_rows_times_the_weight_matrix_are_what_the_layer_gives(kind: str) -> Non
 
 def test_layers_that_cannot_be_projected_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Flatten())
-    with pytest.raises(ModelError, match=r"2 group\(s\)"):
+    with pytest.raises(ModelError, match="groups=2"):
         find_layer(network, "0", "teacher")
     with pytest.raises(ModelError, match="is a ReLU"):
         find_layer(network, "1", "teacher")

@@ -44,7 +44,7 @@ def curves(online: list[float], final: list[float], labels: list[float]) -> Comp
     targets = {"online teacher": online, "final teacher": final, "labels": labels}
     return ComplexityCurves(
         student="no KD", seed=0, split="test", examples=4, form="binary", coding="±1",
-        temperature=1, random_draws=1, spectra=(), seconds=0,
+        temperature=1, random_draws=1, spectra=(),
         points=tuple(
             ComplexityPoint(epoch, name, value(each), None, None)
             for name, values in targets.items()

@@ -19,7 +19,7 @@ from distillens.measures import (
     margin_loss,
     multiclass_bound,
 )
-from distillens.measures.complexity.kernel_fit import kernel_fit
+from distillens.measures.complexity.bounds import kernel_fit
 from distillens.results.base import from_json, to_json
 from distillens.results.complexity import KernelForm, RiskBound
 

@@ -17,20 +17,18 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import distillens
-from distillens.analyses.gram_profile import Truth, compare_kernels, decompose, profile
+from distillens.analyses.gram_profile import compare_kernels, decompose, profile
 from distillens.analyses.kernel_complexity import kernel_complexity
 from distillens.errors import KernelError, MeasureError
 from distillens.measures import (
     binary_bound,
-    decompose_gram,
     distillation_bound,
     factorise_gram,
     label_targets,
     multiclass_bound,
-    random_label_reference,
     random_target_level,
 )
-from distillens.measures.complexity.kernel_fit import kernel_fit
+from distillens.measures.complexity.bounds import kernel_fit
 from distillens.models import ModelRecipe, build_model
 from distillens.report import profile_table, render
 from distillens.results.base import from_json, to_json
@@ -58,11 +56,12 @@ def profiled(
     targets: Mapping[str, np.ndarray],
     form: KernelForm = "binary",
     ridge: float = 0.0,
-    truth: Truth | None = None,
+    labels: str | None = None,
+    classes: np.ndarray | None = None,
 ) -> GramProfile:
     found = decompose(values, form, targets)
     assert found is not None
-    return profile(found, factorise_gram(values, form, ridge), truth)
+    return profile(found, factorise_gram(values, form, ridge), labels, classes)
 
 
 def test_spectrum_and_energies_are_those_of_the_eigenvectors() -> None:
@@ -80,18 +79,6 @@ def test_spectrum_and_energies_are_those_of_the_eigenvectors() -> None:
     assert found.trace == pytest.approx(np.trace(values))
 
 
-@pytest.mark.parametrize("form", ["binary", "class-diagonal", "trace"])
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-def test_the_random_level_is_the_closed_reference_of_labels(form: KernelForm, ridge: float) -> None:
-    several = form != "binary"
-    values = np.stack([gram(seed=c) for c in range(C)]) if form == "class-diagonal" else gram()
-    classes, outputs = (C, C) if several else (2, 1)
-    wanted = random_label_reference(factorise_gram(values, form, ridge), classes)
-    level = random_target_level(decompose_gram(values, form).eigenvalues_K, form, outputs, ridge)
-    size = np.sqrt(1 - 1 / C) if several else 1.0
-    assert level * size == pytest.approx(wanted.adjusted_star)
-
-
 def test_a_level_that_cannot_be_is_refused() -> None:
     with pytest.raises(MeasureError, match="full form"):
         random_target_level(np.ones(4), "full", 2)
@@ -101,10 +88,10 @@ def test_a_level_that_cannot_be_is_refused() -> None:
 
 
 def test_bounds_are_thm_3_of_labels_and_prop_5_of_a_teacher() -> None:
-    values, truth = gram(), Truth("labels")
+    values = gram()
     meter = factorise_gram(values, "binary", 0.1)
     labels, teacher = profiled(
-        values, {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, truth=truth
+        values, {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, labels="labels"
     ).targets
     assert labels.bound == binary_bound(kernel_fit(meter, SIGNS), SIGNS)
     risk = float(np.mean(np.sign(SOFT) != SIGNS))
@@ -118,7 +105,7 @@ def test_bounds_are_thm_3_of_labels_and_prop_5_of_a_teacher() -> None:
 def test_several_classes_have_thm_4() -> None:
     values = np.stack([gram(seed=c) for c in range(C)])
     y = label_targets(CLASSES, C)
-    found = profiled(values, {"labels": y}, "class-diagonal", truth=Truth("labels", CLASSES))
+    found = profiled(values, {"labels": y}, "class-diagonal", labels="labels", classes=CLASSES)
     fit = kernel_fit(factorise_gram(values, "class-diagonal"), y)
     assert found.targets[0].bound == multiclass_bound(fit, CLASSES)
     assert found.ranks[-1] == N * C
@@ -247,7 +234,7 @@ def test_bounds_on_training_examples_are_doubted(tiny: dict[str, Any], tmp_path:
 
 
 def test_the_table_fits_a_terminal_and_a_vacuous_bound_is_called_so() -> None:
-    found = profiled(gram(), {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, truth=Truth("labels"))
+    found = profiled(gram(), {"labels": SIGNS, "teacher": SOFT}, ridge=0.1, labels="labels")
     console = Console(width=100)
     with console.capture() as capture:
         console.print(profile_table(found))

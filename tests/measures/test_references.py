@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distillens.errors import KernelError, MeasureError
+from distillens.errors import MeasureError
 from distillens.measures import (
+    decompose_gram,
     diagonal_reference,
     factorise_gram,
-    random_label_reference,
     random_label_targets,
+    random_target_level,
     supervision_complexity,
 )
 from distillens.results.complexity import KernelForm
@@ -32,6 +33,11 @@ def gram_of(form: KernelForm) -> np.ndarray:
 FORMS: list[KernelForm] = ["binary", "class-diagonal", "trace"]
 
 
+def level(gram: np.ndarray, form: KernelForm, ridge: float = 0.0) -> float:
+    eigenvalues = decompose_gram(gram, form).eigenvalues_K
+    return random_target_level(eigenvalues, form, 1 if form == "binary" else C, ridge)
+
+
 @pytest.mark.parametrize("ridge", [0.0, 2.0])
 @pytest.mark.parametrize("form", FORMS)
 def test_random_labels_agree_with_draws(form: KernelForm, ridge: float):
@@ -39,59 +45,30 @@ def test_random_labels_agree_with_draws(form: KernelForm, ridge: float):
     classes, coding = (2, "binary") if form == "binary" else (C, "centred")
     rng = np.random.default_rng(0)
     values = [meter.measure(random_label_targets(N, classes, rng, coding)) for _ in range(2000)]
-    draws = np.array([value.plain for value in values])
-    found = random_label_reference(meter, classes)
-    assert abs(draws.mean() - found.plain) < 4 * draws.std(ddof=1) / np.sqrt(len(draws))
-    squares = np.array([value.adjusted_star for value in values]) ** 2
-    error = squares.std(ddof=1) / np.sqrt(len(draws))
-    assert abs(squares.mean() - found.adjusted_star**2) < 4 * error
-    assert found.plain >= found.plain_floor
-    assert found.adjusted_star >= found.adjusted_star_floor
-    assert found.ridge == ridge
-    assert found.residual < 1e-12
+    # Every draw has the same size: one label for each example.
+    squares = np.array([value.normalised_star for value in values]) ** 2
+    error = squares.std(ddof=1) / np.sqrt(len(squares))
+    found = level(gram_of(form), form, ridge)
+    assert abs(squares.mean() - found**2) < 4 * error
+    assert found >= (1 if form == "binary" else np.sqrt(C))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_constant_diagonal_meets_the_floors(form: KernelForm):
+def test_a_constant_diagonal_meets_the_floor(form: KernelForm):
     gram = np.eye(N) * 3.0
-    classes = 2 if form == "binary" else C
     gram = np.stack([gram] * C) if form == "class-diagonal" else gram
-    found = random_label_reference(factorise_gram(gram, form), classes)
-    assert found.plain == pytest.approx(found.plain_floor)
-    assert found.adjusted_star == pytest.approx(found.adjusted_star_floor)
-    if form == "binary":
-        assert found.plain == pytest.approx(N / 3)
-        assert found.adjusted_star == pytest.approx(1)
-    else:
-        # Uniform centred labels: C·√((1/C)(1 − 1/C)) = √(C − 1).
-        assert found.adjusted_star == pytest.approx(np.sqrt(C - 1))
-
-
-def test_second_moments_weigh_the_classes():
-    meter = factorise_gram(gram_of("class-diagonal"), "class-diagonal")
-    inverses = [np.trace(np.linalg.inv(gram)) for gram in gram_of("class-diagonal")]
-    moments = np.array([1.0, 0.0, 0.5])
-    found = random_label_reference(meter, C, moments)
-    assert found.plain == pytest.approx(moments @ inverses)
-    assert found.adjusted_star_floor == pytest.approx(1 + np.sqrt(0.5))
-    assert random_label_reference(meter, C, 2.0).plain == pytest.approx(2 * sum(inverses))
+    assert level(gram, form) == pytest.approx(1 if form == "binary" else np.sqrt(C))
 
 
 def test_the_trace_form_is_class_diagonal_with_one_gram():
     gram = random_gram(N, 0)
-    one = random_label_reference(factorise_gram(gram, "trace"), C)
-    other = random_label_reference(factorise_gram(np.stack([gram] * C), "class-diagonal"), C)
-    assert one.plain == pytest.approx(other.plain)
-    assert one.plain_floor == pytest.approx(other.plain_floor)
-    assert one.adjusted_star == pytest.approx(other.adjusted_star)
-    assert one.adjusted_star_floor == pytest.approx(other.adjusted_star_floor)
+    assert level(gram, "trace") == pytest.approx(level(np.stack([gram] * C), "class-diagonal"))
 
 
-def test_the_inverse_s_trace_is_summed_over_chunks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("distillens.measures.complexity.references._CHUNK", 5)
+def test_the_level_has_the_trace_of_the_inverse():
     gram = random_gram(N, 0)
-    found = random_label_reference(factorise_gram(gram, "binary"))
-    assert found.plain == pytest.approx(np.trace(np.linalg.inv(gram)))
+    wanted = np.sqrt(np.trace(np.linalg.inv(gram)) * np.trace(gram)) / N
+    assert level(gram, "binary") == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("form", [*FORMS, "full"])
@@ -130,36 +107,6 @@ def test_the_binary_reference_of_labels_is_one():
         ),
         (lambda: diagonal_reference([1.0], "trace"), MeasureError, r"give \(N, C\)"),
         (lambda: diagonal_reference([np.inf], "binary"), MeasureError, "NaN or infinity"),
-        (
-            lambda: random_label_reference(factorise_gram(np.eye(4), "full")),
-            MeasureError,
-            "full form has no closed reference",
-        ),
-        (
-            lambda: random_label_reference(factorise_gram(np.ones((3, 3)), "binary")),
-            KernelError,
-            "no reference value: the Gram .* singular",
-        ),
-        (
-            lambda: random_label_reference(factorise_gram(np.eye(3), "binary"), 3),
-            MeasureError,
-            "3 classes do not fit a binary Gram",
-        ),
-        (
-            lambda: random_label_reference(factorise_gram(np.ones((2, 1, 1)), "class-diagonal"), 3),
-            MeasureError,
-            "3 classes do not fit",
-        ),
-        (
-            lambda: random_label_reference(factorise_gram(np.eye(3), "trace"), 3, [1.0, 2.0]),
-            MeasureError,
-            r"give a number or \(3,\)",
-        ),
-        (
-            lambda: random_label_reference(factorise_gram(np.eye(3), "binary"), 2, -1.0),
-            MeasureError,
-            "second moment is -1.0",
-        ),
     ],
 )
 def test_what_has_no_reference(call, error: type[Exception], message: str):

@@ -93,8 +93,6 @@ def test_targets_along_one_eigenvector():
         wanted = np.where(np.arange(N) >= rank, 1.0, 0.0)
         np.testing.assert_allclose(curve.share_K, wanted, atol=1e-9)
         assert curve.energy_K[rank] == pytest.approx(4)
-        assert curve.count_for(0.5) == rank + 1
-        assert curve.count_for(1.0) <= N
 
 
 def test_class_diagonal_is_the_block_diagonal_full_form():
@@ -148,11 +146,6 @@ def test_eigenpairs_put_the_gram_together():
         (lambda: decompose_gram(np.eye(3), "class-diagonal"), MeasureError, r"\(C, N, N\)"),
         (lambda: decompose_gram(np.eye(3), "binary").energy(np.ones(2)), MeasureError, "give"),
         (lambda: decompose_gram(np.eye(3), "binary").energy(np.zeros(3)), MeasureError, "all zero"),
-        (
-            lambda: decompose_gram(np.eye(3), "binary").energy(np.ones(3)).count_for(0.0),
-            MeasureError,
-            "share is 0.0",
-        ),
     ],
 )
 def test_what_has_no_spectrum(call, error: type[Exception], message: str):

@@ -141,9 +141,7 @@ def test_page_terminal_json_and_audit_have_equal_numbers(audit: Audit):
     read = from_json(Audit, to_json(audit), "audit.json")
     assert read == audit
     student = StudentAudit("online τ=4", "online", 0, read)
-    confidence = from_json(
-        Confidence, to_json(Confidence(1, None, (student,), 1.0)), "confidence.json"
-    )
+    confidence = from_json(Confidence, to_json(Confidence(1, None, (student,))), "confidence.json")
     report = Tables(render(contents(replace(study(), changed_labels=60), confidence))).cells
     page = Tables(audit_page("arrays", confidence, [])).cells
     terminal = printed(audit)

@@ -539,7 +539,7 @@ class TestSummary:
     def test_seeds_that_disagree_are_not_averaged_away(self):
         one, other = audited("online τ=4")[0], audited("online τ=4", seed=1)[0]
         pair = with_verdict(one, "yes"), with_verdict(other, "no")
-        (_, text), _ = confidence_summary(Confidence(1, None, pair, 1.0))
+        (_, text), _ = confidence_summary(Confidence(1, None, pair))
         low, high = sorted(low_slope(student).value for student in pair)
         assert text.startswith("The verdict differs between seeds: online τ=4 (low slope ")
         assert f"mean of 2 seeds from {low:.2f} to {high:.2f}" in text

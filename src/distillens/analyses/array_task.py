@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from distillens.kernel import EmpiricalNTK, Plan
 from distillens.kernel.tracing.directions import directions
 from distillens.measures import coding_of, label_targets
 from distillens.models import ModelRecipe, build_model, load_weights
-from distillens.progress import Progress, silent
 from distillens.results.complexity import KernelComplexity
 from distillens.runs.layout import other_epochs
 
@@ -49,26 +49,16 @@ class ArrayTask:
         )
         return kernel.plan(self.inputs)
 
-    def measure(
-        self,
-        ridge: float = 0.0,
-        max_memory: int | None = None,
-        progress: Progress = silent,
-        *,
-        profiled: bool = True,
-    ) -> KernelComplexity:
-        """Measure every target set; see `kernel_complexity`."""
+    def measure(self, **options: Any) -> KernelComplexity:
+        """Measure every target set; for the options see `kernel_complexity`."""
         return kernel_complexity(
             self.network,
             self.inputs,
             self.targets,
             outputs=self.outputs,
-            ridge=ridge,
-            max_memory=max_memory,
-            profiled=profiled,
             labels=self.labels,
             teacher=self.teacher,
-            progress=progress,
+            **options,
         )
 
 
@@ -172,14 +162,15 @@ def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
             f"{path} has shape {found.shape} and type {found.dtype}; tokens are integers {wanted}, "
             "padded with -1"
         )
-    for number, size in enumerate(vocabularies):
-        mine = found if K == 1 else found[:, number]
-        if mine.min() < -1 or mine.max() >= size:
+    found = found.astype(np.int64)
+    for rows_NT, size in zip(
+        found.reshape(len(found), K, -1).swapaxes(0, 1), vocabularies, strict=True
+    ):
+        if rows_NT.min() < -1 or rows_NT.max() >= size:
             raise DataError(
-                f"{path} has tokens from {mine.min()} to {mine.max()}; tokens of a vocabulary of "
+                f"{path} has tokens from {rows_NT.min()} to {rows_NT.max()}; tokens of a vocabulary of "
                 f"{size} go from 0 to {size - 1}, and -1 pads"
             )
-        rows_NT = mine.astype(np.int64)
         padded_NT = rows_NT == PADDING
         # Padding is only allowed at the end of a row, and never fills it.
         wrong_N = padded_NT[:, 0] | (padded_NT[:, :-1] & ~padded_NT[:, 1:]).any(axis=1)
@@ -188,7 +179,7 @@ def _tokens(path: Path, vocabularies: tuple[int, ...]) -> Tensor:
                 f"{path}: row {int(wrong_N.argmax())} has no token or one behind a {PADDING}, which "
                 "only pads the end of a row"
             )
-    return torch.as_tensor(found.astype(np.int64))
+    return torch.as_tensor(found)
 
 
 def _whole(values: NDArray[np.generic]) -> bool:
@@ -197,12 +188,6 @@ def _whole(values: NDArray[np.generic]) -> bool:
 
 def _are_labels(values: NDArray[np.generic]) -> bool:
     return values.ndim == 1 and _whole(values)
-
-
-def _like_labels(values: NDArray[np.generic], classes: int) -> bool:
-    """Return whether floats look like numbers of three or more classes instead of targets."""
-    found = np.unique(values.astype(np.float64))
-    return 2 < len(found) <= classes and bool(np.isin(found, np.arange(classes)).all())
 
 
 def _model_recipe(model: str) -> ModelRecipe:
@@ -249,7 +234,9 @@ def _targets(
         coded = label_targets(values, max(classes, 2), coding_of(classes))
         values = coded if coded.ndim == 2 else coded[:, None]
     elif values.ndim == 1:
-        if _like_labels(values, classes):
+        found = np.unique(values.astype(np.float64))
+        # Numbers of three or more classes, and no targets.
+        if 2 < len(found) <= classes and np.isin(found, np.arange(classes)).all():
             raise MeasureError(
                 f"{path} holds whole numbers from 0 to {values.max():g} as {values.dtype}; give labels "
                 f"as integers, or targets of every output, ({examples}, {classes})"

@@ -59,7 +59,6 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
     rows = {row.position: row for row in run.result.rows}
     labelled = [k for k, entry in enumerate(run.recipe.supervisions) if entry.is_baseline]
     one_hot = next((rows[k] for k in labelled if k in rows), None)
-    model = run.teacher.model
     found = []
     for position, entry in enumerate(run.recipe.supervisions):
         if entry.is_baseline:
@@ -76,7 +75,7 @@ def _settings_of(run: FinishedRun, resamples: int) -> list[Setting]:
             Setting(
                 run=run.recipe.name,
                 data=_data(run),
-                teacher="given logits" if model is None else described(model),
+                teacher=described(run.teacher.model),
                 student=described(run.recipe.student.model),
                 supervision=entry.title,
                 temperature=float(temperature) if isinstance(temperature, (int, float)) else None,

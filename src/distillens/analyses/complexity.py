@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distillens.analyses.finished import FinishedRun, FinishedStudent
-from distillens.analyses.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
+from distillens.analyses.gram_profile import Decomposed, compare_kernels, decompose, profile
 from distillens.analyses.registry import Analysis, Measured, register_analysis
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
@@ -30,14 +29,13 @@ from distillens.measures import (
     random_label_targets,
     teacher_targets,
 )
+from distillens.measures.complexity.targets import Coding
 from distillens.results.complexity import (
     ComplexityCurves,
     ComplexityPoint,
     ComplexityValue,
-    GramProfile,
     KernelForm,
     Spectrum,
-    TeacherKernel,
     TemperaturePoint,
 )
 from distillens.runs.layout import NetworkFiles
@@ -59,52 +57,6 @@ def complexity_epochs(asked: tuple[int, ...] | None, kept: Sequence[int]) -> lis
     return sorted({min(kept, key=lambda epoch: abs(epoch - each)) for each in wanted})
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """Plan of the measurement: the one-hot student of the first seed, examples and epochs."""
-
-    entry: Any
-    seed: int
-    files: NetworkFiles
-    examples: Examples
-    inputs: Tensor
-    epochs: list[int]
-    form: KernelForm
-
-    @classmethod
-    def of(
-        cls,
-        context: StudyContext,
-        recipe: ComplexityRecipe,
-        entry: Any,
-        seed: int,
-        files: NetworkFiles,
-    ) -> _Setting:
-        whole: Examples = getattr(context.splits, recipe.split)
-        size = min(recipe.examples, len(whole))
-        examples = subset(whole, size, recipe.seed, "complexity.examples")
-        normalisation = context.normalisation_of("student")
-        batches = Batches(examples, size, normalisation=normalisation, seed=None)
-        return cls(
-            entry=entry,
-            seed=seed,
-            files=files,
-            examples=examples,
-            inputs=next(batches.epoch(0)).inputs,
-            epochs=complexity_epochs(recipe.epochs, context.recipe.training_of(entry).kept_epochs),
-            form="binary" if coding_of(context.outputs) == "binary" else recipe.form,
-        )
-
-    def network(self, context: StudyContext, epoch: int) -> nn.Module:
-        network = context.load(context.recipe.student.model, self.files, epoch)
-        return network.to(context.accelerator.device)
-
-    def kernel(self, network: nn.Module) -> EmpiricalNTK:
-        # In float64: along a training kernels become too ill-conditioned for less.
-        outputs = 0 if self.form == "binary" else self.form
-        return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64, alone=True)
-
-
 @dataclass(frozen=True, eq=False)
 class _TargetSet:
     """Targets, coded, with the temperature and the teacher's epoch that they come from."""
@@ -115,90 +67,157 @@ class _TargetSet:
     teacher_epoch: int | None
 
 
-@dataclass(frozen=True)
-class _Last:
-    """Measurements at the last of the epochs only."""
+class _Along:
+    """What is measured along the training of one student: examples, epochs and kernels."""
 
-    temperatures: list[TemperaturePoint]
-    profile: GramProfile | None
-    teacher_kernel: TeacherKernel | None
-    notes: list[str]
+    def __init__(
+        self, context: StudyContext, recipe: ComplexityRecipe, entry: Any, files: NetworkFiles
+    ) -> None:
+        self.context, self.recipe, self.files = context, recipe, files
+        self.training = context.recipe.training_of(entry)
+        whole: Examples = getattr(context.splits, recipe.split)
+        size = min(recipe.examples, len(whole))
+        self.examples = subset(whole, size, recipe.seed, "complexity.examples")
+        self.rows = np.searchsorted(whole.indices.numpy(), self.examples.indices.numpy())
+        normalisation = context.normalisation_of("student")
+        batches = Batches(self.examples, size, normalisation=normalisation, seed=None)
+        self.inputs = next(batches.epoch(0)).inputs
+        self.epochs = complexity_epochs(recipe.epochs, self.training.kept_epochs)
+        self.coding: Coding = coding_of(context.outputs)
+        self.form: KernelForm = "binary" if self.coding == "binary" else recipe.form
 
-    @classmethod
-    def of(
-        cls,
-        context: StudyContext,
+    def network(self, epoch: int) -> nn.Module:
+        """Return the student after an epoch."""
+        return self.context.load(self.context.recipe.student.model, self.files, epoch)
+
+    def kernel(self, network: nn.Module) -> EmpiricalNTK:
+        """Return the kernel in float64: along a training it becomes too ill-conditioned for less."""
+        outputs = 0 if self.form == "binary" else self.form
+        return EmpiricalNTK(network, outputs=outputs, dtype=torch.float64, alone=True)
+
+    def target_sets(self, teacher: StudyTeacher, epoch: int) -> list[_TargetSet]:
+        """Return the target sets at an epoch of the student, except random labels."""
+        temperature = self.recipe.temperature
+        labels = label_targets(
+            self.examples.labels.numpy(), len(self.examples.classes), self.coding
+        )
+        final = teacher_targets(self.final_logits(teacher), temperature, self.coding)
+        found = [
+            _TargetSet("labels", labels, 1.0, None),
+            _TargetSet("final teacher", final, temperature, teacher.epochs),
+        ]
+        if teacher.epochs is not None:
+            followed = teacher.epoch_followed(epoch, self.training.epochs)
+            device = self.context.accelerator.device
+            normalisation = self.context.normalisation_of("teacher")
+            online = predict(teacher.at(followed), self.examples, normalisation, device=device)
+            targets = teacher_targets(online, temperature, self.coding)
+            found.append(_TargetSet("online teacher", targets, temperature, followed))
+        return found
+
+    def final_logits(self, teacher: StudyTeacher) -> np.ndarray:
+        """Return the logits of the final teacher."""
+        return teacher.logits(self.recipe.split)[self.rows]
+
+    def points(
+        self, epoch: int, meter: ComplexityMeter, outputs: np.ndarray, sets: list[_TargetSet]
+    ) -> list[ComplexityPoint]:
+        """Return the complexity of each target set, and the mean of random labels."""
+        predictions = prediction_targets(outputs)
+        by_cross_entropy = self.context.recipe.loss == "cross-entropy"
+
+        def point(each: _TargetSet) -> ComplexityPoint:
+            gradient = None
+            if by_cross_entropy:
+                gradient = gradient_residual(meter, each.values, outputs, each.temperature)
+            value = meter.measure(each.values, predictions)
+            return ComplexityPoint(epoch, each.name, value, gradient, each.teacher_epoch)
+
+        rng = np.random.default_rng(self.recipe.seed)
+        size, classes = len(self.examples), len(self.examples.classes)
+        draws = [
+            random_label_targets(size, classes, rng, self.coding)
+            for _ in range(self.recipe.random_draws)
+        ]
+        random = _mean([point(_TargetSet("random labels", draw, 1.0, None)) for draw in draws])
+        labels, *teachers = [point(each) for each in sets]
+        return [labels, random, *teachers]
+
+    def at_the_end(
+        self,
         teacher: StudyTeacher,
-        recipe: ComplexityRecipe,
-        setting: _Setting,
         meter: ComplexityMeter,
         outputs: np.ndarray,
         decomposed: Decomposed | None,
-    ) -> _Last:
-        epoch, examples = setting.epochs[-1], setting.examples
-        notes: list[str] = []
-        found = None
+        notes: list[str],
+    ) -> dict[str, Any]:
+        """Return the fields of `ComplexityCurves` that are measured at the last epoch only."""
+        epoch = self.epochs[-1]
+        logits, predictions = self.final_logits(teacher), prediction_targets(outputs)
+        found: dict[str, Any] = {
+            "temperatures": tuple(
+                TemperaturePoint(
+                    epoch,
+                    each,
+                    meter.measure(teacher_targets(logits, each, self.coding), predictions),
+                )
+                for each in self.recipe.temperatures
+            )
+        }
         if decomposed is None:
             notes.append(f"epoch {epoch}: no spectrum, references and bounds: the Gram is zero")
         else:
-            truth = Truth("labels", examples.labels.numpy())
-            found = profile(decomposed, meter, truth, epoch, _doubts(recipe))
+            classes_N = self.examples.labels.numpy()
+            doubts = (_ON_TRAINING,) if self.recipe.split == "train" else ()
+            found["profile"] = profile(decomposed, meter, "labels", classes_N, epoch, doubts)
         network = teacher.network()
-        compared = None
         if network is not None:
-            student = setting.network(context, epoch).eval()
-            network = network.to(context.accelerator.device).eval()
-            network = context.on_student_inputs(network)
-            outputs_of_both = 0 if setting.form == "binary" else None
             try:
-                compared = compare_kernels(
-                    student, network, setting.inputs, outputs_of_both, context.progress
+                found["teacher_kernel"] = compare_kernels(
+                    self.network(epoch),
+                    self.context.on_student_inputs(network),
+                    self.inputs,
+                    0 if self.form == "binary" else None,
+                    self.context.progress,
                 )
             except KernelError as error:
                 notes.append(f"the teacher's kernel was not compared: {error}")
-        return cls(
-            _temperatures(context, teacher, recipe, examples, epoch, meter, outputs),
-            found,
-            compared,
-            notes,
-        )
+        return found
 
 
-def _doubts(recipe: ComplexityRecipe) -> tuple[str, ...]:
-    if recipe.split != "train":
-        return ()
-    return (
-        "bounds on training examples are not proved: the kernel is that of a network which was "
-        "trained on them",
-    )
-
-
-def _decomposed(gram: np.ndarray, form: KernelForm, sets: list[_TargetSet]) -> Decomposed | None:
-    wanted = ("labels", "final teacher")
-    return decompose(gram, form, {each.name: each.values for each in sets if each.name in wanted})
+_ON_TRAINING = (
+    "bounds on training examples are not proved: the kernel is that of a network which was "
+    "trained on them"
+)
 
 
 def _spectrum(epoch: int, gram: np.ndarray, decomposed: Decomposed | None) -> Spectrum:
     """Return the spectrum, reusing eigenvalues that are known already."""
-    if decomposed is not None:
-        known = decomposed.eigenvalues_K
-        return Spectrum(
-            epoch,
-            float(np.trace(gram, axis1=-2, axis2=-1).sum()),
-            float(known[-1]),
-            float(known[0]),
-            decomposed.condition,
-            decomposed.effective_rank,
-        )
-    summary = eigen_summary(gram)
+    if decomposed is None:
+        return Spectrum(epoch, **asdict(eigen_summary(gram)))
+    known = decomposed.spectrum
     return Spectrum(
         epoch,
-        summary.trace,
-        summary.smallest,
-        summary.largest,
-        summary.condition,
-        summary.effective_rank,
+        trace=float(np.trace(gram, axis1=-2, axis2=-1).sum()),
+        smallest=float(known.eigenvalues_K[-1]),
+        largest=float(known.eigenvalues_K[0]),
+        condition=known.condition,
+        effective_rank=known.effective_rank,
     )
+
+
+def _mean(points: list[ComplexityPoint]) -> ComplexityPoint:
+    """Return the point whose values are means over draws (the worst of the residuals)."""
+
+    def mean(values: list[float | None]) -> Any:
+        return None if values[0] is None else float(np.mean(values))  # type: ignore[arg-type]
+
+    values = [asdict(point.value) for point in points]
+    averaged: dict[str, Any] = {key: mean([value[key] for value in values]) for key in values[0]}
+    averaged["ridge"] = values[0]["ridge"]
+    averaged["residual"] = max(value["residual"] for value in values)
+    gradient = mean([point.gradient for point in points])
+    return replace(points[0], value=ComplexityValue(**averaged), gradient=gradient)
 
 
 def choose_student(
@@ -225,55 +244,52 @@ def measure_complexity(
     run: FinishedRun, students: Sequence[FinishedStudent], recipe: ComplexityRecipe
 ) -> Measured:
     """Measure four target sets against a student's kernel over its training."""
-    began = time.perf_counter()
     context, teacher = run.context, run.teacher
     (student,) = students
-    setting = _Setting.of(context, recipe, student.entry, student.cell.seed, student.files)
-    examples, epochs, form = setting.examples, setting.epochs, setting.form
-    size = len(examples)
+    along = _Along(context, recipe, student.entry, student.files)
+    last, size = along.epochs[-1], len(along.examples)
     points: list[ComplexityPoint] = []
     spectra: list[Spectrum] = []
     notes: list[str] = []
-    last: _Last | None = None
-    coding = coding_of(context.outputs)
-    with context.progress(f"complexity ({size} {recipe.split} examples)", len(epochs)) as advance:
-        for epoch in epochs:
-            network = setting.network(context, epoch)
-            kernel = setting.kernel(network)
-            found = kernel.gram(setting.inputs)
+    at_the_end: dict[str, Any] = {}
+    title = f"complexity ({size} {recipe.split} examples)"
+    with context.progress(title, len(along.epochs)) as advance:
+        for epoch in along.epochs:
+            kernel = along.kernel(along.network(epoch))
+            found = kernel.gram(along.inputs)
             gram = found.values.cpu().numpy()
             notes += [f"epoch {epoch}: {note}" for note in found.notes]
-            sets = _target_sets(context, teacher, recipe, setting, epoch)
-            decomposed = _decomposed(gram, form, sets) if epoch == epochs[-1] else None
+            sets = along.target_sets(teacher, epoch)
+            decomposed = None
+            if epoch == last:
+                fixed = {one.name: one.values for one in sets if one.name != "online teacher"}
+                decomposed = decompose(gram, along.form, fixed)
             spectra.append(_spectrum(epoch, gram, decomposed))
             mean_diagonal = spectra[-1].trace / gram[..., 0].size
-            meter = factorise_gram(gram, form, recipe.ridge * mean_diagonal)
+            meter = factorise_gram(gram, along.form, recipe.ridge * mean_diagonal)
             if meter.singular:
                 notes.append(f"epoch {epoch}: {meter.singular}")
-            outputs = kernel.outputs_of(setting.inputs).cpu().numpy()
-            points += _points(context, recipe, examples, epoch, meter, outputs, sets)
-            if epoch == epochs[-1]:
-                last = _Last.of(context, teacher, recipe, setting, meter, outputs, decomposed)
+            outputs = kernel.outputs_of(along.inputs).cpu().numpy()
+            points += along.points(epoch, meter, outputs, sets)
+            if epoch == last:
+                at_the_end = along.at_the_end(teacher, meter, outputs, decomposed, notes)
             advance(1)
-    assert last is not None  # there is an epoch
-    curves = ComplexityCurves(
-        student=setting.entry.title,
-        seed=setting.seed,
-        split=recipe.split,
-        examples=size,
-        form=form,
-        coding=CODING_WORDS[coding],
-        temperature=recipe.temperature,
-        random_draws=recipe.random_draws,
-        points=tuple(points),
-        spectra=tuple(spectra),
-        seconds=time.perf_counter() - began,
-        notes=(*notes, *last.notes),
-        temperatures=tuple(last.temperatures),
-        profile=last.profile,
-        teacher_kernel=last.teacher_kernel,
+    return Measured(
+        ComplexityCurves(
+            student=student.entry.title,
+            seed=student.cell.seed,
+            split=recipe.split,
+            examples=size,
+            form=along.form,
+            coding=CODING_WORDS[along.coding],
+            temperature=recipe.temperature,
+            random_draws=recipe.random_draws,
+            points=tuple(points),
+            spectra=tuple(spectra),
+            notes=tuple(notes),
+            **at_the_end,
+        )
     )
-    return Measured(curves)
 
 
 def plan_complexity(
@@ -293,10 +309,9 @@ def complexity_plan(context: StudyContext, recipe: ComplexityRecipe) -> tuple[Pl
         if entry.is_baseline
     )
     seed = context.recipe.seeds_of(entry)[0]
-    files = context.run.student(position, entry.title, seed)
-    setting = _Setting.of(context, recipe, entry, seed, files)
+    along = _Along(context, recipe, entry, context.run.student(position, entry.title, seed))
     network = context.build(context.recipe.student.model, 0).to(context.accelerator.device).eval()
-    return setting.kernel(network).plan(setting.inputs), len(setting.epochs)
+    return along.kernel(network).plan(along.inputs), len(along.epochs)
 
 
 register_analysis(
@@ -311,113 +326,3 @@ register_analysis(
         from_recipe=lambda recipe: recipe.complexity,
     )
 )
-
-
-def _temperatures(
-    context: StudyContext,
-    teacher: StudyTeacher,
-    recipe: ComplexityRecipe,
-    examples: Examples,
-    epoch: int,
-    meter: ComplexityMeter,
-    outputs: np.ndarray,
-) -> list[TemperaturePoint]:
-    """Measure the final teacher at every temperature that the recipe asks for."""
-    coding, predictions = coding_of(context.outputs), prediction_targets(outputs)
-    logits = _final_logits(context, teacher, recipe, examples)
-    return [
-        TemperaturePoint(
-            epoch, each, meter.measure(teacher_targets(logits, each, coding), predictions)
-        )
-        for each in recipe.temperatures
-    ]
-
-
-def _final_logits(
-    context: StudyContext, teacher: StudyTeacher, recipe: ComplexityRecipe, examples: Examples
-) -> np.ndarray:
-    where = _positions(getattr(context.splits, recipe.split), examples)
-    return teacher.logits(recipe.split)[where]
-
-
-def _target_sets(
-    context: StudyContext,
-    teacher: StudyTeacher,
-    recipe: ComplexityRecipe,
-    setting: _Setting,
-    epoch: int,
-) -> list[_TargetSet]:
-    """Return the measurements at an epoch of the student, except random labels."""
-    examples = setting.examples
-    coding, classes = coding_of(context.outputs), len(examples.classes)
-    temperature = recipe.temperature
-    labels = label_targets(examples.labels.numpy(), classes, coding)
-    final = teacher_targets(_final_logits(context, teacher, recipe, examples), temperature, coding)
-    found = [
-        _TargetSet("labels", labels, 1.0, None),
-        _TargetSet("final teacher", final, temperature, teacher.epochs),
-    ]
-    if teacher.epochs is not None:
-        followed = teacher.epoch_followed(epoch, context.recipe.training_of(setting.entry).epochs)
-        device = context.accelerator.device
-        normalisation = context.normalisation_of("teacher")
-        online = predict(teacher.at(followed), examples, normalisation, device=device)
-        targets = teacher_targets(online, temperature, coding)
-        found.append(_TargetSet("online teacher", targets, temperature, followed))
-    return found
-
-
-def _points(
-    context: StudyContext,
-    recipe: ComplexityRecipe,
-    examples: Examples,
-    epoch: int,
-    meter: ComplexityMeter,
-    outputs: np.ndarray,
-    sets: list[_TargetSet],
-) -> list[ComplexityPoint]:
-    coding, classes = coding_of(context.outputs), len(examples.classes)
-    predictions = prediction_targets(outputs)
-    by_cross_entropy = context.recipe.loss == "cross-entropy"
-
-    def point(each: _TargetSet) -> ComplexityPoint:
-        gradient = None
-        if by_cross_entropy:
-            gradient = gradient_residual(meter, each.values, outputs, each.temperature)
-        value = meter.measure(each.values, predictions)
-        return ComplexityPoint(epoch, each.name, value, gradient, each.teacher_epoch)
-
-    generator = np.random.default_rng(recipe.seed)
-    draws = [
-        random_label_targets(len(examples), classes, generator, coding)
-        for _ in range(recipe.random_draws)
-    ]
-    random = _mean([point(_TargetSet("random labels", draw, 1.0, None)) for draw in draws])
-    labels, *teachers = [point(each) for each in sets]
-    return [labels, random, *teachers]
-
-
-def _positions(whole: Examples, part: Examples) -> np.ndarray:
-    return np.searchsorted(whole.indices.numpy(), part.indices.numpy())
-
-
-def _mean(points: list[ComplexityPoint]) -> ComplexityPoint:
-    """Return the point whose values are means over draws (the worst of the residuals)."""
-
-    def mean(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
-
-    values = [point.value for point in points]
-    first = values[0]
-    averaged = ComplexityValue(
-        plain=float(np.mean([value.plain for value in values])),
-        adjusted=mean([value.adjusted for value in values]),
-        adjusted_star=float(np.mean([value.adjusted_star for value in values])),
-        normalised=mean([value.normalised for value in values]),
-        normalised_star=float(np.mean([value.normalised_star for value in values])),
-        target_size=float(np.mean([value.target_size for value in values])),
-        ridge=first.ridge,
-        residual=max(value.residual for value in values),
-    )
-    return replace(points[0], value=averaged, gradient=mean([point.gradient for point in points]))

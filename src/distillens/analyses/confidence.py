@@ -5,9 +5,7 @@ Source: Nagarajan et al., NeurIPS 2023, arXiv 2301.12923. Shapes: N examples, C 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import NDArray
@@ -19,8 +17,6 @@ from distillens.analyses.registry import Analysis, Measured, register_analysis
 from distillens.analyses.selection import RANDOM_SEED, all_seeds
 from distillens.errors import MeasureError, RunError
 from distillens.measures.confidence import audit_with_points
-from distillens.measures.confidence.log_odds import Points
-from distillens.models import ModelRecipe
 from distillens.results.base import SCHEMA
 from distillens.results.confidence import Confidence, StudentAudit
 from distillens.runs.folder import find_run
@@ -62,7 +58,6 @@ def measure_confidence(
     RunError
         The other run does not fit.
     """
-    began = time.perf_counter()
     other_name, other = None, None
     if settings.other_teacher_run is not None:
         other_name, other = _other_teacher(run, settings.other_teacher_run)
@@ -71,41 +66,26 @@ def measure_confidence(
     failures = []
     with run.context.progress("confidence of students and teacher", len(students)) as advance:
         for student in students:
+            entry, seed = student.entry, student.cell.seed
             try:
-                audit, points = _audit(run, student, other, settings)
+                audit, points = audit_with_points(
+                    run.roles(student, other),
+                    kind=run.kinds(),
+                    resamples=settings.resamples,
+                    bootstrap_seed=RANDOM_SEED,
+                    listed_departures=settings.listed_departures,
+                )
             except MeasureError as error:
-                failures.append(f"{student.entry.title}, seed {student.cell.seed}: {error}")
+                failures.append(f"{entry.title}, seed {seed}: {error}")
             else:
                 stem = f"points-{student.id.supervision:02d}-seed-{student.id.seed}"
                 names = {split: f"{stem}-{split}" for split in points}
-                arrays |= {names[split]: _single(one.arrays()) for split, one in points.items()}
-                found.append(replace(audit, points=names))
+                for split, one in points.items():
+                    single = {"x": one.x_N.astype("float32"), "y": one.y_N.astype("float32")}
+                    arrays[names[split]] = {**one.arrays(), **single}
+                found.append(StudentAudit(entry.title, entry.kind, seed, audit, run.notes(), names))
             advance(1)
-    seconds = time.perf_counter() - began
-    result = Confidence(SCHEMA, other_name, tuple(found), seconds, tuple(failures))
-    return Measured(result, arrays)
-
-
-def _single(arrays: dict[str, NDArray]) -> dict[str, NDArray]:
-    """Return the arrays of a plot with its coordinates in single precision."""
-    return {**arrays, **{key: arrays[key].astype("float32") for key in ("x", "y")}}
-
-
-def _audit(
-    run: FinishedRun,
-    student: FinishedStudent,
-    other: dict[str, NDArray] | None,
-    settings: ConfidenceSettings,
-) -> tuple[StudentAudit, dict[str, Points]]:
-    audit, points = audit_with_points(
-        run.roles(student, other),
-        kind=run.kinds(),
-        resamples=settings.resamples,
-        bootstrap_seed=RANDOM_SEED,
-        listed_departures=settings.listed_departures,
-    )
-    title, kind = student.entry.title, student.entry.kind
-    return StudentAudit(title, kind, student.cell.seed, audit, run.notes()), points
+    return Measured(Confidence(SCHEMA, other_name, tuple(found), tuple(failures)), arrays)
 
 
 def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArray]]:
@@ -116,10 +96,10 @@ def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArr
         raise RunError(f"{folder} has no trained teacher of its own; name the run that trained it")
     there = str(read_data(other)["fingerprint"])
     check_fingerprint(other, there, run.context.splits.fingerprint, "of this run")
-    if _values(recipe.teacher.model) != _values(run.teacher.model):
+    if recipe.teacher.model != run.teacher.model:
         raise RunError(
-            f"the teacher of {folder} is {_words(recipe.teacher.model)}, this run's "
-            f"{_words(run.teacher.model)}; as a reference it must differ in its seed alone"
+            f"the teacher of {folder} is {described(recipe.teacher.model)}, this run's "
+            f"{described(run.teacher.model)}; as a reference it must differ in its seed alone"
         )
     if read_cell(other.teacher).weights_digest == run.teacher.cell.weights_digest:
         raise RunError(
@@ -132,14 +112,6 @@ def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArr
 
     logits = context.task.logits
     return recipe.name, {split: logits(context, other.teacher, network, split) for split in SPLITS}
-
-
-def _values(model: ModelRecipe | None) -> dict[str, object] | None:
-    return None if model is None else model.model_dump()
-
-
-def _words(model: ModelRecipe | None) -> str:
-    return "known by its logits alone" if model is None else described(model)
 
 
 register_analysis(

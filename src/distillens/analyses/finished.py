@@ -95,12 +95,12 @@ class FinishedRun:
 
     def true_labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels before the recipe's noise, (N,)."""
-        labels_N = self.given_labels(split).copy()
+        labels_N = self.given_labels(split)
         if split == "train" and self.context.splits.changed:
             before = {change.index: change.before for change in self.context.splits.changed}
-            for row, index in enumerate(self.context.splits.train.indices.tolist()):
-                if index in before:
-                    labels_N[row] = before[index]
+            indices = self.context.splits.train.indices.tolist()
+            pairs = zip(indices, labels_N.tolist(), strict=True)
+            return np.array([before.get(index, label) for index, label in pairs])
         return labels_N
 
     def outputs(self, student: FinishedStudent) -> dict[str, NDArray]:
@@ -119,12 +119,13 @@ class FinishedRun:
 
     def one_hot(self, student: FinishedStudent) -> FinishedStudent | None:
         """Return the one-hot student of the same seed, unless it is this one or there is none."""
-        first = next((one for one in self.students if one.entry.is_baseline), None)
-        for one in self.students:
-            same_seed = one.cell.seed == student.cell.seed
-            if first is not None and one.entry is first.entry and same_seed and one is not student:
-                return one
-        return None
+        entry = next((one.entry for one in self.students if one.entry.is_baseline), None)
+        same = (
+            one
+            for one in self.students
+            if one.entry is entry and one.cell.seed == student.cell.seed and one is not student
+        )
+        return next(same, None)
 
     def roles(
         self, student: FinishedStudent, other_teacher: dict[str, NDArray] | None = None
@@ -141,7 +142,11 @@ class FinishedRun:
             "one-hot student": None if reference is None else self.outputs(reference),
             "other teacher": other_teacher,
         }
-        return {role: None if one is None else self._indexed(one) for role, one in roles.items()}
+        index = {split: self.context.task.labels(self.context, split)[1] for split in SPLITS}
+        return {
+            role: one and {split: Rows(values, index[split]) for split, values in one.items()}
+            for role, one in roles.items()
+        }
 
     def kinds(self) -> dict[str, str]:
         """Return the kind of outputs of each role."""
@@ -165,12 +170,6 @@ class FinishedRun:
                 "divided by their sum"
             )
         return tuple(notes)
-
-    def _indexed(self, by_split: dict[str, NDArray]) -> dict[str, Any]:
-        return {
-            split: Rows(values, self.context.task.labels(self.context, split)[1])
-            for split, values in by_split.items()
-        }
 
 
 def finished_run(
@@ -196,8 +195,10 @@ def finished_run(
     return FinishedRun.of(opened, context, prepare_teacher(context))
 
 
-def described(model: ModelRecipe) -> str:
-    """Return a model's name with its arguments: "lenet5 (width 8)"."""
+def described(model: ModelRecipe | None) -> str:
+    """Return a model's name with its arguments: "lenet5 (width 8)"; None is known by its logits."""
+    if model is None:
+        return "given logits"
     given = ", ".join(f"{key} {value}" for key, value in model.arguments.items())
     return f"{model.name} ({given})" if given else model.name
 

@@ -6,7 +6,7 @@ Shapes: N examples, C outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from distillens.errors import KernelError, MeasureError
 from distillens.kernel import EmpiricalNTK, ntk_similarity
 from distillens.measures import (
     ComplexityMeter,
+    GramSpectrum,
     binary_bound,
     centred_alignment,
     decompose_gram,
@@ -24,7 +25,7 @@ from distillens.measures import (
     multiclass_bound,
     random_target_level,
 )
-from distillens.measures.complexity.kernel_fit import kernel_fit
+from distillens.measures.complexity.bounds import kernel_fit
 from distillens.progress import Progress, silent
 from distillens.results.complexity import (
     GramProfile,
@@ -42,28 +43,11 @@ _PROBES = 8
 """Number of random probes; each costs about five passes of both networks."""
 
 
-@dataclass(frozen=True)
-class Truth:
-    """True labels, which bounds need.
-
-    ``name`` is the target set that holds them, coded; ``classes_N`` are they themselves, where there
-    are several outputs.
-    """
-
-    name: str
-    classes_N: ArrayLike | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Decomposed:
-    """Eigenvalues of a Gram and energies of the targets; the eigenvectors are not kept."""
+    """The spectrum of a Gram and energies of the targets; the eigenvectors are not kept."""
 
-    form: KernelForm
-    eigenvalues_K: Array
-    condition: float
-    effective_rank: float
-    stable_rank: float
-    negative: int
+    spectrum: GramSpectrum
     ranks: tuple[int, ...]
     targets: Mapping[str, Array]
     energies: Mapping[str, tuple[float, ...]]
@@ -83,12 +67,7 @@ def decompose(gram: ArrayLike, form: KernelForm, targets: Mapping[str, Array]) -
     ranks = sorted({1 << power for power in range(count.bit_length())} | {count})
     places = np.array(ranks) - 1
     return Decomposed(
-        form=form,
-        eigenvalues_K=spectrum.eigenvalues_K,
-        condition=spectrum.condition,
-        effective_rank=spectrum.effective_rank,
-        stable_rank=spectrum.stable_rank,
-        negative=spectrum.negative,
+        spectrum=replace(spectrum, _vectors=()),
         ranks=tuple(ranks),
         targets=targets,
         energies={
@@ -101,12 +80,17 @@ def decompose(gram: ArrayLike, form: KernelForm, targets: Mapping[str, Array]) -
 def profile(
     found: Decomposed,
     meter: ComplexityMeter,
-    truth: Truth | None,
+    labels: str | None,
+    classes_N: ArrayLike | None = None,
     epoch: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> GramProfile:
-    """Return a Gram's profile, with references and bounds of the meter's kernel, ridge included."""
-    level = _random_level(found, meter)
+    """Return a Gram's profile, with references and bounds of the meter's kernel, ridge included.
+
+    Bounds need the true labels: ``labels`` is the target set that holds them, coded; ``classes_N`` are
+    they themselves, where there are several outputs.
+    """
+    spectrum, level = found.spectrum, _random_level(found, meter)
     rows, lines = [], list(notes)
     if meter.singular is not None:
         lines.append("no bounds: the Gram is singular; give a ridge")
@@ -114,7 +98,7 @@ def profile(
         bound = None
         if meter.singular is None:
             try:
-                bound = _bound(meter, name, found.targets, truth)
+                bound = _bound(meter, name, found.targets, labels, classes_N)
             except MeasureError as error:
                 # The theorems do not cover these targets; the rest of the profile is unaffected.
                 lines.append(f"no bound for {name}: {error}")
@@ -122,7 +106,7 @@ def profile(
         rows.append(
             TargetProfile(
                 name=name,
-                diagonal=diagonal_reference(y, found.form),
+                diagonal=diagonal_reference(y, spectrum.form),
                 random=None if level is None or size == 0 else level * size,
                 energy=found.energies[name],
                 bound=bound,
@@ -130,13 +114,13 @@ def profile(
         )
     return GramProfile(
         epoch=epoch,
-        trace=float(found.eigenvalues_K.sum()),
-        condition=found.condition,
-        effective_rank=found.effective_rank,
-        stable_rank=found.stable_rank,
-        negative=found.negative,
+        trace=float(spectrum.eigenvalues_K.sum()),
+        condition=spectrum.condition,
+        effective_rank=spectrum.effective_rank,
+        stable_rank=spectrum.stable_rank,
+        negative=spectrum.negative,
         ranks=found.ranks,
-        eigenvalues=tuple(found.eigenvalues_K[np.array(found.ranks) - 1].tolist()),
+        eigenvalues=tuple(spectrum.eigenvalues_K[np.array(found.ranks) - 1].tolist()),
         targets=tuple(rows),
         notes=tuple(lines),
     )
@@ -188,25 +172,29 @@ def compare_kernels(
 
 def _random_level(found: Decomposed, meter: ComplexityMeter) -> float | None:
     """Return the normalised* complexity of random targets; there is none for the full form."""
-    if found.form == "full":
+    form = found.spectrum.form
+    if form == "full":
         return None
     if meter.singular is not None:
         return float("inf")
-    outputs = 1 if found.form == "binary" else next(iter(found.targets.values())).shape[1]
-    return random_target_level(found.eigenvalues_K, found.form, outputs, meter.ridge)
+    outputs = 1 if form == "binary" else next(iter(found.targets.values())).shape[1]
+    return random_target_level(found.spectrum.eigenvalues_K, form, outputs, meter.ridge)
 
 
 def _bound(
-    meter: ComplexityMeter, name: str, targets: Mapping[str, Array], truth: Truth | None
+    meter: ComplexityMeter,
+    name: str,
+    targets: Mapping[str, Array],
+    labels: str | None,
+    classes_N: ArrayLike | None,
 ) -> RiskBound:
     """Return the bound on the risk of the kernel's fit of one target set."""
     y = targets[name]
     fit = kernel_fit(meter, y)
     if meter.form != "binary":
-        assert truth is not None  # measurements of several outputs give the classes
-        assert truth.classes_N is not None
-        return multiclass_bound(fit, truth.classes_N)
-    if truth is None or name == truth.name:
+        assert classes_N is not None  # measurements of several outputs give the classes
+        return multiclass_bound(fit, classes_N)
+    if labels is None or name == labels:
         return binary_bound(fit, y)
-    risk = float(np.mean(np.sign(targets[truth.name]) * y <= 0))
+    risk = float(np.mean(np.sign(targets[labels]) * y <= 0))
     return distillation_bound(fit, y, risk)

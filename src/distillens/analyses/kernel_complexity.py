@@ -19,8 +19,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from distillens.analyses.gram_profile import Decomposed, Truth, compare_kernels, decompose, profile
+from distillens.analyses.gram_profile import compare_kernels, decompose, profile
 from distillens.errors import KernelError, MeasureError
+from distillens.files.array_likes import as_array
 from distillens.kernel import EmpiricalNTK, NTKGram
 from distillens.linalg import (
     certified_quadratic_form,
@@ -28,6 +29,7 @@ from distillens.linalg import (
     rp_cholesky,
 )
 from distillens.measures import ComplexityMeter, factorise_gram
+from distillens.measures.complexity.complexity import fit_targets
 from distillens.progress import Progress, silent
 from distillens.results.complexity import CertifiedComplexity, KernelComplexity
 
@@ -67,7 +69,6 @@ def kernel_complexity(
     *,
     outputs: int | tuple[int, int],
     ridge: float = 0.0,
-    predictions: bool = True,
     max_memory: int | None = None,
     width: float = 0.02,
     profiled: bool = False,
@@ -89,8 +90,6 @@ def kernel_complexity(
         The logit, or two for their difference.
     ridge
         Added to the kernel's diagonal, as a share of its mean.
-    predictions
-        Whether eq. 49 is measured too, on Y − f(X).
     max_memory
         Bytes; by default three quarters of the free memory. Where the Gram and its factor do not fit,
         the values are solved for by iteration, which needs a ridge.
@@ -131,21 +130,28 @@ def kernel_complexity(
     sets = _columns(targets, len(inputs))
     if labels is not None and labels not in targets:
         raise MeasureError(f"no targets are called {labels!r}, only {', '.join(targets)}")
-    truth = None if labels is None else Truth(labels)
     # An incompatible teacher is refused before the work starts.
     compared = (
         None if teacher is None else compare_kernels(model, teacher, inputs, outputs, progress)
     )
-    columns = [sets, sets - values[:, None]] if predictions else [sets]
-    y_NM = np.concatenate(columns, axis=1)
-    if _COPIES * 8 * len(inputs) ** 2 <= kernel.budget:
+    y_NM = np.concatenate([sets, sets - values[:, None]], axis=1)
+    needed = _COPIES * 8 * len(inputs) ** 2
+    if needed <= kernel.budget:
         gram = kernel.gram(inputs)
         # Before the factorisation, which reuses the memory of the eigenvectors.
-        decomposed = _decomposed(gram, targets, sets) if profiled else None
+        decomposed = None
+        if profiled:
+            named = dict(zip(targets, sets.T, strict=True))
+            decomposed = decompose(gram.values.cpu().numpy(), "binary", named)
         solved = _by_factor(gram, y_NM, ridge)
         missing = "the Gram is zero"
     else:
-        _require_ridge(ridge, len(inputs), kernel.budget)
+        if ridge == 0:
+            raise KernelError(
+                f"a Gram of {len(inputs)} examples and its factor take {needed / 2**30:.3g} GiB, "
+                f"max_memory is {kernel.budget / 2**30:.3g} GiB; give a ridge, with which it is "
+                "solved by iteration, or fewer examples"
+            )
         gram = decomposed = None
         solved = _by_iteration(kernel, inputs, y_NM, ridge, width)
         missing = "no Gram was formed"
@@ -155,7 +161,7 @@ def kernel_complexity(
     found = None
     if decomposed is not None:
         assert solved.meter is not None  # the Gram was factorised
-        found = profile(decomposed, solved.meter, truth)
+        found = profile(decomposed, solved.meter, labels)
     uncertified = None
     # A share of a zero trace would be no ridge.
     if gram is not None and np.isinf(solved.value).any() and ridge == 0 and solved.trace > 0:
@@ -166,31 +172,14 @@ def kernel_complexity(
         method=solved.method,
         trace=solved.trace,
         ridge=solved.ridge,
-        targets=_named(targets, sets, solved, predictions),
-        with_ridge=uncertified.ridge if uncertified is not None else None,
-        uncertified=(
-            _named(targets, sets, uncertified, predictions) if uncertified is not None else ()
-        ),
+        targets=_certified(targets, sets, solved),
+        with_ridge=None if uncertified is None else uncertified.ridge,
+        uncertified=() if uncertified is None else _certified(targets, sets, uncertified),
         seconds=time.perf_counter() - began,
         notes=tuple(notes),
         profile=found,
         teacher_kernel=compared,
     )
-
-
-def _require_ridge(ridge: float, examples: int, budget: int) -> None:
-    """Refuse to iterate on a kernel without a ridge."""
-    if ridge == 0:
-        raise KernelError(
-            f"a Gram of {examples} examples and its factor take "
-            f"{_COPIES * 8 * examples**2 / 2**30:.3g} GiB, max_memory is {budget / 2**30:.3g} GiB; "
-            "give a ridge, with which it is solved by iteration, or fewer examples"
-        )
-
-
-def _decomposed(gram: NTKGram, names: Iterable[str], sets_NS: Array) -> Decomposed | None:
-    values = gram.values.cpu().numpy()
-    return decompose(values, "binary", {name: sets_NS[:, s] for s, name in enumerate(names)})
 
 
 def _by_factor(gram: NTKGram, y_NM: Array, ridge: float) -> _Solved:
@@ -250,38 +239,31 @@ def _by_iteration(
     )
 
 
-def _named(
-    names: Iterable[str], sets_NS: Array, solved: _Solved, predictions: bool
-) -> tuple[CertifiedComplexity, ...]:
-    count = sets_NS.shape[1]
-    return tuple(
-        _certified(name, sets_NS[:, place], solved, place, place + count if predictions else None)
-        for place, name in enumerate(names)
-    )
-
-
 def _certified(
-    name: str, y_N: Array, solved: _Solved, place: int, moved: int | None
-) -> CertifiedComplexity:
-    """Return the values of the targets in one column, and of Y − f in another."""
-
-    def adjusted(column: int) -> float:
-        # NaN, without a warning, where the kernel is zero and so the value infinite.
-        return float(np.sqrt(float(solved.value[column]) * solved.trace)) / len(y_N)
-
-    size = float(np.sqrt(np.mean(y_N**2)))
-    at = place if moved is None else moved
-    return CertifiedComplexity(
-        name=name,
-        plain=float(solved.value[place]),
-        plain_low=float(solved.low[place]),
-        plain_high=float(solved.high[place]),
-        adjusted_star=adjusted(place),
-        adjusted=None if moved is None else adjusted(moved),
-        normalised=adjusted(at) / size if size > 0 else float("nan"),
-        target_size=size,
-        determined=bool(solved.determined[place] and solved.determined[at]),
-    )
+    names: Iterable[str], sets_NS: Array, solved: _Solved
+) -> tuple[CertifiedComplexity, ...]:
+    """Return the values of the S target sets, whose columns are followed by those of Y − f."""
+    examples, count = sets_NS.shape
+    # NaN, without a warning, where the kernel is zero and so the value infinite.
+    adjusted_M = [float(np.sqrt(float(one) * solved.trace)) / examples for one in solved.value]
+    found = []
+    for place, name in enumerate(names):
+        moved = place + count
+        size = float(np.sqrt(np.mean(sets_NS[:, place] ** 2)))
+        found.append(
+            CertifiedComplexity(
+                name=name,
+                plain=float(solved.value[place]),
+                plain_low=float(solved.low[place]),
+                plain_high=float(solved.high[place]),
+                adjusted_star=adjusted_M[place],
+                adjusted=adjusted_M[moved],
+                normalised=adjusted_M[moved] / size if size > 0 else float("nan"),
+                target_size=size,
+                determined=bool(solved.determined[place] and solved.determined[moved]),
+            )
+        )
+    return tuple(found)
 
 
 def _columns(targets: Mapping[str, ArrayLike], examples: int) -> Array:
@@ -294,15 +276,8 @@ def _columns(targets: Mapping[str, ArrayLike], examples: int) -> Array:
         raise MeasureError("no targets were given; name at least one set, such as {'labels': (N,)}")
     found = []
     for name, values in targets.items():
-        given = np.asarray(values.detach().double().cpu() if isinstance(values, Tensor) else values)
+        given = as_array(values)
         if given.dtype.kind not in "fiub":
             raise MeasureError(f"targets {name!r} are of type {given.dtype}; give real numbers")
-        y = given.astype(np.float64)
-        if y.shape != (examples,):
-            raise MeasureError(
-                f"targets {name!r} have shape {y.shape} for {examples} examples; give ({examples},)"
-            )
-        if not np.isfinite(y).all():
-            raise MeasureError(f"targets {name!r} hold NaN or infinity")
-        found.append(y)
+        found.append(fit_targets(given, "binary", (examples, examples), f"targets {name!r}"))
     return np.stack(found, axis=1)

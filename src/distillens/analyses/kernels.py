@@ -5,7 +5,6 @@ Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, eq. 12 (NTK similarity)
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -48,11 +47,10 @@ def measure_kernels(
     CheckpointError
         A checkpoint is not the one that the run's numbers describe.
     """
-    began = time.perf_counter()
     teacher = run.teacher.network()
     if teacher is None:
         note = "the teacher is known by its logits alone, so kernels were not compared"
-        return Measured(Kernels(SCHEMA, (), time.perf_counter() - began, (note,)))
+        return Measured(Kernels(SCHEMA, (), (note,)))
     teacher = run.context.on_student_inputs(teacher)
     found = []
     references: dict[int, KernelLikeness] = {}
@@ -67,7 +65,7 @@ def measure_kernels(
             likenesses.append(references[seed])
         entry = student.entry
         found.append(StudentKernels(entry.title, entry.kind, student.cell.seed, tuple(likenesses)))
-    return Measured(Kernels(SCHEMA, tuple(found), time.perf_counter() - began))
+    return Measured(Kernels(SCHEMA, tuple(found)))
 
 
 def _likeness(
@@ -88,8 +86,12 @@ def _likeness(
         seed=None, device=context.accelerator.device,
     )  # fmt: skip
     inputs = next(iter(batches.epoch(0))).inputs
-    similarity, alignment = (
-        measured(
+    estimates = {}
+    for name, measured in (
+        ("ntk_similarity", ntk_similarity),
+        ("centred_alignment", centred_ntk_alignment),
+    ):
+        found = measured(
             network,
             teacher,
             inputs,
@@ -97,15 +99,9 @@ def _likeness(
             seed=RANDOM_SEED,
             progress=context.progress,
         )
-        for measured in (ntk_similarity, centred_ntk_alignment)
-    )
+        estimates[name] = _estimate(found.value, found.standard_error, settings.probes)
     return KernelLikeness(
-        who=who,
-        split="test",
-        examples=count,
-        ntk_similarity=_estimate(similarity.value, similarity.standard_error, settings.probes),
-        centred_alignment=_estimate(alignment.value, alignment.standard_error, settings.probes),
-        probes=settings.probes,
+        who=who, split="test", examples=count, probes=settings.probes, **estimates
     )
 
 

@@ -6,7 +6,6 @@ switching). Shapes: N examples, C classes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,9 +55,8 @@ def measure_over_training(
     CheckpointError
         A checkpoint is not the one that the run's numbers describe.
     """
-    began = time.perf_counter()
     found = tuple(_over_training(run, student, settings) for student in students)
-    return Measured(OverTraining(SCHEMA, found, time.perf_counter() - began))
+    return Measured(OverTraining(SCHEMA, found))
 
 
 def _over_training(
@@ -91,6 +89,9 @@ def _over_training(
                     _check_stored(student, outputs, network_logits(files)[split][rows[split]])
                 points.append(meter.measure(epoch, as_outputs(outputs, run.student_kind)))
             advance(1)
+    missing = sorted(set(run.recipe.training_of(student.entry).kept_epochs) - set(epochs))
+    named = ", ".join(map(str, missing))
+    notes = (f"checkpoints of epochs {named} are missing and were left out",) if missing else ()
     switch = _switch(run, student)
     changes = () if switch is None else tuple(
         change for meter in meters.values() for change in meter.changes(switch)
@@ -103,7 +104,7 @@ def _over_training(
         tuple(points),
         switch,
         changes,
-        _missing(run, student, epochs),
+        notes,
     )
 
 
@@ -128,14 +129,6 @@ def _meters(
             RANDOM_SEED,
         )
     return rows, meters
-
-
-def _missing(run: FinishedRun, student: FinishedStudent, epochs: list[int]) -> tuple[str, ...]:
-    kept = run.recipe.training_of(student.entry).kept_epochs
-    missing = ", ".join(str(epoch) for epoch in sorted(set(kept) - set(epochs)))
-    if not missing:
-        return ()
-    return (f"checkpoints of epochs {missing} are missing and were left out",)
 
 
 def _check_stored(student: FinishedStudent, found: NDArray, stored: NDArray) -> None:

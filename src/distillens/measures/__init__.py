@@ -1,32 +1,31 @@
 """Measures of distillation: functions from arrays to results, without torch."""
 
 from distillens.errors import missing_name
-from distillens.measures.complexity.alignment import (
-    Alignment,
-    centred_alignment,
-    kernel_target_alignment,
-)
 from distillens.measures.complexity.bounds import (
     DEFAULT_MARGINS,
+    KernelFit,
     binary_bound,
     distillation_bound,
+    kernel_fit,
     margin_loss,
     multiclass_bound,
 )
 from distillens.measures.complexity.complexity import (
     ComplexityMeter,
+    diagonal_reference,
     factorise_gram,
     gradient_residual,
+    random_target_level,
     supervision_complexity,
 )
-from distillens.measures.complexity.kernel_fit import KernelFit, kernel_fit
-from distillens.measures.complexity.references import (
-    RandomLabelReference,
-    diagonal_reference,
-    random_label_reference,
-    random_target_level,
+from distillens.measures.complexity.gram import (
+    Alignment,
+    EnergyCurve,
+    GramSpectrum,
+    centred_alignment,
+    decompose_gram,
+    kernel_target_alignment,
 )
-from distillens.measures.complexity.spectrum import EnergyCurve, GramSpectrum, decompose_gram
 from distillens.measures.complexity.targets import (
     CODING_WORDS,
     coding_of,
@@ -37,7 +36,7 @@ from distillens.measures.complexity.targets import (
     teacher_targets,
 )
 from distillens.measures.confidence import audit
-from distillens.measures.confidence.log_odds import Points, phi_from_logits
+from distillens.measures.confidence.log_odds import phi_from_logits
 from distillens.measures.statistics.intervals import (
     accuracy_estimate,
     mean_over_seeds,
@@ -54,8 +53,6 @@ __all__ = [
     "EnergyCurve",
     "GramSpectrum",
     "KernelFit",
-    "Points",
-    "RandomLabelReference",
     "accuracy_estimate",
     "audit",
     "binary_bound",
@@ -76,7 +73,6 @@ __all__ = [
     "paired_interval",
     "phi_from_logits",
     "prediction_targets",
-    "random_label_reference",
     "random_label_targets",
     "random_target_level",
     "softmax",

@@ -32,7 +32,7 @@ def write_audit(audit: Audit, points: Mapping[str, Arrays], folder: Path) -> lis
         The folder cannot be written.
     """
     student = StudentAudit("student", "arrays", None, audit)
-    found = Confidence(SCHEMA, None, (student,), audit.seconds)
+    found = Confidence(SCHEMA, None, (student,))
     written = _Written(folder)
     written.add("audit.json", to_json(audit))
     written.student("", student, points)

@@ -70,7 +70,13 @@ def from_json(kind: type[T], text: str | bytes, where: str, advice: str = WRITE_
     RunError
         The text is damaged, or was written by a version with another schema.
     """
-    check_schema(kind, text, where)
+    found, expected = schema_version(text), getattr(kind, "SCHEMA_VERSION", None)
+    if found is not None and expected is not None and found != expected:
+        age = "an earlier" if found < expected else "a later"
+        raise RunError(
+            f"{where} has schema version {found} of {kind.__name__}, which {age} version of distillens "
+            f"wrote; this version reads schema version {expected}"
+        )
     try:
         return _adapter(kind).validate_json(text)
     except ValidationError as error:
@@ -79,23 +85,6 @@ def from_json(kind: type[T], text: str | bytes, where: str, advice: str = WRITE_
         raise RunError(
             f"{where} is not a {kind.__name__}: {place}: {first['msg']}; {advice}"
         ) from None
-
-
-def check_schema(kind: type, text: str | bytes, where: str) -> None:
-    """Check that a JSON text was written with the schema of a kind, if it names one.
-
-    Raises
-    ------
-    RunError
-        It names another schema version.
-    """
-    found, expected = schema_version(text), getattr(kind, "SCHEMA_VERSION", None)
-    if found is not None and expected is not None and found != expected:
-        age = "an earlier" if found < expected else "a later"
-        raise RunError(
-            f"{where} has schema version {found} of {kind.__name__}, which {age} version of distillens "
-            f"wrote; this version reads schema version {expected}"
-        )
 
 
 def schema_version(text: str | bytes) -> int | None:

@@ -174,7 +174,6 @@ class ComplexityCurves(Result):
     """Number of draws of random labels that each "random labels" point averages over."""
     points: tuple[ComplexityPoint, ...]
     spectra: tuple[Spectrum, ...]
-    seconds: float
     notes: tuple[str, ...] = ()
     temperatures: tuple[TemperaturePoint, ...] = ()
     """The final teacher at several temperatures, at the last of the epochs."""

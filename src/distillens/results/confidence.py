@@ -381,7 +381,6 @@ class Confidence(Result):
     other_teacher: str | None
     """Name of the run whose teacher of another seed served as a reference."""
     students: tuple[StudentAudit, ...]
-    seconds: float
     notes: tuple[str, ...] = ()
     """Students that could not be audited, with the reasons."""
 
@@ -408,7 +407,6 @@ class OverTraining(Result):
 
     schema_version: int
     students: tuple[StudentOverTraining, ...]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -442,5 +440,4 @@ class Kernels(Result):
     schema_version: int
     students: tuple[StudentKernels, ...]
     """Empty if the teacher is known by its logits alone."""
-    seconds: float
     notes: tuple[str, ...] = ()

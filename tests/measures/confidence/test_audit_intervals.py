@@ -8,13 +8,12 @@ import pytest
 from distillens.errors import MeasureError
 from distillens.measures.confidence.departures import net_gain
 from distillens.measures.confidence.exaggeration import measure_exaggeration
-from distillens.measures.statistics.bootstrap import Resampler
-from distillens.measures.statistics.slopes import (
+from distillens.measures.statistics.bootstrap import (
+    UNBOUNDED,
+    Resampler,
     huber_columns,
     huber_line,
     huber_slopes,
-    least_squares_columns,
-    least_squares_slopes,
 )
 
 TRIALS = 200
@@ -115,8 +114,10 @@ def test_blocks_are_as_wide_as_single_examples():
     rng = np.random.default_rng(0)
     drawn = rng.integers(20_000, size=(300, 20_000))
     plain = np.array([np.polyfit(x[rows], y[rows], 1)[0] for rows in drawn[:150]])
-    sums = Resampler(20_000, 1000, 0).sums(least_squares_columns(x, y, np.ones(20_000, dtype=bool)))
-    assert least_squares_slopes(sums).std() == pytest.approx(plain.std(), rel=0.2)
+    sums = Resampler(20_000, 1000, 0).sums(
+        huber_columns(UNBOUNDED, x, y, np.ones(20_000, dtype=bool))
+    )
+    assert huber_slopes(UNBOUNDED, sums).std() == pytest.approx(plain.std(), rel=0.2)
 
 
 def test_one_step_resamples_are_near_the_full_robust_fit():

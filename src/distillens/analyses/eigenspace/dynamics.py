@@ -9,25 +9,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distillens.analyses.eigenspace.layers import find_layer
-from distillens.analyses.eigenspace.repetitions import check_comparable
-from distillens.analyses.eigenspace.trajectory import NetworkCourse, alike, check_checkpoints
+from distillens.analyses.eigenspace.layers import (
+    NetworkCourse,
+    alike,
+    find_layer,
+)
+from distillens.analyses.finished import FinishedRun, FinishedStudent, finished_run
 from distillens.data import Batches, Examples
 from distillens.data.prepare import subset
-from distillens.errors import MeasureError, ModelError, RunError, nearest
+from distillens.errors import MeasureError, ModelError, RunError
 from distillens.kernel import EmpiricalNTK
-from distillens.measures import (
-    coding_of,
-    label_targets,
-)
+from distillens.measures import coding_of, label_targets
 from distillens.measures.eigenspace import (
-    Directions,
     compare_pairs,
     draw_pairs,
     example_directions,
@@ -37,25 +36,24 @@ from distillens.measures.eigenspace import (
     summarise_bias,
 )
 from distillens.measures.eigenspace.pairs import BOTTOM, TOP, Pair
-from distillens.models import ModelRecipe
 from distillens.progress import Progress, silent
 from distillens.results.base import SCHEMA
 from distillens.results.eigenspace import BiasSummary, Eigenspace, PairBias, Projected, StudentBias
-from distillens.runs.folder import find_run, latest_recipe
+from distillens.runs.folder import difference, find_run
 from distillens.runs.layout import NetworkFiles
-from distillens.runs.open import OpenRun
 from distillens.study.context import StudyContext
 from distillens.study.networks import read_cell, weights_digest
 from distillens.study.normalisations import Role
 from distillens.study.provenance import own_version
 from distillens.study.reading import read_recipe
-from distillens.study.recipe import Recipe
 from distillens.study.students import Student
-from distillens.study.teacher import StudyTeacher, prepare_teacher
-from distillens.training import TrainingRecipe, accelerator_for
+from distillens.training import TrainingRecipe
 
 Arrays = dict[str, NDArray[np.float64]]
 Kernel = Literal["data", "ntk"]
+
+SEEDS = ("seed", "seeds", "features_seed")
+"""Keys of a recipe, at any depth, in which the runs may differ."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,6 @@ class EigenspaceTask:
     kernel: Kernel = "data"
     """Predictions are shown on the eigenvectors of XXᵀ, X being the layer's inputs in the teacher, or
     of the teacher's tangent kernel (the mean over outputs) at its initialisation."""
-
-    def sampled_pairs(self) -> tuple[Pair, ...]:
-        """Return the pairs."""
-        return draw_pairs(self.pairs, self.pair_seed, top=self.top, bottom=self.bottom)
 
 
 def measure_eigenspace(
@@ -114,17 +108,18 @@ def measure_eigenspace(
     """
     began = time.perf_counter()
     asked = task or EigenspaceTask()
-    pairs = asked.sampled_pairs()
-    contexts = [_context(folder, trust_code) for folder in folders]
-    check_comparable(
-        [(str(context.run.folder), _with_its_teacher(context)) for context in contexts]
-    )
+    pairs = draw_pairs(asked.pairs, asked.pair_seed, top=asked.top, bottom=asked.bottom)
+    runs = [finished_run(folder, trust_code=trust_code) for folder in folders]
+    for run in runs:
+        run.recipe.refuse_unavailable("eigenspace")
+    _refuse_other_recipes(runs)
     found: list[_Measured] = []
-    with progress("eigenspace", len(contexts)) as advance:
-        for context in contexts:
-            found += _of_run(context, asked, pairs)
+    notes: list[str] = []
+    with progress("eigenspace", len(runs)) as advance:
+        for run in runs:
+            found += _of_run(run, asked, pairs, notes)
             advance(1)
-    _refuse_repeated(found)
+    _refuse_repeated([one.bias for one in found])
     result = Eigenspace(
         schema_version=SCHEMA,
         layer=found[0].layer,
@@ -132,9 +127,9 @@ def measure_eigenspace(
         examples=found[0].examples,
         pair_seed=asked.pair_seed,
         kernel=asked.kernel,
-        summaries=tuple(_summaries(found)),
+        summaries=tuple(_summaries([one.bias for one in found])),
         students=tuple(one.bias for one in found),
-        notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        notes=tuple(dict.fromkeys(notes)),
         version=own_version(),
         seconds=time.perf_counter() - began,
     )
@@ -151,97 +146,105 @@ class _Measured:
     bias: StudentBias
     layer: str
     examples: int
-    teacher: str
-    """Digest of its teacher, which identifies the teacher."""
-    digest: str
     arrays: Arrays
-    notes: tuple[str, ...]
 
 
-def _context(folder: Path, trust_code: bool) -> StudyContext:
-    run = OpenRun.open(folder)
-    recipe = read_recipe(latest_recipe(run.files), trust_code=trust_code)
-    recipe.refuse_unavailable("eigenspace")
-    context = StudyContext.of(recipe, run.files, accelerator_for(recipe.precision), trust_code)
-    run.check_data(context.splits.fingerprint, "at data.path")
-    return context
+def _refuse_other_recipes(runs: Sequence[FinishedRun]) -> None:
+    """Refuse runs whose recipes differ in more than seeds.
+
+    Raises
+    ------
+    RunError
+        Two recipes differ; the key and both values are named. Or there is no run.
+    """
+    if not runs:
+        raise RunError("no run was given; name at least one run folder")
+    first, *others = ((run.opened.files.folder, _without_seeds(run)) for run in runs)
+    for folder, recipe in others:
+        if (found := difference(first[1], recipe)) is not None:
+            key, here, there = found
+            raise RunError(
+                f"{first[0]} and {folder} are of different recipes: {key} is {here} and {there}; "
+                "give runs that differ in seeds alone"
+            )
 
 
-def _with_its_teacher(context: StudyContext) -> Recipe:
-    """Return the recipe with the teacher as it was trained, also where another run did that."""
-    recipe = context.recipe
-    if recipe.teacher.run is None:
-        return recipe
-    other = find_run(Path(recipe.teacher.run))
-    teacher = read_recipe(other.recipe, trust_code=context.trust_code).teacher
-    return recipe.model_copy(update={"teacher": teacher})
+def _without_seeds(run: FinishedRun) -> dict[str, Any]:
+    """Return a recipe without its name and seeds, with the teacher as the run that trained it has it."""
+    recipe = run.recipe
+    if recipe.teacher.run is not None:
+        other = find_run(Path(recipe.teacher.run))
+        teacher = read_recipe(other.recipe, trust_code=run.context.trust_code).teacher
+        recipe = recipe.model_copy(update={"teacher": teacher})
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: kept(part) for key, part in value.items() if key not in SEEDS}
+        return [kept(part) for part in value] if isinstance(value, list) else value
+
+    return kept(recipe.model_dump(mode="json", exclude={"name"}))
 
 
-def _refuse_repeated(found: list[_Measured]) -> None:
+def _refuse_repeated(students: Sequence[StudentBias]) -> None:
     seen: dict[tuple[str, str], str] = {}
-    for one in found:
+    for one in students:
         # Two supervisions of a run may end with the same weights; one supervision's seeds may not.
-        key = (one.bias.student, one.digest)
+        key = (one.student, one.digest)
         if key in seen:
             raise RunError(
-                f"student {one.bias.student!r}, seed {one.bias.seed}, was given twice "
-                f"({seen[key]} and {one.bias.run}); the same network is no second seed"
+                f"student {one.student!r}, seed {one.seed}, was given twice "
+                f"({seen[key]} and {one.run}); the same network is no second seed"
             )
-        seen[key] = one.bias.run
+        seen[key] = one.run
 
 
 def _of_run(
-    context: StudyContext, task: EigenspaceTask, pairs: tuple[Pair, ...]
+    run: FinishedRun, task: EigenspaceTask, pairs: tuple[Pair, ...], notes: list[str]
 ) -> list[_Measured]:
-    teacher = prepare_teacher(context)
+    context, teacher = run.context, run.teacher
     if teacher.training is None or teacher.model is None:
         raise RunError(
             f"the teacher of {context.run.folder} is known by its last weights or logits alone; "
             "eigenspace dynamics need one that was trained by a run (teacher.training, teacher.run)"
         )
     examples = _examples(context, task)
-    students, notes = _students(context, task)
-    sides: dict[Path, NetworkCourse] = {}
-    count = task.bottom[1]
+    courses: dict[Path, NetworkCourse] = {}
 
-    def side(
-        files: NetworkFiles, model: ModelRecipe, training: TrainingRecipe, who: str
-    ) -> NetworkCourse:
-        if files.folder not in sides:
+    def course(files: NetworkFiles, training: TrainingRecipe, who: str) -> NetworkCourse:
+        if files.folder not in courses:
             kept = training.kept_epochs
-            check_checkpoints(files, kept)
+            missing = sorted(set(kept) - set(files.epochs()))
+            if missing:
+                raise RunError(
+                    f"{files.folder} lacks {len(missing)} checkpoint(s), first "
+                    f"{files.weights(missing[0]).name}; run its recipe again in another folder"
+                )
             digest = weights_digest(files, kept[-1], read_cell(files).weights_digest)
             # The teacher of a self-distilled student is a student itself.
             role: Role = "teacher" if files.folder == teacher.files.folder else "student"
+            model = teacher.model if role == "teacher" else run.recipe.student.model
+            assert model is not None
             layer = find_layer(context.build(model, 0, role), task.layer, who)
-            # The run's teacher is trained with cross-entropy, whatever the students' loss.
-            squared = context.recipe.loss == "squared-error" and role == "student"
-            sides[files.folder] = NetworkCourse(
-                context, files, model, kept, layer, examples, count, digest, squared, role
+            courses[files.folder] = NetworkCourse(
+                context, files, model, kept, layer, examples, task.bottom[1], digest, role
             )
-        return sides[files.folder]
+        return courses[files.folder]
 
     measured = []
-    axes: dict[Path, Directions] = {}
-    for student in students:
-        mine = side(
-            student.files(context), context.recipe.student.model,
-            student.training(context.recipe), "student",
-        )  # fmt: skip
-        theirs = side(*_teacher_of(context, teacher, student), "teacher")
-        measured.append(_compare(context, task, pairs, student, theirs, mine, axes, notes))
+    for student in _students(run, task, notes):
+        training = run.recipe.training_of(student.entry)
+        mine = course(student.files, training, "student")
+        theirs = course(*_teacher_of(run, student), "teacher")
+        measured.append(_compare(task, pairs, student, theirs, mine))
     return measured
 
 
 def _compare(
-    context: StudyContext,
     task: EigenspaceTask,
     pairs: tuple[Pair, ...],
-    student: Student,
+    student: FinishedStudent,
     theirs: NetworkCourse,
     mine: NetworkCourse,
-    axes: dict[Path, Directions],
-    notes: tuple[str, ...],
 ) -> _Measured:
     shared = not theirs.moved and alike(theirs.inputs.rows_MD, mine.inputs.rows_MD)
     if not (shared or theirs.moved or mine.moved):
@@ -249,33 +252,26 @@ def _compare(
             f"layer {theirs.layer!r} of the teacher and {mine.layer!r} of the student are given "
             "different inputs, which do not change in training; their eigenvectors cannot be compared"
         )
-
-    def directions(one: NetworkCourse) -> Directions:
-        if one.files.folder not in axes:
-            axes[one.files.folder] = one.directions()
-        return axes[one.files.folder]
-
-    of_teacher = directions(theirs)
-    of_student = of_teacher if shared else directions(mine)
+    of_teacher = theirs.directions
+    of_student = of_teacher if shared else mine.directions
     teacher_course, student_course = theirs.course(of_teacher), mine.course(of_student)
     compared: list[PairBias] = []
     arrays: Arrays = {"eigenvalues": of_teacher.eigenvalues_K}
     if not shared:
         arrays["student_eigenvalues"] = of_student.eigenvalues_K
-    for projected, course in teacher_course.items():
-        compared += compare_pairs(course, student_course[projected], pairs, projected)
-        arrays[f"teacher_{projected}"] = course
+    for projected, components in teacher_course.items():
+        compared += compare_pairs(components, student_course[projected], pairs, projected)
+        arrays[f"teacher_{projected}"] = components
         arrays[f"student_{projected}"] = student_course[projected]
-    arrays |= _prediction_arrays(context, task, theirs, mine, of_teacher)
-    recipe = context.recipe
+    arrays |= _prediction_arrays(task.kernel, theirs, mine)
     bias = StudentBias(
-        run=str(context.run.folder),
+        run=str(theirs.context.run.folder),
         teacher_seed=read_cell(theirs.files).seed,
-        student=recipe.supervisions[student.place].title,
-        seed=student.seed,
+        student=student.entry.title,
+        seed=student.id.seed,
         axes="shared" if shared else "own",
-        teacher_epochs=theirs.epochs,
-        student_epochs=mine.epochs,
+        teacher_epochs=theirs.kept[-1],
+        student_epochs=mine.kept[-1],
         dimensions=theirs.inputs.rows_MD.shape[1],
         decomposition=of_teacher.decomposition,
         residual=max(of_teacher.residual, of_student.residual),
@@ -284,28 +280,21 @@ def _compare(
         digest=mine.digest,
     )
     layer = theirs.layer if theirs.layer == mine.layer else f"{theirs.layer} / {mine.layer}"
-    return _Measured(bias, layer, len(theirs.examples), theirs.digest, mine.digest, arrays, notes)
+    return _Measured(bias, layer, len(theirs.examples), arrays)
 
 
-def _prediction_arrays(
-    context: StudyContext,
-    task: EigenspaceTask,
-    theirs: NetworkCourse,
-    mine: NetworkCourse,
-    of_inputs: Directions,
-) -> Arrays:
-    examples, outputs = theirs.examples, context.outputs
-    if task.kernel == "ntk":
-        network = theirs.network(0)
-        kernel = EmpiricalNTK(network, outputs="trace", dtype=torch.float64, alone=True)
+def _prediction_arrays(kernel: Kernel, theirs: NetworkCourse, mine: NetworkCourse) -> Arrays:
+    examples, outputs = theirs.examples, theirs.context.outputs
+    if kernel == "ntk":
+        ntk = EmpiricalNTK(theirs.network(0), outputs="trace", dtype=torch.float64, alone=True)
         batches = Batches(
             examples, len(examples), normalisation=theirs.normalisation, seed=None,
-            device=context.accelerator.device,
+            device=theirs.context.accelerator.device,
         )  # fmt: skip
-        gram = kernel.gram(next(batches.epoch(0)).inputs)
+        gram = ntk.gram(next(batches.epoch(0)).inputs)
         directions = gram_directions(gram.values.cpu().numpy(), theirs.count)
     elif theirs.inputs.rows_MD.shape == theirs.inputs.examples_NF.shape:
-        directions = example_directions(theirs.inputs.rows_MD, of_inputs)
+        directions = example_directions(theirs.inputs.rows_MD, theirs.directions)
     else:
         x = theirs.inputs.examples_NF
         directions = example_directions(x, input_directions(x, theirs.count))
@@ -333,49 +322,40 @@ def _examples(context: StudyContext, task: EigenspaceTask) -> Examples:
     return subset(whole, task.examples, 0, "examples")
 
 
-def _students(context: StudyContext, task: EigenspaceTask) -> tuple[list[Student], tuple[str, ...]]:
-    recipe = context.recipe
-    titles = [entry.title for entry in recipe.supervisions]
-    if task.student is not None and task.student not in titles:
-        raise RunError(
-            f"{context.run.folder} has no student {task.student!r}{nearest(task.student, titles)}"
-        )
-    chosen, notes = [], []
-    for place, entry in enumerate(recipe.supervisions):
-        if task.student not in (None, entry.title):
-            continue
-        if len(entry.parts()) == 1 and "co-trained teacher" in entry.needs():
-            notes.append(f"{entry.title}: left out, its teacher left no checkpoints")
-            continue
-        chosen += [Student(place, seed) for seed in recipe.seeds_of(entry)]
+def _students(run: FinishedRun, task: EigenspaceTask, notes: list[str]) -> list[FinishedStudent]:
+    chosen = []
+    for one in run.chosen(task.student):
+        if len(one.entry.parts()) == 1 and "co-trained teacher" in one.entry.needs():
+            notes.append(f"{one.entry.title}: left out, its teacher left no checkpoints")
+        else:
+            chosen.append(one)
     if not chosen:
-        raise RunError(f"{context.run.folder} has no student whose teacher left checkpoints")
-    return chosen, tuple(notes)
+        folder = run.opened.files.folder
+        raise RunError(f"{folder} has no student whose teacher left checkpoints")
+    return chosen
 
 
-def _teacher_of(
-    context: StudyContext, teacher: StudyTeacher, student: Student
-) -> tuple[NetworkFiles, ModelRecipe, TrainingRecipe]:
+def _teacher_of(run: FinishedRun, student: FinishedStudent) -> tuple[NetworkFiles, TrainingRecipe]:
     """Return the teacher and its training: for self-distillation the generation before, or the first."""
-    recipe = context.recipe
-    origin = student.origin(recipe)
+    one = Student(student.id.supervision, student.id.seed)
+    origin = one.origin(run.recipe)
     if origin is None:
-        assert teacher.model is not None and teacher.training is not None  # noqa: PT018
-        return teacher.files, teacher.model, teacher.training
-    generations = list(student.networks(context).values())
+        assert run.teacher.training is not None
+        return run.teacher.files, run.teacher.training
+    generations = list(one.networks(run.context).values())
     if len(generations) > 1:
-        return generations[-2], recipe.student.model, student.training(recipe)
-    return origin.files(context), recipe.student.model, origin.training(recipe)
+        return generations[-2], one.training(run.recipe)
+    return origin.files(run.context), origin.training(run.recipe)
 
 
-def _summaries(found: list[_Measured]) -> list[BiasSummary]:
+def _summaries(students: Sequence[StudentBias]) -> list[BiasSummary]:
     kinds: tuple[Projected, ...] = ("weights", "change")
     return [
         summarise_bias(
             title,
             projected,
-            [(one.teacher, one.bias.pairs) for one in found if one.bias.student == title],
+            [(one.teacher_digest, one.pairs) for one in students if one.student == title],
         )
-        for title in dict.fromkeys(one.bias.student for one in found)
+        for title in dict.fromkeys(one.student for one in students)
         for projected in kinds
     ]

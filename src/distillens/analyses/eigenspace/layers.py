@@ -1,12 +1,13 @@
-"""A layer of a network by name: its inputs, and its weight as a matrix that multiplies them.
+"""A layer of a network by name: its inputs, its weight as a matrix, and both over a training.
 
-Shapes: N examples, M rows (N times the positions of a layer that has them), D values per row, H units,
-F values per example.
+Shapes: E checkpoints, K eigenvectors, N examples, M rows (N times the positions of a layer that has
+them), D values per row, H units, F values per example.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 from distillens.data import Batches, Examples, Normalisation
 from distillens.errors import MeasureError, ModelError, nearest
 from distillens.forward.device_errors import device_errors
+from distillens.measures import prediction_targets, teacher_targets
+from distillens.measures.eigenspace import Directions, input_directions, project_weights
+from distillens.models import ModelRecipe, load_state
+from distillens.results.eigenspace import Projected
+from distillens.runs.layout import NetworkFiles
+from distillens.study.context import StudyContext
+from distillens.study.normalisations import Role
+from distillens.training import predict
 
 MOST_VALUES = 300_000_000
 """Largest number of values of a layer's inputs in memory, 1.2 GB in float32."""
@@ -51,8 +60,10 @@ def find_layer(network: nn.Module, name: str | None, who: str) -> str:
         return name
     modules = dict(network.named_modules())
     if name in modules:
+        module = modules[name]
+        shown = module if isinstance(module, nn.Conv2d) else type(module).__name__
         raise ModelError(
-            f"layer {name!r} of the {who} is a {_described(modules[name])}; weights of a Linear or "
+            f"layer {name!r} of the {who} is a {shown}; weights of a Linear or "
             "of a Conv2d with one group and zero padding are projected"
         )
     raise ModelError(f"the {who} has no layer {name!r}{nearest(name, known)}")
@@ -129,11 +140,68 @@ def _has_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def _described(module: nn.Module) -> str:
-    kind = type(module).__name__
-    if isinstance(module, nn.Conv2d):
-        return (
-            f"{kind} with {module.groups} group(s), padding {module.padding!r}, "
-            f"{module.padding_mode}"
+@dataclass(eq=False)
+class NetworkCourse:
+    """A network with its checkpoints, the inputs of its layer and its trajectory."""
+
+    context: StudyContext
+    files: NetworkFiles
+    model: ModelRecipe
+    kept: tuple[int, ...]
+    """The E epochs whose weights exist, in order."""
+    layer: str
+    examples: Examples
+    count: int
+    digest: str
+    role: Role
+    inputs: LayerInputs = field(init=False)
+    """Inputs of the layer at the last epoch."""
+    moved: bool = field(init=False)
+    """Whether training changes the inputs of the layer."""
+
+    def __post_init__(self) -> None:
+        self.normalisation = self.context.normalisation_of(self.role)
+        self._device = self.context.accelerator.device
+        first, self.inputs = (
+            layer_inputs(
+                self.network(epoch), self.layer, self.examples, self.normalisation, self._device
+            )
+            for epoch in (0, self.kept[-1])
         )
-    return kind
+        self.moved = not alike(first.rows_MD, self.inputs.rows_MD)
+
+    def network(self, epoch: int) -> nn.Module:
+        """Return the network after an epoch."""
+        return self.context.load(self.model, self.files, epoch, self.role)
+
+    @cached_property
+    def directions(self) -> Directions:
+        """The eigenvectors of its layer's last inputs."""
+        return input_directions(self.inputs.rows_MD, self.count)
+
+    def course(self, directions: Directions) -> dict[Projected, NDArray[np.float64]]:
+        """Return the components of its weights at every checkpoint, (E, K)."""
+        key = f"{self.layer}.weight"
+        states = (load_state(self.files.kept_weights(epoch)) for epoch in self.kept)
+        weights, change = project_weights(
+            (weight_matrix(state[key]) for state in states), directions.vectors
+        )
+        return {"weights": weights, "change": change}
+
+    @cached_property
+    def predictions(self) -> NDArray[np.float64]:
+        """Predictions at every checkpoint, in the coding of its targets."""
+        # Trained with squared error, a network gives probabilities and no logits. The run's teacher is
+        # trained with cross-entropy, whatever the students' loss.
+        squared = self.context.recipe.loss == "squared-error" and self.role == "student"
+        code = prediction_targets if squared else teacher_targets
+        outputs = (
+            predict(self.network(epoch), self.examples, self.normalisation, device=self._device)
+            for epoch in self.kept
+        )
+        return np.stack([code(each) for each in outputs])
+
+
+def alike(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
+    """Whether two arrays are the same inputs, but for rounding."""
+    return first.shape == second.shape and np.allclose(first, second, rtol=1e-4, atol=1e-5)

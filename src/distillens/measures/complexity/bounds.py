@@ -1,6 +1,7 @@
-"""Bounds on the risk of kernel fits by their complexity: the paper's theorems in numbers.
+"""Kernel fits, and bounds on their risk by their complexity: the paper's theorems in numbers.
 
-Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Thm. 3, Thm. 4, Prop. 5.
+Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245, Thm. 3, Thm. 4, Prop. 5; the interpolant f* has
+‖f*‖² = YᵀK⁻¹Y. That the ridge solution's norm is no larger is a line of algebra, below.
 Shapes: N examples, C classes, J margins.
 
 Each bound is a margin loss, a complexity term and a confidence term. They speak of the kernel fit f*,
@@ -23,12 +24,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distillens.errors import MeasureError
-from distillens.measures.complexity.kernel_fit import KernelFit
+from distillens.errors import KernelError, MeasureError
+from distillens.measures.complexity.complexity import (
+    ComplexityMeter,
+    block_columns,
+    fit_targets,
+    operator_trace,
+)
 from distillens.measures.complexity.targets import check_labels
 from distillens.results.complexity import RiskBound
 
@@ -37,6 +44,66 @@ Array = NDArray[np.float64]
 # Quarter octaves from 0.015 to 15.7. The factor puts one just below 1, the margin of an interpolant
 # of labels, since Thm. 4 counts margins equal to γ as errors.
 DEFAULT_MARGINS = tuple(0.98 * 2.0 ** (step / 4) for step in range(-24, 17))
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFit:
+    """A function in the kernel's space, as the bounds need it; made by `kernel_fit` or by hand.
+
+    ``predictions`` is f*(X), (N,) for one output, else (N, C). ``complexity`` is ‖f*‖² or anything
+    that is not below it, such as YᵀK⁻¹Y. ``trace`` is that of the whole kernel matrix, which for
+    a trace-form Gram is C·Tr k; ``largest_diagonal`` the largest k(x, x) of one output. None of
+    them has a ridge in it. ``residual`` is the relative residual of the worst solve.
+    """
+
+    predictions: Array
+    complexity: float
+    trace: float
+    largest_diagonal: float
+    residual: float = 0.0
+
+
+def kernel_fit(meter: ComplexityMeter, targets: ArrayLike) -> KernelFit:
+    """Fit targets with the kernel of a meter: the interpolant, or the ridge solution.
+
+    With the meter's ridge λ (of (K + λI)α = Y), f*(X) = Kα and ‖f*‖² = αᵀKα. Since
+    (K + λI)⁻¹K(K + λI)⁻¹ lies below both (K + λI)⁻¹ and K⁻¹, this norm is never above
+    either complexity; with λ = 0 it is YᵀK⁻¹Y and f*(X) = Y.
+
+    Parameters
+    ----------
+    meter
+        From `factorise_gram`.
+    targets
+        Y, (N,) for the binary form, else (N, C).
+
+    Raises
+    ------
+    KernelError
+        K + λI is singular.
+    MeasureError
+        The targets do not fit the Gram or are not finite.
+    """
+    y = fit_targets(targets, meter.form, meter.gram_shape)
+    if meter.singular is not None:
+        raise KernelError(f"there is no kernel fit: {meter.singular}")
+    columns = block_columns(y, meter.form, meter.gram_shape)
+    fits: list[Array] = []
+    complexity = worst = 0.0
+    for factor, column in zip(meter.factors, columns, strict=True):
+        alpha, residual = factor.solve(column)
+        fits.append(factor.gram @ alpha)
+        complexity += float(np.sum(alpha * fits[-1]))
+        worst = max(worst, residual)
+    diagonals = [np.diagonal(factor.gram) for factor in meter.factors]
+    trace = float(sum(diagonal.sum() for diagonal in diagonals))
+    return KernelFit(
+        predictions=np.concatenate(fits, axis=1).reshape(y.shape),
+        complexity=complexity,
+        trace=operator_trace(trace, meter.form, y[0].size),
+        largest_diagonal=float(max(diagonal.max() for diagonal in diagonals)),
+        residual=worst,
+    )
 
 
 def binary_bound(
@@ -71,8 +138,20 @@ def binary_bound(
     MeasureError
         An array or number does not fit or is not in its range.
     """
+    f_N = _check_fit(fit)
+    y_N = np.asarray(targets_N, dtype=np.float64)
+    if f_N.ndim != 1 or y_N.shape != f_N.shape:
+        raise MeasureError(
+            f"predictions of shape {f_N.shape} and targets of shape {y_N.shape} do not fit; "
+            "give (N,) for both, or use multiclass_bound"
+        )
+    if not (np.abs(y_N) <= 1).all():
+        raise MeasureError(
+            f"targets go from {y_N.min():g} to {y_N.max():g}; binary coding lies in [−1, 1]"
+        )
+    agreement_N = np.sign(y_N) * f_N
     grid_J = _check_margins(margins)
-    losses_J = _binary_losses(fit, targets_N, grid_J)
+    losses_J = np.array([margin_loss(agreement_N, float(margin)).mean() for margin in grid_J])
     return _lowest("Thm. 3", fit, losses_J, grid_J, 2.0, delta, kappa)
 
 
@@ -108,9 +187,15 @@ def distillation_bound(
     """
     if not 0 <= teacher_risk <= 1:
         raise MeasureError(f"the teacher's risk is {teacher_risk}; give a share in [0, 1]")
-    grid_J = _check_margins(margins)
-    losses_J = _binary_losses(fit, teacher_targets_N, grid_J)
-    return _lowest("Prop. 5", fit, losses_J, grid_J, 2.0, delta, kappa, float(teacher_risk))
+    bound = binary_bound(fit, teacher_targets_N, delta=delta, kappa=kappa, margins=margins)
+    value = bound.value + teacher_risk
+    return replace(
+        bound,
+        theorem="Prop. 5",
+        value=value,
+        vacuous=not bound.covered or value >= 1,
+        teacher_risk=float(teacher_risk),
+    )
 
 
 def multiclass_bound(
@@ -177,7 +262,6 @@ def _lowest(
     factor: float,
     delta: float,
     kappa: float | None,
-    teacher_risk: float | None = None,
 ) -> RiskBound:
     """Return the lowest bound over the grid. ``factor`` is 2 in Thm. 3 and 4C in Thm. 4."""
     if not 0 < delta < 1:
@@ -188,7 +272,7 @@ def _lowest(
     complexity_J = factor * (norm + 1) * math.sqrt(fit.trace) / (margins_J * examples)
     norms_J = np.ceil(margins_J * math.sqrt(examples) / (factor * math.sqrt(kappa)))
     confidence_J = 3 * np.sqrt(np.log(2 * norms_J * count / delta) / (2 * examples))
-    values_J = losses_J + complexity_J + confidence_J + (teacher_risk or 0.0)
+    values_J = losses_J + complexity_J + confidence_J
     covered_J = np.ceil(norm) <= norms_J
     # A sum that is not covered is no bound, so any covered one goes before it.
     best = int(np.lexsort((values_J, ~covered_J))[0])
@@ -206,7 +290,7 @@ def _lowest(
         margin_loss=float(losses_J[best]),
         complexity_term=float(complexity_J[best]),
         confidence_term=float(confidence_J[best]),
-        teacher_risk=teacher_risk,
+        teacher_risk=None,
         norms=int(norms_J[best]),
         covered=covered,
         examples=examples,
@@ -246,23 +330,6 @@ def _check_fit(fit: KernelFit) -> Array:
         if not (np.isfinite(value) and value > 0):
             raise MeasureError(f"the {name} is {value}; give a finite number > 0")
     return f
-
-
-def _binary_losses(fit: KernelFit, targets_N: ArrayLike, margins_J: Array) -> Array:
-    """Return the mean margin loss of sign(Y)·f*(X) at each margin, (J,)."""
-    f_N = _check_fit(fit)
-    y_N = np.asarray(targets_N, dtype=np.float64)
-    if f_N.ndim != 1 or y_N.shape != f_N.shape:
-        raise MeasureError(
-            f"predictions of shape {f_N.shape} and targets of shape {y_N.shape} do not fit; "
-            "give (N,) for both, or use multiclass_bound"
-        )
-    if not (np.abs(y_N) <= 1).all():
-        raise MeasureError(
-            f"targets go from {y_N.min():g} to {y_N.max():g}; binary coding lies in [−1, 1]"
-        )
-    agreement_N = np.sign(y_N) * f_N
-    return np.array([margin_loss(agreement_N, float(margin)).mean() for margin in margins_J])
 
 
 def _check_margins(margins: Sequence[float]) -> Array:

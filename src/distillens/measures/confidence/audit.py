@@ -6,22 +6,20 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 import numpy as np
 
 from distillens.errors import MeasureError, nearest
 from distillens.measures.confidence.calibration import measure_calibration
 from distillens.measures.confidence.departures import departure_ledger
-from distillens.measures.confidence.dissection import dissect
-from distillens.measures.confidence.exaggeration import measure_exaggeration
+from distillens.measures.confidence.exaggeration import dissect, measure_exaggeration
 from distillens.measures.confidence.log_odds import Points
 from distillens.measures.confidence.outputs import SUM_TOLERANCE, OutputKind
 from distillens.measures.confidence.per_example_statistics import (
     PerExampleStatistics,
-    Predictions,
     per_example_statistics,
 )
 from distillens.measures.confidence.splits import (
@@ -31,7 +29,6 @@ from distillens.measures.confidence.splits import (
     by_split,
     check_split,
 )
-from distillens.measures.confidence.verdicts import chance_warnings
 from distillens.measures.statistics.bootstrap import Resampler, shared_resampler
 from distillens.measures.statistics.intervals import observed_share
 from distillens.results.base import SCHEMA
@@ -135,10 +132,8 @@ def audit_with_points(
     kinds = _stated(kind)
     splits: dict[str, Split] = {}
     for name, roles in by_split(given).items():
-        try:
+        with _about(name):
             splits[name] = check_split(roles, kinds, tolerance)
-        except MeasureError as error:
-            raise _about(name, error) from None
     _check_classes(splits)
     audits, points = [], {}
     for name, split in splits.items():
@@ -146,17 +141,12 @@ def audit_with_points(
         references = {
             role: split.outputs[role] for role in OUTPUT_ROLES[2:] if role in split.outputs
         }
-        teacher_outputs, student_outputs = split.outputs["teacher"], split.outputs["student"]
-        try:
+        with _about(name):
             found = per_example_statistics(
-                teacher_outputs, student_outputs, split.labels_N, references
+                split.outputs["teacher"], split.outputs["student"], split.labels_N, references
             )
-        except MeasureError as error:
-            raise _about(name, error) from None
-        audits.append(
-            _audit_split(name, split, found, resampler, bootstrap_seed, listed_departures)
-        )
-        points[name] = _points(found, split)
+        points[name] = Points(found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N)
+        audits.append(_audit_split(name, split, found, points[name], resampler, listed_departures))
     result = Audit(
         schema_version=SCHEMA,
         classes=next(iter(splits.values())).classes,
@@ -170,7 +160,7 @@ def audit_with_points(
         bootstrap_seed=bootstrap_seed,
         version=_version(),
         seconds=time.perf_counter() - started,
-        warnings=tuple(warning for split in audits for warning in chance_warnings(split)),
+        warnings=tuple(warning for split in audits for warning in _chance_warnings(split)),
     )
     return result, points
 
@@ -179,11 +169,11 @@ def _audit_split(
     name: str,
     split: Split,
     found: PerExampleStatistics,
+    points: Points,
     resampler: Resampler,
-    seed: int,
     listed_departures: int,
 ) -> SplitAudit:
-    notes = [*split.notes]
+    notes, labels_N = [*split.notes], split.labels_N
     notes += [note for outputs in split.outputs.values() for note in outputs.notes]
     exaggeration, more = measure_exaggeration(
         found.x_N, found.y_N, found.references, split.mislabelled_N, found.placed, resampler
@@ -193,25 +183,17 @@ def _audit_split(
             f"{found.placed:,} points had a probability of exactly 0 or 1 and were placed at log-odds "
             f"of ±{found.edge:.3g}; logits have no such limit"
         )
-    predicted: tuple[tuple[Literal["teacher", "student"], Predictions], ...] = (
-        ("teacher", found.teacher),
-        ("student", found.student),
-    )
-    calibration = tuple(
-        measure_calibration(who, predictions, split.labels_N, resampler, seed, split.given_N)
-        for who, predictions in predicted
-    )
-    ledger = departure_ledger(
-        found, split.classes, split.mislabelled_N, split.index_N, split.inputs, listed_departures
-    )
     return SplitAudit(
         split=name,
         examples=len(split.labels_N),
         exaggeration=exaggeration,
         fidelity=_fidelity(found, resampler),
-        calibration=calibration,
-        ledger=ledger,
-        dissection=dissect(_points(found, split)),
+        calibration=(
+            measure_calibration("teacher", found.teacher, labels_N, resampler, split.given_N),
+            measure_calibration("student", found.student, labels_N, resampler, split.given_N),
+        ),
+        ledger=departure_ledger(found, split, listed_departures),
+        dissection=dissect(points),
         majority=float(np.bincount(split.labels_N).max() / len(split.labels_N)),
         notes=tuple(notes + more),
     )
@@ -231,8 +213,24 @@ def _fidelity(found: PerExampleStatistics, resampler: Resampler) -> Fidelity:
     )
 
 
-def _points(found: PerExampleStatistics, split: Split) -> Points:
-    return Points(found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N)
+def _chance_warnings(split: SplitAudit) -> tuple[str, ...]:
+    """Return a sentence for each network whose accuracy is not above chance.
+
+    Its accuracy is above chance if the upper end of its Wilson interval is above the share of the most
+    frequent class.
+    """
+    found = []
+    for one in split.calibration:
+        interval, majority = one.accuracy.interval, split.majority
+        if interval is None or majority is None or interval.high > majority:
+            continue
+        found.append(
+            f"the accuracy of the {one.who} on the split {split.split!r} is not above chance: "
+            f"{100 * one.accuracy.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], "
+            f"the most frequent class has {100 * majority:.1f} %; check that labels, rows and columns "
+            "belong together"
+        )
+    return tuple(found)
 
 
 def _stated(kind: str | Mapping[str, str] | None) -> dict[str, OutputKind | None]:
@@ -262,8 +260,13 @@ def _check_classes(splits: dict[str, Split]) -> None:
         )
 
 
-def _about(split: str, error: MeasureError) -> MeasureError:
-    return MeasureError(f"split {split!r}: {error}")
+@contextmanager
+def _about(split: str) -> Iterator[None]:
+    """Name the split in errors."""
+    try:
+        yield
+    except MeasureError as error:
+        raise MeasureError(f"split {split!r}: {error}") from None
 
 
 def _version() -> str:

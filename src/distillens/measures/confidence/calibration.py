@@ -32,7 +32,6 @@ def measure_calibration(
     predictions: Predictions,
     labels_N: NDArray,
     resampler: Resampler,
-    seed: int,
     given_N: NDArray | None = None,
 ) -> Calibration:
     """Return accuracy and calibration of one network.
@@ -41,7 +40,7 @@ def measure_calibration(
     """
     right_N = predictions.top_N == labels_N
     even_edges = np.linspace(0, 1, BINS + 1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(resampler.seed)
     even = _Bins(predictions.confidence_N, right_N, even_edges)
     quantiles = np.quantile(predictions.confidence_N, np.linspace(0, 1, BINS + 1))
     # Confidences that tie fall into one bin, whatever the order of the examples.
@@ -53,9 +52,9 @@ def measure_calibration(
         if given_N is None
         else observed_share(predictions.top_N == given_N),
         confidence=float(predictions.confidence_N.mean()),
-        ece=even.error(even.right_K),
+        ece=even.error(),
         ece_if_calibrated=even.if_calibrated(rng),
-        adaptive_ece=adaptive.error(adaptive.right_K),
+        adaptive_ece=adaptive.error(),
         adaptive_ece_if_calibrated=adaptive.if_calibrated(rng),
         brier=resampler.mean(predictions.brier_N),
         nll=resampler.mean(predictions.nll_N),
@@ -68,21 +67,20 @@ class _Bins:
     """Counts, right answers and summed confidence of each bin that holds an example."""
 
     def __init__(self, confidence_N: Array, right_N: NDArray, edges: Array) -> None:
-        bin_N = np.searchsorted(edges[1:-1], confidence_N)
-        bins = max(1, len(edges) - 1)
+        if len(edges) == 1:
+            edges = np.repeat(edges, 2)
+        bin_N, bins = np.searchsorted(edges[1:-1], confidence_N), len(edges) - 1
         count_K = np.bincount(bin_N, minlength=bins)
         kept = count_K > 0
-        self.count_K = count_K[kept]
-        right = np.bincount(bin_N, weights=right_N, minlength=bins)[kept]
-        self.right_K: Array = right.astype(np.float64)
-        self.confidence_K = np.bincount(bin_N, weights=confidence_N, minlength=bins)[kept]
-        both = (edges[0], edges[0]) if len(edges) == 1 else None
-        self.low_K = np.array([both[0]]) if both else edges[:-1][kept]
-        self.high_K = np.array([both[1]]) if both else edges[1:][kept]
+        self.count_K, self.low_K, self.high_K = count_K[kept], edges[:-1][kept], edges[1:][kept]
+        self.right_K, self.confidence_K = (
+            np.bincount(bin_N, weights=each_N, minlength=bins)[kept]
+            for each_N in (right_N, confidence_N)
+        )
 
-    def error(self, right_K: Array) -> float:
-        """Return Σ share · |accuracy − confidence|, with these right answers."""
-        return float(np.abs(right_K - self.confidence_K).sum() / self.count_K.sum())
+    def error(self) -> float:
+        """Return Σ share · |accuracy − confidence|."""
+        return float(np.abs(self.right_K - self.confidence_K).sum() / self.count_K.sum())
 
     def if_calibrated(self, rng: np.random.Generator) -> Interval:
         """Return the central range of the error if each confidence is the probability of being right.

@@ -7,7 +7,6 @@ comparing matched proportions*, 2005 (the interval of the net gain). Shapes: N e
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from distillens.measures.confidence.per_example_statistics import PerExampleStatistics
-from distillens.measures.statistics.intervals import LEVEL, normal_quantile
+from distillens.measures.confidence.splits import Split
+from distillens.measures.statistics.intervals import LEVEL, paired_bounds
 from distillens.results.base import Estimate, Interval
 from distillens.results.confidence import Agreement, InformativeDeparture, Ledger, LedgerEntry
 
@@ -28,14 +28,7 @@ _OUTCOMES: tuple[tuple[int, Literal["gained", "lost", "both wrong"]], ...] = (
 )
 
 
-def departure_ledger(
-    found: PerExampleStatistics,
-    classes: int,
-    mislabelled_N: NDArray[np.bool_] | None,
-    index_N: NDArray | None,
-    inputs: NDArray | None,
-    listed: int,
-) -> Ledger:
+def departure_ledger(found: PerExampleStatistics, split: Split, listed: int) -> Ledger:
     """Count departures over all examples and by group; list ``listed`` examples of each outcome."""
     who_N = found.who_is_right()
     both, only_student, only_teacher, neither = np.bincount(who_N, minlength=4).tolist()
@@ -43,19 +36,19 @@ def departure_ledger(
     # One code per example, so that any grouping is one count: 0 no departure, then as in `_OUTCOMES`.
     outcome_N = np.where(departs, who_N, 0).astype(np.int64)
     by_mislabelled: tuple[LedgerEntry, ...] = ()
-    if mislabelled_N is not None:
+    if split.mislabelled_N is not None:
         names = ["not mislabelled", "mislabelled"]
-        by_mislabelled = _entries(outcome_N, mislabelled_N.astype(np.int64), names)
+        by_mislabelled = _entries(outcome_N, split.mislabelled_N.astype(np.int64), names)
     band_N, bands = _confidence_bands(found.teacher.confidence_N)
     whole = _entries(outcome_N, np.zeros_like(outcome_N), ["all"])[0]
     return Ledger(
         departures=whole.departures,
         all=whole,
         right=Agreement(both, only_student, only_teacher, neither),
-        by_class=_entries(outcome_N, found.labels_N, [f"class {c}" for c in range(classes)]),
+        by_class=_entries(outcome_N, found.labels_N, [f"class {c}" for c in range(split.classes)]),
         by_confidence=_entries(outcome_N, band_N, bands),
         by_mislabelled=by_mislabelled,
-        telling=_largest(found, outcome_N, mislabelled_N, index_N, inputs, listed),
+        telling=_largest(found, outcome_N, split, listed),
     )
 
 
@@ -63,7 +56,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     """Return the exact two-sided p of ``gained`` against ``lost`` under equal odds; 1 without any."""
     if gained + lost == 0:
         return 1.0
-    return min(1.0, 2 * float(stats.binom.cdf(min(gained, lost), gained + lost, 0.5)))
+    return float(stats.binomtest(gained, gained + lost).pvalue)
 
 
 def net_gain(gained: int, lost: int, examples: int) -> Estimate:
@@ -72,16 +65,9 @@ def net_gain(gained: int, lost: int, examples: int) -> Estimate:
     One half is added to each of the four cells of the paired table, after which the plain normal
     interval covers well even where few or no examples differ.
     """
-    size = examples + 2
-    difference = (gained - lost) / size
-    variance = ((gained + lost + 1) - (gained - lost) ** 2 / size) / size**2
-    half = normal_quantile(LEVEL) * math.sqrt(max(0.0, variance))
-    interval = Interval(
-        100 * max(-1.0, difference - half),
-        100 * min(1.0, difference + half),
-        LEVEL,
-        f"Agresti and Min over {examples} pairs",
-    )
+    low, high = paired_bounds(gained - lost, gained + lost, examples, LEVEL)
+    method = f"Agresti and Min over {examples} pairs"
+    interval = Interval(100 * low, 100 * high, LEVEL, method)
     return Estimate(100 * (gained - lost) / examples, interval)
 
 
@@ -111,15 +97,11 @@ def _confidence_bands(confidence_N: NDArray) -> tuple[NDArray, list[str]]:
 
 
 def _largest(
-    found: PerExampleStatistics,
-    outcome_N: NDArray,
-    mislabelled_N: NDArray[np.bool_] | None,
-    index_N: NDArray | None,
-    inputs: NDArray | None,
-    listed: int,
+    found: PerExampleStatistics, outcome_N: NDArray, split: Split, listed: int
 ) -> tuple[InformativeDeparture, ...]:
     """Return the departures of each outcome that moved the most probability, largest first."""
     teacher, student = found.teacher, found.student
+    mislabelled_N, index, inputs = split.mislabelled_N, split.index, split.inputs
     moved_N = (teacher.confidence_N - student.on_other_N) + (
         student.confidence_N - teacher.on_other_N
     )
@@ -133,7 +115,7 @@ def _largest(
     return tuple(
         InformativeDeparture(
             row=row,
-            index=None if index_N is None else _plain(index_N[row]),
+            index=None if index is None else _plain(index[row]),
             outcome=outcome,
             label=int(found.labels_N[row]),
             teacher_class=int(teacher.top_N[row]),
@@ -151,7 +133,7 @@ def _largest(
 
 
 def _plain(value: object) -> int | str:
-    return int(value) if isinstance(value, (int, np.integer)) else str(value)
+    return value if isinstance(value, int) else str(value)
 
 
 def _text(value: object) -> str | None:

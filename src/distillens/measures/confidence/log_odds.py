@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.files.array_likes import as_array
@@ -58,11 +59,7 @@ def phi_from_logits(logits_NC: ArrayLike, classes_N: ArrayLike) -> Array:
     k = as_array(classes_N)
     rest = logits.copy()
     rest[rows, k] = -np.inf
-    peak = rest.max(axis=1, keepdims=True)
-    peak[np.isneginf(peak)] = 0
-    with np.errstate(divide="ignore"):
-        log_rest = peak[:, 0] + np.log(np.exp(rest - peak).sum(axis=1))
-    return logits[rows, k] - log_rest
+    return logits[rows, k] - scipy.special.logsumexp(rest, axis=1)
 
 
 def place_infinite(*phi: Array) -> tuple[int, float]:

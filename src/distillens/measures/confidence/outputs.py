@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ _TINY_REST = 1e-290
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """Probabilities (B, C) of a chunk with their logarithms; valid until the next chunk is read."""
+    """Probabilities (B, C) of a chunk with their logarithms."""
 
     p_BC: Array
     log_p_BC: Array
@@ -97,7 +97,6 @@ class Outputs:
         self.tolerance, self._rows_N, self._order_C = tolerance, rows_N, order_C
         if len(self) == 0:
             raise MeasureError(f"the {role}'s outputs hold no examples; an audit needs some")
-        self._scratch: tuple[Array, Array] | None = None
         self._off = 0.0
         self._total = 1.0
         self._notes: list[str] = []
@@ -164,12 +163,14 @@ class Outputs:
     def read(self, chunk: slice) -> Distribution:
         """Read a chunk as probabilities, checked row by row."""
         raw_BC = self._block(chunk)
-        log_p_BC, p_BC = self._buffers(len(raw_BC))
+        single = raw_BC.shape[1] == 1
         if self.kind == "logits":
-            self._fill(log_p_BC, raw_BC, 0.0)
+            log_p_BC = raw_BC.astype(np.float64)
+            if single:
+                log_p_BC = np.concatenate([np.zeros_like(log_p_BC), log_p_BC], axis=1)
             with np.errstate(invalid="ignore"):
                 log_p_BC -= log_p_BC.max(axis=1, keepdims=True)
-            np.exp(log_p_BC, out=p_BC)
+            p_BC = np.exp(log_p_BC)
             total_B1 = p_BC.sum(axis=1, keepdims=True)
             # NaN, +∞ and a row of −∞ alone leave no finite sum.
             if not np.isfinite(total_B1).all():
@@ -179,12 +180,12 @@ class Outputs:
             return Distribution(p_BC, log_p_BC, "logits")
         self._check_finite(raw_BC, chunk.start)
         self._check_range(raw_BC, chunk.start)
-        self._fill(p_BC, raw_BC, None)
-        np.clip(p_BC, 0, self._total, out=p_BC)
+        p_BC = np.clip(raw_BC.astype(np.float64), 0, self._total)
+        if single:
+            p_BC = np.concatenate([1 - p_BC, p_BC], axis=1)
         self._check_sums(p_BC, chunk.start)
         with np.errstate(divide="ignore"):
-            np.log(p_BC, out=log_p_BC)
-        return Distribution(p_BC, log_p_BC, "probabilities")
+            return Distribution(p_BC, np.log(p_BC), "probabilities")
 
     def release(self) -> None:
         """Release the pages read so far, so that a mapped file does not count as used memory."""
@@ -200,22 +201,6 @@ class Outputs:
         rows = chunk if self._rows_N is None else self._rows_N[chunk]
         block_BC = self.values[rows]
         return block_BC if self._order_C is None else block_BC[:, self._order_C]
-
-    def _buffers(self, rows: int) -> tuple[Array, Array]:
-        """Return two arrays (B, C), the same memory for every chunk."""
-        if self._scratch is None or len(self._scratch[0]) < rows:
-            shape = (rows, self.classes)
-            self._scratch = np.empty(shape), np.empty(shape)
-        return self._scratch[0][:rows], self._scratch[1][:rows]
-
-    @staticmethod
-    def _fill(out_BC: Array, raw_BC: NDArray, first: float | None) -> None:
-        """Copy outputs; write one output as two classes: logits (0, z), probabilities (1 − p, p)."""
-        if raw_BC.shape[1] == out_BC.shape[1]:
-            out_BC[:] = raw_BC
-            return
-        out_BC[:, 1] = raw_BC[:, 0]
-        out_BC[:, 0] = 1 - out_BC[:, 1] if first is None else first
 
     def _row(self, place: int) -> int:
         return place if self._rows_N is None else int(self._rows_N[place])
@@ -270,27 +255,19 @@ def as_matrix(role: str, values: NDArray) -> NDArray:
     MeasureError
         There is another axis of more than one value, or the type is not a number.
     """
-    if values.ndim == 1 and values.dtype.kind == "f" and not _whole(values):
+    head = values[:_LOOKED_AT]
+    if values.ndim == 1 and values.dtype.kind == "f" and (head != np.rint(head)).any():
         return values[:, None]
     if values.ndim > 2 and values.size and sum(size > 1 for size in values.shape[1:]) <= 1:
         values = values.reshape(len(values), -1)
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
-        _refuse_shape(role, values)
+        classes = values.ndim == 1 and values.dtype.kind in "fiuOU"
+        raise MeasureError(
+            f"the {role}'s outputs have shape {values.shape} and type {values.dtype}; "
+            f"{'predicted classes are not enough: ' if classes else ''}give numbers, shape (N, C), "
+            "one column a class"
+        )
     return values
-
-
-def _whole(values_N: NDArray) -> bool:
-    head_N = values_N[:_LOOKED_AT]
-    return bool((head_N == np.rint(head_N)).all())
-
-
-def _refuse_shape(role: str, values: NDArray) -> NoReturn:
-    what = "give numbers, shape (N, C), one column a class"
-    if values.ndim == 1 and values.dtype.kind in "fiuOU":
-        what = "predicted classes are not enough: " + what
-    raise MeasureError(
-        f"the {role}'s outputs have shape {values.shape} and type {values.dtype}; {what}"
-    )
 
 
 def _rounded_up(off: float) -> str:

@@ -7,8 +7,6 @@ examples, C classes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,15 +17,14 @@ from distillens.measures.complexity.targets import check_labels
 from distillens.measures.confidence.departures import net_gain
 from distillens.measures.confidence.outputs import OutputKind, Outputs
 from distillens.measures.confidence.per_example_statistics import per_example_statistics
-from distillens.measures.statistics.bootstrap import shared_resampler
-from distillens.measures.statistics.intervals import observed_share
-from distillens.measures.statistics.resampled import (
+from distillens.measures.statistics.bootstrap import (
     Resampled,
     resampled_share,
     resampled_slope,
     share_estimate,
+    shared_resampler,
 )
-from distillens.results.base import Estimate
+from distillens.measures.statistics.intervals import observed_share
 from distillens.results.confidence import Switch, SwitchChange, TrajectoryPoint
 
 Array = NDArray[np.float64]
@@ -70,6 +67,7 @@ class CheckpointMeter:
     def __post_init__(self) -> None:
         self._teacher = Outputs("teacher", self.teacher_NC, "logits")
         self._labels_N = check_labels(self.labels_N, self._teacher.classes)
+        self._given_N = self._labels_N if self.given_N is None else self.given_N
         self._resampler = shared_resampler(len(self._labels_N), self.resamples, self.seed)
 
     def measure(self, epoch: int, student_NC: NDArray) -> TrajectoryPoint:
@@ -82,47 +80,42 @@ class CheckpointMeter:
         """
         student = Outputs("student", student_NC, self.student_kind)
         found = per_example_statistics(self._teacher, student, self._labels_N, {})
-        one, examples = self._resampler, len(self._labels_N)
-        who_N = found.who_is_right()
-        everyone = np.ones(examples, dtype=bool)
+        one, student_top_N = self._resampler, found.student.top_N
+        everyone = np.ones(len(self._labels_N), dtype=bool)
         low_N = found.x_N < np.median(found.x_N)
-        teacher_right, student_right = np.isin(who_N, (0, 2)), np.isin(who_N, (0, 1))
-        agrees_N = found.teacher.top_N == found.student.top_N
+        right_N = student_top_N == self._labels_N
+        agrees_N = found.teacher.top_N == student_top_N
         numbers = {
             f"slope_{part}": resampled_slope(found.x_N, found.y_N, part_N, one)
             for part, part_N in (("all", everyone), ("low", low_N), ("high", ~low_N))
         }
         estimates = {name: number.estimate(one) for name, number in numbers.items()}
-        numbers["underfit"] = resampled_share(low_N, found.y_N < found.x_N, one)
-        numbers["agreement"] = resampled_share(everyone, agrees_N, one)
-        numbers["accuracy"] = resampled_share(everyone, student_right, one)
-        right = resampled_share(everyone, teacher_right, one)
+
+        def share(name: str, of_N: NDArray, which_N: NDArray) -> None:
+            numbers[name] = resampled_share(of_N, which_N, one)
+            estimates[name] = share_estimate(numbers[name], int(of_N.sum()), one)
+
+        share("underfit", low_N, found.y_N < found.x_N)
+        share("agreement", everyone, agrees_N)
+        share("accuracy", everyone, right_N)
+        teacher = resampled_share(everyone, found.teacher.top_N == self._labels_N, one)
         numbers["net_gain"] = Resampled(
-            100 * (numbers["accuracy"].value - right.value),
-            100 * (numbers["accuracy"].values_R - right.values_R),
+            100 * (numbers["accuracy"].value - teacher.value),
+            100 * (numbers["accuracy"].values_R - teacher.values_R),
         )
-        estimates["underfit"] = share_estimate(numbers["underfit"], int(low_N.sum()), one)
-        wrong_N = None if self.given_N is None else self.given_N != self._labels_N
-        of_mislabelled: dict[str, Estimate | None] = dict.fromkeys(
-            ("mislabelled_right", "mislabelled_given")
-        )
-        if wrong_N is not None and wrong_N.any():
-            given_N = found.student.top_N == self.given_N
-            for name, which_N in zip(of_mislabelled, (student_right, given_N), strict=True):
-                numbers[name] = resampled_share(wrong_N, which_N, one)
-                of_mislabelled[name] = share_estimate(numbers[name], int(wrong_N.sum()), one)
+        wrong_N = self._given_N != self._labels_N
+        if wrong_N.any():
+            share("mislabelled_right", wrong_N, right_N)
+            share("mislabelled_given", wrong_N, student_top_N == self._given_N)
         self._measured[epoch] = numbers
-        counts = np.bincount(who_N, minlength=4)
-        return TrajectoryPoint(
-            epoch=epoch,
-            split=self.split,
-            **estimates,
-            agreement=observed_share(agrees_N),
-            accuracy=observed_share(student_right),
-            net_gain=net_gain(int(counts[1]), int(counts[2]), examples),
-            mislabelled_right=of_mislabelled["mislabelled_right"],
-            mislabelled_given=of_mislabelled["mislabelled_given"],
-        )
+        _, gained, lost, _ = np.bincount(found.who_is_right(), minlength=4).tolist()
+        estimates |= {
+            "agreement": observed_share(agrees_N),
+            "accuracy": observed_share(right_N),
+            "net_gain": net_gain(gained, lost, len(everyone)),
+        }
+        absent = dict.fromkeys(("mislabelled_right", "mislabelled_given"))
+        return TrajectoryPoint(epoch, self.split, **{**absent, **estimates})
 
     def changes(self, switch: Switch) -> tuple[SwitchChange, ...]:
         """Return the change of each quantity at a switch, from the checkpoints measured so far.
@@ -135,30 +128,15 @@ class CheckpointMeter:
         ]
         if not before or not after:
             return ()
-        at = self._measured[max(before)]
-        soon, last = self._measured[min(after)], self._measured[max(after)]
-        return tuple(self._change(name, at, soon, last) for name in at)
+        at, soon, last = (self._measured[one] for one in (max(before), min(after), max(after)))
+        return tuple(self._change(name, at[name], soon[name], last[name]) for name in at)
 
-    def _change(
-        self,
-        name: str,
-        at: Mapping[str, Resampled],
-        soon: Mapping[str, Resampled],
-        last: Mapping[str, Resampled],
-    ) -> SwitchChange:
-        change = last[name].minus(at[name], self._resampler)
+    def _change(self, name: str, at: Resampled, soon: Resampled, last: Resampled) -> SwitchChange:
+        change = last.minus(at, self._resampler)
         direction: Literal["rose", "fell", "no clear change"] = "no clear change"
-        interval = change.interval
-        if interval is not None and not math.isnan(change.value):
-            if interval.low > 0:
-                direction = "rose"
-            elif interval.high < 0:
-                direction = "fell"
-        return SwitchChange(
-            split=self.split,
-            quantity=name,
-            before=at[name].value,
-            soon=soon[name].minus(at[name], self._resampler),
-            last=change,
-            direction=direction,
-        )
+        if change.interval is not None and change.interval.low > 0:
+            direction = "rose"
+        elif change.interval is not None and change.interval.high < 0:
+            direction = "fell"
+        soon_change = soon.minus(at, self._resampler)
+        return SwitchChange(self.split, name, at.value, soon_change, change, direction)

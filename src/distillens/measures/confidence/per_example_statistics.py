@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,7 @@ _NEAR = 1e-6
 """Divergences below this are summed from terms that are not negative, which cannot cancel."""
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
+class Predictions(NamedTuple):
     """Predictions of one network for each example."""
 
     top_N: NDArray[np.int32]
@@ -91,54 +91,56 @@ def per_example_statistics(
         A value is NaN or infinite, or a row is no probability though it should be.
     """
     examples = len(labels_N)
-    predictions = {role: _empty_predictions(examples) for role in ("teacher", "student")}
-    x_N, y_N = np.empty(examples), np.empty(examples)
-    reference_y = {name: np.empty(examples) for name in references}
-    forward_N, backward_N, variation_N = (np.empty(examples) for _ in range(3))
+    everyone = {"teacher": teacher, "student": student, **references}
+    phi: dict[str, list[Array]] = {name: [] for name in everyone}
+    of_teacher, of_student, apart = [], [], []
     step = max(1, chunk_values // teacher.classes)
-    everyone = [teacher, student, *references.values()]
     for turn, start in enumerate(range(0, examples, step)):
         chunk = slice(start, min(start + step, examples))
-        te, st = teacher.read(chunk), student.read(chunk)
+        read = {name: outputs.read(chunk) for name, outputs in everyone.items()}
+        te, st = read["teacher"], read["student"]
         k_B, k_student_B = te.p_BC.argmax(axis=1), st.p_BC.argmax(axis=1)
-        x_N[chunk], y_N[chunk] = te.phi(k_B), st.phi(k_B)
-        for name, outputs in references.items():
-            reference_y[name][chunk] = outputs.read(chunk).phi(k_B)
-        _record(predictions["teacher"], chunk, te, k_B, k_student_B, labels_N[chunk])
-        _record(predictions["student"], chunk, st, k_student_B, k_B, labels_N[chunk])
-        forward_N[chunk], backward_N[chunk], variation_N[chunk] = differences(
-            te.p_BC, st.p_BC, te.log_p_BC, st.log_p_BC
-        )
+        for name, found in read.items():
+            phi[name].append(found.phi(k_B))
+        of_teacher.append(_predictions(te, k_B, k_student_B, labels_N[chunk]))
+        of_student.append(_predictions(st, k_student_B, k_B, labels_N[chunk]))
+        apart.append(differences(te.p_BC, st.p_BC, te.log_p_BC, st.log_p_BC))
         if turn % release_every == release_every - 1:
-            for outputs in everyone:
+            for outputs in everyone.values():
                 outputs.release()
-    placed, edge = place_infinite(x_N, y_N, *reference_y.values())
+    coordinates = {name: np.concatenate(parts) for name, parts in phi.items()}
+    placed, edge = place_infinite(*coordinates.values())
+    x_N, y_N = coordinates.pop("teacher"), coordinates.pop("student")
+    forward_N, backward_N, variation_N = map(np.concatenate, zip(*apart, strict=True))
     return PerExampleStatistics(
-        labels_N, x_N, y_N, reference_y, predictions["teacher"], predictions["student"], forward_N,
-        backward_N, variation_N, placed, edge, int(np.count_nonzero(variation_N)),
-    )  # fmt: skip
+        labels_N,
+        x_N,
+        y_N,
+        coordinates,
+        Predictions(*map(np.concatenate, zip(*of_teacher, strict=True))),
+        Predictions(*map(np.concatenate, zip(*of_student, strict=True))),
+        forward_N,
+        backward_N,
+        variation_N,
+        placed,
+        edge,
+        int(np.count_nonzero(variation_N)),
+    )
 
 
-def _empty_predictions(examples: int) -> Predictions:
-    return Predictions(np.empty(examples, dtype=np.int32), *(np.empty(examples) for _ in range(4)))
-
-
-def _record(
-    into: Predictions,
-    chunk: slice,
-    found: Distribution,
-    top_B: NDArray,
-    other_B: NDArray,
-    labels_B: NDArray,
-) -> None:
+def _predictions(
+    found: Distribution, top_B: NDArray, other_B: NDArray, labels_B: NDArray
+) -> Predictions:
+    """Return the predictions for the examples of a chunk."""
     rows = np.arange(len(top_B))
-    p_label_B = found.p_BC[rows, labels_B]
-    into.top_N[chunk] = top_B
-    into.confidence_N[chunk] = found.p_BC[rows, top_B]
-    into.on_other_N[chunk] = found.p_BC[rows, other_B]
-    into.nll_N[chunk] = -found.log_p_BC[rows, labels_B]
     squares_B = np.einsum("bc,bc->b", found.p_BC, found.p_BC)
-    into.brier_N[chunk] = squares_B - 2 * p_label_B + 1
+    return Predictions(
+        top_B.astype(np.int32),
+        found.p_BC[rows, top_B],
+        found.p_BC[rows, other_B],
+        -found.log_p_BC[rows, labels_B],
+        squares_B - 2 * found.p_BC[rows, labels_B] + 1,
+    )
 
 
 def differences(

@@ -1,18 +1,15 @@
 """Eigenspace dynamics: what a training learns along each eigenvector, and in which order."""
 
-from distillens.measures.eigenspace.courses import (
-    PredictionCourse,
-    project_predictions,
-    project_weights,
-)
 from distillens.measures.eigenspace.directions import (
     Directions,
+    PredictionCourse,
     example_directions,
     gram_directions,
     input_directions,
+    project_predictions,
+    project_weights,
 )
-from distillens.measures.eigenspace.pairs import compare_pairs, draw_pairs
-from distillens.measures.eigenspace.summary import summarise_bias
+from distillens.measures.eigenspace.pairs import compare_pairs, draw_pairs, summarise_bias
 
 __all__ = [
     "Directions",

@@ -1,11 +1,13 @@
-"""The eigenvectors on which weights and predictions are projected.
+"""Eigenvectors, and the course of a layer's weights and of predictions along them over a training.
 
 Source: Nagarajan et al. 2023, arXiv 2301.12923; randomised SVD: Halko, Martinsson and Tropp, SIAM
-Review 2011. Shapes: N examples (or rows), D values an input, K directions.
+Review 2011. Shapes: E checkpoints, N examples (or rows), D values an input, H units, C classes, K
+directions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,3 +147,103 @@ def _check_rank(values_K: Array, size: int, what: str) -> None:
             f"the {what} have {rank} directions to rounding, {len(values_K)} were asked for; "
             "give more examples, another layer or pairs of lower indices (bottom=, --bottom)"
         )
+
+
+def project_weights(trajectory: Iterable[ArrayLike], vectors_DK: ArrayLike) -> tuple[Array, Array]:
+    """Return ‖Wᵀv_k‖₂ and ‖(W − W₀)ᵀv_k‖₂ at every checkpoint, (E, K) each.
+
+    Parameters
+    ----------
+    trajectory
+        Weight matrices W, (D, H) with a row for each input of the layer, W₀ first; an iterator needs
+        room for two of them only.
+    vectors_DK
+        Eigenvectors of the layer's inputs, as columns.
+
+    Raises
+    ------
+    MeasureError
+        There is no checkpoint, a shape does not fit, or a weight is not finite.
+    """
+    vectors = np.asarray(vectors_DK, dtype=np.float64)
+    whole: list[Array] = []
+    change: list[Array] = []
+    start: Array | None = None
+    for number, weights in enumerate(trajectory):
+        w = np.asarray(weights, dtype=np.float64)
+        if w.ndim != 2 or len(w) != len(vectors):
+            raise MeasureError(
+                f"the weights of checkpoint {number} have shape {w.shape}, the eigenvectors "
+                f"{vectors.shape}; give (D, H) and (D, K)"
+            )
+        if not np.isfinite(w).all():
+            raise MeasureError(f"the weights of checkpoint {number} hold NaN or infinity")
+        # Projected first: that is linear, and small.
+        components_HK = w.T @ vectors
+        if start is None:
+            start = components_HK
+        if components_HK.shape != start.shape:
+            raise MeasureError(
+                f"checkpoint {number} has {w.shape[1]} units, the first {len(start)}"
+            )
+        whole.append(np.linalg.norm(components_HK, axis=0))
+        change.append(np.linalg.norm(components_HK - start, axis=0))
+    if not whole:
+        raise MeasureError("the trajectory has no checkpoint; give at least one")
+    return np.stack(whole), np.stack(change)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionCourse:
+    """Predictions on the eigenvectors u_k of a kernel; made by `project_predictions`."""
+
+    size_EK: Array
+    """‖u_kᵀF(t)‖."""
+    learnt_EK: Array
+    """u_kᵀF(t)·u_kᵀY/‖u_kᵀY‖²: 0 for nothing, 1 for all of the target's part; NaN where the target
+    has no part along u_k."""
+    target_K: Array
+    """‖u_kᵀY‖."""
+
+
+def project_predictions(
+    predictions: ArrayLike, directions: Directions, targets: ArrayLike
+) -> PredictionCourse:
+    """Project predictions over a training, and the target, onto a kernel's eigenvectors.
+
+    Parameters
+    ----------
+    predictions
+        F at every checkpoint, (E, N, C) or (E, N).
+    directions
+        Eigenvectors of the kernel's Gram; see `gram_directions`.
+    targets
+        Y, (N, C) or (N,), in the units of F.
+
+    Raises
+    ------
+    MeasureError
+        Shapes do not fit, or a value is not finite.
+    """
+    f, y = np.asarray(predictions, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    if y.ndim == 1 and f.ndim == 2:
+        f, y = f[..., None], y[:, None]
+    examples = len(directions.vectors)
+    if f.ndim != 3 or y.shape != f.shape[1:] or len(y) != examples:
+        raise MeasureError(
+            f"predictions {np.shape(predictions)} and targets {np.shape(targets)} do not fit a "
+            f"kernel of {examples} examples; give (E, N, C) and (N, C)"
+        )
+    if not (np.isfinite(f).all() and np.isfinite(y).all()):
+        raise MeasureError("predictions or targets hold NaN or infinity")
+    vectors_NK = directions.vectors
+    f_EKC = np.einsum("enc,nk->ekc", f, vectors_NK)
+    y_KC = vectors_NK.T @ y
+    size_EK, target_K = np.linalg.norm(f_EKC, axis=2), np.linalg.norm(y_KC, axis=1)
+    # What rounding leaves of a target without a part along u_k is no part.
+    there_K = target_K > 1e-12 * np.linalg.norm(y)
+    learnt_EK = np.full_like(size_EK, np.nan)
+    np.divide(
+        np.einsum("ekc,kc->ek", f_EKC, y_KC), target_K**2, out=learnt_EK, where=there_K[None, :]
+    )
+    return PredictionCourse(size_EK, learnt_EK, target_K)

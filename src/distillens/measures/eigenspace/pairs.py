@@ -19,13 +19,16 @@ Shapes: E checkpoints, K directions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import MeasureError
-from distillens.results.eigenspace import PairBias, Projected
+from distillens.measures.statistics.intervals import mean_over_seeds, wilson_interval
+from distillens.results.base import Estimate, Interval
+from distillens.results.eigenspace import BiasSummary, PairBias, Projected
 
 Array = NDArray[np.float64]
 Pair = tuple[int, int]
@@ -108,12 +111,17 @@ def _compare(teacher_E2: Array, student_E2: Array, pair: Pair, projected: Projec
     rises = [float(x[-1] - x[0]) for x, _ in paths]
     low = max(float(x[0]) for x, _ in paths)
     high = min(float(x[-1]) for x, _ in paths)
-    for who, rise, (x, _) in zip(("teacher", "student"), rises, paths, strict=True):
-        if rise <= _ROUNDING * float(x[-1]):
-            return _undecided(pair, projected, low, high, f"the {who} never rises along the top")
-    if high - low < LEAST_OVERLAP * min(rises):
+    flat = [
+        who
+        for who, rise, (x, _) in zip(("teacher", "student"), rises, paths, strict=True)
+        if rise <= _ROUNDING * float(x[-1])
+    ]
+    why = f"the {flat[0]} never rises along the top" if flat else ""
+    if not flat and high - low < LEAST_OVERLAP * min(rises):
         why = f"the common range is {max(high - low, 0):.3g}, the shorter rise {min(rises):.3g}"
-        return _undecided(pair, projected, low, high, why)
+    if why:
+        nan = float("nan")
+        return PairBias(*pair, projected, None, None, nan, nan, nan, low, high, why)
     # Middles of equal parts, at which a jump of a first passage hardly ever lies.
     at_M = low + (high - low) * (np.arange(_POINTS) + 0.5) / _POINTS
     (of_teacher, teacher_end), (of_student, student_end) = (
@@ -154,11 +162,6 @@ def _first_passage(path_E2: Array) -> tuple[Array, Array]:
     return np.array(xs), np.array(ys)
 
 
-def _undecided(pair: Pair, projected: Projected, low: float, high: float, why: str) -> PairBias:
-    nan = float("nan")
-    return PairBias(*pair, projected, None, None, nan, nan, nan, low, high, why)
-
-
 def _checked(components: ArrayLike, who: str) -> Array:
     found = np.asarray(components, dtype=np.float64)
     if found.ndim != 2 or len(found) < 2:
@@ -168,3 +171,83 @@ def _checked(components: ArrayLike, who: str) -> Array:
     if not np.isfinite(found).all() or found.min() < 0:
         raise MeasureError(f"the {who}'s components hold NaN, infinity or a number below 0")
     return found
+
+
+def summarise_bias(
+    student: str, projected: Projected, compared: Sequence[tuple[str, Sequence[PairBias]]]
+) -> BiasSummary:
+    """Summarise the students of one kind.
+
+    Pairs of one student share eigenvectors and trajectories, and students of one teacher share the
+    teacher: neither are independent trials. So every teacher gives one number, and intervals are over
+    teachers.
+
+    Parameters
+    ----------
+    student
+        Title of the students.
+    projected
+        Kind of pairs.
+    compared
+        A name of the teacher and the pairs of each student. Names tell teachers apart.
+
+    Raises
+    ------
+    MeasureError
+        There is no student, or students have different numbers of pairs.
+    """
+    taken = [(name, [p for p in pairs if p.projected == projected]) for name, pairs in compared]
+    counts = {len(pairs) for _, pairs in taken}
+    if len(counts) != 1 or 0 in counts:
+        raise MeasureError(
+            f"students of {student!r} have {sorted(counts)} pairs of {projected}; "
+            "give each the same pairs"
+        )
+    marks = [pair.stronger for _, pairs in taken for pair in pairs]
+    teachers = len({name for name, _ in taken})
+    unit = "students of one teacher" if teachers == 1 else "teachers"
+    values = _shares([(name, [p.stronger for p in pairs]) for name, pairs in taken], teachers)
+    ends = _shares([(name, [p.stronger_at_end for p in pairs]) for name, pairs in taken], teachers)
+    return BiasSummary(
+        student=student,
+        projected=projected,
+        students=len(taken),
+        teachers=teachers,
+        pairs=counts.pop(),
+        stronger=marks.count(True),
+        not_stronger=marks.count(False),
+        undecided=marks.count(None),
+        share=_mean(values, unit),
+        share_at_end=_mean(ends, unit),
+        majority=_majority(values, unit),
+    )
+
+
+def _shares(verdicts: Sequence[tuple[str, Sequence[bool | None]]], teachers: int) -> list[float]:
+    """Return one share a teacher, or a student where there is one teacher; none without verdicts."""
+    found: dict[str, list[float]] = {}
+    for number, (name, marks) in enumerate(verdicts):
+        decided = [mark for mark in marks if mark is not None]
+        if decided:
+            key = name if teachers > 1 else str(number)
+            found.setdefault(key, []).append(float(np.mean(decided)))
+    return [float(np.mean(shares)) for _, shares in sorted(found.items())]
+
+
+def _mean(values: list[float], unit: str) -> Estimate:
+    if not values:
+        return Estimate(float("nan"))
+    found = mean_over_seeds(values)
+    if found.interval is None:
+        return found
+    low, high = max(0.0, found.interval.low), min(1.0, found.interval.high)
+    method = f"Student t over {len(values)} {unit}, cut to [0, 1]"
+    return Estimate(found.value, Interval(low, high, found.interval.level, method))
+
+
+def _majority(values: list[float], unit: str) -> Estimate:
+    if not values:
+        return Estimate(float("nan"))
+    share = float(np.mean([value > 0.5 for value in values]))
+    found = wilson_interval(share, len(values))
+    return Estimate(share, replace(found, method=f"Wilson over {len(values)} {unit}"))

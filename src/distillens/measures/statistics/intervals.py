@@ -70,17 +70,10 @@ def accuracy_estimate(
     wilson = wilson_interval(mean, test_count, level)
     if len(values) == 1:
         return Estimate(mean, wilson)
+    over = f"Student t over {len(values)} seeds and Wilson over {test_count} test examples"
     half = _t_half_width(values, level)
-    return Estimate(
-        mean,
-        Interval(
-            low=max(0.0, mean - math.hypot(mean - wilson.low, half)),
-            high=min(1.0, mean + math.hypot(wilson.high - mean, half)),
-            level=level,
-            method=f"Student t over {len(values)} seeds and Wilson over {test_count} test "
-            "examples, in quadrature",
-        ),
-    )
+    distances = mean - wilson.low, wilson.high - mean
+    return _in_quadrature(mean, *distances, half, (0, 1), level, f"{over}, in quadrature")
 
 
 def paired_gain(
@@ -132,7 +125,7 @@ def paired_gain(
     gain, seeds = float((values - baseline).mean()), len(values)
     half = _t_half_width(values - baseline, level) if seeds > 1 else 0.0
     method = f"Student t over {seeds} differences paired by seed"
-    below = above = half
+    below = above = 0.0
     if differences_N is not None:
         examples = paired_interval(differences_N, level)
         if abs(float(np.mean(differences_N)) - gain) > 1e-6:
@@ -140,8 +133,7 @@ def paired_gain(
                 f"the mean of differences_N is {float(np.mean(differences_N)):g}, but the accuracies "
                 f"differ by {gain:g}; give differences of the same seeds and examples"
             )
-        below = math.hypot(gain - examples.low, half)
-        above = math.hypot(examples.high - gain, half)
+        below, above = gain - examples.low, examples.high - gain
         paired = f"paired differences of {len(differences_N)} test examples"
         method = (
             f"{method} and {paired}, in quadrature" if seeds > 1 else f"{paired} only, one seed"
@@ -149,7 +141,7 @@ def paired_gain(
     elif seeds == 1:
         return Estimate(gain)
     # No two accuracies differ by more than 1.
-    return Estimate(gain, Interval(max(-1.0, gain - below), min(1.0, gain + above), level, method))
+    return _in_quadrature(gain, below, above, half, (-1, 1), level, method)
 
 
 def paired_interval(differences_N: NDArray[np.floating], level: float = LEVEL) -> Interval:
@@ -185,12 +177,16 @@ def paired_interval(differences_N: NDArray[np.floating], level: float = LEVEL) -
             f"differences have shape {d_N.shape} and go from {d_N.min(initial=np.inf):g} to "
             f"{d_N.max(initial=-np.inf):g}; give one number within [-1, 1] an example"
         )
-    z = normal_quantile(level)
-    count = len(d_N) + 2
-    centre = float(d_N.sum()) / count
-    half = z * math.sqrt(((float((d_N**2).sum()) + 1) / count - centre**2) / count)
-    method = f"paired differences of {len(d_N)} examples"
-    return Interval(max(-1.0, centre - half), min(1.0, centre + half), level, method)
+    low, high = paired_bounds(float(d_N.sum()), float((d_N**2).sum()), len(d_N), level)
+    return Interval(low, high, level, f"paired differences of {len(d_N)} examples")
+
+
+def paired_bounds(total: float, squares: float, examples: int, level: float) -> tuple[float, float]:
+    """Return the ends of `paired_interval` from Σd and Σd²."""
+    count = examples + 2
+    centre = total / count
+    half = normal_quantile(level) * math.sqrt(((squares + 1) / count - centre**2) / count)
+    return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def mean_of_estimates(
@@ -223,8 +219,7 @@ def mean_of_estimates(
     below = np.mean([one.value - one.interval.low for one in estimates_S if one.interval])
     above = np.mean([one.interval.high - one.value for one in estimates_S if one.interval])
     method = f"Student t over {len(values)} seeds, in quadrature with: {known[0].method}"
-    low, high = mean - math.hypot(float(below), half), mean + math.hypot(float(above), half)
-    return Estimate(mean, Interval(max(low, within[0]), min(high, within[1]), level, method))
+    return _in_quadrature(mean, float(below), float(above), half, within, level, method)
 
 
 def mean_over_sentences(
@@ -289,6 +284,20 @@ def observed_share(hits_N: NDArray[np.bool_]) -> Estimate:
 def normal_quantile(level: float) -> float:
     """Return how many standard deviations hold a share ``level`` of a normal distribution."""
     return float(stats.norm.ppf(0.5 + _check_level(level) / 2))
+
+
+def _in_quadrature(
+    mean: float,
+    below: float,
+    above: float,
+    half: float,
+    within: tuple[float, float],
+    level: float,
+    method: str,
+) -> Estimate:
+    """Combine distances to the ends of one interval with the half-width of another, independent one."""
+    low, high = mean - math.hypot(below, half), mean + math.hypot(above, half)
+    return Estimate(mean, Interval(max(low, within[0]), min(high, within[1]), level, method))
 
 
 def _t_half_width(values_S: NDArray[np.float64], level: float) -> float:
