@@ -29,10 +29,10 @@ from distillens.integrations.ray import (
     check_memory,
     ray_workers,
     share_of_a_task,
+    train_in_worker,
 )
 from distillens.progress import Advance
 from distillens.study.students import Spread, Student
-from distillens.study.worker import train_in_worker
 
 
 @pytest.fixture(scope="module")

@@ -85,10 +85,11 @@ def run_command(
     if plan:
         _show_plan(parsed, out, trust_code, workers, as_json)
         return
+    from distillens.progress import terminal
+    from distillens.runs.layout import run_folder
     from distillens.study.run_recipe import run
 
-    folder = out if out is not None else _default_folder(parsed.name)
-    from distillens.progress import terminal
+    folder = run_folder(out, parsed.name)
 
     start = partial(run, parsed, folder, trust_code=trust_code, progress=terminal(console))
     if workers == 1:
@@ -212,12 +213,6 @@ def _version(
     if version:
         typer.echo(__version__)
         raise typer.Exit
-
-
-def _default_folder(name: str) -> Path:
-    from distillens.runs.layout import slug
-
-    return Path("runs") / slug(name)
 
 
 def _show_plan(

@@ -1,10 +1,14 @@
-"""Read an npz of plain arrays. Whatever is wrong with the file is one kind of error."""
+"""Read and write an npz of plain arrays. Whatever is wrong with a file is one kind of error."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from distillens.files.atomic import write_atomically
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -31,3 +35,10 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         reason = error.strerror if isinstance(error, OSError) else None
         text = " ".join((reason or str(error)).split())[:160]
         raise ValueError(text or "it ends too early") from None
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed npz atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())

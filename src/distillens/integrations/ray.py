@@ -18,12 +18,16 @@ import torch
 from distillens.errors import RecipeError, RunError
 from distillens.forward.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.results.training import Cell, Trial
+from distillens.runs.folder import latest_recipe
+from distillens.runs.layout import Run
+from distillens.runs.open import check_fingerprint
 from distillens.study.context import StudyContext
-from distillens.study.networks import read_epochs
-from distillens.study.students import Done, Spread, Student
-from distillens.study.teacher import StudyTeacher
-from distillens.study.worker import train_in_worker
-from distillens.training import log_epoch
+from distillens.study.networks import epochs_done, read_epochs
+from distillens.study.reading import read_recipe
+from distillens.study.students import Done, Spread, Student, train_student
+from distillens.study.teacher import StudyTeacher, prepare_teacher
+from distillens.study.tuning import tuned
+from distillens.training import accelerator_for, log_epoch
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -110,32 +114,26 @@ def _start(count: int) -> None:
         raise RunError(f"Ray {where}: {text}") from None
 
 
-@dataclass
 class _Running:
-    """A student in training, seen from here: its bar, and how many epochs were seen of what."""
+    """A student in training, seen from here: its progress, and how many epochs were seen of what."""
 
-    student: Student
-    bar: ExitStack
-    advance: Callable[[int], None]
-    seen: dict[str, int]
+    def __init__(self, context: StudyContext, student: Student, bar: ExitStack) -> None:
+        self.student, self.bar, self._context = student, bar, context
+        self._networks = student.networks(context)
+        self._seen = {title: epochs_done(files) for title, files in self._networks.items()}
+        total = student.training(context.recipe).epochs * len(self._networks)
+        shown = context.progress(student.title(context.recipe), total, sum(self._seen.values()))
+        self._advance = bar.enter_context(shown)
 
-    def look(self, context: StudyContext) -> None:
+    def look(self) -> None:
         """Show and log the epochs that its files have more than before."""
-        for title, files in self.student.networks(context).items():
-            for record in read_epochs(files)[self.seen[title] :]:
-                self.seen[title] += 1
-                self.advance(1)
+        context = self._context
+        for title, files in self._networks.items():
+            for record in read_epochs(files)[self._seen[title] :]:
+                self._seen[title] += 1
+                self._advance(1)
                 if context.recipe.trackers:
-                    log_epoch(context.accelerator, title, record, context.tracked.take(1) + 1)
-
-
-def _begin(context: StudyContext, student: Student, bar: ExitStack) -> _Running:
-    networks = student.networks(context)
-    seen = {title: len(read_epochs(files)) for title, files in networks.items()}
-    total = student.training(context.recipe).epochs * len(networks)
-    title = student.title(context.recipe)
-    advance = bar.enter_context(context.progress(title, total, sum(seen.values())))
-    return _Running(student, bar, advance, seen)
+                    log_epoch(context.accelerator, context.tracked, title, record)
 
 
 def _spread(
@@ -157,8 +155,7 @@ def _spread(
     running: dict[ObjectRef, _Running] = {}
     for student in students:
         # Epochs that were logged before the run was resumed.
-        for files in student.networks(context).values():
-            context.tracked.take(len(read_epochs(files)))
+        context.tracked.taken += student.epochs_done(context)
     with ExitStack() as bars:
         try:
             while waiting or running:
@@ -166,16 +163,16 @@ def _spread(
                 free = [mine for mine in waiting if mine.origin(recipe) not in open_now]
                 for student in free[: count - len(running)]:
                     waiting.remove(student)
-                    begun = _begin(context, student, bars.enter_context(ExitStack()))
+                    begun = _Running(context, student, bars.enter_context(ExitStack()))
                     running[train(student)] = begun
                 for reference in ray.wait(list(running), timeout=LOOK_EVERY)[0]:
                     cell = _received(reference, running[reference].student.title(recipe))
                     finished = running.pop(reference)
-                    finished.look(context)
+                    finished.look()
                     finished.bar.close()
                     done(finished.student, cell)
                 for task in running.values():
-                    task.look(context)
+                    task.look()
         finally:
             # No task may still be writing when the run is resumed.
             _end(list(running))
@@ -312,6 +309,33 @@ def _train(
         # Some versions of Ray show all GPUs to a task that asked for none.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     return train_in_worker(folder, student, trust_code=trust_code)
+
+
+def train_in_worker(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
+    """Train a student of a run whose teacher is finished, and write its folder.
+
+    The recipe and the teacher are read from the folder, and the data from the path in the recipe.
+    Results are written by the process that holds the run.
+
+    Raises
+    ------
+    RunError
+        The folder or its teacher is missing, or the data differ from those of the run.
+    DistillensError
+        As `distillens.run` for this student.
+    """
+    run, host = Run(folder), socket.gethostname()
+    if not run.data.is_file():
+        raise RunError(
+            f"{folder} is no run on {host}; the run folder must lie on a file system "
+            "that all workers share"
+        )
+    recipe = tuned(read_recipe(latest_recipe(run), trust_code=trust_code), run)
+    context = StudyContext.of(recipe, run, accelerator_for(recipe.precision), trust_code)
+    check_fingerprint(run, context.splits.fingerprint, f"on {host}")
+    if recipe.teacher.run is None and not run.teacher.cell.is_file():
+        raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
+    return train_student(context, prepare_teacher(context), student)
 
 
 def _received(reference: ObjectRef, title: str) -> Cell | Trial:

@@ -23,6 +23,7 @@ from distillens.models import checkpoint_digest, count_parameters, digest_file, 
 from distillens.runs.read import read_arrays
 from distillens.study.context import StudyContext
 from distillens.study.networks import predict_splits
+from distillens.study.reading import missing_files
 from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy
 
@@ -101,23 +102,15 @@ def given_digest(context: StudyContext) -> str:
         A file is missing.
     """
     recipe = context.recipe.teacher
+    for _, problem in missing_files(recipe):
+        raise DataError(problem)
+    files = recipe.given_files
     if recipe.checkpoint is not None:
-        return checkpoint_digest(_present(recipe.checkpoint.path, "teacher.checkpoint"))
+        return checkpoint_digest(files["teacher.checkpoint"])
+    digests = {key.rpartition(".")[2]: digest_file(path) for key, path in sorted(files.items())}
     if isinstance(recipe.logits, str):
-        return digest_file(_present(recipe.logits, "teacher.logits"))
-    places = (recipe.logits or {}).items()
-    digests = [
-        f"{split}={digest_file(_present(place, f'teacher.logits.{split}'))}"
-        for split, place in sorted(places)
-    ]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _present(place: str, key: str) -> Path:
-    path = Path(place.partition("::")[0])
-    if not path.is_file():
-        raise DataError(f"no file {path}; {key} must name one")
-    return path
+        return digests["logits"]
+    return hashlib.sha256("\n".join(f"{k}={v}" for k, v in digests.items()).encode()).hexdigest()
 
 
 def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
@@ -126,48 +119,47 @@ def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
     Returns a note if the teacher is not measurably better than naming the most frequent class, else
     an empty text.
     """
-    splits, recipe = context.splits, context.recipe.teacher
+    classes = context.splits.train.classes
     right, total, shown = 0, 0, []
-    counts = np.zeros(len(splits.train.classes), dtype=np.int64)
-    for split in ("train", "validation"):
-        examples: Examples | None = getattr(splits, split)
-        if examples is None:
+    counts = np.zeros(len(classes), dtype=np.int64)
+    for split, word in (("train", "training"), ("validation", "validation")):
+        if split not in given.logits:
             continue
-        labels = examples.labels.numpy()
+        labels = getattr(context.splits, split).labels.numpy()
         share, known = accuracy(given.logits[split], labels)
-        word = "training" if split == "train" else split
         shown.append(f"{100 * share:.1f} % of {len(labels):,} {word} examples")
         right += known
         total += len(labels)
         counts += np.bincount(labels, minlength=len(counts))
     if given.note:
-        with context.progress(given.note, 1) as advance:
-            advance(1)
-    with context.progress(f"teacher: right on {' and '.join(shown)}", 1) as advance:
-        advance(1)
+        _show(context, given.note)
+    _show(context, f"teacher: right on {' and '.join(shown)}")
     interval = wilson_interval(right / total, total)
     majority = counts.max() / total
     if interval.low > majority:
         return ""
-    name = splits.train.classes[int(counts.argmax())]
-    answer = f"always answering {name!r} ({100 * majority:.1f} %)"
-    if recipe.allow_weak or interval.high > majority:
-        doubt = (
-            f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
-            f"examples (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which "
-            f"is not measurably better than {answer}; check its normalisation and its classes"
-        )
-        with context.progress(doubt, 1) as advance:
-            advance(1)
-        return doubt
-    raise ModelError(
-        f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
-        f"examples (95 % interval up to {100 * interval.high:.1f} %), which is no better than "
-        f"{answer}; likely causes: it expects inputs "
-        "of another normalisation (set teacher.normalisation), its classes are in another order, "
-        "the rows of its logits belong to other examples, or the weights belong to another model; "
-        "teacher.allow_weak: true uses it all the same"
+    answer = f"always answering {classes[int(counts.argmax())]!r} ({100 * majority:.1f} %)"
+    measured = (
+        f"the teacher is right on {100 * right / total:.1f} % of the training and validation examples "
+        f"(95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which is"
     )
+    if not context.recipe.teacher.allow_weak and interval.high <= majority:
+        raise ModelError(
+            f"{measured} no better than {answer}; likely causes: it expects inputs "
+            "of another normalisation (set teacher.normalisation), its classes are in another order, "
+            "the rows of its logits belong to other examples, or the weights belong to another model; "
+            "teacher.allow_weak: true uses it all the same"
+        )
+    doubt = (
+        f"{measured} not measurably better than {answer}; check its normalisation and its classes"
+    )
+    _show(context, doubt)
+    return doubt
+
+
+def _show(context: StudyContext, text: str) -> None:
+    with context.progress(text, 1) as advance:
+        advance(1)
 
 
 def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
@@ -182,11 +174,6 @@ def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]],
             continue
         # Validation examples are taken out of the training examples of the source.
         name = split if split in rows else "train"
-        if name not in rows:
-            raise DataError(
-                f"teacher.logits has the splits {sorted(rows)}; a teacher's logits need train and "
-                "test"
-            )
         what = f"teacher.logits, split {name},"
         found[split], done = _rows_of_examples(rows[name], examples, context.outputs, what)
         notes += [note for note in done if note not in notes]

@@ -124,20 +124,13 @@ def between(
     inputs: Normalisation | None, wanted: Normalisation | None, network: nn.Module
 ) -> nn.Module:
     """Return a network that takes inputs with one normalisation and converts them to its own."""
-    if same(inputs, wanted):
+    mine, theirs = _scale(inputs), _scale(wanted)
+    pairs = zip(mine, theirs, strict=True)
+    if all(a.numel() == b.numel() and torch.equal(a, b) for a, b in pairs):
         return network
-    mine, theirs = (_scale(inputs), _scale(wanted))
     mean, deviation = (theirs[0] - mine[0]) / mine[1], theirs[1] / mine[1]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     return Normalised(network, mean.float(), deviation.float()).to(device).train(network.training)
-
-
-def same(first: Normalisation | None, second: Normalisation | None) -> bool:
-    """Return whether two normalisations give the same inputs."""
-    pairs = zip(_scale(first), _scale(second), strict=True)
-    return all(a.numel() == b.numel() and torch.equal(a, b) for a, b in pairs) or (
-        first is None and second is None
-    )
 
 
 def _scale(of: Normalisation | None) -> tuple[Tensor, Tensor]:

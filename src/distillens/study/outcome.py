@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,28 +29,26 @@ from distillens.runs.folder import more_seeds, read_recipe_values
 from distillens.runs.layout import Run
 from distillens.runs.read import stored_arrays
 from distillens.study.context import StudyContext
-from distillens.study.networks import epochs_done
+from distillens.study.networks import read_epochs
 from distillens.study.normalisations import described
-from distillens.study.provenance import provenance
+from distillens.study.provenance import now, provenance
 from distillens.study.recipe import Recipe
 from distillens.study.students import Student
 from distillens.study.task import Outcomes
 from distillens.study.teacher import StudyTeacher
 from distillens.study.tuning import read_tuning
 from distillens.supervision import LogitCache
-from distillens.training import read_history
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Writes a study's results, whole or with open cells. ``clock`` is of `time.perf_counter`."""
+    """Writes a study's results, whole or with open cells."""
 
     context: StudyContext
     stage: Run
     """The run, or the addition to it, whose ``results.json`` is written."""
     teacher: StudyTeacher
     began: datetime
-    clock: float
     earlier: Provenance | None = None
     """Provenance of the run's results before this process."""
     known: dict[NetworkId, NDArray] = field(default_factory=dict)
@@ -86,14 +83,10 @@ class Outcome:
     def _level(self) -> float:
         """The level of intervals over seeds; see `level_after`."""
         run = self.context.run
-        numbers = [n for n in run.addition_numbers() if self.stage != run and n <= self.number]
-        recipes = [read_recipe_values(run), *(read_recipe_values(run.addition(n)) for n in numbers)]
-        return level_after(more_seeds(before, now) for before, now in pairwise(recipes))
-
-    @property
-    def number(self) -> int:
-        """The number of the addition; 0 for the first training."""
-        return 0 if self.stage == self.context.run else int(self.stage.folder.name)
+        last = 0 if self.stage == run else int(self.stage.folder.name)
+        additions = [run.addition(number) for number in run.addition_numbers() if number <= last]
+        recipes = [read_recipe_values(stage) for stage in (run, *additions)]
+        return level_after(more_seeds(before, after) for before, after in pairwise(recipes))
 
     def _outcomes(self, cell: Cell) -> NDArray:
         if cell.id not in self.known:
@@ -105,15 +98,13 @@ class Outcome:
         return self.known[cell.id]
 
     def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
-        seconds = time.perf_counter() - self.clock
-        scales = described(self.context.scales)
-        now = replace(provenance(self.began, seconds, fingerprint, teacher), normalisation=scales)
+        seconds = (now() - self.began).total_seconds()
+        made = provenance(self.began, seconds, fingerprint, teacher)
+        made = replace(made, normalisation=described(self.context.scales))
         if self.earlier is None:
-            return now
+            return made
         # A resumed run keeps the start of its first process and sums the seconds of all processes.
-        return replace(
-            now, started=self.earlier.started, seconds=now.seconds + self.earlier.seconds
-        )
+        return replace(made, started=self.earlier.started, seconds=seconds + self.earlier.seconds)
 
     def _open(self, students: Sequence[Sequence[Cell]]) -> list[str]:
         recipe = self.context.recipe
@@ -168,8 +159,8 @@ class Outcome:
                 networks |= Student(place, seed).networks(self.context)
         found: dict[str, list[str]] = {}
         for title, files in networks.items():
-            records = read_history(files.history, epochs_done(files))
-            for note in dict.fromkeys(note for record in records for note in record.notes):
+            notes = dict.fromkeys(note for record in read_epochs(files) for note in record.notes)
+            for note in notes:
                 found.setdefault(note, []).append(title)
         return [f"training of {', '.join(titles)}: {note}" for note, titles in found.items()]
 

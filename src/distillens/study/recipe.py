@@ -120,6 +120,17 @@ class TeacherRecipe(_Part):
             )
         return self
 
+    @property
+    def given_files(self) -> dict[str, Path]:
+        """The files of a given teacher, by their keys in the recipe."""
+        if self.checkpoint is not None:
+            places = {"teacher.checkpoint": self.checkpoint.path}
+        elif isinstance(self.logits, str):
+            places = {"teacher.logits": self.logits}
+        else:
+            places = {f"teacher.logits.{split}": at for split, at in (self.logits or {}).items()}
+        return {key: Path(place.partition("::")[0]) for key, place in places.items()}
+
 
 class StudentRecipe(_Part):
     """The student and how it is trained; a supervision may override keys of ``training``.

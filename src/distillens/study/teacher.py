@@ -18,7 +18,7 @@ from distillens.results.training import Cell
 from distillens.runs.folder import find_run
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import check_fingerprint
-from distillens.runs.read import read_data, read_json
+from distillens.runs.read import read_json
 from distillens.study.context import StudyContext
 from distillens.study.given_teacher import (
     GivenTeacher,
@@ -27,6 +27,7 @@ from distillens.study.given_teacher import (
     read_given_teacher,
 )
 from distillens.study.networks import (
+    Network,
     read_cell,
     train_network,
     weights_digest,
@@ -180,17 +181,11 @@ def prepare_teacher(context: StudyContext, given: GivenTeacher | None = None) ->
         return _of_another_run(context, Path(recipe.run))
     if recipe.training is not None:
         assert recipe.model is not None
-        cell = train_network(
-            context,
-            files,
-            recipe.model,
-            recipe.training,
-            OneHot,
-            name=TEACHER,
-            seed=recipe.seed,
-            title=f"teacher ({recipe.model.name})",
-            role="teacher",
+        title, seed = f"teacher ({recipe.model.name})", recipe.seed
+        network = Network(
+            files, recipe.model, recipe.training, OneHot, TEACHER, title, seed, seed, "teacher"
         )
+        cell = train_network(context, network)
         return StudyTeacher(context, cell, files, context.run.cache, recipe.model, recipe.training)
     if context.main and given is not None:
         if given.note:
@@ -217,8 +212,7 @@ def _of_another_run(context: StudyContext, folder: Path) -> StudyTeacher:
         raise RunError(f"{folder} trained no teacher; name the run that did")
     if not other.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
-    there = str(read_data(other)["fingerprint"])
-    check_fingerprint(other, there, context.splits.fingerprint, "of this recipe")
+    check_fingerprint(other, context.splits.fingerprint, "of this recipe")
     for entry in (part for whole in context.recipe.supervisions for part in parts_of(whole)):
         if problem := trajectory_problem(entry, theirs.training):
             raise RunError(f"{problem}; see the teacher of {folder}")

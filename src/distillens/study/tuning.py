@@ -15,12 +15,11 @@ from typing import Any
 from distillens.errors import TrainingError
 from distillens.files.atomic import write_atomically
 from distillens.results.base import from_json, to_json
-from distillens.results.training import Cell, Trial, TunedRate, Tuning
+from distillens.results.training import Trial, TunedRate, Tuning
 from distillens.runs.layout import Run
 from distillens.study.context import StudyContext
-from distillens.study.networks import read_trial
 from distillens.study.recipe import Recipe
-from distillens.study.students import Spread, Student, one_by_one
+from distillens.study.students import Spread, Student, one_by_one, train_missing
 from distillens.study.teacher import StudyTeacher
 
 
@@ -80,20 +79,8 @@ def _trials(
         for place in places
         for rate in recipe.tune.learning_rate
     ]
-    found: dict[Student, Trial] = {}
-    for student in students:
-        files = student.files(context)
-        if files.cell.is_file():
-            found[student] = read_trial(files)
-            # Its epochs were logged; later ones are logged after them.
-            context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
-
-    def trained(student: Student, trial: Cell | Trial) -> None:
-        assert isinstance(trial, Trial)
-        found[student] = trial
-
-    spread(context, teacher, [student for student in students if student not in found], trained)
-    return [found[student] for student in students]
+    found = train_missing(context, teacher, students, spread)
+    return [trial for student in students if isinstance(trial := found[student], Trial)]
 
 
 def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:

@@ -28,7 +28,7 @@ from distillens.supervision.protocol import (
 )
 from distillens.training.captured import CapturedStep, graph_for
 from distillens.training.device import Lane, check_every, numerics
-from distillens.training.memory import Trained, training_memory
+from distillens.training.memory import training_memory
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.sharding import (
@@ -37,7 +37,7 @@ from distillens.training.sharding import (
     prepare,
     whole,
 )
-from distillens.training.step import TrainingStep, label_extremes
+from distillens.training.step import TrainingStep, check_parts, label_extremes
 from distillens.training.trajectory import (
     EpochRecord,
     Store,
@@ -49,7 +49,6 @@ from distillens.training.trajectory import (
     write_history,
     write_state,
 )
-from distillens.training.whole_batch import check_parts
 
 SAVE_SECONDS = 10.0
 """Seconds that an interrupted training may lose where no weights are to be kept. On a GPU, writing the
@@ -152,7 +151,9 @@ def fit(
         the device does not exist, or lacks a deterministic implementation that was asked for.
     """
     training = Training(model, supervision, recipe, store, accelerator, tuple(hooks), title)
-    return _explained([training], _as_source(batches), progress)[0]
+    if not callable(getattr(batches, "epoch", None)):
+        batches = LoaderBatches(cast(Iterable[Any], batches))
+    return _explained([training], cast(EpochSource, batches), progress)[0]
 
 
 @dataclass(frozen=True)
@@ -217,18 +218,11 @@ def _explained(
     trainings: list[Training], batches: EpochSource, progress: Progress
 ) -> list[History]:
     """Train networks; errors of the device become one-line errors."""
-    for training in trainings:
-        _check_kinds(training.model, training.supervision, training.recipe)
-    networks = [Trained(each.title, each.model, each.recipe) for each in trainings]
     # Outside the training function, whose frames hold its memory until it has returned.
-    with training_memory(networks, batches, trainings[0].accelerator):
+    for training in trainings:
+        _check_kinds(training)
+    with training_memory(trainings, batches):
         return _fit(trainings, batches, progress)
-
-
-def _as_source(batches: EpochSource | Iterable[Any]) -> EpochSource:
-    if not callable(getattr(batches, "epoch", None)):
-        return LoaderBatches(cast(Iterable[Any], batches))
-    return cast(EpochSource, batches)
 
 
 def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) -> list[History]:
@@ -249,9 +243,9 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
             active = [student for student in students if student.is_at(epoch)]
             if active:
                 _train_epoch(active, batches, epoch)
-        failed = next((student for student in students if student.error is not None), None)
-        if failed is not None and failed.error is not None:
-            raise failed.error
+        for student in students:
+            if student.error is not None:
+                raise student.error
         return [student.history for student in students if student.history is not None]
 
 
@@ -313,10 +307,11 @@ def make_optimizer(
     )
 
 
-def _check_kinds(model: Any, supervision: Any, recipe: Any) -> None:
+def _check_kinds(training: Training) -> None:
+    model, recipe = training.model, training.recipe
     if not isinstance(model, nn.Module):
         raise TrainingError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
-    checked_supervision(supervision)
+    checked_supervision(training.supervision)
     if not isinstance(recipe, TrainingRecipe):
         raise TrainingError(
             f"the recipe is a {type(recipe).__name__}; give "
@@ -337,34 +332,6 @@ def _check_trainable(model: nn.Module, batches: EpochSource) -> None:
         )
     if not len(batches):
         raise TrainingError("there are no batches to train on; their source has length 0")
-
-
-def _call_hooks(hooks: Sequence[Hook], record: EpochRecord, model: nn.Module) -> None:
-    if not hooks:
-        return
-    # A hook that draws, if only by iterating over a DataLoader, must not change the training: an
-    # interrupted one would miss what its last hook drew.
-    random_state = global_random_state()
-    for hook in hooks:
-        hook(record, model)
-    restore_global_random_state(random_state)
-
-
-def _check_weights(
-    accelerator: Accelerator,
-    model: nn.Module,
-    record: EpochRecord,
-    by_design: frozenset[str],
-    written: int,
-) -> None:
-    # The losses are those before each update: the last update's result shows in the weights alone.
-    name = first_not_finite(accelerator, model, by_design)
-    if name is not None:
-        raise DivergenceError(
-            f"the weights are no longer finite after step {record.step} (first {name!r}, "
-            f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
-            f"{written} is kept; lower the learning rate or lengthen the warm-up"
-        )
 
 
 class _Student:
@@ -396,18 +363,14 @@ class _Student:
     def _start(self, sharded: bool) -> None:
         """Resume the training if it was interrupted, and wrap the network for its steps."""
         model, store, accelerator = self.training.model, self.training.store, self.accelerator
-        supervision, batches = self.training.supervision, self.batches
+        batches = self.batches
         self.optimizer = make_optimizer(model, self.recipe, fused=not sharded)
         fused = self.optimizer.defaults["fused"]
         # Sharding moves shards layer by layer: the whole network need not fit on the device.
         if not sharded:
             model.to(accelerator.device)
-        state = read_state(store.state) if store is not None and store.state.is_file() else None
-        if state is not None and store is not None:
-            self.records = _resume(state, store, model, self.optimizer, supervision)
-            _resume_random(state, store, batches, accelerator)
-            if accelerator.is_main_process:
-                remove_passed(store, self.recipe, state["epoch"])
+        if store is not None and store.state.is_file():
+            self._resume(store)
         elif store is not None and accelerator.is_main_process:
             save_weights(store.weights(0), model)
         for group in self.optimizer.param_groups:
@@ -418,7 +381,7 @@ class _Student:
         if self.recipe.compile:
             trained = cast(nn.Module, torch.compile(self._wrapped))
         self.step = TrainingStep(
-            trained, supervision, prepared, self.recipe, accelerator, len(batches)
+            trained, self.training.supervision, prepared, self.recipe, accelerator, len(batches)
         )
         self._captured: CapturedStep | None = None
         new_graph = graph_for(accelerator.device)
@@ -426,6 +389,24 @@ class _Student:
             self._captured = CapturedStep(self.step, batches, new_graph)
         captures = self._captured is not None and self._captured.reason is None
         self._lane = Lane(accelerator.device if captures else torch.device("cpu"))
+
+    def _resume(self, store: Store) -> None:
+        """Load the last checkpoint."""
+        training, state = self.training, read_state(store.state)
+        weights = store.weights(state["epoch"])
+        if not weights.is_file() or digest_file(weights) != state["digest"]:
+            raise CheckpointError(
+                f"{weights} is missing or not what the training state describes; "
+                "delete the folder to train again"
+            )
+        load_weights(weights, training.model)
+        with _of_this_training(store):
+            self.optimizer.load_state_dict(state["optimizer"])
+            training.supervision.load_state_dict(state["supervision"])
+        self.records = read_history(store.history, state["epoch"])
+        _resume_random(state, store, self.batches, self.accelerator)
+        if self.accelerator.is_main_process:
+            remove_passed(store, self.recipe, state["epoch"])
 
     @property
     def epochs_done(self) -> int:
@@ -483,18 +464,27 @@ class _Student:
         """Record the epoch, write the checkpoint and call the hooks."""
         if self.error is not None:
             return
-        try:
-            record = self._record(seconds)
-            model = self.training.model
-            _check_weights(self.accelerator, model, record, self._by_design, self._written)
-        except DivergenceError as error:
-            self._fail(error)
+        record, model = self._record(seconds), self.training.model
+        # The losses are those before each update: the last update's result shows in the weights alone.
+        name = first_not_finite(self.accelerator, model, self._by_design)
+        if name is not None:
+            self._diverge(
+                f"the weights are no longer finite after step {record.step} (first {name!r}, "
+                f"learning rate {record.learning_rate:g})"
+            )
             return
         self.records.append(record)
         with self._turn(ends_epoch=True):
             states = gather_object([_random_states(self.batches)])
-            self._write(states)
-            _call_hooks(self.training.hooks, record, model)
+            if self._is_due():
+                self._write(states)
+            if self.training.hooks:
+                # A hook that draws, if only by iterating over a DataLoader, must not change the
+                # training: an interrupted one would miss what its last hook drew.
+                random_state = global_random_state()
+                for hook in self.training.hooks:
+                    hook(record, model)
+                restore_global_random_state(random_state)
         if self.epochs_done == self.recipe.epochs:
             self.finish()
 
@@ -506,23 +496,34 @@ class _Student:
         return several or overdue or self.recipe.keeps(epoch) or epoch == self.recipe.epochs
 
     def _write(self, states: list[dict[str, Any]]) -> None:
-        main, store = self.accelerator.is_main_process, self.training.store
-        if not self._is_due():
-            return
+        """Write a checkpoint; ``states`` are the random states of the processes."""
+        writes, store = self.accelerator.is_main_process, self.training.store
         self._saved, self._written = time.monotonic(), self.epochs_done
-        if store is not None and (is_sharded(self.accelerator) or main):
-            _save(
-                store,
-                self.training.model,
-                self.optimizer,
-                self.training.supervision,
-                self.records,
-                states,
-                rate=self.step.rate,
-                writes=main,
-            )
-            if main:
-                remove_passed(store, self.recipe, self.epochs_done)
+        if store is None or not (is_sharded(self.accelerator) or writes):
+            return
+        # Sharded states are gathered by all processes, and written by one.
+        weights = whole(self.training.model.state_dict(), keep=writes)
+        moments = whole(self.optimizer.state_dict(), keep=writes)
+        if not writes:
+            return
+        # What captured steps need must not bind the file to the device.
+        for group in moments["param_groups"]:
+            group["lr"] = self.step.rate
+            if "capturable" in group:
+                group["capturable"] = False
+        # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
+        # a later epoch is written again, with the same bits.
+        state = {
+            "epoch": self.epochs_done,
+            "digest": save_weights(store.weights(self.epochs_done), weights),
+            "optimizer": moments,
+            "supervision": self.training.supervision.state_dict(),
+            **states[0],
+            "others": states[1:],
+        }
+        write_history(store.history, self.records)
+        write_state(store.state, state)
+        remove_passed(store, self.recipe, self.epochs_done)
 
     def finish(self) -> None:
         """Unwrap the model and report the history of the training."""
@@ -573,76 +574,35 @@ class _Student:
 
     def _check(self, stop: int) -> None:
         """Look at the losses of the steps since the last look."""
-        try:
-            self._look(self._checked, stop)
-        except DivergenceError as error:
-            self._fail(error)
-        self._checked = stop
-        self.step.labels.clear()
-
-    def _look(self, first: int, stop: int) -> None:
+        first, self._checked = self._checked, stop
         losses = self.step.tally.losses[first:stop].tolist()
         place = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if place is None:
-            return
+        if place is not None:
+            self._check_labels(place)
+            number = self._epoch * len(self.batches) + first + place
+            self._diverge(
+                f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
+                f"{self.step.rate:g})"
+            )
+        self.step.labels.clear()
+
+    def _check_labels(self, place: int) -> None:
+        """Refuse labels outside the classes, whose losses are NaN on an accelerator."""
         classes, spans = self.step.classes or 1, [self.step.label_span]
         if self.step.label_span is None:
             spans = [label_extremes(labels, mask) for labels, mask in self.step.labels[place]]
-        # Losses of labels outside the classes are NaN on an accelerator.
         for lowest, highest in (span for span in spans if span is not None):
             if lowest < 0 or highest >= max(classes, 2):
                 raise outside(lowest if lowest < 0 else highest, classes)
-        number = self._epoch * len(self.batches) + first + place
-        raise DivergenceError(
-            f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
-            f"{self.step.rate:g}); the checkpoint of epoch {self._written} is kept; lower the "
-            "learning rate or lengthen the warm-up"
+
+    def _diverge(self, what: str) -> None:
+        """End this training; one that others take turns with raises its error at their end."""
+        self.error = DivergenceError(
+            f"{what}; the checkpoint of epoch {self._written} is kept; lower the learning rate or "
+            "lengthen the warm-up"
         )
-
-    def _fail(self, error: DivergenceError) -> None:
         if self._random is None:
-            raise error
-        self.error = error
-
-
-def _save(
-    store: Store,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    supervision: Supervision,
-    records: list[EpochRecord],
-    states: list[dict[str, Any]],
-    *,
-    rate: float,
-    writes: bool,
-) -> None:
-    # Sharded states are gathered by all processes, and written by one.
-    weights = whole(model.state_dict(), keep=writes)
-    moments = whole(optimizer.state_dict(), keep=writes)
-    if not writes:
-        return
-    # What captured steps need must not bind the file to the device.
-    for group in moments["param_groups"]:
-        group["lr"] = rate
-        if "capturable" in group:
-            group["capturable"] = False
-    # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
-    # a later epoch is written again, with the same bits.
-    epoch = records[-1].epoch
-    digest = save_weights(store.weights(epoch), weights)
-    write_history(store.history, records)
-    write_state(
-        store.state,
-        {
-            "epoch": epoch,
-            "digest": digest,
-            "optimizer": moments,
-            "supervision": supervision.state_dict(),
-            "random": states[0]["random"],
-            "batches": states[0]["batches"],
-            "others": states[1:],
-        },
-    )
+            raise self.error
 
 
 def _random_states(batches: EpochSource) -> dict[str, Any]:
@@ -654,36 +614,22 @@ def _source_state(batches: EpochSource) -> dict[str, Any]:
     return {} if state_dict is None else state_dict()
 
 
-def _resume(
-    state: dict[str, Any],
-    store: Store,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    supervision: Supervision,
-) -> list[EpochRecord]:
-    weights = store.weights(state["epoch"])
-    if not weights.is_file() or digest_file(weights) != state["digest"]:
-        raise CheckpointError(
-            f"{weights} is missing or not what the training state describes; "
-            "delete the folder to train again"
-        )
-    load_weights(weights, model)
+@contextmanager
+def _of_this_training(store: Store) -> Iterator[None]:
+    """Turn errors of loading a state into one line."""
     try:
-        optimizer.load_state_dict(state["optimizer"])
-        supervision.load_state_dict(state["supervision"])
+        yield
+    except DataError as error:
+        raise CheckpointError(f"{store.state} does not fit: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise CheckpointError(
             f"{store.state} belongs to another training; delete its folder to train again"
         ) from None
-    return read_history(store.history, state["epoch"])
 
 
 def _resume_random(
     state: dict[str, Any], store: Store, batches: EpochSource, accelerator: Accelerator
 ) -> None:
-    another = CheckpointError(
-        f"{store.state} belongs to another training; delete its folder to train again"
-    )
     mine, others = state, state.get("others", [])
     # Another number of processes continues from the main one's state.
     if accelerator.process_index and len(others) == accelerator.num_processes - 1:
@@ -694,11 +640,7 @@ def _resume_random(
             f"{store.state} lacks the random state of the loader, which decides the order of the "
             "examples; delete its folder to train again"
         )
-    try:
+    with _of_this_training(store):
         if saved:
             cast(Any, batches).load_state_dict(saved)
         restore_global_random_state(mine["random"])
-    except DataError as error:
-        raise CheckpointError(f"{store.state} does not fit: {error}") from None
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
-        raise another from None

@@ -12,7 +12,6 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from distillens.errors import TrainingError
-from distillens.training.loop import Hook
 from distillens.training.recipe import Tracker
 from distillens.training.trajectory import EpochRecord
 
@@ -45,7 +44,7 @@ def start_trackers(
 
 @dataclass
 class Steps:
-    """The epochs of all networks of a study, one after the other.
+    """The epochs of all networks of a study that were logged, one after the other.
 
     Trackers drop steps that go back, so a network's steps begin after those of the networks before
     it, whether these were trained now or before the run was resumed.
@@ -53,25 +52,15 @@ class Steps:
 
     taken: int = 0
 
-    def take(self, epochs: int) -> int:
-        """Return the step before the first of a network's epochs."""
-        before = self.taken
-        self.taken += epochs
-        return before
-
 
 def tracked_name(network: str) -> str:
     """Return a network's name in letters that every tracker takes; MLflow refuses most signs."""
     return " ".join(re.sub(r"[^\w.\- :]", " ", network).split())
 
 
-def tracking(accelerator: Accelerator, network: str, before: int) -> Hook:
-    """Return a hook that logs every epoch of a network under its name, from the step ``before`` on."""
-    return lambda record, model: log_epoch(accelerator, network, record, before + record.epoch)
-
-
-def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step: int) -> None:
-    """Log an epoch of a network under its name."""
+def log_epoch(accelerator: Accelerator, steps: Steps, network: str, record: EpochRecord) -> None:
+    """Log an epoch of a network under its name, as the next of the steps."""
+    steps.taken += 1
     name = tracked_name(network)
     values = {
         f"{name}/loss": record.loss,
@@ -81,7 +70,7 @@ def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step:
     }
     advice = "run the recipe again to go on, perhaps without it in trackers"
     with _one_line(f"a tracker cannot log epoch {record.epoch} of {network}", advice):
-        accelerator.log(values, step=step)
+        accelerator.log(values, step=steps.taken)
 
 
 @contextmanager

@@ -16,14 +16,8 @@ from distillens.runs.layout import Run
 from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role, described
 from distillens.study.planning.check import Findings
-from distillens.study.planning.disk import bytes_there
-from distillens.study.planning.estimate import (
-    Speeds,
-    built_networks,
-    disk_problem,
-    estimate_run,
-    seconds_per_step,
-)
+from distillens.study.planning.disk import bytes_there, planned_networks
+from distillens.study.planning.estimate import disk_problem, estimate_run, seconds_per_step
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import find_teacher
 from distillens.training import TrainingRecipe, accelerator_for, accuracy
@@ -43,10 +37,12 @@ def check_networks(recipe: Recipe, folder: Path, trust_code: bool, found: Findin
         trainings = [recipe.training_of(entry) for entry in recipe.supervisions]
         student = _trained(context, "student", recipe.student.model, trainings, found)
         teacher = _teacher(context, found)
-        networks = tuple(network for network in (teacher, student) if network is not None)
-        result = replace(result, networks=networks)
-        if student is not None and student.seconds_per_step is not None and not found.problems:
-            result = replace(result, estimate=_estimate(context, networks, found))
+        checked: dict[Role, CheckedNetwork | None] = {"teacher": teacher, "student": student}
+        networks = {role: network for role, network in checked.items() if network is not None}
+        result = replace(result, networks=tuple(networks.values()))
+        if student is not None and not found.problems:
+            steps = {role: each.seconds_per_step or 0.0 for role, each in networks.items()}
+            result = replace(result, estimate=_estimate(context, steps, found))
     return replace(result, problems=tuple(found.problems), notes=tuple(found.notes))
 
 
@@ -143,11 +139,9 @@ def _teacher(context: StudyContext, found: Findings) -> CheckedNetwork | None:
 
 
 def _estimate(
-    context: StudyContext, networks: tuple[CheckedNetwork, ...], found: Findings
+    context: StudyContext, steps: dict[Role, float], found: Findings
 ) -> RunEstimate | None:
-    steps = {network.role: network.seconds_per_step for network in networks}
-    speeds = Speeds(steps.get("teacher"), steps["student"])
-    made = found.attempt(lambda: estimate_run(context, speeds, built_networks(context)))
+    made = found.attempt(lambda: estimate_run(context, planned_networks(context), steps))
     if made is None:
         return None
     estimate, _ = made

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from distillens.files.paths import user_path
 from distillens.results.check import RunPlan
 from distillens.runs.folder import check_folder
-from distillens.runs.layout import Run, slug
+from distillens.runs.layout import Run, run_folder
 from distillens.study.context import StudyContext
-from distillens.study.networks import read_epochs
-from distillens.study.normalisations import Role
-from distillens.study.planning.disk import PlannedNetwork, bytes_there, planned_networks
-from distillens.study.planning.estimate import (
-    Speeds,
-    built_networks,
-    disk_problem,
-    estimate_run,
-    seconds_per_step,
-)
+from distillens.study.planning.disk import bytes_there, planned_networks
+from distillens.study.planning.estimate import disk_problem, estimate_run, time_steps
 from distillens.study.reading import as_of_today
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import TEACHER, find_teacher
@@ -36,7 +26,6 @@ def plan_run(
     *,
     trust_code: bool = False,
     workers: int = 1,
-    threads: int | None = None,
 ) -> RunPlan:
     """Return the work that `distillens.run` would do with a recipe, and its cost; nothing is written.
 
@@ -53,8 +42,6 @@ def plan_run(
         Allow ``module:function`` models, which run code that the recipe names.
     workers
         Number of students trained in parallel, each by a separate process.
-    threads
-        Threads of each worker; None for as many as this process has.
 
     Raises
     ------
@@ -62,17 +49,14 @@ def plan_run(
         As `distillens.run` before training.
     """
     recipe.refuse_unavailable("plan")
-    folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
+    folder = run_folder(out, recipe.name)
     check_folder(folder, recipe.as_written_in(folder), as_of_today)
     run = Run(folder)
     context = StudyContext.of(recipe, run, accelerator_for(recipe.precision), trust_code)
-    modules = built_networks(context)
+    context.build(recipe.student.model, 0)
     find_teacher(context)
     networks = planned_networks(context)
-    with _threads(threads if workers > 1 else None):
-        speeds = Speeds(_step(context, networks, "teacher"), _step(context, networks, "student"))
-        estimate, work = estimate_run(context, speeds, modules)
-        used = torch.get_num_threads()
+    estimate, work = estimate_run(context, networks, time_steps(context, networks))
     spread = {network.part for network in networks} - {TEACHER}
     at_once = [part for part in work if part.name in spread]
     alone = [part for part in work if part.name not in spread]
@@ -83,7 +67,7 @@ def plan_run(
         folder=str(folder),
         begun=run.has_trained,
         device=estimate.device,
-        threads=used,
+        threads=torch.get_num_threads(),
         workers=workers,
         work=work,
         seconds=sum(part.seconds for part in alone)
@@ -113,32 +97,3 @@ def side_by_side(parts: Sequence[tuple[float, int]], workers: int) -> float:
         for _ in range(count):
             heapq.heapreplace(ends, ends[0] + seconds / count)
     return max(ends)
-
-
-def _step(context: StudyContext, networks: Sequence[PlannedNetwork], role: Role) -> float | None:
-    """Return the seconds of a step, timed now; None where the run holds epochs of all that is left."""
-    model = context.recipe.student.model if role == "student" else context.recipe.teacher.model
-    known = {network.title for network in networks if read_epochs(network.files)}
-    open_now = [
-        network
-        for network in networks
-        if network.title not in known
-        and (network.role == role or (network.cotrained and role == "teacher"))
-    ]
-    if model is None or not open_now:
-        return None
-    training = (
-        context.recipe.student.training if role == "student" else context.recipe.teacher.training
-    )
-    return None if training is None else seconds_per_step(context, model, training, role)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
