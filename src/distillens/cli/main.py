@@ -220,7 +220,7 @@ def _show_plan(
 ) -> None:
     from distillens.report import plan_text
     from distillens.results.base import to_json
-    from distillens.study.planning.plan import plan_run
+    from distillens.study.planning.estimate import plan_run
 
     found = plan_run(recipe, out, trust_code=trust_code, workers=workers)
     if as_json:

@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -199,27 +198,14 @@ def _end(tasks: list[ObjectRef]) -> None:
             ray.wait(left, num_returns=len(left))
 
 
-@dataclass(frozen=True)
-class TaskShare:
-    """Resources of each of the tasks that run at the same time."""
-
-    cores: int
-    gpus: float
-    """1, or the share of a GPU that several tasks are given; 0 where students train on CPUs."""
-
-    @property
-    def tasks_on_a_gpu(self) -> int:
-        """Number of tasks that share a GPU."""
-        return round(1 / self.gpus) if self.gpus else 0
-
-
 def share_of_a_task(
     count: int, machines: Sequence[Mapping[str, float]], *, on_gpus: bool
-) -> TaskShare:
-    """Return what each of ``count`` tasks is given of the machines' cores and GPUs.
+) -> tuple[int, float]:
+    """Return how many cores and what share of a GPU each of ``count`` tasks is given.
 
-    Cores are shared out evenly. A task trains on one GPU; where there are fewer GPUs than tasks, each
-    GPU is given to equally many tasks, or to one less.
+    Cores are shared out evenly. The share of a GPU is 0 where students train on CPUs. Otherwise a task
+    trains on one GPU; where there are fewer GPUs than tasks, each GPU is given to equally many tasks,
+    or to one less.
 
     Parameters
     ----------
@@ -239,7 +225,7 @@ def share_of_a_task(
     # A task runs on one machine, and may not ask for more than the largest has.
     share = max(1, min(sum(cores) // count, max(cores)))
     if not on_gpus:
-        return TaskShare(share, 0.0)
+        return share, 0.0
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     if not gpus:
         raise RunError(
@@ -248,7 +234,7 @@ def share_of_a_task(
         )
     together = -(-count // gpus)
     # Ray counts ten-thousandths of a GPU; rounded down, so that all of them fit.
-    return TaskShare(share, 1.0 if together == 1 else (10_000 // together) / 10_000)
+    return share, (1.0 if together == 1 else (10_000 // together) / 10_000)
 
 
 def check_memory(count: int, needed: int, machines: Sequence[Mapping[str, float]]) -> None:
@@ -283,13 +269,16 @@ def _task(count: int, context: StudyContext) -> Callable[[Student], ObjectRef]:
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    share = share_of_a_task(count, machines, on_gpus=context.accelerator.device.type == "cuda")
+    cores, gpus = share_of_a_task(
+        count, machines, on_gpus=context.accelerator.device.type == "cuda"
+    )
     check_memory(count, peak_host_memory(), machines)
-    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share.cores
-    remote = ray.remote(_train).options(num_cpus=share.cores, num_gpus=share.gpus)
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else cores
+    remote = ray.remote(_train).options(num_cpus=cores, num_gpus=gpus)
     folder, here = context.run.folder.resolve(), Path.cwd()
+    together = round(1 / gpus) if gpus else 0
     return lambda student: remote.remote(
-        here, folder, student, context.trust_code, threads, share.tasks_on_a_gpu
+        here, folder, student, context.trust_code, threads, together
     )
 
 

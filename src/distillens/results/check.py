@@ -36,9 +36,9 @@ class CheckedNetwork(Result):
     parameters: int
     origin: str
     """Source of its weights."""
-    epochs: int
+    epochs: int = 0
     """Epochs it will be trained for; 0 for a given teacher."""
-    seconds_per_step: float | None
+    seconds_per_step: float | None = None
     """Measured seconds per training step; None if it is not trained."""
     accuracies: tuple[tuple[str, float], ...] = ()
     """Split and accuracy of a given teacher."""

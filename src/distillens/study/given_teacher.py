@@ -310,15 +310,16 @@ def _places(index: NDArray, wanted: NDArray[np.int64], what: str) -> NDArray[np.
                 f"{what} has the index {index.dtype}, first {index[0]!r}; the examples of a recipe "
                 "are numbered from 0 in the order of their source"
             ) from None
-    order = np.argsort(index, kind="stable")
-    ordered = index[order]
-    if (twice := np.flatnonzero(ordered[1:] == ordered[:-1])).size:
-        raise DataError(f"{what} has the index {ordered[twice[0]]} twice; give each row once")
-    places = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
-    missing = ordered[places] != wanted
+    import pandas as pd
+
+    there = pd.Index(index)
+    if (twice := there[there.duplicated()]).size:
+        raise DataError(f"{what} has the index {twice.min()} twice; give each row once")
+    places = there.get_indexer(wanted)
+    missing = places < 0
     if missing.any():
         raise DataError(
             f"{what} has no row with index {wanted[missing][0]}, which the data use; "
             f"{missing.sum():,} of {len(wanted):,} examples have none"
         )
-    return order[places]
+    return places

@@ -105,7 +105,7 @@ class StudentTeachers:
         files, last = self.before.files, self.before.epochs
         model = self.context.recipe.student.model
         digest = weights_digest(files, last, self.before.digest)
-        return self.own.teacher(digest, lambda: self.context.load(model, files, last))
+        return self.own(digest, lambda: self.context.load(model, files, last))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from distillens.data import Examples
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe
@@ -90,7 +89,7 @@ class StudyTeacher:
             return RecordedTeacher(self.logits("train"), self.context.splits.train.indices)
         if self.epochs is not None:
             return self._checkpoint(source, self.epochs)
-        return source.teacher(self.cell.weights_digest, self._given)
+        return source(self.cell.weights_digest, self._given)
 
     def trajectory(self, source: TeacherSource) -> list[TeacherCheckpoint]:
         """Return the checkpoints of its training."""
@@ -115,7 +114,9 @@ class StudyTeacher:
         kept = self.training.kept_epochs[1:]
         assert examples is not None  # the recipe refuses early stopping without validation
         if self.context.main and not path.is_file():
-            losses = [self._loss(epoch, examples) for epoch in kept]
+            context, task = self.context, self.context.task
+            outputs = (task.predict(context, self.at(one), examples, "teacher") for one in kept)
+            losses = [task.loss(stored, examples, "cross-entropy") for stored in outputs]
             write_atomically(path, json.dumps(losses) + "\n")
         self.context.accelerator.wait_for_everyone()
         losses = read_json(path)
@@ -127,15 +128,10 @@ class StudyTeacher:
             raise RunError(f"{path} is damaged; delete it to have the losses measured again")
         return kept[int(np.argmin(losses))]
 
-    def _loss(self, epoch: int, examples: Examples) -> float:
-        context, task = self.context, self.context.task
-        stored = task.predict(context, self.at(epoch), examples, "teacher")
-        return task.loss(stored, examples, "cross-entropy")
-
     def _checkpoint(self, source: TeacherSource, epoch: int) -> Teacher:
         expected = self.cell.weights_digest if epoch == self.epochs else None
         digest = weights_digest(self.files, epoch, expected)
-        return source.teacher(digest, lambda: self.at(epoch))
+        return source(digest, lambda: self.at(epoch))
 
     def _given(self) -> nn.Module:
         assert self.model is not None

@@ -27,9 +27,15 @@ from distillens.supervision.protocol import (
     separate_from,
 )
 from distillens.training.captured import CapturedStep, graph_for
-from distillens.training.device import Lane, check_every, numerics
 from distillens.training.memory import training_memory
-from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
+from distillens.training.processes import (
+    Lane,
+    accelerator_for,
+    check_accelerator,
+    check_every,
+    is_sharded,
+    numerics,
+)
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.sharding import (
     first_not_finite,
@@ -289,22 +295,15 @@ def make_optimizer(
     parameters have no such step.
     """
     fused = fused and all(parameter.is_floating_point() for parameter in model.parameters())
-    if recipe.optimizer != "sgd":
-        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-        return kind(
-            model.parameters(),
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            fused=fused,
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
+    settings: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "fused": fused,
+    }
+    if recipe.optimizer == "sgd":
+        settings |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[recipe.optimizer](model.parameters(), **settings)
 
 
 def _check_kinds(training: Training) -> None:

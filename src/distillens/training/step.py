@@ -223,8 +223,8 @@ class TrainingStep:
         self.labels.append(unknown)
         if together is not None:
             restore_global_random_state(together.random[-1])
-            return together.loss, _sum(hits), seen
-        return _sum(losses), _sum(hits), seen
+            return together.loss, sum(hits[1:], hits[0]), seen
+        return sum(losses[1:], losses[0]), sum(hits[1:], hits[0]), seen
 
     def _differentiate(self, loss: Tensor) -> None:
         if not loss.requires_grad:
@@ -254,10 +254,9 @@ class TrainingStep:
         # A network that modifies its inputs must not change what the teacher sees, or the data.
         inputs = own_inputs(part.inputs, self._input_type)
         try:
-            if not is_sharded(self.accelerator):
-                return run(self.model, inputs, part.further)
             # Accelerate wraps the forward of other networks in this.
-            with self.accelerator.autocast():
+            sharded = is_sharded(self.accelerator)
+            with self.accelerator.autocast() if sharded else nullcontext():
                 return run(self.model, inputs, part.further)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -273,13 +272,6 @@ def label_extremes(labels: Tensor, mask: Tensor | None) -> tuple[int, int]:
     left_out = labels == IGNORED if mask is None else ~mask
     lowest, highest = labels.masked_fill(left_out, 0).aminmax()
     return int(lowest), int(highest)
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
 
 
 def check_parts(supervision: Supervision, accumulate: int, processes: int) -> None:

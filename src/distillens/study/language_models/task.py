@@ -27,17 +27,10 @@ from distillens.runs.layout import NetworkFiles
 from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.study.task import Outcomes, Task, TeacherSource
-from distillens.supervision import FixedTeacher, LogitCache, Teacher
+from distillens.supervision import FixedTeacher, LogitCache
 
 BATCH = 64
 """Sentences of a forward pass without gradients."""
-
-
-class _RunningTeachers:
-    """Teachers that compute the logits of every batch, which would be too large to keep."""
-
-    def teacher(self, digest: str, module: Callable[[], nn.Module]) -> Teacher:
-        return FixedTeacher(module())
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,8 @@ class PredictNextTokens(Task):
 
     def teachers(self, cache: LogitCache) -> TeacherSource:
         """Return a source of teachers that compute their logits for each batch."""
-        return _RunningTeachers()
+        # The logits of all batches would be too large to keep.
+        return lambda digest, module: FixedTeacher(module())
 
     def file(self, files: NetworkFiles) -> Path:
         """Return the file of the scores of sentences."""

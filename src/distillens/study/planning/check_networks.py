@@ -132,8 +132,6 @@ def _teacher(context: StudyContext, found: Findings) -> CheckedNetwork | None:
         model=recipe.model.name if recipe.model is not None else "known by its logits",
         parameters=given.parameters,
         origin=str(recipe.checkpoint.path if recipe.checkpoint is not None else recipe.logits),
-        epochs=0,
-        seconds_per_step=None,
         accuracies=tuple(shares.items()),
     )
 
