@@ -27,15 +27,9 @@ from distillens.supervision.protocol import (
     separate_from,
 )
 from distillens.training.captured import CapturedStep, graph_for
+from distillens.training.device import Lane, check_every, numerics
 from distillens.training.memory import training_memory
-from distillens.training.processes import (
-    Lane,
-    accelerator_for,
-    check_accelerator,
-    check_every,
-    is_sharded,
-    numerics,
-)
+from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
 from distillens.training.sharding import (
     first_not_finite,
