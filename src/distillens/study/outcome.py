@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
 from distillens.measures.statistics.intervals import LEVEL
-from distillens.models import ModelRecipe, measure_cost
+from distillens.models import measure_cost
 from distillens.results.base import from_json, to_json
 from distillens.results.training import (
     TEACHER,
@@ -245,6 +245,9 @@ def rows(
             paired = [cell for cell in cells if cell.seed in known]
             others = [known[cell.seed] for cell in paired]
             gain = task.gain(paired, others, outcomes, level) if paired else None
+        merged = recipe.training_of(entry).model_dump(mode="json")
+        # A rate that tune selected is a result, not a part of the recipe.
+        selected = ("learning_rate",) if recipe.tune is not None else ()
         found.append(
             row(
                 place,
@@ -252,41 +255,28 @@ def rows(
                 entry.kind,
                 cells,
                 gain=gain,
-                learning_rate=recipe.training_of(entry).learning_rate,
-                training=_overridden(recipe, entry),
+                learning_rate=merged["learning_rate"],
+                training={key: merged[key] for key in entry.training or {} if key not in selected},
             )
         )
     return tuple(found)
 
 
-def _overridden(recipe: Recipe, entry: Any) -> dict[str, Any]:
-    """Return the keys of the student's training that the recipe itself overrides."""
-    merged = recipe.training_of(entry).model_dump(mode="json")
-    # A rate that tune selected is a result, not a part of the recipe.
-    return {
-        key: merged[key]
-        for key in entry.training or {}
-        if recipe.tune is None or key != "learning_rate"
-    }
-
-
 def network_costs(context: StudyContext, teacher: StudyTeacher) -> tuple[NetworkCost, ...]:
     """Return the cost of the teacher, where its network is known, and of the student."""
-    student = _cost(context, "student", context.recipe.student.model)
-    if teacher.model is None:
-        return (student,)
-    return (_cost(context, "teacher", teacher.model), student)
-
-
-def _cost(context: StudyContext, network: str, model: ModelRecipe) -> NetworkCost:
-    path = context.run.cost(network)
-    if not path.is_file():
-        train = context.splits.train
-        cost = measure_cost(
-            context.build(model, 0, "teacher" if network == "teacher" else "student"),
-            train.input_shape,
-            device=context.accelerator.device,
-            vocabularies=train.vocabularies,
-        )
-        write_atomically(path, to_json(NetworkCost(network, model.name, cost)))
-    return from_json(NetworkCost, path.read_bytes(), str(path))
+    train, models = context.splits.train, {"student": context.recipe.student.model}
+    if teacher.model is not None:
+        models = {"teacher": teacher.model, **models}
+    costs = []
+    for network, model in models.items():
+        path = context.run.cost(network)
+        if not path.is_file():
+            cost = measure_cost(
+                context.build(model, 0, "teacher" if network == "teacher" else "student"),
+                train.input_shape,
+                device=context.accelerator.device,
+                vocabularies=train.vocabularies,
+            )
+            write_atomically(path, to_json(NetworkCost(network, model.name, cost)))
+        costs.append(from_json(NetworkCost, path.read_bytes(), str(path)))
+    return tuple(costs)

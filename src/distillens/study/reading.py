@@ -288,26 +288,19 @@ def override_key(content: dict[str, Any], override: str) -> None:
     *way, last = key.strip().split(".")
     target: Any = content
     for part in way:
-        target = _step(target, part, key)
-    if isinstance(target, list):
-        place = _place(target, last, key)
-        target[place] = value
-    else:
-        target[last] = value
+        place = _place(target, part, key)
+        if isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+        target = target[place]
+        if not isinstance(target, (dict, list)):
+            raise RecipeError(f"override {key}: {part!r} is {target!r} and has no keys inside")
+    target[_place(target, last, key)] = value
 
 
-def _step(target: Any, part: str, key: str) -> Any:
-    if isinstance(target, list):
-        return target[_place(target, part, key)]
-    inner = target.get(part)
-    if inner is None:
-        inner = target[part] = {}
-    if not isinstance(inner, (dict, list)):
-        raise RecipeError(f"override {key}: {part!r} is {inner!r} and has no keys inside")
-    return inner
-
-
-def _place(target: list[Any], part: str, key: str) -> int:
+def _place(target: dict[str, Any] | list[Any], part: str, key: str) -> Any:
+    """Return the key, or the position in a list, that a part of a dotted key names."""
+    if isinstance(target, dict):
+        return part
     if not part.isdigit() or int(part) >= len(target):
         raise RecipeError(
             f"override {key}: {part!r} is no place in a list of {len(target)}; "

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,7 +83,7 @@ class TeacherRecipe(_Part):
     run: UserPath | None = None
     normalisation: AnyNormalisation | None = None
     allow_weak: bool = False
-    seed: int = Field(default=1000, ge=0, le=MAX_SEED)
+    seed: Seed = 1000
 
     @field_validator("checkpoint", mode="before")
     @classmethod
@@ -151,8 +154,8 @@ class ComplexityRecipe(_Part):
     split: Literal["test", "train", "validation"] = "test"
     epochs: tuple[int, ...] | None = None
     form: Literal["class-diagonal", "trace", "full"] = "class-diagonal"
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    temperature: Positive = 1.0
+    temperatures: tuple[Positive, ...] = ()
     ridge: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     random_draws: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -161,9 +164,7 @@ class ComplexityRecipe(_Part):
 class TuneRecipe(_Part):
     """Learning rates from which the validation split selects one for each supervision."""
 
-    learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        min_length=2
-    )
+    learning_rate: tuple[Positive, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _rates_differ(self) -> TuneRecipe:
@@ -184,7 +185,7 @@ class Recipe(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     description: str = ""
-    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     loss: Loss = "cross-entropy"
     """The form of the students' losses."""
     precision: Precision = "float32"
@@ -319,10 +320,8 @@ class Recipe(_Part):
     @property
     def tuning_seed(self) -> int:
         """The seed of the trainings that select a learning rate; it is none of ``seeds``."""
-        after = max(self.seeds) + 1
-        return (
-            after if after <= MAX_SEED else next(s for s in range(MAX_SEED) if s not in self.seeds)
-        )
+        candidates = (max(self.seeds) + 1, *range(len(self.seeds) + 1))
+        return next(one for one in candidates if one <= MAX_SEED and one not in self.seeds)
 
     def _check_trainings(self) -> None:
         for place, entry in enumerate(self.supervisions):

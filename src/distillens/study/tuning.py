@@ -104,12 +104,10 @@ def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:
 
 def _merit(trial: Trial) -> tuple[float, float, float]:
     """Return the sort key of a trial: accuracy, then lower loss, then smaller rate."""
-    loss = trial.validation_loss
-    if trial.validation_accuracy is None or loss is None:
-        return (-math.inf, -math.inf, -trial.learning_rate)
+    accuracy, loss = trial.validation_accuracy, trial.validation_loss
     return (
-        trial.validation_accuracy,
-        -math.inf if math.isnan(loss) else -loss,
+        -math.inf if accuracy is None else accuracy,
+        -math.inf if loss is None or math.isnan(loss) else -loss,
         -trial.learning_rate,
     )
 

@@ -31,12 +31,7 @@ from distillens.training.device import Lane, check_every, numerics
 from distillens.training.memory import training_memory
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
-from distillens.training.sharding import (
-    first_not_finite,
-    not_finite_by_design,
-    prepare,
-    whole,
-)
+from distillens.training.sharding import not_finite, prepare, whole
 from distillens.training.step import TrainingStep, check_parts, label_extremes
 from distillens.training.trajectory import (
     EpochRecord,
@@ -235,7 +230,10 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
                 torch.manual_seed(training.seed)
             students.append(_Student(training, batches, takes_turns=len(trainings) > 1))
         for student in students:
-            student.show(stack, progress, len(batches))
+            steps = [
+                len(batches) * epochs for epochs in (student.recipe.epochs, student.epochs_done)
+            ]
+            student.advance = stack.enter_context(progress(student.training.title, *steps))
             if student.epochs_done >= student.recipe.epochs:
                 student.finish()
         last = max(student.recipe.epochs for student in students)
@@ -344,10 +342,12 @@ class _Student:
         self.error: DivergenceError | None = None
         self.history: History | None = None
         self.records: list[EpochRecord] = []
-        self._advance: Callable[[int], None] = lambda steps: None
+        self.advance: Callable[[int], None] = lambda steps: None
         self._checked = self._epoch = 0
         self._saved = time.monotonic()
-        self._by_design = not_finite_by_design(accelerator, model)
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        # Buffers and frozen parameters may hold infinities by design, such as an attention mask.
+        self._by_design = set(not_finite(accelerator, model)) - trained
         self._start(is_sharded(accelerator))
         self._written = self.epochs_done
         """The epoch of the last checkpoint."""
@@ -409,11 +409,6 @@ class _Student:
         """Return whether an epoch is the next one to train."""
         return self.error is None and self.epochs_done == epoch < self.recipe.epochs
 
-    def show(self, stack: ExitStack, progress: Progress, steps: int) -> None:
-        """Show the progress until the stack is closed."""
-        total, done = self.recipe.epochs * steps, self.epochs_done * steps
-        self._advance = stack.enter_context(progress(self.training.title, total, done))
-
     def begin_epoch(self, epoch: int) -> None:
         self._epoch, self._checked = epoch, 0
         self.step.begin_epoch()
@@ -433,7 +428,7 @@ class _Student:
                 self.step(opened.batch(place), number)
             if place + 1 - self._checked >= check_every(self.accelerator.device):
                 self._check(place + 1)
-        self._advance(1)
+        self.advance(1)
 
     @contextmanager
     def _turn(self, *, ends_epoch: bool = False) -> Iterator[None]:
@@ -459,10 +454,10 @@ class _Student:
             return
         record, model = self._record(seconds), self.training.model
         # The losses are those before each update: the last update's result shows in the weights alone.
-        name = first_not_finite(self.accelerator, model, self._by_design)
-        if name is not None:
+        names = [n for n in not_finite(self.accelerator, model) if n not in self._by_design]
+        if names:
             self._diverge(
-                f"the weights are no longer finite after step {record.step} (first {name!r}, "
+                f"the weights are no longer finite after step {record.step} (first {names[0]!r}, "
                 f"learning rate {record.learning_rate:g})"
             )
             return
@@ -599,12 +594,8 @@ class _Student:
 
 
 def _random_states(batches: EpochSource) -> dict[str, Any]:
-    return {"random": global_random_state(), "batches": _source_state(batches)}
-
-
-def _source_state(batches: EpochSource) -> dict[str, Any]:
-    state_dict = getattr(batches, "state_dict", None)
-    return {} if state_dict is None else state_dict()
+    state_dict = getattr(batches, "state_dict", dict)
+    return {"random": global_random_state(), "batches": state_dict()}
 
 
 @contextmanager
@@ -628,7 +619,7 @@ def _resume_random(
     if accelerator.process_index and len(others) == accelerator.num_processes - 1:
         mine = others[accelerator.process_index - 1]
     saved = mine.get("batches", {})
-    if _source_state(batches) and not saved:
+    if not saved and getattr(batches, "state_dict", dict)():
         raise CheckpointError(
             f"{store.state} lacks the random state of the loader, which decides the order of the "
             "examples; delete its folder to train again"

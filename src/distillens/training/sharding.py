@@ -5,7 +5,6 @@ Files contain whole tensors in either case, so a training may resume under anoth
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -70,27 +69,11 @@ def whole(value: Any, *, keep: bool) -> Any:
     return value
 
 
-def first_not_finite(
-    accelerator: Accelerator, model: nn.Module, allowed: Collection[str] = ()
-) -> str | None:
-    """Return the first name in a network's state that holds a NaN or an infinity, if any.
+def not_finite(accelerator: Accelerator, model: nn.Module) -> list[str]:
+    """Return the names in a network's state that hold a NaN or an infinity.
 
-    Shards are checked on their devices; all processes return the same name. ``allowed`` names are
-    passed over.
+    Shards are checked on their devices; all processes return the same names.
     """
-    return next((name for name in _not_finite(accelerator, model) if name not in allowed), None)
-
-
-def not_finite_by_design(accelerator: Accelerator, model: nn.Module) -> frozenset[str]:
-    """Return the names of buffers and frozen parameters that hold a NaN or an infinity.
-
-    Before training these are meant to, for example the -inf of an attention mask.
-    """
-    trained = {name for name, each in model.named_parameters() if each.requires_grad}
-    return frozenset(_not_finite(accelerator, model)) - trained
-
-
-def _not_finite(accelerator: Accelerator, model: nn.Module) -> list[str]:
     state = {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
     bad = [(~torch.isfinite(_local(tensor))).any() for tensor in state.values()]
     if not bad:
