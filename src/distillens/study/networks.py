@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,12 +88,12 @@ def train_networks(
             context,
             network.files,
             predict_splits(context, module, network.role),
-            name=network.name,
+            supervision=network.name,
             seed=network.seed,
+            parameters=count_parameters(module),
             epochs=network.training.epochs,
             seconds=history.seconds,
-            digest=history.digest or "",
-            parameters=count_parameters(module),
+            weights_digest=history.digest or "",
         )
         done(place, read_cell(network.files))
 
@@ -253,34 +254,23 @@ def predict_splits(context: StudyContext, network: nn.Module, role: Role) -> dic
 
 
 def write_cell(
-    context: StudyContext,
-    files: NetworkFiles,
-    stored: Mapping[str, np.ndarray],
-    *,
-    name: str,
-    seed: int,
-    epochs: int,
-    seconds: float,
-    digest: str,
-    parameters: int,
+    context: StudyContext, files: NetworkFiles, stored: Mapping[str, np.ndarray], **numbers: Any
 ) -> None:
-    """Write outputs by split and numbers; the numbers come last and mark a network as finished."""
+    """Write outputs by split and numbers; the numbers come last and mark a network as finished.
+
+    ``numbers`` are those attributes of `Cell` that are not measured on the outputs.
+    """
     splits, task = context.splits, context.task
     shares = {
         split: task.accuracy(values, getattr(splits, split)) for split, values in stored.items()
     }
     cell = Cell(
-        supervision=name,
-        seed=seed,
-        parameters=parameters,
-        epochs=epochs,
-        seconds=seconds,
         train_accuracy=shares["train"],
         test_accuracy=shares["test"],
         test_count=task.count(splits.test),
         validation_accuracy=shares.get("validation"),
-        weights_digest=digest,
         position=files.position,
+        **numbers,
     )
     write_npz(task.file(files), stored)
     write_atomically(files.cell, to_json(cell))

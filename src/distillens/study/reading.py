@@ -357,11 +357,8 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
         ]
         # The tag of a union member is no field: keep the member that carries it.
         # One that is told by a function, as a normalisation is, has no tag in the recipe.
-        models = (
-            [m for kind in inner for m in _models(kind)]
-            if inner
-            else _tagged(models, part) or models
-        )
+        tagged = [SUPERVISIONS.get(str(part))] if part in SUPERVISIONS.names() else models
+        models = [m for kind in inner for m in _models(kind)] if inner else tagged
     return {name for model in models for name in model.model_fields}
 
 
@@ -374,11 +371,6 @@ def _all_keys(kind: Any) -> set[str]:
             seen.add(model)
             models += [m for f in model.model_fields.values() for m in _models(f.annotation)]
     return {name for model in seen for name in model.model_fields}
-
-
-def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
-    """Return the kind of supervision that a part of a location names, if it is one of the models."""
-    return [SUPERVISIONS.get(name) for name in SUPERVISIONS.names() if name == tag and models]
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

@@ -187,8 +187,8 @@ def prepare_teacher(context: StudyContext, given: GivenTeacher | None = None) ->
         if given.note:
             write_atomically(files.loading, given.note + "\n")
         write_cell(
-            context, files, given.logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
-            digest=given.digest, parameters=given.parameters,
+            context, files, given.logits, supervision=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
+            weights_digest=given.digest, parameters=given.parameters,
         )  # fmt: skip
     context.accelerator.wait_for_everyone()
     cell = read_cell(files)

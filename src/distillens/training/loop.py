@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from distillens.data.batches import Batch, Batches, EpochSource, LoaderBatches, OpenEpoch
+from distillens.data.batches import Batches, EpochSource, LoaderBatches, OpenEpoch
 from distillens.data.labels import IGNORED, outside
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
 from distillens.models.weights import digest_file, load_weights, save_weights
@@ -238,8 +238,8 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
                 student.finish()
         last = max(student.recipe.epochs for student in students)
         for epoch in range(min(student.epochs_done for student in students), last):
-            active = [student for student in students if student.is_at(epoch)]
-            if active:
+            active = [each for each in students if each.epochs_done == epoch < each.recipe.epochs]
+            if active := [student for student in active if student.error is None]:
                 _train_epoch(active, batches, epoch)
         for student in students:
             if student.error is not None:
@@ -256,26 +256,22 @@ def _train_epoch(students: list[_Student], batches: EpochSource, epoch: int) -> 
     steps = len(batches)
     source = batches.epoch(epoch) if opened is None else [None] * steps
     taken = 0
-    for place, batch in enumerate(source):
-        if place == steps:
-            raise _miscounted(epoch, steps, f"has more than {place} batches")
+    for taken, batch in enumerate(source, 1):
+        if taken > steps:
+            break
         for student in students:
-            student.take_step(opened, batch, place)
-        taken += 1
-    if taken < steps:
-        raise _miscounted(epoch, steps, f"ended after {taken} batches")
+            student.take_step(opened, batch, taken - 1)
+    if taken != steps:
+        what = f"ended after {taken}" if taken < steps else f"has more than {steps}"
+        raise TrainingError(
+            f"epoch {epoch + 1} {what} batches, but their source has length {steps}, which the learning "
+            "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
+        )
     for student in students:
         student.end_steps()
     seconds = time.perf_counter() - began
     for student in students:
         student.end_epoch(seconds / len(students))
-
-
-def _miscounted(epoch: int, steps: int, what: str) -> TrainingError:
-    return TrainingError(
-        f"epoch {epoch + 1} {what}, but their source has length {steps}, which the learning "
-        "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
-    )
 
 
 def make_optimizer(
@@ -405,27 +401,21 @@ class _Student:
     def epochs_done(self) -> int:
         return len(self.records)
 
-    def is_at(self, epoch: int) -> bool:
-        """Return whether an epoch is the next one to train."""
-        return self.error is None and self.epochs_done == epoch < self.recipe.epochs
-
     def begin_epoch(self, epoch: int) -> None:
         self._epoch, self._checked = epoch, 0
         self.step.begin_epoch()
         self._lane.begin()
 
-    def take_step(self, opened: OpenEpoch | None, batch: Batch | None, place: int) -> None:
+    def take_step(self, opened: OpenEpoch | None, batch: Any, place: int) -> None:
         """Take a step of the epoch, on a batch or on one of an epoch that is held on the device."""
         if self.error is not None:
             return
         number = self._epoch * len(self.batches) + place
-        with self._lane, self._turn():
-            if batch is not None:
-                self.step(batch, number)
-            elif opened is not None and self._captured is not None:
+        with self._lane.current(), self._turn():
+            if opened is not None and self._captured is not None:
                 self._captured(opened, place, number)
-            elif opened is not None:
-                self.step(opened.batch(place), number)
+            else:
+                self.step(batch if opened is None else opened.batch(place), number)
             if place + 1 - self._checked >= check_every(self.accelerator.device):
                 self._check(place + 1)
         self.advance(1)
@@ -464,7 +454,10 @@ class _Student:
         self.records.append(record)
         with self._turn(ends_epoch=True):
             states = gather_object([_random_states(self.batches)])
-            if self._is_due():
+            epoch, several = self.epochs_done, self.accelerator.num_processes > 1
+            # Clocks of several processes may differ, and all of them take part.
+            overdue = time.monotonic() - self._saved >= SAVE_SECONDS
+            if several or overdue or self.recipe.keeps(epoch):
                 self._write(states)
             if self.training.hooks:
                 # A hook that draws, if only by iterating over a DataLoader, must not change the
@@ -475,13 +468,6 @@ class _Student:
                 restore_global_random_state(random_state)
         if self.epochs_done == self.recipe.epochs:
             self.finish()
-
-    def _is_due(self) -> bool:
-        """Return whether a checkpoint is written after this epoch."""
-        epoch, several = self.epochs_done, self.accelerator.num_processes > 1
-        # Clocks of several processes may differ, and all of them take part.
-        overdue = time.monotonic() - self._saved >= SAVE_SECONDS
-        return several or overdue or self.recipe.keeps(epoch) or epoch == self.recipe.epochs
 
     def _write(self, states: list[dict[str, Any]]) -> None:
         """Write a checkpoint; ``states`` are the random states of the processes."""
