@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distillens.data import PADDING, Batch
 from distillens.data.batches import stable_indices
-from distillens.data.labels import class_labels
+from distillens.data.labels import IGNORED, class_labels
 from distillens.data.outputs import tensor_or_parts
 from distillens.errors import CheckpointError, ModelError, SupervisionError
 from distillens.forward.sequences import (
@@ -51,8 +51,6 @@ except ImportError as error:
 
 STATE = "supervision.pt"
 """The supervision's state, in each of the Trainer's checkpoints."""
-IGNORED = -100
-"""The label of a position that does not count, as transformers have it."""
 
 
 class DistillationTrainer(Trainer):
@@ -401,13 +399,9 @@ def _joined(parts: list[Batch], weight: float) -> Batch:
 
 
 def _stacked(parts: list[Tensor], filler: int) -> Tensor:
-    if len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(parts)
     # Positions are the second axis, or the third one behind the choices of multiple choice.
-    sizes = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
-    padded = []
-    for part in parts:
-        missing = [(0, size - length) for size, length in zip(sizes, part.shape[1:], strict=True)]
-        behind = [each for pair in reversed(missing) for each in pair]
-        padded.append(nn.functional.pad(part, behind, value=filler))
-    return torch.cat(padded)
+    sizes = map(max, zip(*(part.shape[1:] for part in parts), strict=True))
+    whole = parts[0].new_full((sum(map(len, parts)), *sizes), filler)
+    for part, rows in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        rows[(slice(None), *map(slice, part.shape[1:]))] = part
+    return whole

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,6 @@ from distillens.study.networks import predict_splits
 from distillens.study.reading import missing_files
 from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy
-
-ARRAY_SUFFIXES = (".npz", ".safetensors")
-"""Files that may hold the logits of all splits, each under the name of its split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +67,17 @@ def read_given_teacher(context: StudyContext) -> GivenTeacher | None:
     recipe = context.recipe.teacher
     if recipe.checkpoint is None and recipe.logits is None:
         return None
-    digest = given_digest(context)
+    digest, parameters = given_digest(context), 0
     if recipe.model is None:
         logits, notes = _read_logits(context)
-        given = GivenTeacher(logits, digest, 0, "; ".join(notes))
     else:
         network = context.build(recipe.model, 0, "teacher")
-        note = load_checkpoint(recipe, network)
+        notes = [note] if (note := load_checkpoint(recipe, network)) else []
         network.to(context.accelerator.device).eval()
         logits = predict_splits(context, network, "teacher")
-        given = GivenTeacher(logits, digest, count_parameters(network), note)
-    doubt = _check_accuracy(context, given)
-    return replace(given, note="; ".join(part for part in (given.note, doubt) if part))
+        parameters = count_parameters(network)
+    notes += _check_accuracy(context, logits, "; ".join(notes))
+    return GivenTeacher(logits, digest, parameters, "; ".join(notes))
 
 
 def load_checkpoint(recipe: TeacherRecipe, network: nn.Module) -> str:
@@ -113,31 +109,33 @@ def given_digest(context: StudyContext) -> str:
     return hashlib.sha256("\n".join(f"{k}={v}" for k, v in digests.items()).encode()).hexdigest()
 
 
-def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
+def _check_accuracy(
+    context: StudyContext, logits: Mapping[str, NDArray[np.float32]], note: str
+) -> list[str]:
     """Show the accuracy of a given teacher; refuse one that is no better than a constant prediction.
 
-    Returns a note if the teacher is not measurably better than naming the most frequent class, else
-    an empty text.
+    Returns a note if the teacher is not measurably better than naming the most frequent class.
+    ``note`` is shown before the accuracy.
     """
     classes = context.splits.train.classes
     right, total, shown = 0, 0, []
     counts = np.zeros(len(classes), dtype=np.int64)
     for split, word in (("train", "training"), ("validation", "validation")):
-        if split not in given.logits:
+        if split not in logits:
             continue
         labels = getattr(context.splits, split).labels.numpy()
-        share, known = accuracy(given.logits[split], labels)
+        share, known = accuracy(logits[split], labels)
         shown.append(f"{100 * share:.1f} % of {len(labels):,} {word} examples")
         right += known
         total += len(labels)
         counts += np.bincount(labels, minlength=len(counts))
-    if given.note:
-        _show(context, given.note)
+    if note:
+        _show(context, note)
     _show(context, f"teacher: right on {' and '.join(shown)}")
     interval = wilson_interval(right / total, total)
     majority = counts.max() / total
     if interval.low > majority:
-        return ""
+        return []
     answer = f"always answering {classes[int(counts.argmax())]!r} ({100 * majority:.1f} %)"
     measured = (
         f"the teacher is right on {100 * right / total:.1f} % of the training and validation examples "
@@ -154,7 +152,7 @@ def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
         f"{measured} not measurably better than {answer}; check its normalisation and its classes"
     )
     _show(context, doubt)
-    return doubt
+    return [doubt]
 
 
 def _show(context: StudyContext, text: str) -> None:
@@ -166,7 +164,7 @@ def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]],
     """Return the logits of every split, and notes on their conversion."""
     splits = context.splits
     notes: list[str] = []
-    rows = _rows_of_splits(context)
+    rows = _rows_of_splits(context.recipe.teacher.logits or {})
     found: dict[str, NDArray[np.float32]] = {}
     for split in ("train", "validation", "test"):
         examples: Examples | None = getattr(splits, split)
@@ -180,41 +178,38 @@ def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]],
     return found, notes
 
 
-def _rows_of_splits(context: StudyContext) -> dict[str, Rows]:
-    given = context.recipe.teacher.logits
-    if isinstance(given, str):
-        path = Path(given)
-        if path.suffix.lower() not in ARRAY_SUFFIXES:
-            raise DataError(
-                f"{path} holds the logits of one split; give one file for each split, "
-                "teacher.logits: {train: FILE, test: FILE}, or one npz or safetensors file with "
-                "arrays train and test"
-            )
-        return _rows_of_one_file(path)
-    found: dict[str, Rows] = {}
-    for split, place in (given or {}).items():
-        found[split] = read_rows(place)
-        if found[split].unclear_header:
-            raise DataError(
-                f"teacher.logits.{split}: the first row of {place} may be a header or the logits of the "
-                "first example; name the columns by words, or store it as npy"
-            )
-    return found
+def _rows_of_splits(given: str | Mapping[str, str]) -> dict[str, Rows]:
+    """Return the rows of the splits train, test and, where there is one, validation.
 
-
-def _rows_of_one_file(path: Path) -> dict[str, Rows]:
-    """Return the arrays train, test and validation of a file, with train_index and so on if there."""
+    One file holds arrays of these names, and their indices as train_index and so on if there.
+    """
+    if not isinstance(given, str):
+        found = {split: read_rows(place) for split, place in given.items()}
+        for split, rows in found.items():
+            if rows.unclear_header:
+                raise DataError(
+                    f"teacher.logits.{split}: the first row of {given[split]} may be a header or the "
+                    "logits of the first example; name the columns by words, or store it as npy"
+                )
+        return found
+    path = Path(given)
     if path.suffix.lower() == ".npz":
         arrays = read_arrays(path, "teacher.logits must name an npz with arrays train and test")
-    else:
+    elif path.suffix.lower() == ".safetensors":
         from safetensors.torch import load_file
 
         arrays = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
-    splits = [name for name in ("train", "validation", "test") if name in arrays]
-    if not {"train", "test"} <= set(splits):
+    else:
+        raise DataError(
+            f"{path} holds the logits of one split; give one file for each split, "
+            "teacher.logits: {train: FILE, test: FILE}, or one npz or safetensors file with "
+            "arrays train and test"
+        )
+    if not {"train", "test"} <= set(arrays):
         raise DataError(
             f"{path} has the arrays {sorted(arrays)}; a teacher's logits need train and test"
         )
+    splits = [name for name in ("train", "validation", "test") if name in arrays]
     return {name: Rows(arrays[name], arrays.get(f"{name}_index")) for name in splits}
 
 

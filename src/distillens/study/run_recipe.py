@@ -99,7 +99,12 @@ def run(
         teacher = _train(context, stage, given, spread)
         opened = OpenRun.open(folder)
         whole = _joined(recipe, run_files, stage, trust_code)
-        _measure(FinishedRun.of(opened, replace(context, recipe=whole), teacher))
+        finished = FinishedRun.of(opened, replace(context, recipe=whole), teacher)
+        # An analysis whose record the run has is not repeated.
+        if recipe.deviation:
+            measure(finished, "confidence")
+        if recipe.complexity is not None:
+            measure(finished, "complexity", recipe.complexity)
     return opened.result
 
 
@@ -133,14 +138,6 @@ def _train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return replace(teacher, context=context)
-
-
-def _measure(run: FinishedRun) -> None:
-    """Run the analyses of the recipe, unless the run has their records."""
-    if run.recipe.deviation:
-        measure(run, "confidence")
-    if run.recipe.complexity is not None:
-        measure(run, "complexity", run.recipe.complexity)
 
 
 def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> None:

@@ -237,11 +237,13 @@ def estimate_run(
         *_logits(context, blocks, modules, cache),
         *_complexity(context),
     )
+    folder = context.run.folder.resolve()
+    disk = next(place for place in (folder, *folder.parents) if place.exists())
     estimate = RunEstimate(
         parts=tuple((part.name, part.seconds) for part in work),
         device=str(context.accelerator.device),
         memory=_peak_memory(context),
-        free_disk=shutil.disk_usage(_existing(context.run.folder)).free,
+        free_disk=shutil.disk_usage(disk).free,
         **disk_use(context, networks, modules, len(blocks)),
     )
     return estimate, work
@@ -352,8 +354,3 @@ def _peak_memory(context: StudyContext) -> int:
     if context.accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(context.accelerator.device)
     return peak_host_memory()
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.resolve()
-    return next(place for place in (folder, *folder.parents) if place.exists())
