@@ -44,14 +44,19 @@ def tune_students(
     later = [k for k in places if "previous student" in recipe.supervisions[k].needs()]
     trials: list[Trial] = []
     for group in ([k for k in places if k not in later], later):
-        trials += _trials(context, teacher, spread, group)
+        rates = recipe.tune.learning_rate
+        students = [Student(k, recipe.tuning_seed, rate) for k in group for rate in rates]
+        found = train_missing(context, teacher, students, spread)
+        trials += [one for student in students if isinstance(one := found[student], Trial)]
         tuning = _select(recipe, trials)
         if context.main:
             write_atomically(context.run.tuning, to_json(tuning))
         context.accelerator.wait_for_everyone()
         context = replace(context, recipe=_with_rates(recipe, tuning))
     if context.main:
-        _delete_weights(context.run)
+        folder = context.run.folder / "tuning"
+        for path in (*folder.rglob("epoch-*.safetensors"), *folder.rglob("state.pt")):
+            path.unlink()
     return context
 
 
@@ -66,21 +71,6 @@ def tuned(recipe: Recipe, run: Run) -> Recipe:
     """Return a run's recipe with the learning rates that were selected so far."""
     tuning = None if recipe.tune is None else read_tuning(run)
     return recipe if tuning is None else _with_rates(recipe, tuning)
-
-
-def _trials(
-    context: StudyContext, teacher: StudyTeacher, spread: Spread, places: Sequence[int]
-) -> list[Trial]:
-    """Run the missing trials and return the trials of supervisions, rate by rate."""
-    recipe = context.recipe
-    assert recipe.tune is not None
-    students = [
-        Student(place, recipe.tuning_seed, rate)
-        for place in places
-        for rate in recipe.tune.learning_rate
-    ]
-    found = train_missing(context, teacher, students, spread)
-    return [trial for student in students if isinstance(trial := found[student], Trial)]
 
 
 def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:
@@ -124,9 +114,3 @@ def _with_rates(recipe: Recipe, tuning: Tuning) -> Recipe:
     return recipe.model_copy(
         update={"supervisions": tuple(tuned_entry(entry) for entry in recipe.supervisions)}
     )
-
-
-def _delete_weights(run: Run) -> None:
-    folder = run.folder / "tuning"
-    for path in (*folder.rglob("epoch-*.safetensors"), *folder.rglob("state.pt")):
-        path.unlink()
