@@ -150,9 +150,12 @@ class Run:
         """The recipe and the results of an addition; its networks lie with the others."""
         return Run(self.additions / str(number))
 
-    def addition_numbers(self) -> list[int]:
-        """Return the numbers of the additions, in their order."""
-        return sorted(int(path.parent.name) for path in self.additions.glob("[0-9]*/recipe.yaml"))
+    def stages(self) -> list[Run]:
+        """Return the run itself and its additions, in their order."""
+        numbers = sorted(
+            int(path.parent.name) for path in self.additions.glob("[0-9]*/recipe.yaml")
+        )
+        return [self, *map(self.addition, numbers)]
 
     def cost(self, network: str) -> Path:
         """Inference cost of the teacher or the student."""

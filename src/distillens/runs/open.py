@@ -84,8 +84,8 @@ class OpenRun:
         result = read_training(run)
         data = read_data(run)
         additions = []
-        for number in run.addition_numbers():
-            stage = run.addition(number)
+        for stage in run.stages()[1:]:
+            number = int(stage.folder.name)
             if not stage.results.is_file():
                 if unfinished:
                     continue

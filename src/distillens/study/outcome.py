@@ -82,10 +82,8 @@ class Outcome:
     @property
     def _level(self) -> float:
         """The level of intervals over seeds; see `level_after`."""
-        run = self.context.run
-        last = 0 if self.stage == run else int(self.stage.folder.name)
-        additions = [run.addition(number) for number in run.addition_numbers() if number <= last]
-        recipes = [read_recipe_values(stage) for stage in (run, *additions)]
+        stages = self.context.run.stages()
+        recipes = [read_recipe_values(one) for one in stages[: stages.index(self.stage) + 1]]
         return level_after(more_seeds(before, after) for before, after in pairwise(recipes))
 
     def _outcomes(self, cell: Cell) -> NDArray:

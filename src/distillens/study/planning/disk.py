@@ -100,7 +100,7 @@ def disk_use(
     """
     recipe, splits = context.recipe, context.splits
     weights = {role: len(state_bytes(module)) for role, module in modules.items()}
-    checkpoints = states = trials = 0
+    found = {"checkpoints": 0, "states": 0, "trials": 0}
     for each in networks:
         files = weights[each.role] * len(each.training.kept_epochs)
         state = _state_bytes(modules[each.role], each.training)
@@ -108,10 +108,10 @@ def disk_use(
         if each.cotrained and teacher is not None:
             state += weights["teacher"] + _state_bytes(modules["teacher"], teacher)
         if each.trial:
-            trials += files + state
+            found["trials"] += files + state
         else:
-            checkpoints += files
-            states += state
+            found["checkpoints"] += files
+            found["states"] += state
     train, test = len(splits.train), len(splits.test)
     rows = train + test + (len(splits.validation) if splits.validation else 0)
     width = context.outputs if context.top_k is None else 2 * context.top_k + 1
@@ -123,13 +123,7 @@ def disk_use(
     if recipe.teacher.training is None and recipe.teacher.run is None:
         outputs += rows * context.outputs * 4
     cache = min(recipe.cache_bytes, blocks * (train * width * 4 + NPY_BYTES))
-    return {
-        "checkpoints": checkpoints,
-        "states": states,
-        "trials": trials,
-        "cache": cache,
-        "outputs": outputs,
-    }
+    return {**found, "cache": cache, "outputs": outputs}
 
 
 def bytes_there(folder: Path) -> int:
