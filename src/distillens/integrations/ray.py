@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distillens.errors import RecipeError, RunError
+from distillens.errors import RecipeError, RunError, one_line
 from distillens.forward.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.results.training import Cell, Trial
 from distillens.runs.folder import latest_recipe
@@ -108,9 +108,8 @@ def _start(count: int) -> None:
         )
         logging.getLogger("ray").setLevel(logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())
         where = f"at RAY_ADDRESS={address} cannot be reached" if address else "cannot be started"
-        raise RunError(f"Ray {where}: {text}") from None
+        raise RunError(f"Ray {where}: {one_line(error)}") from None
 
 
 class _Running:
@@ -337,8 +336,7 @@ def _received(reference: ObjectRef, title: str) -> Cell | Trial:
         # Ray wraps what was raised in its own text of many lines.
         raise error.cause from error
     except RayError as error:
-        text = " ".join(str(error).split())
         raise RunError(
-            f"Ray lost the task of {title}: {text}; "
+            f"Ray lost the task of {title}: {one_line(error)}; "
             "the same command again goes on from its last checkpoint"
         ) from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from distillens.errors import RunError
+from distillens.errors import RunError, one_line
 from distillens.files.atomic import write_atomically
 from distillens.files.yaml_values import dump_yaml, load_yaml
 from distillens.results.training import NetworkId
@@ -240,8 +240,7 @@ def read_recipe_values(run: Run) -> dict[str, Any]:
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        text = " ".join(str(error).split())
-        raise RunError(f"{path} cannot be read: {text}; choose another --out") from None
+        raise RunError(f"{path} cannot be read: {one_line(error)}; choose another --out") from None
     if not isinstance(content, dict) or not isinstance(content.get("supervisions"), list):
         raise RunError(f"{path} is no recipe; choose another --out")
     return content

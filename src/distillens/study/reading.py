@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from distillens.data.recipe import DataRecipe
 from distillens.data.sources.source import SOURCES
-from distillens.errors import DataError, DistillensError, RecipeError, nearest
+from distillens.errors import DataError, DistillensError, RecipeError, nearest, one_line
 from distillens.files.paths import user_path
 from distillens.files.yaml_values import Loader, load_yaml
 from distillens.models.registry import check_model
@@ -132,11 +132,10 @@ def validated(content: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
         recipe.model_dump(mode="json")
     # Arguments of models are of any type, and a YAML alias can make a value contain itself.
     except ValueError as error:
-        text = " ".join(str(error).split())[:120]
-        problem = (
+        text = one_line(error)[:120]
+        return None, [
             f"the recipe has a value that YAML cannot hold ({text}); write it without an alias"
-        )
-        return None, [problem]
+        ]
     return recipe, []
 
 
@@ -250,7 +249,7 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
     try:
         content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
-        raise RecipeError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path} is no readable YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is no recipe: it holds a {type(content).__name__}, not keys")
     return content

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from distillens.data.batches import Batches, OpenEpoch
+from distillens.errors import one_line
 from distillens.supervision.protocol import NotCapturable, phase_of
 from distillens.training.step import TrainingStep
 
@@ -140,8 +141,7 @@ class CapturedStep:
         try:
             graph.capture(body)
         except RuntimeError as error:
-            text = " ".join(str(error).split())[:160]
-            self._give_up(f"capturing it stopped with: {text}")
+            self._give_up(f"capturing it stopped with: {one_line(error)[:160]}")
             self._step.forget_gradients()
             return None
         return graph

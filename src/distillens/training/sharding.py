@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from distillens.errors import TrainingError
+from distillens.errors import TrainingError, one_line
 from distillens.training.processes import fsdp_plugin, is_sharded
 
 
@@ -42,10 +42,9 @@ def prepare(
     try:
         wrapped, prepared = accelerator.prepare(model, optimizer)
     except (KeyError, NotImplementedError, ValueError) as error:
-        text = " ".join(str(error).split())[:160]
         raise TrainingError(
-            f"FSDP cannot shard this network: {text}; every network of a run is wrapped by one "
-            "policy, SIZE_BASED_WRAP fits any"
+            f"FSDP cannot shard this network: {one_line(error)[:160]}; every network of a run is "
+            "wrapped by one policy, SIZE_BASED_WRAP fits any"
         ) from None
     for parameter, state in zip(_parameters(optimizer), states, strict=True):
         if state:

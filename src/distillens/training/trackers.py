@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from distillens.errors import TrainingError
+from distillens.errors import TrainingError, one_line
 from distillens.training.recipe import Tracker
 from distillens.training.trajectory import EpochRecord
 
@@ -36,7 +36,7 @@ def start_trackers(
     if trackers:
         accelerator.log_with = list(trackers)  # type: ignore[assignment]
         accelerator.project_configuration.set_directories(str(folder))
-        with _one_line(
+        with _tracking(
             f"trackers {', '.join(trackers)} cannot start", "leave them out of trackers"
         ):
             accelerator.init_trackers(name)
@@ -69,15 +69,14 @@ def log_epoch(accelerator: Accelerator, steps: Steps, network: str, record: Epoc
         f"{name}/epoch": record.epoch,
     }
     advice = "run the recipe again to go on, perhaps without it in trackers"
-    with _one_line(f"a tracker cannot log epoch {record.epoch} of {network}", advice):
+    with _tracking(f"a tracker cannot log epoch {record.epoch} of {network}", advice):
         accelerator.log(values, step=steps.taken)
 
 
 @contextmanager
-def _one_line(what: str, advice: str) -> Iterator[None]:
+def _tracking(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     # Each tracker raises its own exceptions, for example for an unreachable server or a missing key.
     except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise TrainingError(f"{what}: {text}; {advice}") from None
+        raise TrainingError(f"{what}: {one_line(error)[:200]}; {advice}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distillens.errors import DistillensError
+from distillens.errors import DistillensError, one_line
 from distillens.results.check import RecipeCheck
 from distillens.runs.folder import check_folder
 from distillens.runs.layout import run_folder
@@ -37,7 +37,7 @@ class Findings:
         try:
             return work()
         except DistillensError as error:
-            problem = " ".join(str(error).split())
+            problem = one_line(error)
             if not any(problem in known for known in self.problems):
                 self.problems.append(problem)
             return None
@@ -85,7 +85,7 @@ def check(
     if parsed is None:
         return RecipeCheck(str(content.get("name", recipe)), tuple(problems), ())
     errors = part_errors(parsed, trust_code=trust_code)
-    found = Findings([" ".join(str(error).split()) for error in errors])
+    found = Findings([one_line(error) for error in errors])
     named = len(found.problems)
     missing = missing_places(parsed)
     found.problems += missing

@@ -19,7 +19,7 @@ from torch import nn
 
 from distillens.analyses.complexity import complexity_plan
 from distillens.data import Batch, Batches
-from distillens.errors import TrainingError
+from distillens.errors import TrainingError, one_line
 from distillens.forward.device_errors import peak_host_memory
 from distillens.models import ModelRecipe
 from distillens.results.check import PlannedWork, RunEstimate, RunPlan
@@ -179,8 +179,7 @@ def seconds_per_step(
         first = train(min(WARM_UP, len(batches)))
         return train(min(max(5, round(SECONDS / first)), len(batches)))
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{model.name} cannot be trained: {text}") from None
+        raise TrainingError(f"{model.name} cannot be trained: {one_line(error)[:200]}") from None
 
 
 def time_steps(context: StudyContext, networks: Sequence[PlannedNetwork]) -> dict[Role, float]:
