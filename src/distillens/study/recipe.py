@@ -260,9 +260,8 @@ class Recipe(_Part):
                     f"complexity.epochs names {epoch}; training.checkpoint_every of the one-hot "
                     f"student keeps the weights of the epochs {listed(kept)}"
                 )
-        on_validation = self.complexity is not None and self.complexity.split == "validation"
-        if on_validation and not self.data.validation_size:
-            raise ValueError("complexity.split is validation, but data.validation_size is 0")
+        if self.complexity is not None and self.complexity.split == "validation":
+            self._need_validation("complexity is measured")
         return self
 
     def task(self) -> Task:
@@ -334,10 +333,14 @@ class Recipe(_Part):
                     f"{entry.title!r} sets training.learning_rate, which tune selects; "
                     "leave one of the two out"
                 )
-        if self.tune is not None and not self.data.validation_size:
+        if self.tune is not None:
+            self._need_validation("tune selects learning rates")
+
+    def _need_validation(self, what: str) -> None:
+        if not self.data.validation_size:
             raise ValueError(
-                "tune selects learning rates on the validation split, but data.validation_size is 0; "
-                "set it to the number of training examples to validate on"
+                f"{what} on the validation split, but data.validation_size is 0; set it to the number "
+                "of training examples to validate on"
             )
 
     def _check_self_distillation(self) -> None:
@@ -371,10 +374,8 @@ class Recipe(_Part):
             trained = self.teacher.training
             if trained is not None and (problem := trajectory_problem(entry, trained)):
                 raise ValueError(problem)
-            if getattr(entry, "early_stop", None) == "validation" and not self.data.validation_size:
-                raise ValueError(
-                    f"{entry.title!r} needs a validation split; set data.validation_size"
-                )
+            if getattr(entry, "early_stop", None) == "validation":
+                self._need_validation(f"{entry.title!r} selects a checkpoint of the teacher")
 
 
 RECIPES: Registry[type[Recipe]] = Registry(
