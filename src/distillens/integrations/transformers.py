@@ -151,8 +151,7 @@ class DistillationTrainer(Trainer):
             return samples, None
         parts = [self._batch(sample) for sample in samples]
         local = torch.stack([_counting(part) for part in parts]).sum().to(self.args.device)
-        summed = self.accelerator.reduce(local.clone(), "sum")
-        assert isinstance(summed, Tensor)
+        summed = cast(Tensor, self.accelerator.reduce(local.clone(), "sum"))
         # The mean over processes of their sums is to be the mean over the global batch.
         self._whole = summed.clamp_min(1) / self.accelerator.num_processes
         batch = _joined(parts, float(local / self._whole))

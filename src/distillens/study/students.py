@@ -209,10 +209,8 @@ def seed_by_seed(
     while left:
         first = left[0]
         group = [each for each in left if _share_batches(context.recipe, first, each)] or [first]
-        if len(group) > 1:
-            _train_group(context, teacher, group, done)
-        else:
-            one_by_one(context, teacher, group, done)
+        train = _train_group if len(group) > 1 else one_by_one
+        train(context, teacher, group, done)
         left = [each for each in left if each not in group]
 
 

@@ -514,9 +514,7 @@ class _Student:
         local = torch.stack(
             [tally.losses.double().mean(), tally.right.double(), tally.seen.double()]
         )
-        summed = self.accelerator.reduce(local, "sum")
-        assert isinstance(summed, Tensor)
-        sums = summed.tolist()
+        sums = cast(Tensor, self.accelerator.reduce(local, "sum")).tolist()
         if not sums[2]:
             raise TrainingError(
                 f"no label of epoch {self._epoch + 1} counts: all are {IGNORED} or masked; give each "

@@ -87,11 +87,9 @@ def check(
     errors = part_errors(parsed, trust_code=trust_code)
     found = Findings([one_line(error) for error in errors])
     named = len(found.problems)
-    missing = missing_places(parsed)
+    missing, folder = missing_places(parsed), run_folder(out, parsed.name)
     found.problems += missing
-    folder = run_folder(out, parsed.name)
-    described = parsed.as_written_in(folder)
-    found.attempt(lambda: check_folder(folder, described, as_of_today))
+    found.attempt(lambda: check_folder(folder, parsed.as_written_in(folder), as_of_today))
     if named or any("data.path" in problem for problem in missing):
         return RecipeCheck(parsed.name, tuple(found.problems), ())
     # Imports torch, which takes seconds.
