@@ -50,10 +50,6 @@ class NetworkFiles:
 
     folder: Path
 
-    state = _Path("state.pt")
-    """The state that a training resumes from."""
-    history = _Path("history.jsonl")
-    """One JSON line per epoch."""
     cell = _Path("cell.json")
     """The network's numbers; the file exists if the network is finished."""
     logits = _Path("logits.npz")
@@ -64,6 +60,16 @@ class NetworkFiles:
     """One-line note on how the weights of a given teacher were found in its checkpoint."""
     validation = _Path("validation-losses.json")
     """Validation losses after every epoch."""
+
+    @property
+    def state(self) -> Path:
+        """The state that a training resumes from."""
+        return self.folder / "state.pt"
+
+    @property
+    def history(self) -> Path:
+        """One JSON line per epoch."""
+        return self.folder / "history.jsonl"
 
     def generation(self, number: int) -> NetworkFiles:
         """The files of an earlier generation of self-distillation."""

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,7 +179,7 @@ def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]],
     return found, notes
 
 
-def _rows_of_splits(given: str | Mapping[str, str]) -> dict[str, Rows]:
+def _rows_of_splits(given: str | Mapping[Any, str]) -> dict[str, Rows]:
     """Return the rows of the splits train, test and, where there is one, validation.
 
     One file holds arrays of these names, and their indices as train_index and so on if there.

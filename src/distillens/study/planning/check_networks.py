@@ -41,7 +41,9 @@ def check_networks(recipe: Recipe, folder: Path, trust_code: bool, found: Findin
         networks = {role: network for role, network in checked.items() if network is not None}
         result = replace(result, networks=tuple(networks.values()))
         if student is not None and not found.problems:
-            steps = {role: each.seconds_per_step or 0.0 for role, each in networks.items()}
+            steps: dict[Role, float] = {}
+            for role, network in networks.items():
+                steps[role] = network.seconds_per_step or 0.0
             result = replace(result, estimate=_estimate(context, steps, found))
     return replace(result, problems=tuple(found.problems), notes=tuple(found.notes))
 
