@@ -37,13 +37,12 @@ def check_networks(recipe: Recipe, folder: Path, trust_code: bool, found: Findin
         trainings = [recipe.training_of(entry) for entry in recipe.supervisions]
         student = _trained(context, "student", recipe.student.model, trainings, found)
         teacher = _teacher(context, found)
-        checked: dict[Role, CheckedNetwork | None] = {"teacher": teacher, "student": student}
-        networks = {role: network for role, network in checked.items() if network is not None}
-        result = replace(result, networks=tuple(networks.values()))
+        networks = tuple(network for network in (teacher, student) if network is not None)
+        result = replace(result, networks=networks)
         if student is not None and not found.problems:
-            steps: dict[Role, float] = {}
-            for role, network in networks.items():
-                steps[role] = network.seconds_per_step or 0.0
+            steps: dict[Role, float] = {"student": student.seconds_per_step or 0.0}
+            if teacher is not None:
+                steps["teacher"] = teacher.seconds_per_step or 0.0
             result = replace(result, estimate=_estimate(context, steps, found))
     return replace(result, problems=tuple(found.problems), notes=tuple(found.notes))
 
