@@ -49,6 +49,8 @@ def launch(processes: int, *command: str, **environment: str) -> subprocess.Comp
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
+            # Scripts in this folder import the modules of the folder above.
+            "PYTHONPATH": os.pathsep.join(map(str, [*sys.path, Path(__file__).parents[1]])),
             **environment,
         },
     )
