@@ -131,11 +131,11 @@ def test_an_interrupted_selection_is_taken_up_again(
     whole = distillens.run(tuned, tmp_path / "whole")
     calls: list[str] = []
 
-    def stop(*arguments: Any, **named: Any) -> Any:
-        calls.append(named["title"])
+    def stop(*arguments: Any) -> Any:
+        calls.append(arguments[1].title)
         if len(calls) in (3, 9):
             raise KeyboardInterrupt
-        return train_trial(*arguments, **named)
+        return train_trial(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr("distillens.study.students.train_trial", stop)

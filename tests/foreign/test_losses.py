@@ -624,7 +624,7 @@ def test_features_of_micro_batches_that_are_compared_are_refused() -> None:
 
 
 def test_a_loss_that_compares_examples_is_refused_in_several_processes() -> None:
-    from distillens.training.whole_batch import check_parts
+    from distillens.training.step import check_parts
 
     with pytest.raises(TrainingError, match="2 processes"):
         check_parts(Distillation(Given(torch.zeros(2, 2)), 1.0, dist_loss), 1, 2)

@@ -299,9 +299,12 @@ def test_a_cotrained_teacher_and_the_eigenspace_have_the_teachers_pixels(
         role: context.batches(recipe.student.training, 0, role) for role in ("teacher", "student")
     }
     teacher = prepare_teacher(context)
-    caches = [LogitCache(run.cache, batches[role], "float32") for role in ("teacher", "student")]
+    roles = ("teacher", "student")
+    of_teacher, of_student = (
+        LogitCache(run.cache, batches[role], "float32").teacher for role in roles
+    )
     steps = len(batches["student"])
-    taught = StudentTeachers(context, teacher, caches[0], caches[1], 3, steps, None).cotrained()
+    taught = StudentTeachers(context, teacher, of_teacher, of_student, 3, steps, None).cotrained()
     alone = context.build(teacher.model, 1000, "teacher").eval()  # type: ignore[arg-type]
     with torch.no_grad():
         expected = alone(next(batches["teacher"].epoch(0)).inputs)

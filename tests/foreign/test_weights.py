@@ -696,7 +696,7 @@ def test_mistakes_in_the_checkpoint_are_named(tmp_path: Path) -> None:
     for given, message in (
         ({"path": "a", "kye": "b"}, "unknown key 'teacher.checkpoint.kye'; did you mean 'key'"),
         ({"key": "b"}, "'teacher.checkpoint.path' is missing"),
-        (3, r"give a path, or {path, key, strip}, got 3"),
+        (3, "teacher.checkpoint: keys with values are needed, got 3"),
     ):
         recipe = {**TINY, "teacher": {**teacher, "checkpoint": given}}
         with pytest.raises(DistillensError, match=message):

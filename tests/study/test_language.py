@@ -21,17 +21,17 @@ from distillens.data import Batches, DataRecipe, Examples, load_splits
 from distillens.data.tokens import NextTokens
 from distillens.errors import DataError, ModelError
 from distillens.files.tables import Rows
+from distillens.integrations.ray import train_in_worker
 from distillens.measures.statistics.intervals import mean_over_sentences
 from distillens.models import LanguageModel, load_weights
 from distillens.progress import Progress
 from distillens.results.confidence import Confidence
 from distillens.runs.open import OpenRun
-from distillens.study.language_models.token_outputs import (
+from distillens.study.language_models.task import (
     first_tokens,
     token_labels,
     token_logits,
 )
-from distillens.study.worker import train_in_worker
 from distillens.supervision import Distillation, FixedTeacher, OneHot
 from distillens.training import TrainingRecipe, fit
 

@@ -22,7 +22,7 @@ from distillens.results.check import RunPlan
 from distillens.runs.layout import Run
 from distillens.study import parse_recipe, read_recipe
 from distillens.study.planning.check import check
-from distillens.study.planning.plan import plan_run, side_by_side
+from distillens.study.planning.estimate import plan_run, side_by_side
 
 SHORT = (
     "seeds=[0]", "teacher.training.epochs=3", "student.training.epochs=3", "complexity=null",

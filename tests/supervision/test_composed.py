@@ -327,11 +327,11 @@ def test_a_run_that_was_cut_short_names_its_open_cells(
     composed(tiny, {"kind": "offline", "temperature": 4})
     calls: list[str] = []
 
-    def stop(*arguments: Any, **named: Any) -> Any:
-        calls.append(named["name"])
+    def stop(*arguments: Any) -> Any:
+        calls.append(arguments[1].name)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return train_network(*arguments, **named)
+        return train_network(*arguments)
 
     monkeypatch.setattr("distillens.study.students.train_network", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from distillens.errors import TrainingError
 from distillens.runs.layout import NetworkFiles
 from distillens.supervision import OneHot
 from distillens.training import EpochRecord, TrainingRecipe, accelerator_for, fit
-from distillens.training.sharding import first_not_finite
+from distillens.training.sharding import not_finite
 
 RECIPE = TrainingRecipe(epochs=4, batch_size=16, learning_rate=0.05, weight_decay=1e-3)
 
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
         weight = trained.get_parameter("3.weight")
         assert isinstance(weight, DTensor)
         weight.to_local().detach().fill_(torch.nan)
-    assert first_not_finite(accelerator, trained) == "3.weight"
+    assert not_finite(accelerator, trained)[0] == "3.weight"
 
 
 if __name__ == "__main__":

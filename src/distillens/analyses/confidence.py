@@ -21,7 +21,6 @@ from distillens.results.base import SCHEMA
 from distillens.results.confidence import Confidence, StudentAudit
 from distillens.runs.folder import find_run
 from distillens.runs.open import check_fingerprint
-from distillens.runs.read import read_data
 from distillens.study.networks import read_cell
 from distillens.study.reading import read_recipe
 
@@ -94,8 +93,7 @@ def _other_teacher(run: FinishedRun, folder: Path) -> tuple[str, dict[str, NDArr
     recipe = read_recipe(other.recipe, trust_code=run.context.trust_code)
     if recipe.teacher.training is None or not other.teacher.cell.is_file():
         raise RunError(f"{folder} has no trained teacher of its own; name the run that trained it")
-    there = str(read_data(other)["fingerprint"])
-    check_fingerprint(other, there, run.context.splits.fingerprint, "of this run")
+    check_fingerprint(other, run.context.splits.fingerprint, "of this run")
     if recipe.teacher.model != run.teacher.model:
         raise RunError(
             f"the teacher of {folder} is {described(recipe.teacher.model)}, this run's "

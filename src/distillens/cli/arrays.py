@@ -243,7 +243,9 @@ def complexity_command(
     if plan:
         show_line(str(task.plan(most)))
         return
-    result = task.measure(ridge=ridge, max_memory=most, progress=progress_bars(as_json), profiled=profile)
+    result = task.measure(
+        ridge=ridge, max_memory=most, progress=progress_bars(as_json), profiled=profile
+    )
     from distillens.report import certified_table, profile_table, teacher_kernel_line
 
     show_result(result, certified_table, as_json)

@@ -46,17 +46,17 @@ def run_command(
     check_places(parsed)
     if plan:
         from distillens.report import plan_text
-        from distillens.study.planning.plan import plan_run
+        from distillens.study.planning.estimate import plan_run
 
         found = plan_run(parsed, out, trust_code=trust_code, workers=workers)
         terminal.show_result(found, plan_text, as_json)
         if found.problems:
             raise typer.Exit(2)
         return
-    from distillens.runs.layout import slug
+    from distillens.runs.layout import run_folder
     from distillens.study.run_recipe import run
 
-    folder = out if out is not None else Path("runs") / slug(parsed.name)
+    folder = run_folder(out, parsed.name)
     start = partial(run, parsed, folder, trust_code=trust_code, progress=terminal.progress_bars())
     if workers == 1:
         start()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from distillens.errors import DataError, nearest, one_line
 from distillens.files.array_likes import as_array
 from distillens.files.csv_tables import INDEX_NAMES
+from distillens.files.npz import load_npz
 from distillens.files.paths import user_path
 from distillens.files.tables import (
     Columns,
@@ -167,32 +168,6 @@ def read_splits(places: Sequence[str], columns: Columns | None = None) -> Rows |
             raise DataError(f"the split {split!r} was given twice; give one file per split")
         found[split] = read_place(rest, columns)
     return found
-
-
-def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz by name; nothing is unpickled.
-
-    Raises
-    ------
-    ValueError
-        With one short line: the file is missing, damaged, or no npz of plain arrays. The caller knows
-        what the file is for and makes the user's error of it.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(6)
-        if start == b"\x93NUMPY":
-            raise ValueError("it holds a single array without a name, as numpy.save writes it")
-        if not start.startswith(b"PK"):
-            raise ValueError("it does not start as an npz does" if start else "it is empty")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    # zipfile, zlib and NumPy raise a dozen kinds, by where the damage is; a damaged shape asks for
-    # more memory than there is.
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        text = " ".join((reason or str(error)).split())[:160]
-        raise ValueError(text or "it ends too early") from None
 
 
 def _npy(path: Path, key: str | None, columns: Columns) -> Rows:

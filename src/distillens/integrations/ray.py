@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distillens.errors import RecipeError, RunError
+from distillens.errors import RecipeError, RunError, one_line
 from distillens.forward.device_errors import checked_device, limit_memory, peak_host_memory
 from distillens.results.training import Cell, Trial
+from distillens.runs.folder import latest_recipe
+from distillens.runs.layout import Run
+from distillens.runs.open import check_fingerprint
 from distillens.study.context import StudyContext
-from distillens.study.networks import read_epochs
-from distillens.study.students import Done, Spread, Student
-from distillens.study.teacher import StudyTeacher
-from distillens.study.worker import train_in_worker
-from distillens.training import log_epoch
+from distillens.study.networks import epochs_done, read_epochs
+from distillens.study.reading import read_recipe
+from distillens.study.students import Done, Spread, Student, train_student
+from distillens.study.teacher import StudyTeacher, prepare_teacher
+from distillens.study.tuning import tuned
+from distillens.training import accelerator_for, log_epoch
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -105,37 +108,30 @@ def _start(count: int) -> None:
         )
         logging.getLogger("ray").setLevel(logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())
         where = f"at RAY_ADDRESS={address} cannot be reached" if address else "cannot be started"
-        raise RunError(f"Ray {where}: {text}") from None
+        raise RunError(f"Ray {where}: {one_line(error)}") from None
 
 
-@dataclass
 class _Running:
-    """A student in training, seen from here: its bar, and how many epochs were seen of what."""
+    """A student in training, seen from here: its progress, and how many epochs were seen of what."""
 
-    student: Student
-    bar: ExitStack
-    advance: Callable[[int], None]
-    seen: dict[str, int]
+    def __init__(self, context: StudyContext, student: Student, bar: ExitStack) -> None:
+        self.student, self.bar, self._context = student, bar, context
+        self._networks = student.networks(context)
+        self._seen = {title: epochs_done(files) for title, files in self._networks.items()}
+        total = student.training(context.recipe).epochs * len(self._networks)
+        shown = context.progress(student.title(context.recipe), total, sum(self._seen.values()))
+        self._advance = bar.enter_context(shown)
 
-    def look(self, context: StudyContext) -> None:
+    def look(self) -> None:
         """Show and log the epochs that its files have more than before."""
-        for title, files in self.student.networks(context).items():
-            for record in read_epochs(files)[self.seen[title] :]:
-                self.seen[title] += 1
-                self.advance(1)
+        context = self._context
+        for title, files in self._networks.items():
+            for record in read_epochs(files)[self._seen[title] :]:
+                self._seen[title] += 1
+                self._advance(1)
                 if context.recipe.trackers:
-                    log_epoch(context.accelerator, title, record, context.tracked.take(1) + 1)
-
-
-def _begin(context: StudyContext, student: Student, bar: ExitStack) -> _Running:
-    networks = student.networks(context)
-    seen = {title: len(read_epochs(files)) for title, files in networks.items()}
-    total = student.training(context.recipe).epochs * len(networks)
-    title = student.title(context.recipe)
-    advance = bar.enter_context(context.progress(title, total, sum(seen.values())))
-    return _Running(student, bar, advance, seen)
+                    log_epoch(context.accelerator, context.tracked, title, record)
 
 
 def _spread(
@@ -157,8 +153,7 @@ def _spread(
     running: dict[ObjectRef, _Running] = {}
     for student in students:
         # Epochs that were logged before the run was resumed.
-        for files in student.networks(context).values():
-            context.tracked.take(len(read_epochs(files)))
+        context.tracked.taken += student.epochs_done(context)
     with ExitStack() as bars:
         try:
             while waiting or running:
@@ -166,16 +161,16 @@ def _spread(
                 free = [mine for mine in waiting if mine.origin(recipe) not in open_now]
                 for student in free[: count - len(running)]:
                     waiting.remove(student)
-                    begun = _begin(context, student, bars.enter_context(ExitStack()))
+                    begun = _Running(context, student, bars.enter_context(ExitStack()))
                     running[train(student)] = begun
                 for reference in ray.wait(list(running), timeout=LOOK_EVERY)[0]:
                     cell = _received(reference, running[reference].student.title(recipe))
                     finished = running.pop(reference)
-                    finished.look(context)
+                    finished.look()
                     finished.bar.close()
                     done(finished.student, cell)
                 for task in running.values():
-                    task.look(context)
+                    task.look()
         finally:
             # No task may still be writing when the run is resumed.
             _end(list(running))
@@ -202,27 +197,14 @@ def _end(tasks: list[ObjectRef]) -> None:
             ray.wait(left, num_returns=len(left))
 
 
-@dataclass(frozen=True)
-class TaskShare:
-    """Resources of each of the tasks that run at the same time."""
-
-    cores: int
-    gpus: float
-    """1, or the share of a GPU that several tasks are given; 0 where students train on CPUs."""
-
-    @property
-    def tasks_on_a_gpu(self) -> int:
-        """Number of tasks that share a GPU."""
-        return round(1 / self.gpus) if self.gpus else 0
-
-
 def share_of_a_task(
     count: int, machines: Sequence[Mapping[str, float]], *, on_gpus: bool
-) -> TaskShare:
-    """Return what each of ``count`` tasks is given of the machines' cores and GPUs.
+) -> tuple[int, float]:
+    """Return how many cores and what share of a GPU each of ``count`` tasks is given.
 
-    Cores are shared out evenly. A task trains on one GPU; where there are fewer GPUs than tasks, each
-    GPU is given to equally many tasks, or to one less.
+    Cores are shared out evenly. The share of a GPU is 0 where students train on CPUs. Otherwise a task
+    trains on one GPU; where there are fewer GPUs than tasks, each GPU is given to equally many tasks,
+    or to one less.
 
     Parameters
     ----------
@@ -242,7 +224,7 @@ def share_of_a_task(
     # A task runs on one machine, and may not ask for more than the largest has.
     share = max(1, min(sum(cores) // count, max(cores)))
     if not on_gpus:
-        return TaskShare(share, 0.0)
+        return share, 0.0
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     if not gpus:
         raise RunError(
@@ -251,7 +233,7 @@ def share_of_a_task(
         )
     together = -(-count // gpus)
     # Ray counts ten-thousandths of a GPU; rounded down, so that all of them fit.
-    return TaskShare(share, 1.0 if together == 1 else (10_000 // together) / 10_000)
+    return share, (1.0 if together == 1 else (10_000 // together) / 10_000)
 
 
 def check_memory(count: int, needed: int, machines: Sequence[Mapping[str, float]]) -> None:
@@ -286,13 +268,16 @@ def _task(count: int, context: StudyContext) -> Callable[[Student], ObjectRef]:
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    share = share_of_a_task(count, machines, on_gpus=context.accelerator.device.type == "cuda")
+    cores, gpus = share_of_a_task(
+        count, machines, on_gpus=context.accelerator.device.type == "cuda"
+    )
     check_memory(count, peak_host_memory(), machines)
-    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share.cores
-    remote = ray.remote(_train).options(num_cpus=share.cores, num_gpus=share.gpus)
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else cores
+    remote = ray.remote(_train).options(num_cpus=cores, num_gpus=gpus)
     folder, here = context.run.folder.resolve(), Path.cwd()
+    together = round(1 / gpus) if gpus else 0
     return lambda student: remote.remote(
-        here, folder, student, context.trust_code, threads, share.tasks_on_a_gpu
+        here, folder, student, context.trust_code, threads, together
     )
 
 
@@ -314,6 +299,33 @@ def _train(
     return train_in_worker(folder, student, trust_code=trust_code)
 
 
+def train_in_worker(folder: Path, student: Student, *, trust_code: bool = False) -> Cell | Trial:
+    """Train a student of a run whose teacher is finished, and write its folder.
+
+    The recipe and the teacher are read from the folder, and the data from the path in the recipe.
+    Results are written by the process that holds the run.
+
+    Raises
+    ------
+    RunError
+        The folder or its teacher is missing, or the data differ from those of the run.
+    DistillensError
+        As `distillens.run` for this student.
+    """
+    run, host = Run(folder), socket.gethostname()
+    if not run.data.is_file():
+        raise RunError(
+            f"{folder} is no run on {host}; the run folder must lie on a file system "
+            "that all workers share"
+        )
+    recipe = tuned(read_recipe(latest_recipe(run), trust_code=trust_code), run)
+    context = StudyContext.of(recipe, run, accelerator_for(recipe.precision), trust_code)
+    check_fingerprint(run, context.splits.fingerprint, f"on {host}")
+    if recipe.teacher.run is None and not run.teacher.cell.is_file():
+        raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
+    return train_student(context, prepare_teacher(context), student)
+
+
 def _received(reference: ObjectRef, title: str) -> Cell | Trial:
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -324,8 +336,7 @@ def _received(reference: ObjectRef, title: str) -> Cell | Trial:
         # Ray wraps what was raised in its own text of many lines.
         raise error.cause from error
     except RayError as error:
-        text = " ".join(str(error).split())
         raise RunError(
-            f"Ray lost the task of {title}: {text}; "
+            f"Ray lost the task of {title}: {one_line(error)}; "
             "the same command again goes on from its last checkpoint"
         ) from None

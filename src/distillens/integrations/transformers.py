@@ -6,7 +6,6 @@ Shapes: B examples, T positions, C classes.
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from distillens.data import PADDING, Batch
-from distillens.data.labels import class_labels
+from distillens.data.labels import IGNORED, class_labels
 from distillens.data.loaders import stable_indices
 from distillens.data.outputs import tensor_or_parts
 from distillens.errors import CheckpointError, ModelError, SupervisionError
-from distillens.files.atomic import write_atomically
 from distillens.forward.sequences import (
     MASK_IS_NOT_ENOUGH,
     SequenceModel,
@@ -39,6 +37,7 @@ from distillens.supervision.protocol import (
     loss_of,
     separate_from,
 )
+from distillens.training.trajectory import write_state
 
 try:
     from transformers import Trainer
@@ -52,8 +51,6 @@ except ImportError as error:
 
 STATE = "supervision.pt"
 """The supervision's state, in each of the Trainer's checkpoints."""
-IGNORED = -100
-"""The label of a position that does not count, as transformers have it."""
 
 
 class DistillationTrainer(Trainer):
@@ -154,8 +151,7 @@ class DistillationTrainer(Trainer):
             return samples, None
         parts = [self._batch(sample) for sample in samples]
         local = torch.stack([_counting(part) for part in parts]).sum().to(self.args.device)
-        summed = self.accelerator.reduce(local.clone(), "sum")
-        assert isinstance(summed, Tensor)
+        summed = cast(Tensor, self.accelerator.reduce(local.clone(), "sum"))
         # The mean over processes of their sums is to be the mean over the global batch.
         self._whole = summed.clamp_min(1) / self.accelerator.num_processes
         batch = _joined(parts, float(local / self._whole))
@@ -200,14 +196,16 @@ class DistillationTrainer(Trainer):
         order = None
         if cast(Any, self._network).config.model_type not in MASK_IS_NOT_ENOUGH:
             order = order_of(mask != 0)
-            given = {name: _encoder_reordered(name, each, order) for name, each in given.items()}
+            for name, each in given.items():
+                if isinstance(each, Tensor) and not name.startswith("decoder_"):
+                    given[name] = reordered(each, order)
         marked = given["input_ids"].masked_fill(given["attention_mask"] == 0, PADDING)
         with filled(self._network, marked) as ids:
             outputs = model(**{**given, "input_ids": ids})
         return outputs if order is None else _restored(outputs, order)
 
     def _fitting(self, logits: Tensor, batch: Batch) -> Tensor:
-        logits = logits[:, :-1] if self._shifts(batch.labels) else logits
+        logits = logits[:, :-1] if self._causal and batch.labels.ndim == 2 else logits
         if logits.shape[:-1] != batch.labels.shape:
             raise SupervisionError(
                 f"the model gives logits of shape {tuple(logits.shape)} for labels of shape "
@@ -215,11 +213,9 @@ class DistillationTrainer(Trainer):
             )
         return logits.float()
 
-    def _shifts(self, labels: Tensor) -> bool:
-        return self._causal and labels.ndim == 2
-
     def _batch(self, inputs: dict[str, Any]) -> Batch:
-        reads = "input_ids" if "input_ids" in inputs else self._network_input()
+        reads = str(getattr(self._network, "main_input_name", "input_ids"))
+        reads = "input_ids" if "input_ids" in inputs else reads
         if "labels" not in inputs or reads not in inputs:
             raise SupervisionError(
                 f"a batch has {sorted(inputs)}; a supervision needs {reads} and labels"
@@ -257,15 +253,11 @@ class DistillationTrainer(Trainer):
         epoch = int(self.state.epoch or 0)
         return Batch(main, labels, indices, epoch, mask=mask, further=further)
 
-    def _network_input(self) -> str:
-        return str(getattr(self._network, "main_input_name", "input_ids"))
-
     def _check_vocabularies(self) -> None:
         if self._same_tokenizer or not is_text_model(self._network):
             return
         own = vocabulary_size(self._network)
-        for module in _modules(self.supervision):
-            teacher = module.network if isinstance(module, SequenceModel) else module
+        for teacher in _modules(self.supervision):
             if is_text_model(teacher) and vocabulary_size(teacher) != own:
                 raise SupervisionError(
                     f"the teacher has a vocabulary of {vocabulary_size(teacher)} tokens and the model "
@@ -294,9 +286,7 @@ class DistillationTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            buffer = io.BytesIO()
-            torch.save(self.supervision.state_dict(), buffer)
-            write_atomically(Path(output_dir) / STATE, buffer.getvalue())
+            write_state(Path(output_dir) / STATE, self.supervision.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -344,7 +334,7 @@ def _predicts_next(network: nn.Module) -> bool:
 def _modules(thing: Any) -> Iterator[nn.Module]:
     """Yield the networks that a supervision holds."""
     if isinstance(thing, nn.Module):
-        yield thing
+        yield thing.network if isinstance(thing, SequenceModel) else thing
     elif isinstance(thing, list | tuple):
         for each in thing:
             yield from _modules(each)
@@ -356,18 +346,11 @@ def _modules(thing: Any) -> Iterator[nn.Module]:
 def _teacher_columns(supervision: Supervision) -> set[str]:
     """Return the names of inputs that teachers take; those of later checkpoints are not known yet."""
     names = {"token_type_ids"}
-    for module in _modules(supervision):
-        network = module.network if isinstance(module, SequenceModel) else module
+    for network in _modules(supervision):
         for name, parameter in inspect.signature(network.forward).parameters.items():
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 names.add(name)
     return names - {"labels"}
-
-
-def _encoder_reordered(name: str, values: Any, order: Tensor) -> Any:
-    if not isinstance(values, Tensor) or name.startswith("decoder_"):
-        return values
-    return reordered(values, order)
 
 
 def _logits_in(outputs: Any) -> Tensor:
@@ -415,13 +398,9 @@ def _joined(parts: list[Batch], weight: float) -> Batch:
 
 
 def _stacked(parts: list[Tensor], filler: int) -> Tensor:
-    if len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(parts)
     # Positions are the second axis, or the third one behind the choices of multiple choice.
-    sizes = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
-    padded = []
-    for part in parts:
-        missing = [(0, size - length) for size, length in zip(sizes, part.shape[1:], strict=True)]
-        behind = [each for pair in reversed(missing) for each in pair]
-        padded.append(nn.functional.pad(part, behind, value=filler))
-    return torch.cat(padded)
+    sizes = map(max, zip(*(part.shape[1:] for part in parts), strict=True))
+    whole = parts[0].new_full((sum(map(len, parts)), *sizes), filler)
+    for part, rows in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        rows[(slice(None), *map(slice, part.shape[1:]))] = part
+    return whole

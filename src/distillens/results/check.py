@@ -36,9 +36,9 @@ class CheckedNetwork(Result):
     parameters: int
     origin: str
     """Source of its weights."""
-    epochs: int
+    epochs: int = 0
     """Epochs it will be trained for; 0 for a given teacher."""
-    seconds_per_step: float | None
+    seconds_per_step: float | None = None
     """Measured seconds per training step; None if it is not trained."""
     accuracies: tuple[tuple[str, float], ...] = ()
     """Split and accuracy of a given teacher."""
@@ -103,18 +103,18 @@ class PlannedWork(Result):
     """A part of a run, with its progress and time."""
 
     name: str
-    networks: int
-    """Number of networks that it trains."""
-    finished: int
-    """Number of these networks that are finished."""
-    epochs: int
-    """Epochs of all of its networks together."""
-    epochs_done: int
     seconds: float
     """Estimated seconds of the whole part."""
     seconds_left: float
     measured_from: str
     """Basis of the time estimate."""
+    networks: int = 0
+    """Number of networks that it trains."""
+    finished: int = 0
+    """Number of these networks that are finished."""
+    epochs: int = 0
+    """Epochs of all of its networks together."""
+    epochs_done: int = 0
 
 
 @dataclass(frozen=True)

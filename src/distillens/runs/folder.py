@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from distillens.errors import RunError
+from distillens.errors import RunError, one_line
 from distillens.files.atomic import write_atomically
 from distillens.files.yaml_values import dump_yaml, load_yaml
 from distillens.results.training import NetworkId
@@ -88,17 +88,15 @@ def check_folder(
     run = Run(folder)
     if not run.recipe.is_file():
         # A run that could not start leaves only a lock.
-        if folder.exists() and (
-            not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())
-        ):
+        there = folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []
+        if any(path.name != LOCK for path in there):
             raise RunError(f"{folder} exists and is no run folder; choose another --out")
         return run
     _refuse_links(run)
     if not run.has_trained:
         return run
     now = as_now(_plain(recipe))
-    numbers = run.addition_numbers()
-    stages = [run, *(run.addition(number) for number in numbers)]
+    stages = run.stages()
     recipes = [as_now(read_recipe_values(stage)) for stage in stages]
     for stage, before in reversed(list(zip(stages, recipes, strict=True))):
         if difference(before, now) is None:
@@ -172,8 +170,7 @@ def more_seeds(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def latest_recipe(run: Run) -> Path:
     """Return the file of the recipe with everything that was added to a run."""
-    numbers = run.addition_numbers()
-    return run.addition(numbers[-1]).recipe if numbers else run.recipe
+    return run.stages()[-1].recipe
 
 
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,8 +240,7 @@ def read_recipe_values(run: Run) -> dict[str, Any]:
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        text = " ".join(str(error).split())
-        raise RunError(f"{path} cannot be read: {text}; choose another --out") from None
+        raise RunError(f"{path} cannot be read: {one_line(error)}; choose another --out") from None
     if not isinstance(content, dict) or not isinstance(content.get("supervisions"), list):
         raise RunError(f"{path} is no recipe; choose another --out")
     return content

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillens.errors import CheckpointError, listed
+from distillens.files.paths import user_path
 from distillens.results.training import TEACHER
 
 LOCK = ".lock"
@@ -34,10 +35,31 @@ LOCK = ".lock"
 
 
 @dataclass(frozen=True)
+class _Path:
+    """An attribute of a folder: a path in it."""
+
+    name: str
+
+    def __get__(self, owner: NetworkFiles | Run, kind: type) -> Path:
+        return owner.folder / self.name
+
+
+@dataclass(frozen=True)
 class NetworkFiles:
     """The files of one network."""
 
     folder: Path
+
+    cell = _Path("cell.json")
+    """The network's numbers; the file exists if the network is finished."""
+    logits = _Path("logits.npz")
+    """Logits at the last epoch: arrays train and test, in the order of the examples."""
+    scores = _Path("scores.npz")
+    """Scores of a language model on each sentence at the last epoch: arrays train and test."""
+    loading = _Path("loading.txt")
+    """One-line note on how the weights of a given teacher were found in its checkpoint."""
+    validation = _Path("validation-losses.json")
+    """Validation losses after every epoch."""
 
     @property
     def state(self) -> Path:
@@ -48,31 +70,6 @@ class NetworkFiles:
     def history(self) -> Path:
         """One JSON line per epoch."""
         return self.folder / "history.jsonl"
-
-    @property
-    def cell(self) -> Path:
-        """The network's numbers; the file exists if the network is finished."""
-        return self.folder / "cell.json"
-
-    @property
-    def logits(self) -> Path:
-        """Logits at the last epoch: arrays train and test, in the order of the examples."""
-        return self.folder / "logits.npz"
-
-    @property
-    def scores(self) -> Path:
-        """Scores of a language model on each sentence at the last epoch: arrays train and test."""
-        return self.folder / "scores.npz"
-
-    @property
-    def loading(self) -> Path:
-        """One-line note on how the weights of a given teacher were found in its checkpoint."""
-        return self.folder / "loading.txt"
-
-    @property
-    def validation(self) -> Path:
-        """Validation losses after every epoch."""
-        return self.folder / "validation-losses.json"
 
     def generation(self, number: int) -> NetworkFiles:
         """The files of an earlier generation of self-distillation."""
@@ -130,66 +127,45 @@ class Run:
 
     folder: Path
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def data(self) -> Path:
-        """Description of the data."""
-        return self.folder / "data.json"
+    recipe = _Path("recipe.yaml")
+    """The resolved recipe."""
+    data = _Path("data.json")
+    """Description of the data."""
+    cache = _Path("cache")
+    """Teacher logits."""
+    trackers = _Path("trackers")
+    """Files of experiment trackers."""
+    analyses = _Path("analyses")
+    """Records of analyses, one folder each."""
+    additions = _Path("additions")
+    """Recipes and results of seeds and supervisions that were added, a numbered folder each."""
+    results = _Path("results.json")
+    """Results of the training."""
+    language = _Path("language.json")
+    """The results of language models in a run of version 0.1, which has no ``results.json``."""
+    report = _Path("report.html")
+    """The report."""
+    tuning = _Path("tuning.json")
+    """The learning rates that were selected."""
 
     def tokenizer(self, place: int) -> Path:
         """The tokenizer of the sentences, in Hugging Face's format."""
         return self.folder / "tokenizers" / str(place) / "tokenizer.json"
 
-    @property
-    def cache(self) -> Path:
-        """Teacher logits."""
-        return self.folder / "cache"
-
-    @property
-    def trackers(self) -> Path:
-        """Files of experiment trackers."""
-        return self.folder / "trackers"
-
-    @property
-    def analyses(self) -> Path:
-        """Records of analyses, one folder each."""
-        return self.folder / "analyses"
-
-    @property
-    def additions(self) -> Path:
-        """Recipes and results of seeds and supervisions that were added, a numbered folder each."""
-        return self.folder / "additions"
-
     def addition(self, number: int) -> Run:
         """The recipe and the results of an addition; its networks lie with the others."""
         return Run(self.additions / str(number))
 
-    def addition_numbers(self) -> list[int]:
-        """Return the numbers of the additions, in their order."""
-        return sorted(int(path.parent.name) for path in self.additions.glob("[0-9]*/recipe.yaml"))
+    def stages(self) -> list[Run]:
+        """Return the run itself and its additions, in their order."""
+        numbers = sorted(
+            int(path.parent.name) for path in self.additions.glob("[0-9]*/recipe.yaml")
+        )
+        return [self, *map(self.addition, numbers)]
 
     def cost(self, network: str) -> Path:
         """Inference cost of the teacher or the student."""
         return self.folder / f"cost-{network}.json"
-
-    @property
-    def results(self) -> Path:
-        """Results of the training."""
-        return self.folder / "results.json"
-
-    @property
-    def language(self) -> Path:
-        """The results of language models in a run of version 0.1, which has no ``results.json``."""
-        return self.folder / "language.json"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.folder / "report.html"
 
     def figure(self, name: str, ending: str) -> Path:
         """A figure of the report as a file of its own."""
@@ -215,10 +191,10 @@ class Run:
         """The files of a training that tries a learning rate; its cell is a `Trial`."""
         return NetworkFiles(self.folder / "tuning" / f"{place:02d}-{slug(name)}" / f"rate-{rate!r}")
 
-    @property
-    def tuning(self) -> Path:
-        """The learning rates that were selected."""
-        return self.folder / "tuning.json"
+
+def run_folder(out: str | Path | None, name: str) -> Path:
+    """Return the run folder that a user names; by default ``runs/<name of the recipe>``."""
+    return user_path(out) if out is not None else Path("runs") / slug(name)
 
 
 def slug(name: str) -> str:

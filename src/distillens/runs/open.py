@@ -84,8 +84,8 @@ class OpenRun:
         result = read_training(run)
         data = read_data(run)
         additions = []
-        for number in run.addition_numbers():
-            stage = run.addition(number)
+        for stage in run.stages()[1:]:
+            number = int(stage.folder.name)
             if not stage.results.is_file():
                 if unfinished:
                     continue
@@ -204,7 +204,7 @@ class OpenRun:
         RunError
             The data differ.
         """
-        check_fingerprint(self.files, str(self.data["fingerprint"]), fingerprint, where)
+        check_fingerprint(self.files, fingerprint, where)
 
     def records(self, analysis: str | None = None) -> list[StoredRecord]:
         """Return the records of analyses, the newest last."""
@@ -229,15 +229,15 @@ class OpenRun:
         return found
 
 
-def check_fingerprint(run: Run, there: str, here: str, where: str) -> None:
-    """Refuse data that are not those of a run.
+def check_fingerprint(run: Run, here: str, where: str) -> None:
+    """Refuse data whose fingerprint is not that of the data of a run.
 
     Raises
     ------
     RunError
         The fingerprints differ.
     """
-    if there != here:
+    if (there := str(read_data(run)["fingerprint"])) != here:
         raise RunError(
             f"the data {where} are not those that {run.folder} was made from: fingerprint "
             f"{here[:12]}, the run has {there[:12]}; give the data of the run"

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from distillens.errors import RunError
-from distillens.files.arrays import load_npz
+from distillens.files.npz import load_npz
 from distillens.results.base import WRITE_AGAIN
 from distillens.runs.layout import NetworkFiles, Run
 

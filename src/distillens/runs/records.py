@@ -7,7 +7,6 @@ changes none. The digest is that of the settings and of the networks that were m
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
+from distillens.files.npz import write_npz
 from distillens.results.base import from_json, to_json
 from distillens.results.records import AnalysisRecord, MeasuredNetwork
 from distillens.runs.layout import Run
@@ -94,9 +93,7 @@ def write_record(
         The folder cannot be written.
     """
     for name, content in arrays.items():
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **content)
-        write_atomically(folder / f"{name}.npz", buffer.getvalue())
+        write_npz(folder / f"{name}.npz", content)
     write_atomically(folder / RECORD, to_json(record))
     return StoredRecord(folder, record)
 

@@ -9,21 +9,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from distillens.data import Batches, Normalisation, Splits, load_splits
-from distillens.data.batches import EpochSource
-from distillens.models import (
-    ModelRecipe,
-    build_model,
-    load_weights,
-)
+from distillens.models import ModelRecipe, build_model, load_weights
 from distillens.progress import Progress, silent
 from distillens.runs.layout import NetworkFiles, Run
 from distillens.study.normalisations import InputScale, Role, between, choose_scales
 from distillens.study.recipe import Recipe
 from distillens.study.task import Task
-from distillens.training import (
-    Steps,
-    TrainingRecipe,
-)
+from distillens.training import Steps, TrainingRecipe
 
 
 @dataclass(frozen=True)
@@ -113,10 +105,6 @@ class StudyContext:
         network = self.build(model, 0, role)
         load_weights(files.kept_weights(epoch), network)
         return network.to(self.accelerator.device).eval()
-
-    def source(self, training: TrainingRecipe, seed: int, role: Role = "student") -> EpochSource:
-        """Return what a training reads: `batches`, as the task makes them."""
-        return self.task.source(self.batches(training, seed, role))
 
     def batches(self, training: TrainingRecipe, seed: int, role: Role = "student") -> Batches:
         """Return the training batches in the order of a seed, normalised for a network."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,9 @@ from distillens.models import checkpoint_digest, count_parameters, digest_file, 
 from distillens.runs.read import read_arrays
 from distillens.study.context import StudyContext
 from distillens.study.networks import predict_splits
+from distillens.study.reading import missing_files
 from distillens.study.recipe import TeacherRecipe
 from distillens.training import accuracy
-
-ARRAY_SUFFIXES = (".npz", ".safetensors")
-"""Files that may hold the logits of all splits, each under the name of its split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +68,17 @@ def read_given_teacher(context: StudyContext) -> GivenTeacher | None:
     recipe = context.recipe.teacher
     if recipe.checkpoint is None and recipe.logits is None:
         return None
-    digest = given_digest(context)
+    digest, parameters = given_digest(context), 0
     if recipe.model is None:
         logits, notes = _read_logits(context)
-        given = GivenTeacher(logits, digest, 0, "; ".join(notes))
     else:
         network = context.build(recipe.model, 0, "teacher")
-        note = load_checkpoint(recipe, network)
+        notes = [note] if (note := load_checkpoint(recipe, network)) else []
         network.to(context.accelerator.device).eval()
         logits = predict_splits(context, network, "teacher")
-        given = GivenTeacher(logits, digest, count_parameters(network), note)
-    doubt = _check_accuracy(context, given)
-    return replace(given, note="; ".join(part for part in (given.note, doubt) if part))
+        parameters = count_parameters(network)
+    notes += _check_accuracy(context, logits, "; ".join(notes))
+    return GivenTeacher(logits, digest, parameters, "; ".join(notes))
 
 
 def load_checkpoint(recipe: TeacherRecipe, network: nn.Module) -> str:
@@ -101,80 +99,73 @@ def given_digest(context: StudyContext) -> str:
         A file is missing.
     """
     recipe = context.recipe.teacher
+    for _, problem in missing_files(recipe):
+        raise DataError(problem)
+    files = recipe.given_files
     if recipe.checkpoint is not None:
-        return checkpoint_digest(_present(recipe.checkpoint.path, "teacher.checkpoint"))
+        return checkpoint_digest(files["teacher.checkpoint"])
+    digests = {key.rpartition(".")[2]: digest_file(path) for key, path in sorted(files.items())}
     if isinstance(recipe.logits, str):
-        return digest_file(_present(recipe.logits, "teacher.logits"))
-    places = (recipe.logits or {}).items()
-    digests = [
-        f"{split}={digest_file(_present(place, f'teacher.logits.{split}'))}"
-        for split, place in sorted(places)
-    ]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        return digests["logits"]
+    return hashlib.sha256("\n".join(f"{k}={v}" for k, v in digests.items()).encode()).hexdigest()
 
 
-def _present(place: str, key: str) -> Path:
-    path = Path(place.partition("::")[0])
-    if not path.is_file():
-        raise DataError(f"no file {path}; {key} must name one")
-    return path
-
-
-def _check_accuracy(context: StudyContext, given: GivenTeacher) -> str:
+def _check_accuracy(
+    context: StudyContext, logits: Mapping[str, NDArray[np.float32]], note: str
+) -> list[str]:
     """Show the accuracy of a given teacher; refuse one that is no better than a constant prediction.
 
-    Returns a note if the teacher is not measurably better than naming the most frequent class, else
-    an empty text.
+    Returns a note if the teacher is not measurably better than naming the most frequent class.
+    ``note`` is shown before the accuracy.
     """
-    splits, recipe = context.splits, context.recipe.teacher
+    classes = context.splits.train.classes
     right, total, shown = 0, 0, []
-    counts = np.zeros(len(splits.train.classes), dtype=np.int64)
-    for split in ("train", "validation"):
-        examples: Examples | None = getattr(splits, split)
-        if examples is None:
+    counts = np.zeros(len(classes), dtype=np.int64)
+    for split, word in (("train", "training"), ("validation", "validation")):
+        if split not in logits:
             continue
-        labels = examples.labels.numpy()
-        share, known = accuracy(given.logits[split], labels)
-        word = "training" if split == "train" else split
+        labels = getattr(context.splits, split).labels.numpy()
+        share, known = accuracy(logits[split], labels)
         shown.append(f"{100 * share:.1f} % of {len(labels):,} {word} examples")
         right += known
         total += len(labels)
         counts += np.bincount(labels, minlength=len(counts))
-    if given.note:
-        with context.progress(given.note, 1) as advance:
-            advance(1)
-    with context.progress(f"teacher: right on {' and '.join(shown)}", 1) as advance:
-        advance(1)
+    if note:
+        _show(context, note)
+    _show(context, f"teacher: right on {' and '.join(shown)}")
     interval = wilson_interval(right / total, total)
     majority = counts.max() / total
     if interval.low > majority:
-        return ""
-    name = splits.train.classes[int(counts.argmax())]
-    answer = f"always answering {name!r} ({100 * majority:.1f} %)"
-    if recipe.allow_weak or interval.high > majority:
-        doubt = (
-            f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
-            f"examples (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which "
-            f"is not measurably better than {answer}; check its normalisation and its classes"
-        )
-        with context.progress(doubt, 1) as advance:
-            advance(1)
-        return doubt
-    raise ModelError(
-        f"the teacher is right on {100 * right / total:.1f} % of the training and validation "
-        f"examples (95 % interval up to {100 * interval.high:.1f} %), which is no better than "
-        f"{answer}; likely causes: it expects inputs "
-        "of another normalisation (set teacher.normalisation), its classes are in another order, "
-        "the rows of its logits belong to other examples, or the weights belong to another model; "
-        "teacher.allow_weak: true uses it all the same"
+        return []
+    answer = f"always answering {classes[int(counts.argmax())]!r} ({100 * majority:.1f} %)"
+    measured = (
+        f"the teacher is right on {100 * right / total:.1f} % of the training and validation examples "
+        f"(95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %), which is"
     )
+    if not context.recipe.teacher.allow_weak and interval.high <= majority:
+        raise ModelError(
+            f"{measured} no better than {answer}; likely causes: it expects inputs "
+            "of another normalisation (set teacher.normalisation), its classes are in another order, "
+            "the rows of its logits belong to other examples, or the weights belong to another model; "
+            "teacher.allow_weak: true uses it all the same"
+        )
+    doubt = (
+        f"{measured} not measurably better than {answer}; check its normalisation and its classes"
+    )
+    _show(context, doubt)
+    return [doubt]
+
+
+def _show(context: StudyContext, text: str) -> None:
+    with context.progress(text, 1) as advance:
+        advance(1)
 
 
 def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
     """Return the logits of every split, and notes on their conversion."""
     splits = context.splits
     notes: list[str] = []
-    rows = _rows_of_splits(context)
+    rows = _rows_of_splits(context.recipe.teacher.logits or {})
     found: dict[str, NDArray[np.float32]] = {}
     for split in ("train", "validation", "test"):
         examples: Examples | None = getattr(splits, split)
@@ -182,52 +173,44 @@ def _read_logits(context: StudyContext) -> tuple[dict[str, NDArray[np.float32]],
             continue
         # Validation examples are taken out of the training examples of the source.
         name = split if split in rows else "train"
-        if name not in rows:
-            raise DataError(
-                f"teacher.logits has the splits {sorted(rows)}; a teacher's logits need train and "
-                "test"
-            )
         what = f"teacher.logits, split {name},"
         found[split], done = _rows_of_examples(rows[name], examples, context.outputs, what)
         notes += [note for note in done if note not in notes]
     return found, notes
 
 
-def _rows_of_splits(context: StudyContext) -> dict[str, Rows]:
-    given = context.recipe.teacher.logits
-    if isinstance(given, str):
-        path = Path(given)
-        if path.suffix.lower() not in ARRAY_SUFFIXES:
-            raise DataError(
-                f"{path} holds the logits of one split; give one file for each split, "
-                "teacher.logits: {train: FILE, test: FILE}, or one npz or safetensors file with "
-                "arrays train and test"
-            )
-        return _rows_of_one_file(path)
-    found: dict[str, Rows] = {}
-    for split, place in (given or {}).items():
-        found[split] = read_rows(place)
-        if found[split].unclear_header:
-            raise DataError(
-                f"teacher.logits.{split}: the first row of {place} may be a header or the logits of the "
-                "first example; name the columns by words, or store it as npy"
-            )
-    return found
+def _rows_of_splits(given: str | Mapping[Any, str]) -> dict[str, Rows]:
+    """Return the rows of the splits train, test and, where there is one, validation.
 
-
-def _rows_of_one_file(path: Path) -> dict[str, Rows]:
-    """Return the arrays train, test and validation of a file, with train_index and so on if there."""
+    One file holds arrays of these names, and their indices as train_index and so on if there.
+    """
+    if not isinstance(given, str):
+        found = {split: read_rows(place) for split, place in given.items()}
+        for split, rows in found.items():
+            if rows.unclear_header:
+                raise DataError(
+                    f"teacher.logits.{split}: the first row of {given[split]} may be a header or the "
+                    "logits of the first example; name the columns by words, or store it as npy"
+                )
+        return found
+    path = Path(given)
     if path.suffix.lower() == ".npz":
         arrays = read_arrays(path, "teacher.logits must name an npz with arrays train and test")
-    else:
+    elif path.suffix.lower() == ".safetensors":
         from safetensors.torch import load_file
 
         arrays = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
-    splits = [name for name in ("train", "validation", "test") if name in arrays]
-    if not {"train", "test"} <= set(splits):
+    else:
+        raise DataError(
+            f"{path} holds the logits of one split; give one file for each split, "
+            "teacher.logits: {train: FILE, test: FILE}, or one npz or safetensors file with "
+            "arrays train and test"
+        )
+    if not {"train", "test"} <= set(arrays):
         raise DataError(
             f"{path} has the arrays {sorted(arrays)}; a teacher's logits need train and test"
         )
+    splits = [name for name in ("train", "validation", "test") if name in arrays]
     return {name: Rows(arrays[name], arrays.get(f"{name}_index")) for name in splits}
 
 
@@ -323,15 +306,16 @@ def _places(index: NDArray, wanted: NDArray[np.int64], what: str) -> NDArray[np.
                 f"{what} has the index {index.dtype}, first {index[0]!r}; the examples of a recipe "
                 "are numbered from 0 in the order of their source"
             ) from None
-    order = np.argsort(index, kind="stable")
-    ordered = index[order]
-    if (twice := np.flatnonzero(ordered[1:] == ordered[:-1])).size:
-        raise DataError(f"{what} has the index {ordered[twice[0]]} twice; give each row once")
-    places = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
-    missing = ordered[places] != wanted
+    import pandas as pd
+
+    there = pd.Index(index)
+    if (twice := there[there.duplicated()]).size:
+        raise DataError(f"{what} has the index {twice.min()} twice; give each row once")
+    places = there.get_indexer(wanted)
+    missing = places < 0
     if missing.any():
         raise DataError(
             f"{what} has no row with index {wanted[missing][0]}, which the data use; "
             f"{missing.sum():,} of {len(wanted):,} examples have none"
         )
-    return order[places]
+    return places

@@ -104,7 +104,10 @@ def choose_scales(
     teacher = recipe.teacher
     student = of_network("student", recipe.student.normalisation, recipe.student.model)
     if teacher.run is not None:
-        of_teacher = _of_another_run(Path(teacher.run), examples, channels)
+        # Earlier versions normalised by the training examples, which are the same here.
+        theirs = read_data(find_run(Path(teacher.run)))
+        recorded = None if channels is None else _recorded(theirs, "teacher", examples)
+        of_teacher = recorded or _asked("data", examples, "data.normalisation", channels)
     elif teacher.logits is not None:
         # A teacher given as logits has no inputs.
         of_teacher = student
@@ -123,20 +126,13 @@ def between(
     inputs: Normalisation | None, wanted: Normalisation | None, network: nn.Module
 ) -> nn.Module:
     """Return a network that takes inputs with one normalisation and converts them to its own."""
-    if same(inputs, wanted):
+    mine, theirs = _scale(inputs), _scale(wanted)
+    pairs = zip(mine, theirs, strict=True)
+    if all(a.numel() == b.numel() and torch.equal(a, b) for a, b in pairs):
         return network
-    mine, theirs = (_scale(inputs), _scale(wanted))
     mean, deviation = (theirs[0] - mine[0]) / mine[1], theirs[1] / mine[1]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     return Normalised(network, mean.float(), deviation.float()).to(device).train(network.training)
-
-
-def same(first: Normalisation | None, second: Normalisation | None) -> bool:
-    """Return whether two normalisations give the same inputs."""
-    pairs = zip(_scale(first), _scale(second), strict=True)
-    return all(a.numel() == b.numel() and torch.equal(a, b) for a, b in pairs) or (
-        first is None and second is None
-    )
 
 
 def _scale(of: Normalisation | None) -> tuple[Tensor, Tensor]:
@@ -163,15 +159,6 @@ def _recorded(data: Mapping[str, Any], role: Role, examples: Examples) -> InputS
     untouched = not found.mean.any() and bool((found.deviation == 1).all())
     channels = examples.input_shape[0]
     return InputScale(None if untouched else found, record["from"], channels)
-
-
-def _of_another_run(folder: Path, examples: Examples, channels: int | None) -> InputScale:
-    if channels is not None:
-        recorded = _recorded(read_data(find_run(folder)), "teacher", examples)
-        if recorded is not None:
-            return recorded
-    # Earlier versions normalised by the training examples, which are the same here.
-    return _asked("data", examples, "data.normalisation", channels)
 
 
 def _pretrained(model: ModelRecipe, examples: Examples, trust_code: bool) -> InputScale | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
 from distillens.measures.statistics.intervals import LEVEL
-from distillens.models import ModelRecipe, measure_cost
+from distillens.models import measure_cost
 from distillens.results.base import from_json, to_json
 from distillens.results.training import (
     TEACHER,
@@ -30,28 +29,26 @@ from distillens.runs.folder import more_seeds, read_recipe_values
 from distillens.runs.layout import Run
 from distillens.runs.read import stored_arrays
 from distillens.study.context import StudyContext
-from distillens.study.networks import epochs_done
+from distillens.study.networks import read_epochs
 from distillens.study.normalisations import described
-from distillens.study.provenance import provenance
+from distillens.study.provenance import now, provenance
 from distillens.study.recipe import Recipe
 from distillens.study.students import Student
 from distillens.study.task import Outcomes
 from distillens.study.teacher import StudyTeacher
 from distillens.study.tuning import read_tuning
 from distillens.supervision import LogitCache
-from distillens.training import read_history
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Writes a study's results, whole or with open cells. ``clock`` is of `time.perf_counter`."""
+    """Writes a study's results, whole or with open cells."""
 
     context: StudyContext
     stage: Run
     """The run, or the addition to it, whose ``results.json`` is written."""
     teacher: StudyTeacher
     began: datetime
-    clock: float
     earlier: Provenance | None = None
     """Provenance of the run's results before this process."""
     known: dict[NetworkId, NDArray] = field(default_factory=dict)
@@ -85,15 +82,9 @@ class Outcome:
     @property
     def _level(self) -> float:
         """The level of intervals over seeds; see `level_after`."""
-        run = self.context.run
-        numbers = [n for n in run.addition_numbers() if self.stage != run and n <= self.number]
-        recipes = [read_recipe_values(run), *(read_recipe_values(run.addition(n)) for n in numbers)]
-        return level_after(more_seeds(before, now) for before, now in pairwise(recipes))
-
-    @property
-    def number(self) -> int:
-        """The number of the addition; 0 for the first training."""
-        return 0 if self.stage == self.context.run else int(self.stage.folder.name)
+        stages = self.context.run.stages()
+        recipes = [read_recipe_values(one) for one in stages[: stages.index(self.stage) + 1]]
+        return level_after(more_seeds(before, after) for before, after in pairwise(recipes))
 
     def _outcomes(self, cell: Cell) -> NDArray:
         if cell.id not in self.known:
@@ -105,15 +96,13 @@ class Outcome:
         return self.known[cell.id]
 
     def _provenance(self, fingerprint: str, teacher: str) -> Provenance:
-        seconds = time.perf_counter() - self.clock
-        scales = described(self.context.scales)
-        now = replace(provenance(self.began, seconds, fingerprint, teacher), normalisation=scales)
+        seconds = (now() - self.began).total_seconds()
+        made = provenance(self.began, seconds, fingerprint, teacher)
+        made = replace(made, normalisation=described(self.context.scales))
         if self.earlier is None:
-            return now
+            return made
         # A resumed run keeps the start of its first process and sums the seconds of all processes.
-        return replace(
-            now, started=self.earlier.started, seconds=now.seconds + self.earlier.seconds
-        )
+        return replace(made, started=self.earlier.started, seconds=seconds + self.earlier.seconds)
 
     def _open(self, students: Sequence[Sequence[Cell]]) -> list[str]:
         recipe = self.context.recipe
@@ -168,8 +157,8 @@ class Outcome:
                 networks |= Student(place, seed).networks(self.context)
         found: dict[str, list[str]] = {}
         for title, files in networks.items():
-            records = read_history(files.history, epochs_done(files))
-            for note in dict.fromkeys(note for record in records for note in record.notes):
+            notes = dict.fromkeys(note for record in read_epochs(files) for note in record.notes)
+            for note in notes:
                 found.setdefault(note, []).append(title)
         return [f"training of {', '.join(titles)}: {note}" for note, titles in found.items()]
 
@@ -254,6 +243,9 @@ def rows(
             paired = [cell for cell in cells if cell.seed in known]
             others = [known[cell.seed] for cell in paired]
             gain = task.gain(paired, others, outcomes, level) if paired else None
+        merged = recipe.training_of(entry).model_dump(mode="json")
+        # A rate that tune selected is a result, not a part of the recipe.
+        selected = ("learning_rate",) if recipe.tune is not None else ()
         found.append(
             row(
                 place,
@@ -261,41 +253,28 @@ def rows(
                 entry.kind,
                 cells,
                 gain=gain,
-                learning_rate=recipe.training_of(entry).learning_rate,
-                training=_overridden(recipe, entry),
+                learning_rate=merged["learning_rate"],
+                training={key: merged[key] for key in entry.training or {} if key not in selected},
             )
         )
     return tuple(found)
 
 
-def _overridden(recipe: Recipe, entry: Any) -> dict[str, Any]:
-    """Return the keys of the student's training that the recipe itself overrides."""
-    merged = recipe.training_of(entry).model_dump(mode="json")
-    # A rate that tune selected is a result, not a part of the recipe.
-    return {
-        key: merged[key]
-        for key in entry.training or {}
-        if recipe.tune is None or key != "learning_rate"
-    }
-
-
 def network_costs(context: StudyContext, teacher: StudyTeacher) -> tuple[NetworkCost, ...]:
     """Return the cost of the teacher, where its network is known, and of the student."""
-    student = _cost(context, "student", context.recipe.student.model)
-    if teacher.model is None:
-        return (student,)
-    return (_cost(context, "teacher", teacher.model), student)
-
-
-def _cost(context: StudyContext, network: str, model: ModelRecipe) -> NetworkCost:
-    path = context.run.cost(network)
-    if not path.is_file():
-        train = context.splits.train
-        cost = measure_cost(
-            context.build(model, 0, "teacher" if network == "teacher" else "student"),
-            train.input_shape,
-            device=context.accelerator.device,
-            vocabularies=train.vocabularies,
-        )
-        write_atomically(path, to_json(NetworkCost(network, model.name, cost)))
-    return from_json(NetworkCost, path.read_bytes(), str(path))
+    train, models = context.splits.train, {"student": context.recipe.student.model}
+    if teacher.model is not None:
+        models = {"teacher": teacher.model, **models}
+    costs = []
+    for network, model in models.items():
+        path = context.run.cost(network)
+        if not path.is_file():
+            cost = measure_cost(
+                context.build(model, 0, "teacher" if network == "teacher" else "student"),
+                train.input_shape,
+                device=context.accelerator.device,
+                vocabularies=train.vocabularies,
+            )
+            write_atomically(path, to_json(NetworkCost(network, model.name, cost)))
+        costs.append(from_json(NetworkCost, path.read_bytes(), str(path)))
+    return tuple(costs)

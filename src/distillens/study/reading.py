@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from pydantic_core import ErrorDetails
 
 from distillens.data.recipe import DataRecipe
 from distillens.data.sources.source import SOURCES
-from distillens.errors import DataError, DistillensError, RecipeError, nearest
+from distillens.errors import DataError, DistillensError, RecipeError, nearest, one_line
 from distillens.files.paths import user_path
 from distillens.files.yaml_values import Loader, load_yaml
 from distillens.models.registry import check_model
 from distillens.runs.layout import other_epochs
-from distillens.study.recipe import RECIPES, Recipe
+from distillens.study.recipe import RECIPES, Recipe, TeacherRecipe
 from distillens.supervision.recipe import SUPERVISIONS, SupervisionEntry, parts_of
 
 REPLACED = {"budget/cifar100-full": "budget/cifar100-long"}
@@ -120,15 +121,22 @@ def recipe_type(content: dict[str, Any]) -> type[Recipe]:
     return Recipe if kind is None else RECIPES.get(str(kind))
 
 
-def recipe_problems(content: dict[str, Any]) -> list[str]:
-    """Return all problems of the plain values of a recipe, one sentence each."""
+def validated(content: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """Return the recipe that plain values describe, and all problems of these, one sentence each."""
     made = recipe_type(content)
     try:
         recipe = made.model_validate(content)
     except ValidationError as error:
-        return [_explain(made, each) for each in error.errors()]
-    problem = _unwritable(recipe)
-    return [problem] if problem else []
+        return None, [_explain(made, each) for each in error.errors()]
+    try:
+        recipe.model_dump(mode="json")
+    # Arguments of models are of any type, and a YAML alias can make a value contain itself.
+    except ValueError as error:
+        text = one_line(error)[:120]
+        return None, [
+            f"the recipe has a value that YAML cannot hold ({text}); write it without an alias"
+        ]
+    return recipe, []
 
 
 def missing_places(recipe: Recipe) -> list[str]:
@@ -140,22 +148,22 @@ def missing_places(recipe: Recipe) -> list[str]:
     found: list[tuple[Path, str]] = []
     if problem := data.settings().problem():
         found.append((Path(data.path or "."), problem))
-    files = {}
-    if teacher.checkpoint is not None:
-        files["teacher.checkpoint"] = teacher.checkpoint.path
-    if isinstance(teacher.logits, str):
-        files["teacher.logits"] = teacher.logits
-    else:
-        files |= {f"teacher.logits.{split}": at for split, at in (teacher.logits or {}).items()}
-    for key, place in files.items():
-        if not (path := Path(place.partition("::")[0])).is_file():
-            found.append((path, f"no file {path}; {key} must name one{other_epochs(path)}"))
+    found += missing_files(teacher)
     if teacher.run is not None and not ((path := Path(teacher.run)) / "recipe.yaml").is_file():
         text = f"{teacher.run} is no run folder: it has no recipe.yaml; see teacher.run"
         found.append((path, text))
     # The recipe may lie in another folder than the one that the command is run in.
     hint = f" (a relative path is counted from the current folder, {Path.cwd()})"
     return [text if path.is_absolute() else f"{text}{hint}" for path, text in found]
+
+
+def missing_files(teacher: TeacherRecipe) -> list[tuple[Path, str]]:
+    """Return the missing files of a given teacher, and for each a sentence that says so."""
+    return [
+        (path, f"no file {path}; {key} must name one{other_epochs(path)}")
+        for key, path in teacher.given_files.items()
+        if not path.is_file()
+    ]
 
 
 def check_places(recipe: Recipe) -> None:
@@ -178,27 +186,12 @@ def parse_recipe(content: dict[str, Any], *, trust_code: bool = False) -> Recipe
     RecipeError
         As :func:`read_recipe`.
     """
-    made = recipe_type(content)
-    try:
-        recipe = made.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(_explain(made, error.errors()[0])) from None
-    if problem := _unwritable(recipe):
-        raise RecipeError(problem)
+    recipe, problems = validated(content)
+    if recipe is None:
+        raise RecipeError(problems[0])
     for error in part_errors(recipe, trust_code=trust_code):
         raise error
     return recipe
-
-
-def _unwritable(recipe: Recipe) -> str:
-    """Return why a recipe cannot be written into a run folder; empty if it can."""
-    try:
-        recipe.model_dump(mode="json")
-    # Arguments of models are of any type, and a YAML alias can make a value contain itself.
-    except ValueError as error:
-        text = " ".join(str(error).split())[:120]
-        return f"the recipe has a value that YAML cannot hold ({text}); write it without an alias"
-    return ""
 
 
 def part_errors(recipe: Recipe, *, trust_code: bool) -> Iterator[DistillensError]:
@@ -256,7 +249,7 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
     try:
         content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
-        raise RecipeError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path} is no readable YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is no recipe: it holds a {type(content).__name__}, not keys")
     return content
@@ -264,12 +257,13 @@ def load_recipe(where: str | Path) -> dict[str, Any]:
 
 def _find(where: str | Path) -> Path:
     path = user_path(where)
-    if _holds(path.is_file):
+    # Unlike methods of Path, these do not fail for a name that is too long for the file system.
+    if os.path.isfile(path):  # noqa: PTH113
         return path
     packaged = packaged_recipes()
     if str(where) in packaged:
         return packaged[str(where)]
-    if _holds(path.is_dir):
+    if os.path.isdir(path):  # noqa: PTH112
         inside = path / "recipe.yaml"
         hint = f", such as {inside}" if inside.is_file() else ""
         raise RecipeError(f"{path} is a folder; name the file of a recipe{hint}")
@@ -279,14 +273,6 @@ def _find(where: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"there is no recipe {path}; check the path")
     raise RecipeError(f"no recipe {str(where)!r}{nearest(str(where), packaged)}")
-
-
-def _holds(asked: Callable[[], bool]) -> bool:
-    try:
-        return asked()
-    except OSError:
-        # A name can be too long for the file system.
-        return False
 
 
 def override_key(content: dict[str, Any], override: str) -> None:
@@ -301,26 +287,19 @@ def override_key(content: dict[str, Any], override: str) -> None:
     *way, last = key.strip().split(".")
     target: Any = content
     for part in way:
-        target = _step(target, part, key)
-    if isinstance(target, list):
-        place = _place(target, last, key)
-        target[place] = value
-    else:
-        target[last] = value
+        place = _place(target, part, key)
+        if isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+        target = target[place]
+        if not isinstance(target, (dict, list)):
+            raise RecipeError(f"override {key}: {part!r} is {target!r} and has no keys inside")
+    target[_place(target, last, key)] = value
 
 
-def _step(target: Any, part: str, key: str) -> Any:
-    if isinstance(target, list):
-        return target[_place(target, part, key)]
-    inner = target.get(part)
-    if inner is None:
-        inner = target[part] = {}
-    if not isinstance(inner, (dict, list)):
-        raise RecipeError(f"override {key}: {part!r} is {inner!r} and has no keys inside")
-    return inner
-
-
-def _place(target: list[Any], part: str, key: str) -> int:
+def _place(target: dict[str, Any] | list[Any], part: str, key: str) -> Any:
+    """Return the key, or the position in a list, that a part of a dotted key names."""
+    if isinstance(target, dict):
+        return part
     if not part.isdigit() or int(part) >= len(target):
         raise RecipeError(
             f"override {key}: {part!r} is no place in a list of {len(target)}; "
@@ -377,11 +356,8 @@ def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
         ]
         # The tag of a union member is no field: keep the member that carries it.
         # One that is told by a function, as a normalisation is, has no tag in the recipe.
-        models = (
-            [m for kind in inner for m in _models(kind)]
-            if inner
-            else _tagged(models, part) or models
-        )
+        tagged = [SUPERVISIONS.get(str(part))] if part in SUPERVISIONS.names() else models
+        models = [m for kind in inner for m in _models(kind)] if inner else tagged
     return {name for model in models for name in model.model_fields}
 
 
@@ -394,11 +370,6 @@ def _all_keys(kind: Any) -> set[str]:
             seen.add(model)
             models += [m for f in model.model_fields.values() for m in _models(f.annotation)]
     return {name for model in seen for name in model.model_fields}
-
-
-def _tagged(models: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
-    """Return the kind of supervision that a part of a location names, if it is one of the models."""
-    return [SUPERVISIONS.get(name) for name in SUPERVISIONS.names() if name == tag and models]
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

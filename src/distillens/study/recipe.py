@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,16 +83,12 @@ class TeacherRecipe(_Part):
     run: UserPath | None = None
     normalisation: AnyNormalisation | None = None
     allow_weak: bool = False
-    seed: int = Field(default=1000, ge=0, le=MAX_SEED)
+    seed: Seed = 1000
 
     @field_validator("checkpoint", mode="before")
     @classmethod
     def _a_path_alone(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"path": value}
-        if value is None or isinstance(value, (dict, CheckpointRecipe)):
-            return value
-        raise ValueError(f"give a path, or {{path, key, strip}}, got {value!r}")
+        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherRecipe:
@@ -120,6 +119,17 @@ class TeacherRecipe(_Part):
             )
         return self
 
+    @property
+    def given_files(self) -> dict[str, Path]:
+        """The files of a given teacher, by their keys in the recipe."""
+        if self.checkpoint is not None:
+            places = {"teacher.checkpoint": self.checkpoint.path}
+        elif isinstance(self.logits, str):
+            places = {"teacher.logits": self.logits}
+        else:
+            places = {f"teacher.logits.{split}": at for split, at in (self.logits or {}).items()}
+        return {key: Path(place.partition("::")[0]) for key, place in places.items()}
+
 
 class StudentRecipe(_Part):
     """The student and how it is trained; a supervision may override keys of ``training``.
@@ -144,8 +154,8 @@ class ComplexityRecipe(_Part):
     split: Literal["test", "train", "validation"] = "test"
     epochs: tuple[int, ...] | None = None
     form: Literal["class-diagonal", "trace", "full"] = "class-diagonal"
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    temperature: Positive = 1.0
+    temperatures: tuple[Positive, ...] = ()
     ridge: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     random_draws: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -154,9 +164,7 @@ class ComplexityRecipe(_Part):
 class TuneRecipe(_Part):
     """Learning rates from which the validation split selects one for each supervision."""
 
-    learning_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        min_length=2
-    )
+    learning_rate: tuple[Positive, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _rates_differ(self) -> TuneRecipe:
@@ -177,7 +185,7 @@ class Recipe(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     description: str = ""
-    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     loss: Loss = "cross-entropy"
     """The form of the students' losses."""
     precision: Precision = "float32"
@@ -211,21 +219,21 @@ class Recipe(_Part):
     @classmethod
     def _complexity_where_it_can_be(cls, values: Any) -> Any:
         """Measure complexity by default only where a student is trained on labels alone."""
-        if not isinstance(values, dict) or "complexity" in values:
-            return values
-        entries = values.get("supervisions")
-        if not isinstance(entries, (list, tuple)):
+        entries = values.get("supervisions") if isinstance(values, dict) else None
+        if not isinstance(entries, (list, tuple)) or "complexity" in values:
             return values
         kinds = [entry.get("kind") for entry in entries if isinstance(entry, dict)]
-        has_baseline = any(kind in kinds for kind in _baselines())
-        return values if has_baseline else {**values, "complexity": None}
+        baselines = (kind for kind in SUPERVISIONS.names() if SUPERVISIONS.get(kind).is_baseline)
+        return (
+            values if any(kind in kinds for kind in baselines) else {**values, "complexity": None}
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         titles = Counter(entry.title for entry in self.supervisions)
-        twice = [title for title, count in titles.items() if count > 1]
-        if twice:
-            raise ValueError(f"two supervisions are called {twice[0]!r}; give one another name")
+        for title, count in titles.items():
+            if count > 1:
+                raise ValueError(f"two supervisions are called {title!r}; give one another name")
         if "teacher" in titles:
             raise ValueError(
                 "a supervision is called 'teacher', which is the teacher's own name in tables; "
@@ -247,18 +255,13 @@ class Recipe(_Part):
             )
         kept = self.training_of(labelled).kept_epochs
         for epoch in (self.complexity.epochs or ()) if self.complexity else ():
-            if not 0 <= epoch <= kept[-1]:
-                raise ValueError(
-                    f"complexity.epochs names {epoch}; the one-hot student has epochs 0 to {kept[-1]}"
-                )
             if epoch not in kept:
                 raise ValueError(
                     f"complexity.epochs names {epoch}; training.checkpoint_every of the one-hot "
                     f"student keeps the weights of the epochs {listed(kept)}"
                 )
-        on_validation = self.complexity is not None and self.complexity.split == "validation"
-        if on_validation and not self.data.validation_size:
-            raise ValueError("complexity.split is validation, but data.validation_size is 0")
+        if self.complexity is not None and self.complexity.split == "validation":
+            self._need_validation("complexity is measured")
         return self
 
     def task(self) -> Task:
@@ -316,10 +319,8 @@ class Recipe(_Part):
     @property
     def tuning_seed(self) -> int:
         """The seed of the trainings that select a learning rate; it is none of ``seeds``."""
-        after = max(self.seeds) + 1
-        return (
-            after if after <= MAX_SEED else next(s for s in range(MAX_SEED) if s not in self.seeds)
-        )
+        candidates = (max(self.seeds) + 1, *range(len(self.seeds) + 1))
+        return next(one for one in candidates if one <= MAX_SEED and one not in self.seeds)
 
     def _check_trainings(self) -> None:
         for place, entry in enumerate(self.supervisions):
@@ -332,10 +333,14 @@ class Recipe(_Part):
                     f"{entry.title!r} sets training.learning_rate, which tune selects; "
                     "leave one of the two out"
                 )
-        if self.tune is not None and not self.data.validation_size:
+        if self.tune is not None:
+            self._need_validation("tune selects learning rates")
+
+    def _need_validation(self, what: str) -> None:
+        if not self.data.validation_size:
             raise ValueError(
-                "tune selects learning rates on the validation split, but data.validation_size is 0; "
-                "set it to the number of training examples to validate on"
+                f"{what} on the validation split, but data.validation_size is 0; set it to the number "
+                "of training examples to validate on"
             )
 
     def _check_self_distillation(self) -> None:
@@ -361,7 +366,6 @@ class Recipe(_Part):
     def _check_trajectories(self) -> None:
         known = self.teacher.training is not None or self.teacher.run is not None
         for entry in (part for whole in self.supervisions for part in parts_of(whole)):
-            earlier = getattr(entry, "early_stop", None)
             if entry.needs() & {"trajectory", "co-trained teacher"} and not known:
                 raise ValueError(
                     f"{entry.title!r} needs the checkpoints of a teacher trained here; "
@@ -370,10 +374,8 @@ class Recipe(_Part):
             trained = self.teacher.training
             if trained is not None and (problem := trajectory_problem(entry, trained)):
                 raise ValueError(problem)
-            if earlier == "validation" and not self.data.validation_size:
-                raise ValueError(
-                    f"{entry.title!r} needs a validation split; set data.validation_size"
-                )
+            if getattr(entry, "early_stop", None) == "validation":
+                self._need_validation(f"{entry.title!r} selects a checkpoint of the teacher")
 
 
 RECIPES: Registry[type[Recipe]] = Registry(
@@ -416,8 +418,3 @@ def _merged(training: TrainingRecipe, change: Mapping[str, Any]) -> TrainingReci
     if isinstance(schedule, dict):
         change = {**change, "schedule": {**values["schedule"], **schedule}}
     return TrainingRecipe.model_validate({**values, **change})
-
-
-def _baselines() -> list[str]:
-    """Return the kinds of supervision whose students are baselines."""
-    return [kind for kind in SUPERVISIONS.names() if SUPERVISIONS.get(kind).is_baseline]

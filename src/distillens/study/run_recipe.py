@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from distillens.analyses.measure import measure
 from distillens.data import Splits
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
-from distillens.files.paths import user_path
 from distillens.progress import Progress, silent
 from distillens.results.training import StudyResult
 from distillens.runs.folder import check_folder, latest_recipe, locked, open_run
-from distillens.runs.layout import Run, slug
+from distillens.runs.layout import Run, run_folder, slug
 from distillens.runs.open import OpenRun, check_fingerprint, read_training
 from distillens.runs.read import read_data
 from distillens.study.context import StudyContext
@@ -76,7 +74,7 @@ def run(
         raise RunError("overrides change a recipe that is read from a file; change the values")
     if not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe, trust_code=trust_code)
-    folder = user_path(out) if out is not None else Path("runs") / slug(recipe.name)
+    folder = run_folder(out, recipe.name)
     accelerator = accelerator_for(recipe.precision)
     trainings = (recipe.teacher.training, *map(recipe.training_of, recipe.supervisions))
     # Reported before the teacher is trained, even if it concerns the student only.
@@ -101,7 +99,12 @@ def run(
         teacher = _train(context, stage, given, spread)
         opened = OpenRun.open(folder)
         whole = _joined(recipe, run_files, stage, trust_code)
-        _measure(FinishedRun.of(opened, replace(context, recipe=whole), teacher))
+        finished = FinishedRun.of(opened, replace(context, recipe=whole), teacher)
+        # An analysis whose record the run has is not repeated.
+        if recipe.deviation:
+            measure(finished, "confidence")
+        if recipe.complexity is not None:
+            measure(finished, "complexity", recipe.complexity)
     return opened.result
 
 
@@ -118,39 +121,23 @@ def _train(
     context: StudyContext, stage: Run, given: GivenTeacher | None, spread: Spread
 ) -> StudyTeacher:
     """Train the networks that are not trained yet, and write results if there were any."""
-    began, clock = now(), time.perf_counter()
+    began = now()
     recipe, run, accelerator = context.recipe, context.run, context.accelerator
     if context.main:
         _bind_data(run, context.splits, context.scales)
     start_trackers(accelerator, recipe.trackers, run.trackers, slug(recipe.name))
     teacher = prepare_teacher(context, given)
     context = tune_students(context, teacher, spread)
-    earlier = _earlier(stage)
+    earlier = read_training(stage) if stage.results.is_file() else None
     finished = earlier is not None and not earlier.open_cells
-    outcome = Outcome(context, stage, teacher, began, clock, earlier and earlier.provenance)
+    outcome = Outcome(context, stage, teacher, began, earlier and earlier.provenance)
     # Written after every network, so that an interrupted run shows its results so far. The results of
     # a finished training are never written again.
-    write = outcome.write if context.main and not finished else _nothing
+    write = outcome.write if context.main and not finished else lambda students: None
     write(train_students(context, teacher, write, spread))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return replace(teacher, context=context)
-
-
-def _measure(run: FinishedRun) -> None:
-    """Run the analyses of the recipe, unless the run has their records."""
-    if run.recipe.deviation:
-        measure(run, "confidence")
-    if run.recipe.complexity is not None:
-        measure(run, "complexity", run.recipe.complexity)
-
-
-def _earlier(stage: Run) -> StudyResult | None:
-    return read_training(stage) if stage.results.is_file() else None
-
-
-def _nothing(students: object) -> None:
-    """Called after a network in a process that does not write."""
 
 
 def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> None:
@@ -169,10 +156,9 @@ def _bind_data(run: Run, splits: Splits, scales: Mapping[str, InputScale]) -> No
         "changed_labels": [asdict(change) for change in splits.changed],
     }
     if run.data.is_file():
-        before = read_data(run)
-        check_fingerprint(run, str(before["fingerprint"]), splits.fingerprint, "of this recipe")
+        check_fingerprint(run, splits.fingerprint, "of this recipe")
         # A run of an earlier version gets what it lacks: export needs the normalisation.
-        if before.keys() >= described.keys():
+        if read_data(run).keys() >= described.keys():
             return
     for place, tokenizer in enumerate(splits.tokenizers):
         write_atomically(run.tokenizer(place), tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from distillens.results.training import Cell, Trial
 from distillens.runs.layout import NetworkFiles
 from distillens.study.context import StudyContext
 from distillens.study.networks import (
-    OneOfSeveral,
+    Network,
+    epochs_done,
     read_cell,
     read_trial,
     train_network,
@@ -104,7 +105,7 @@ class StudentTeachers:
         files, last = self.before.files, self.before.epochs
         model = self.context.recipe.student.model
         digest = weights_digest(files, last, self.before.digest)
-        return self.own.teacher(digest, lambda: self.context.load(model, files, last))
+        return self.own(digest, lambda: self.context.load(model, files, last))
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,15 @@ class Student:
             for number in range(1, last + 1)
         }
 
+    def numbers(self, context: StudyContext) -> Cell | Trial:
+        """Return its numbers; it is finished."""
+        files = self.files(context)
+        return read_cell(files) if self.rate is None else read_trial(files)
+
+    def epochs_done(self, context: StudyContext) -> int:
+        """Return how many epochs its networks have been trained for."""
+        return sum(epochs_done(files) for files in self.networks(context).values())
+
     def origin(self, recipe: Recipe) -> Student | None:
         """Return the student that must be finished before: self-distillation starts from labels.
 
@@ -199,10 +209,8 @@ def seed_by_seed(
     while left:
         first = left[0]
         group = [each for each in left if _share_batches(context.recipe, first, each)] or [first]
-        if len(group) > 1:
-            _train_group(context, teacher, group, done)
-        else:
-            one_by_one(context, teacher, group, done)
+        train = _train_group if len(group) > 1 else one_by_one
+        train(context, teacher, group, done)
         left = [each for each in left if each not in group]
 
 
@@ -229,28 +237,13 @@ def _share_batches(recipe: Recipe, first: Student, other: Student) -> bool:
 def _train_group(
     context: StudyContext, teacher: StudyTeacher, students: Sequence[Student], done: Done
 ) -> None:
-    recipe = context.recipe
-
-    def described(student: Student) -> OneOfSeveral:
-        entry, training = recipe.supervisions[student.place], student.training(recipe)
-        return OneOfSeveral(
-            student.files(context),
-            training,
-            lambda: _supervision(context, teacher, entry, training, student.seed, None),
-            entry.title,
-            student.title(recipe),
-        )
-
-    several = [described(student) for student in students]
-    seed, fits = students[0].seed, True
+    recipe, seed, fits = context.recipe, students[0].seed, True
+    networks = [
+        _network(context, teacher, each, each.files(context), each.title(recipe), None, seed)
+        for each in students
+    ]
     try:
-        train_networks(
-            context,
-            recipe.student.model,
-            several,
-            seed,
-            lambda place, cell: done(students[place], cell),
-        )
+        train_networks(context, networks, lambda place, cell: done(students[place], cell))
     except DistillensError as error:
         if error.__cause__ is None or not ran_out_of_memory(error.__cause__):
             raise
@@ -279,28 +272,44 @@ def train_students(
     the others.
     """
     recipe = context.recipe
-    students = _in_order(recipe)
-    found: dict[Student, Cell] = {}
-    for student in students:
-        files = student.files(context)
-        if files.cell.is_file():
-            found[student] = read_cell(files)
-            # Its epochs were logged; later ones are logged after them.
-            context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
 
-    def table() -> list[list[Cell]]:
+    def table(found: Mapping[Student, Cell | Trial]) -> list[list[Cell]]:
+        cells = {student: cell for student, cell in found.items() if isinstance(cell, Cell)}
         return [
-            [found[mine] for seed in recipe.seeds_of(entry) if (mine := Student(k, seed)) in found]
+            [cells[mine] for seed in recipe.seeds_of(entry) if (mine := Student(k, seed)) in cells]
             for k, entry in enumerate(recipe.supervisions)
         ]
 
-    def trained(student: Student, cell: Cell | Trial) -> None:
-        assert isinstance(cell, Cell)
-        found[student] = cell
-        done(table())
+    students = _in_order(recipe)
+    return table(
+        train_missing(context, teacher, students, spread, lambda found: done(table(found)))
+    )
+
+
+def train_missing(
+    context: StudyContext,
+    teacher: StudyTeacher,
+    students: Sequence[Student],
+    spread: Spread,
+    done: Callable[[Mapping[Student, Cell | Trial]], object] = lambda found: None,
+) -> dict[Student, Cell | Trial]:
+    """Train those students that are not finished, and return the numbers of all of them.
+
+    ``done`` is called with the numbers so far after every newly trained student.
+    """
+    found: dict[Student, Cell | Trial] = {}
+    for student in students:
+        if student.files(context).cell.is_file():
+            found[student] = student.numbers(context)
+            # Its epochs were logged; later ones are logged after them.
+            context.tracked.taken += student.epochs_done(context)
+
+    def trained(student: Student, numbers: Cell | Trial) -> None:
+        found[student] = numbers
+        done(found)
 
     spread(context, teacher, [student for student in students if student not in found], trained)
-    return table()
+    return found
 
 
 def _in_order(recipe: Recipe) -> list[Student]:
@@ -322,26 +331,16 @@ def train_student(context: StudyContext, teacher: StudyTeacher, student: Student
 
     A trial ends with the first generation that diverges.
     """
-    recipe, seed = context.recipe, student.seed
-    entry, training = recipe.supervisions[student.place], student.training(recipe)
     before = _origin(context, student)
     train = train_network if student.rate is None else train_trial
     cell: Cell | Trial | None = None
-    for generation, (title, mine) in enumerate(student.networks(context).items(), 1):
-        cell = train(
-            context,
-            mine,
-            recipe.student.model,
-            training,
-            lambda before=before: _supervision(context, teacher, entry, training, seed, before),
-            name=entry.title,
-            seed=seed,
-            start=seed + (generation * APART if before is not None else 0),
-            title=title,
-        )
+    for generation, (title, files) in enumerate(student.networks(context).items(), 1):
+        start = student.seed + (generation * APART if before is not None else 0)
+        network = _network(context, teacher, student, files, title, before, start)
+        cell = train(context, network)
         if isinstance(cell, Trial) and cell.failure:
             return cell
-        before = Previous(mine, training.epochs, cell.weights_digest)
+        before = Previous(files, network.training.epochs, cell.weights_digest)
     assert cell is not None
     return cell
 
@@ -350,33 +349,42 @@ def _origin(context: StudyContext, student: Student) -> Previous | None:
     origin = student.origin(context.recipe)
     if origin is None:
         return None
-    files = origin.files(context)
-    cell = read_cell(files) if origin.rate is None else read_trial(files)
-    return Previous(files, origin.training(context.recipe).epochs, cell.weights_digest)
+    digest = origin.numbers(context).weights_digest
+    return Previous(origin.files(context), origin.training(context.recipe).epochs, digest)
 
 
-def _supervision(
+def _network(
     context: StudyContext,
     teacher: StudyTeacher,
-    entry: Any,
-    training: TrainingRecipe,
-    seed: int,
+    student: Student,
+    files: NetworkFiles,
+    title: str,
     before: Previous | None,
-) -> Supervision:
-    steps = len(context.batches(training, seed))
-    source, own = (
-        context.task.teachers(
-            LogitCache(
-                teacher.cache_folder,
-                context.batches(training, seed, role),
-                context.recipe.precision,
-                max_bytes=context.recipe.cache_bytes,
-                top_k=context.top_k,
-                on_disk=context.recipe.cache_on_disk,
+    start: int,
+) -> Network:
+    """Return a network of a student, to train it; ``start`` is the seed of its initial weights."""
+    recipe, training = context.recipe, student.training(context.recipe)
+    entry: Any = recipe.supervisions[student.place]
+
+    def supervision() -> Supervision:
+        steps = len(context.batches(training, student.seed))
+        source, own = (
+            context.task.teachers(
+                LogitCache(
+                    teacher.cache_folder,
+                    context.batches(training, student.seed, role),
+                    recipe.precision,
+                    max_bytes=recipe.cache_bytes,
+                    top_k=context.top_k,
+                    on_disk=recipe.cache_on_disk,
+                )
             )
+            for role in ("teacher", "student")
         )
-        for role in ("teacher", "student")
+        setting = Setting(recipe.loss, training.epochs * steps, context.trust_code)
+        teachers = StudentTeachers(context, teacher, source, own, training.epochs, steps, before)
+        return build_supervision(entry, setting, teachers)
+
+    return Network(
+        files, recipe.student.model, training, supervision, entry.title, title, student.seed, start
     )
-    setting = Setting(context.recipe.loss, training.epochs * steps, context.trust_code)
-    teachers = StudentTeachers(context, teacher, source, own, training.epochs, steps, before)
-    return build_supervision(entry, setting, teachers)

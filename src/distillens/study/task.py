@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -35,12 +35,8 @@ Outcomes = Callable[[Cell], NDArray]
 """Returns for a trained network what `Task.outcomes` says of the test examples."""
 
 
-class TeacherSource(Protocol):
-    """Makes teachers out of checkpoints."""
-
-    def teacher(self, digest: str, module: Callable[[], nn.Module]) -> Teacher:
-        """Return a checkpoint with the digest as a teacher; ``module`` loads it."""
-        ...
+TeacherSource = Callable[[str, Callable[[], nn.Module]], Teacher]
+"""Makes a teacher out of a checkpoint, of which it gets the digest and what loads it."""
 
 
 class Task:
@@ -69,7 +65,7 @@ class Task:
 
     def teachers(self, cache: LogitCache) -> TeacherSource:
         """Return what makes teachers out of checkpoints; by default the cache for the same batches."""
-        return cache
+        return cache.teacher
 
     def file(self, files: NetworkFiles) -> Path:
         """Return the npz file that holds what `predict` returns for each split."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from distillens.data import Examples
 from distillens.errors import RunError
 from distillens.files.atomic import write_atomically
 from distillens.models import ModelRecipe
@@ -18,7 +17,7 @@ from distillens.results.training import Cell
 from distillens.runs.folder import find_run
 from distillens.runs.layout import NetworkFiles
 from distillens.runs.open import check_fingerprint
-from distillens.runs.read import read_data, read_json
+from distillens.runs.read import read_json
 from distillens.study.context import StudyContext
 from distillens.study.given_teacher import (
     GivenTeacher,
@@ -27,6 +26,7 @@ from distillens.study.given_teacher import (
     read_given_teacher,
 )
 from distillens.study.networks import (
+    Network,
     read_cell,
     train_network,
     weights_digest,
@@ -89,7 +89,7 @@ class StudyTeacher:
             return RecordedTeacher(self.logits("train"), self.context.splits.train.indices)
         if self.epochs is not None:
             return self._checkpoint(source, self.epochs)
-        return source.teacher(self.cell.weights_digest, self._given)
+        return source(self.cell.weights_digest, self._given)
 
     def trajectory(self, source: TeacherSource) -> list[TeacherCheckpoint]:
         """Return the checkpoints of its training."""
@@ -114,7 +114,9 @@ class StudyTeacher:
         kept = self.training.kept_epochs[1:]
         assert examples is not None  # the recipe refuses early stopping without validation
         if self.context.main and not path.is_file():
-            losses = [self._loss(epoch, examples) for epoch in kept]
+            context, task = self.context, self.context.task
+            outputs = (task.predict(context, self.at(one), examples, "teacher") for one in kept)
+            losses = [task.loss(stored, examples, "cross-entropy") for stored in outputs]
             write_atomically(path, json.dumps(losses) + "\n")
         self.context.accelerator.wait_for_everyone()
         losses = read_json(path)
@@ -126,15 +128,10 @@ class StudyTeacher:
             raise RunError(f"{path} is damaged; delete it to have the losses measured again")
         return kept[int(np.argmin(losses))]
 
-    def _loss(self, epoch: int, examples: Examples) -> float:
-        context, task = self.context, self.context.task
-        stored = task.predict(context, self.at(epoch), examples, "teacher")
-        return task.loss(stored, examples, "cross-entropy")
-
     def _checkpoint(self, source: TeacherSource, epoch: int) -> Teacher:
         expected = self.cell.weights_digest if epoch == self.epochs else None
         digest = weights_digest(self.files, epoch, expected)
-        return source.teacher(digest, lambda: self.at(epoch))
+        return source(digest, lambda: self.at(epoch))
 
     def _given(self) -> nn.Module:
         assert self.model is not None
@@ -180,24 +177,18 @@ def prepare_teacher(context: StudyContext, given: GivenTeacher | None = None) ->
         return _of_another_run(context, Path(recipe.run))
     if recipe.training is not None:
         assert recipe.model is not None
-        cell = train_network(
-            context,
-            files,
-            recipe.model,
-            recipe.training,
-            OneHot,
-            name=TEACHER,
-            seed=recipe.seed,
-            title=f"teacher ({recipe.model.name})",
-            role="teacher",
+        title, seed = f"teacher ({recipe.model.name})", recipe.seed
+        network = Network(
+            files, recipe.model, recipe.training, OneHot, TEACHER, title, seed, seed, "teacher"
         )
+        cell = train_network(context, network)
         return StudyTeacher(context, cell, files, context.run.cache, recipe.model, recipe.training)
     if context.main and given is not None:
         if given.note:
             write_atomically(files.loading, given.note + "\n")
         write_cell(
-            context, files, given.logits, name=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
-            digest=given.digest, parameters=given.parameters,
+            context, files, given.logits, supervision=TEACHER, seed=recipe.seed, epochs=0, seconds=0.0,
+            weights_digest=given.digest, parameters=given.parameters,
         )  # fmt: skip
     context.accelerator.wait_for_everyone()
     cell = read_cell(files)
@@ -217,8 +208,7 @@ def _of_another_run(context: StudyContext, folder: Path) -> StudyTeacher:
         raise RunError(f"{folder} trained no teacher; name the run that did")
     if not other.teacher.cell.is_file():
         raise RunError(f"the teacher of {folder} is not finished; run its recipe first")
-    there = str(read_data(other)["fingerprint"])
-    check_fingerprint(other, there, context.splits.fingerprint, "of this recipe")
+    check_fingerprint(other, context.splits.fingerprint, "of this recipe")
     for entry in (part for whole in context.recipe.supervisions for part in parts_of(whole)):
         if problem := trajectory_problem(entry, theirs.training):
             raise RunError(f"{problem}; see the teacher of {folder}")

@@ -15,12 +15,11 @@ from typing import Any
 from distillens.errors import TrainingError
 from distillens.files.atomic import write_atomically
 from distillens.results.base import from_json, to_json
-from distillens.results.training import Cell, Trial, TunedRate, Tuning
+from distillens.results.training import Trial, TunedRate, Tuning
 from distillens.runs.layout import Run
 from distillens.study.context import StudyContext
-from distillens.study.networks import read_trial
 from distillens.study.recipe import Recipe
-from distillens.study.students import Spread, Student, one_by_one
+from distillens.study.students import Spread, Student, one_by_one, train_missing
 from distillens.study.teacher import StudyTeacher
 
 
@@ -45,14 +44,19 @@ def tune_students(
     later = [k for k in places if "previous student" in recipe.supervisions[k].needs()]
     trials: list[Trial] = []
     for group in ([k for k in places if k not in later], later):
-        trials += _trials(context, teacher, spread, group)
+        rates = recipe.tune.learning_rate
+        students = [Student(k, recipe.tuning_seed, rate) for k in group for rate in rates]
+        found = train_missing(context, teacher, students, spread)
+        trials += [one for student in students if isinstance(one := found[student], Trial)]
         tuning = _select(recipe, trials)
         if context.main:
             write_atomically(context.run.tuning, to_json(tuning))
         context.accelerator.wait_for_everyone()
         context = replace(context, recipe=_with_rates(recipe, tuning))
     if context.main:
-        _delete_weights(context.run)
+        folder = context.run.folder / "tuning"
+        for path in (*folder.rglob("epoch-*.safetensors"), *folder.rglob("state.pt")):
+            path.unlink()
     return context
 
 
@@ -67,33 +71,6 @@ def tuned(recipe: Recipe, run: Run) -> Recipe:
     """Return a run's recipe with the learning rates that were selected so far."""
     tuning = None if recipe.tune is None else read_tuning(run)
     return recipe if tuning is None else _with_rates(recipe, tuning)
-
-
-def _trials(
-    context: StudyContext, teacher: StudyTeacher, spread: Spread, places: Sequence[int]
-) -> list[Trial]:
-    """Run the missing trials and return the trials of supervisions, rate by rate."""
-    recipe = context.recipe
-    assert recipe.tune is not None
-    students = [
-        Student(place, recipe.tuning_seed, rate)
-        for place in places
-        for rate in recipe.tune.learning_rate
-    ]
-    found: dict[Student, Trial] = {}
-    for student in students:
-        files = student.files(context)
-        if files.cell.is_file():
-            found[student] = read_trial(files)
-            # Its epochs were logged; later ones are logged after them.
-            context.tracked.take(student.training(recipe).epochs * len(student.networks(context)))
-
-    def trained(student: Student, trial: Cell | Trial) -> None:
-        assert isinstance(trial, Trial)
-        found[student] = trial
-
-    spread(context, teacher, [student for student in students if student not in found], trained)
-    return [found[student] for student in students]
 
 
 def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:
@@ -117,12 +94,10 @@ def _select(recipe: Recipe, trials: Sequence[Trial]) -> Tuning:
 
 def _merit(trial: Trial) -> tuple[float, float, float]:
     """Return the sort key of a trial: accuracy, then lower loss, then smaller rate."""
-    loss = trial.validation_loss
-    if trial.validation_accuracy is None or loss is None:
-        return (-math.inf, -math.inf, -trial.learning_rate)
+    accuracy, loss = trial.validation_accuracy, trial.validation_loss
     return (
-        trial.validation_accuracy,
-        -math.inf if math.isnan(loss) else -loss,
+        -math.inf if accuracy is None else accuracy,
+        -math.inf if loss is None or math.isnan(loss) else -loss,
         -trial.learning_rate,
     )
 
@@ -139,9 +114,3 @@ def _with_rates(recipe: Recipe, tuning: Tuning) -> Recipe:
     return recipe.model_copy(
         update={"supervisions": tuple(tuned_entry(entry) for entry in recipe.supervisions)}
     )
-
-
-def _delete_weights(run: Run) -> None:
-    folder = run.folder / "tuning"
-    for path in (*folder.rglob("epoch-*.safetensors"), *folder.rglob("state.pt")):
-        path.unlink()

@@ -17,7 +17,6 @@ from .recipe import TrainingRecipe as TrainingRecipe
 from .trackers import Steps as Steps
 from .trackers import log_epoch as log_epoch
 from .trackers import start_trackers as start_trackers
-from .trackers import tracking as tracking
 from .trajectory import EpochRecord as EpochRecord
 from .trajectory import Store as Store
 from .trajectory import read_history as read_history

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from distillens.data.batches import Batches, OpenEpoch
+from distillens.errors import one_line
 from distillens.supervision.protocol import NotCapturable, phase_of
 from distillens.training.step import TrainingStep
 
@@ -28,22 +30,6 @@ WARM_UP = 3
 
 WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 """Tags of operations whose result the host must know: they wait for the device."""
-
-
-class Graph(Protocol):
-    """A graph that replays the operations of a function."""
-
-    def capture(self, body: Callable[[], None]) -> None:
-        """Capture the operations that a function calls without executing them."""
-        ...
-
-    def replay(self) -> None:
-        """Replay the captured operations on the same memory."""
-        ...
-
-    def close(self) -> None:
-        """Wait until the graph has finished, and free its memory."""
-        ...
 
 
 class CudaGraph:
@@ -67,7 +53,7 @@ class CudaGraph:
         self._graph.reset()
 
 
-def graph_for(device: torch.device) -> Callable[[], Graph] | None:
+def graph_for(device: torch.device) -> Callable[[], CudaGraph] | None:
     """Return a function that creates graphs on a device; None if steps are never captured."""
     return CudaGraph if device.type == "cuda" else None
 
@@ -88,7 +74,7 @@ class CapturedStep:
     """
 
     def __init__(
-        self, step: TrainingStep, batches: Batches, new_graph: Callable[[], Graph]
+        self, step: TrainingStep, batches: Batches, new_graph: Callable[[], CudaGraph]
     ) -> None:
         self._step, self._new_graph = step, new_graph
         size = min(batches.batch_size, len(batches.examples))
@@ -96,7 +82,7 @@ class CapturedStep:
         self._positions = torch.zeros(size, dtype=torch.int64, device=device)
         self._key: Hashable = None
         self._watched: list[Watch] = []
-        self._graph: Graph | None = None
+        self._graph: CudaGraph | None = None
         self.draws = True
         """Whether a step changes the global random states; True until it is known."""
         self.reason: str | None = reason_against(step, batches)
@@ -150,13 +136,12 @@ class CapturedStep:
             if reason is not None:
                 self._give_up(reason)
 
-    def _captured(self, body: Callable[[], None]) -> Graph | None:
+    def _captured(self, body: Callable[[], None]) -> CudaGraph | None:
         graph = self._new_graph()
         try:
             graph.capture(body)
         except RuntimeError as error:
-            text = " ".join(str(error).split())[:160]
-            self._give_up(f"capturing it stopped with: {text}")
+            self._give_up(f"capturing it stopped with: {one_line(error)[:160]}")
             self._step.forget_gradients()
             return None
         return graph
@@ -229,7 +214,7 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._calls.append((str(func), _described(args), _described(kwargs or {})))
+        self._calls.append((str(func), tree_map(_described, (args, kwargs))))
         if self._waits is None and _waits(func, args, result):
             self._waits = str(func)
         return result
@@ -259,33 +244,25 @@ def _waits(func: Any, args: Any, result: Any) -> bool:
     name = func.overloadpacket.__name__
     if name.startswith("index"):
         # By positions nothing is waited for; a mask is turned into positions first.
-        return any(kind in (torch.bool, torch.uint8) for kind in _index_types(args[1]))
+        return any(each.dtype in (torch.bool, torch.uint8) for each in _tensors(args[1]))
     if "copy" in name and _devices(result) != _devices(args):
         return True
     return any(tag in func.tags for tag in WAITS)
-
-
-def _index_types(indices: Any) -> list[torch.dtype]:
-    listed = indices if isinstance(indices, (list, tuple)) else ()
-    return [index.dtype for index in listed if isinstance(index, Tensor)]
 
 
 def _described(value: Any) -> Any:
     """Return what an argument of an operation is, without its values where it is a tensor."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
-    if isinstance(value, (list, tuple)):
-        return tuple(_described(each) for each in value)
-    if isinstance(value, dict):
-        return tuple((name, _described(each)) for name, each in value.items())
     return value if isinstance(value, (bool, int, float, str)) else str(type(value))
 
 
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
 def _devices(value: Any) -> set[str]:
-    if isinstance(value, Tensor):
-        return {value.device.type}
-    parts = value if isinstance(value, (list, tuple)) else []
-    return {device for part in parts for device in _devices(part)}
+    return {tensor.device.type for tensor in _tensors(value)}
 
 
 def _is_hooked(module: nn.Module) -> bool:

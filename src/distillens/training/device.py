@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -21,14 +21,14 @@ def check_every(device: torch.device) -> int:
 
 
 class Lane:
-    """The CUDA stream of one network; without effect on other devices.
-
-    As a context manager it makes the stream the current one.
-    """
+    """The CUDA stream of one network; without effect on other devices."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._before: torch.cuda.Stream | None = None
+
+    def current(self) -> AbstractContextManager[object]:
+        """Make the stream the current one in a block."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def begin(self) -> None:
         """Let the stream wait for what was launched before."""
@@ -39,16 +39,6 @@ class Lane:
         """Let what is launched from now on wait for the stream."""
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-
-    def __enter__(self) -> None:
-        if self._stream is not None:
-            self._before = torch.cuda.current_stream(self._stream.device)
-            torch.cuda.set_stream(self._stream)
-
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            torch.cuda.set_stream(self._before)
-            self._before = None
 
 
 @contextmanager

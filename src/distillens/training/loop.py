@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from distillens.data.batches import Batch, Batches, EpochSource, OpenEpoch
+from distillens.data.batches import Batches, EpochSource, OpenEpoch
 from distillens.data.labels import IGNORED, outside
 from distillens.data.loaders import LoaderBatches
 from distillens.errors import CheckpointError, DataError, DivergenceError, TrainingError
@@ -30,16 +30,11 @@ from distillens.supervision.protocol import (
 )
 from distillens.training.captured import CapturedStep, graph_for
 from distillens.training.device import Lane, check_every, numerics
-from distillens.training.memory import Trained, training_memory
+from distillens.training.memory import training_memory
 from distillens.training.processes import accelerator_for, check_accelerator, is_sharded
 from distillens.training.recipe import TrainingRecipe
-from distillens.training.sharding import (
-    first_not_finite,
-    not_finite_by_design,
-    prepare,
-    whole,
-)
-from distillens.training.step import TrainingStep, label_extremes
+from distillens.training.sharding import not_finite, prepare, whole
+from distillens.training.step import TrainingStep, check_parts, label_extremes
 from distillens.training.trajectory import (
     EpochRecord,
     Store,
@@ -51,7 +46,6 @@ from distillens.training.trajectory import (
     write_history,
     write_state,
 )
-from distillens.training.whole_batch import check_parts
 
 SAVE_SECONDS = 10.0
 """Seconds that an interrupted training may lose where no weights are to be kept. On a GPU, writing the
@@ -154,7 +148,9 @@ def fit(
         the device does not exist, or lacks a deterministic implementation that was asked for.
     """
     training = Training(model, supervision, recipe, store, accelerator, tuple(hooks), title)
-    return _explained([training], _as_source(batches), progress)[0]
+    if not callable(getattr(batches, "epoch", None)):
+        batches = LoaderBatches(cast(Iterable[Any], batches))
+    return _explained([training], cast(EpochSource, batches), progress)[0]
 
 
 @dataclass(frozen=True)
@@ -219,18 +215,11 @@ def _explained(
     trainings: list[Training], batches: EpochSource, progress: Progress
 ) -> list[History]:
     """Train networks; errors of the device become one-line errors."""
-    for training in trainings:
-        _check_kinds(training.model, training.supervision, training.recipe)
-    networks = [Trained(each.title, each.model, each.recipe) for each in trainings]
     # Outside the training function, whose frames hold its memory until it has returned.
-    with training_memory(networks, batches, trainings[0].accelerator):
+    for training in trainings:
+        _check_kinds(training)
+    with training_memory(trainings, batches):
         return _fit(trainings, batches, progress)
-
-
-def _as_source(batches: EpochSource | Iterable[Any]) -> EpochSource:
-    if not callable(getattr(batches, "epoch", None)):
-        return LoaderBatches(cast(Iterable[Any], batches))
-    return cast(EpochSource, batches)
 
 
 def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) -> list[History]:
@@ -243,17 +232,20 @@ def _fit(trainings: list[Training], batches: EpochSource, progress: Progress) ->
                 torch.manual_seed(training.seed)
             students.append(_Student(training, batches, takes_turns=len(trainings) > 1))
         for student in students:
-            student.show(stack, progress, len(batches))
+            steps = [
+                len(batches) * epochs for epochs in (student.recipe.epochs, student.epochs_done)
+            ]
+            student.advance = stack.enter_context(progress(student.training.title, *steps))
             if student.epochs_done >= student.recipe.epochs:
                 student.finish()
         last = max(student.recipe.epochs for student in students)
         for epoch in range(min(student.epochs_done for student in students), last):
-            active = [student for student in students if student.is_at(epoch)]
-            if active:
+            active = [each for each in students if each.epochs_done == epoch < each.recipe.epochs]
+            if active := [student for student in active if student.error is None]:
                 _train_epoch(active, batches, epoch)
-        failed = next((student for student in students if student.error is not None), None)
-        if failed is not None and failed.error is not None:
-            raise failed.error
+        for student in students:
+            if student.error is not None:
+                raise student.error
         return [student.history for student in students if student.history is not None]
 
 
@@ -266,26 +258,22 @@ def _train_epoch(students: list[_Student], batches: EpochSource, epoch: int) -> 
     steps = len(batches)
     source = batches.epoch(epoch) if opened is None else [None] * steps
     taken = 0
-    for place, batch in enumerate(source):
-        if place == steps:
-            raise _miscounted(epoch, steps, f"has more than {place} batches")
+    for taken, batch in enumerate(source, 1):
+        if taken > steps:
+            break
         for student in students:
-            student.take_step(opened, batch, place)
-        taken += 1
-    if taken < steps:
-        raise _miscounted(epoch, steps, f"ended after {taken} batches")
+            student.take_step(opened, batch, taken - 1)
+    if taken != steps:
+        what = f"ended after {taken}" if taken < steps else f"has more than {steps}"
+        raise TrainingError(
+            f"epoch {epoch + 1} {what} batches, but their source has length {steps}, which the learning "
+            "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
+        )
     for student in students:
         student.end_steps()
     seconds = time.perf_counter() - began
     for student in students:
         student.end_epoch(seconds / len(students))
-
-
-def _miscounted(epoch: int, steps: int, what: str) -> TrainingError:
-    return TrainingError(
-        f"epoch {epoch + 1} {what}, but their source has length {steps}, which the learning "
-        "rate follows; give the number with LoaderBatches(loader, steps_per_epoch=...)"
-    )
 
 
 def make_optimizer(
@@ -297,28 +285,22 @@ def make_optimizer(
     parameters have no such step.
     """
     fused = fused and all(parameter.is_floating_point() for parameter in model.parameters())
-    if recipe.optimizer != "sgd":
-        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-        return kind(
-            model.parameters(),
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            fused=fused,
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
+    settings: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "fused": fused,
+    }
+    if recipe.optimizer == "sgd":
+        settings |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[recipe.optimizer](model.parameters(), **settings)
 
 
-def _check_kinds(model: Any, supervision: Any, recipe: Any) -> None:
+def _check_kinds(training: Training) -> None:
+    model, recipe = training.model, training.recipe
     if not isinstance(model, nn.Module):
         raise TrainingError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
-    checked_supervision(supervision)
+    checked_supervision(training.supervision)
     if not isinstance(recipe, TrainingRecipe):
         raise TrainingError(
             f"the recipe is a {type(recipe).__name__}; give "
@@ -341,34 +323,6 @@ def _check_trainable(model: nn.Module, batches: EpochSource) -> None:
         raise TrainingError("there are no batches to train on; their source has length 0")
 
 
-def _call_hooks(hooks: Sequence[Hook], record: EpochRecord, model: nn.Module) -> None:
-    if not hooks:
-        return
-    # A hook that draws, if only by iterating over a DataLoader, must not change the training: an
-    # interrupted one would miss what its last hook drew.
-    random_state = global_random_state()
-    for hook in hooks:
-        hook(record, model)
-    restore_global_random_state(random_state)
-
-
-def _check_weights(
-    accelerator: Accelerator,
-    model: nn.Module,
-    record: EpochRecord,
-    by_design: frozenset[str],
-    written: int,
-) -> None:
-    # The losses are those before each update: the last update's result shows in the weights alone.
-    name = first_not_finite(accelerator, model, by_design)
-    if name is not None:
-        raise DivergenceError(
-            f"the weights are no longer finite after step {record.step} (first {name!r}, "
-            f"learning rate {record.learning_rate:g}); the checkpoint of epoch "
-            f"{written} is kept; lower the learning rate or lengthen the warm-up"
-        )
-
-
 class _Student:
     """A network in training: its step, its epochs so far, and its files."""
 
@@ -386,10 +340,12 @@ class _Student:
         self.error: DivergenceError | None = None
         self.history: History | None = None
         self.records: list[EpochRecord] = []
-        self._advance: Callable[[int], None] = lambda steps: None
+        self.advance: Callable[[int], None] = lambda steps: None
         self._checked = self._epoch = 0
         self._saved = time.monotonic()
-        self._by_design = not_finite_by_design(accelerator, model)
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        # Buffers and frozen parameters may hold infinities by design, such as an attention mask.
+        self._by_design = set(not_finite(accelerator, model)) - trained
         self._start(is_sharded(accelerator))
         self._written = self.epochs_done
         """The epoch of the last checkpoint."""
@@ -398,18 +354,14 @@ class _Student:
     def _start(self, sharded: bool) -> None:
         """Resume the training if it was interrupted, and wrap the network for its steps."""
         model, store, accelerator = self.training.model, self.training.store, self.accelerator
-        supervision, batches = self.training.supervision, self.batches
+        batches = self.batches
         self.optimizer = make_optimizer(model, self.recipe, fused=not sharded)
         fused = self.optimizer.defaults["fused"]
         # Sharding moves shards layer by layer: the whole network need not fit on the device.
         if not sharded:
             model.to(accelerator.device)
-        state = read_state(store.state) if store is not None and store.state.is_file() else None
-        if state is not None and store is not None:
-            self.records = _resume(state, store, model, self.optimizer, supervision)
-            _resume_random(state, store, batches, accelerator)
-            if accelerator.is_main_process:
-                remove_passed(store, self.recipe, state["epoch"])
+        if store is not None and store.state.is_file():
+            self._resume(store)
         elif store is not None and accelerator.is_main_process:
             save_weights(store.weights(0), model)
         for group in self.optimizer.param_groups:
@@ -420,7 +372,7 @@ class _Student:
         if self.recipe.compile:
             trained = cast(nn.Module, torch.compile(self._wrapped))
         self.step = TrainingStep(
-            trained, supervision, prepared, self.recipe, accelerator, len(batches)
+            trained, self.training.supervision, prepared, self.recipe, accelerator, len(batches)
         )
         self._captured: CapturedStep | None = None
         new_graph = graph_for(accelerator.device)
@@ -429,39 +381,46 @@ class _Student:
         captures = self._captured is not None and self._captured.reason is None
         self._lane = Lane(accelerator.device if captures else torch.device("cpu"))
 
+    def _resume(self, store: Store) -> None:
+        """Load the last checkpoint."""
+        training, state = self.training, read_state(store.state)
+        weights = store.weights(state["epoch"])
+        if not weights.is_file() or digest_file(weights) != state["digest"]:
+            raise CheckpointError(
+                f"{weights} is missing or not what the training state describes; "
+                "delete the folder to train again"
+            )
+        load_weights(weights, training.model)
+        with _of_this_training(store):
+            self.optimizer.load_state_dict(state["optimizer"])
+            training.supervision.load_state_dict(state["supervision"])
+        self.records = read_history(store.history, state["epoch"])
+        _resume_random(state, store, self.batches, self.accelerator)
+        if self.accelerator.is_main_process:
+            remove_passed(store, self.recipe, state["epoch"])
+
     @property
     def epochs_done(self) -> int:
         return len(self.records)
-
-    def is_at(self, epoch: int) -> bool:
-        """Return whether an epoch is the next one to train."""
-        return self.error is None and self.epochs_done == epoch < self.recipe.epochs
-
-    def show(self, stack: ExitStack, progress: Progress, steps: int) -> None:
-        """Show the progress until the stack is closed."""
-        total, done = self.recipe.epochs * steps, self.epochs_done * steps
-        self._advance = stack.enter_context(progress(self.training.title, total, done))
 
     def begin_epoch(self, epoch: int) -> None:
         self._epoch, self._checked = epoch, 0
         self.step.begin_epoch()
         self._lane.begin()
 
-    def take_step(self, opened: OpenEpoch | None, batch: Batch | None, place: int) -> None:
+    def take_step(self, opened: OpenEpoch | None, batch: Any, place: int) -> None:
         """Take a step of the epoch, on a batch or on one of an epoch that is held on the device."""
         if self.error is not None:
             return
         number = self._epoch * len(self.batches) + place
-        with self._lane, self._turn():
-            if batch is not None:
-                self.step(batch, number)
-            elif opened is not None and self._captured is not None:
+        with self._lane.current(), self._turn():
+            if opened is not None and self._captured is not None:
                 self._captured(opened, place, number)
-            elif opened is not None:
-                self.step(opened.batch(place), number)
+            else:
+                self.step(batch if opened is None else opened.batch(place), number)
             if place + 1 - self._checked >= check_every(self.accelerator.device):
                 self._check(place + 1)
-        self._advance(1)
+        self.advance(1)
 
     @contextmanager
     def _turn(self, *, ends_epoch: bool = False) -> Iterator[None]:
@@ -485,46 +444,62 @@ class _Student:
         """Record the epoch, write the checkpoint and call the hooks."""
         if self.error is not None:
             return
-        try:
-            record = self._record(seconds)
-            model = self.training.model
-            _check_weights(self.accelerator, model, record, self._by_design, self._written)
-        except DivergenceError as error:
-            self._fail(error)
+        record, model = self._record(seconds), self.training.model
+        # The losses are those before each update: the last update's result shows in the weights alone.
+        names = [n for n in not_finite(self.accelerator, model) if n not in self._by_design]
+        if names:
+            self._diverge(
+                f"the weights are no longer finite after step {record.step} (first {names[0]!r}, "
+                f"learning rate {record.learning_rate:g})"
+            )
             return
         self.records.append(record)
         with self._turn(ends_epoch=True):
             states = gather_object([_random_states(self.batches)])
-            self._write(states)
-            _call_hooks(self.training.hooks, record, model)
+            epoch, several = self.epochs_done, self.accelerator.num_processes > 1
+            # Clocks of several processes may differ, and all of them take part.
+            overdue = time.monotonic() - self._saved >= SAVE_SECONDS
+            if several or overdue or self.recipe.keeps(epoch):
+                self._write(states)
+            if self.training.hooks:
+                # A hook that draws, if only by iterating over a DataLoader, must not change the
+                # training: an interrupted one would miss what its last hook drew.
+                random_state = global_random_state()
+                for hook in self.training.hooks:
+                    hook(record, model)
+                restore_global_random_state(random_state)
         if self.epochs_done == self.recipe.epochs:
             self.finish()
 
-    def _is_due(self) -> bool:
-        """Return whether a checkpoint is written after this epoch."""
-        epoch, several = self.epochs_done, self.accelerator.num_processes > 1
-        # Clocks of several processes may differ, and all of them take part.
-        overdue = time.monotonic() - self._saved >= SAVE_SECONDS
-        return several or overdue or self.recipe.keeps(epoch) or epoch == self.recipe.epochs
-
     def _write(self, states: list[dict[str, Any]]) -> None:
-        main, store = self.accelerator.is_main_process, self.training.store
-        if not self._is_due():
-            return
+        """Write a checkpoint; ``states`` are the random states of the processes."""
+        writes, store = self.accelerator.is_main_process, self.training.store
         self._saved, self._written = time.monotonic(), self.epochs_done
-        if store is not None and (is_sharded(self.accelerator) or main):
-            _save(
-                store,
-                self.training.model,
-                self.optimizer,
-                self.training.supervision,
-                self.records,
-                states,
-                rate=self.step.rate,
-                writes=main,
-            )
-            if main:
-                remove_passed(store, self.recipe, self.epochs_done)
+        if store is None or not (is_sharded(self.accelerator) or writes):
+            return
+        # Sharded states are gathered by all processes, and written by one.
+        weights = whole(self.training.model.state_dict(), keep=writes)
+        moments = whole(self.optimizer.state_dict(), keep=writes)
+        if not writes:
+            return
+        # What captured steps need must not bind the file to the device.
+        for group in moments["param_groups"]:
+            group["lr"] = self.step.rate
+            if "capturable" in group:
+                group["capturable"] = False
+        # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
+        # a later epoch is written again, with the same bits.
+        state = {
+            "epoch": self.epochs_done,
+            "digest": save_weights(store.weights(self.epochs_done), weights),
+            "optimizer": moments,
+            "supervision": self.training.supervision.state_dict(),
+            **states[0],
+            "others": states[1:],
+        }
+        write_history(store.history, self.records)
+        write_state(store.state, state)
+        remove_passed(store, self.recipe, self.epochs_done)
 
     def finish(self) -> None:
         """Unwrap the model and report the history of the training."""
@@ -541,9 +516,7 @@ class _Student:
         local = torch.stack(
             [tally.losses.double().mean(), tally.right.double(), tally.seen.double()]
         )
-        summed = self.accelerator.reduce(local, "sum")
-        assert isinstance(summed, Tensor)
-        sums = summed.tolist()
+        sums = cast(Tensor, self.accelerator.reduce(local, "sum")).tolist()
         if not sums[2]:
             raise TrainingError(
                 f"no label of epoch {self._epoch + 1} counts: all are {IGNORED} or masked; give each "
@@ -575,132 +548,69 @@ class _Student:
 
     def _check(self, stop: int) -> None:
         """Look at the losses of the steps since the last look."""
-        try:
-            self._look(self._checked, stop)
-        except DivergenceError as error:
-            self._fail(error)
-        self._checked = stop
-        self.step.labels.clear()
-
-    def _look(self, first: int, stop: int) -> None:
+        first, self._checked = self._checked, stop
         losses = self.step.tally.losses[first:stop].tolist()
         place = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if place is None:
-            return
+        if place is not None:
+            self._check_labels(place)
+            number = self._epoch * len(self.batches) + first + place
+            self._diverge(
+                f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
+                f"{self.step.rate:g})"
+            )
+        self.step.labels.clear()
+
+    def _check_labels(self, place: int) -> None:
+        """Refuse labels outside the classes, whose losses are NaN on an accelerator."""
         classes, spans = self.step.classes or 1, [self.step.label_span]
         if self.step.label_span is None:
             spans = [label_extremes(labels, mask) for labels, mask in self.step.labels[place]]
-        # Losses of labels outside the classes are NaN on an accelerator.
         for lowest, highest in (span for span in spans if span is not None):
             if lowest < 0 or highest >= max(classes, 2):
                 raise outside(lowest if lowest < 0 else highest, classes)
-        number = self._epoch * len(self.batches) + first + place
-        raise DivergenceError(
-            f"the loss is {losses[place]} at step {number} (epoch {self._epoch + 1}, learning rate "
-            f"{self.step.rate:g}); the checkpoint of epoch {self._written} is kept; lower the "
-            "learning rate or lengthen the warm-up"
+
+    def _diverge(self, what: str) -> None:
+        """End this training; one that others take turns with raises its error at their end."""
+        self.error = DivergenceError(
+            f"{what}; the checkpoint of epoch {self._written} is kept; lower the learning rate or "
+            "lengthen the warm-up"
         )
-
-    def _fail(self, error: DivergenceError) -> None:
         if self._random is None:
-            raise error
-        self.error = error
-
-
-def _save(
-    store: Store,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    supervision: Supervision,
-    records: list[EpochRecord],
-    states: list[dict[str, Any]],
-    *,
-    rate: float,
-    writes: bool,
-) -> None:
-    # Sharded states are gathered by all processes, and written by one.
-    weights = whole(model.state_dict(), keep=writes)
-    moments = whole(optimizer.state_dict(), keep=writes)
-    if not writes:
-        return
-    # What captured steps need must not bind the file to the device.
-    for group in moments["param_groups"]:
-        group["lr"] = rate
-        if "capturable" in group:
-            group["capturable"] = False
-    # The state names the epoch that counts, so it is written last: whatever a kill leaves behind of
-    # a later epoch is written again, with the same bits.
-    epoch = records[-1].epoch
-    digest = save_weights(store.weights(epoch), weights)
-    write_history(store.history, records)
-    write_state(
-        store.state,
-        {
-            "epoch": epoch,
-            "digest": digest,
-            "optimizer": moments,
-            "supervision": supervision.state_dict(),
-            "random": states[0]["random"],
-            "batches": states[0]["batches"],
-            "others": states[1:],
-        },
-    )
+            raise self.error
 
 
 def _random_states(batches: EpochSource) -> dict[str, Any]:
-    return {"random": global_random_state(), "batches": _source_state(batches)}
+    state_dict = getattr(batches, "state_dict", dict)
+    return {"random": global_random_state(), "batches": state_dict()}
 
 
-def _source_state(batches: EpochSource) -> dict[str, Any]:
-    state_dict = getattr(batches, "state_dict", None)
-    return {} if state_dict is None else state_dict()
-
-
-def _resume(
-    state: dict[str, Any],
-    store: Store,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    supervision: Supervision,
-) -> list[EpochRecord]:
-    weights = store.weights(state["epoch"])
-    if not weights.is_file() or digest_file(weights) != state["digest"]:
-        raise CheckpointError(
-            f"{weights} is missing or not what the training state describes; "
-            "delete the folder to train again"
-        )
-    load_weights(weights, model)
+@contextmanager
+def _of_this_training(store: Store) -> Iterator[None]:
+    """Turn errors of loading a state into one line."""
     try:
-        optimizer.load_state_dict(state["optimizer"])
-        supervision.load_state_dict(state["supervision"])
+        yield
+    except DataError as error:
+        raise CheckpointError(f"{store.state} does not fit: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise CheckpointError(
             f"{store.state} belongs to another training; delete its folder to train again"
         ) from None
-    return read_history(store.history, state["epoch"])
 
 
 def _resume_random(
     state: dict[str, Any], store: Store, batches: EpochSource, accelerator: Accelerator
 ) -> None:
-    another = CheckpointError(
-        f"{store.state} belongs to another training; delete its folder to train again"
-    )
     mine, others = state, state.get("others", [])
     # Another number of processes continues from the main one's state.
     if accelerator.process_index and len(others) == accelerator.num_processes - 1:
         mine = others[accelerator.process_index - 1]
     saved = mine.get("batches", {})
-    if _source_state(batches) and not saved:
+    if not saved and getattr(batches, "state_dict", dict)():
         raise CheckpointError(
             f"{store.state} lacks the random state of the loader, which decides the order of the "
             "examples; delete its folder to train again"
         )
-    try:
+    with _of_this_training(store):
         if saved:
             cast(Any, batches).load_state_dict(saved)
         restore_global_random_state(mine["random"])
-    except DataError as error:
-        raise CheckpointError(f"{store.state} does not fit: {error}") from None
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
-        raise another from None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillens.data.batches import Batch, EpochSource
 from distillens.data.outputs import logits_of
@@ -23,22 +21,13 @@ from distillens.forward.device_errors import (
 )
 from distillens.forward.evaluation import input_type, own_inputs
 from distillens.forward.sequences import run
-from distillens.training.recipe import TrainingRecipe
 
-
-@dataclass(frozen=True)
-class Trained:
-    """A network in training, for messages."""
-
-    title: str
-    model: nn.Module
-    recipe: TrainingRecipe
+if TYPE_CHECKING:
+    from distillens.training.loop import Training
 
 
 @contextmanager
-def training_memory(
-    networks: Sequence[Trained], batches: EpochSource, accelerator: Accelerator | None
-) -> Iterator[None]:
+def training_memory(networks: Sequence[Training], batches: EpochSource) -> Iterator[None]:
     """Turn a device's failures in training into one line, with the batch size that fits.
 
     If memory ran out, all memory of the training is freed, and the first network takes a
@@ -64,16 +53,11 @@ def training_memory(
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         torch.cuda.empty_cache()
-        message = _message(networks, batches, accelerator, there)
+        message = _message(networks, batches, there)
         raise DeviceError(message) from error.with_traceback(None)
 
 
-def _message(
-    networks: Sequence[Trained],
-    batches: EpochSource,
-    accelerator: Accelerator | None,
-    there: str,
-) -> str:
+def _message(networks: Sequence[Training], batches: EpochSource, there: str) -> str:
     first, others = networks[0], len(networks) - 1
     who = first.title + (f" and {others} networks trained with it" if others else "")
     recipe = first.recipe
@@ -88,9 +72,9 @@ def _message(
     what = f"{what}; a batch has {len(batch)} examples of shape {shape}" + (
         f" in micro-batches of {size}" if recipe.accumulate > 1 else ""
     )
-    if accelerator is not None and accelerator.num_processes > 1:
+    if first.accelerator is not None and first.accelerator.num_processes > 1:
         return f"{what}; set training.accumulate={2 * recipe.accumulate} for half as many at once"
-    fits = largest_step(lambda count: _step(first, batch, count, accelerator), size)
+    fits = largest_step(lambda count: _step(first, batch, count), size)
     if fits is None:
         return (
             f"{what}, and not even one example fits; use a smaller network, precision=bfloat16, or "
@@ -129,16 +113,16 @@ def largest_step(step: Callable[[int], None], size: int) -> int | None:
 
 def _first_batch(batches: EpochSource) -> Batch | None:
     try:
-        return next(iter(islice(batches.epoch(0), 1)), None)
+        return next(iter(batches.epoch(0)), None)
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
         return None
 
 
-def _step(trained: Trained, batch: Batch, count: int, accelerator: Accelerator | None) -> None:
+def _step(training: Training, batch: Batch, count: int) -> None:
     """Take a step on some examples that holds what a step of training does, and change no weight."""
-    model, recipe = trained.model, trained.recipe
+    model, recipe = training.model, training.recipe
     weights = [each for each in model.parameters() if each.requires_grad]
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -148,11 +132,8 @@ def _step(trained: Trained, batch: Batch, count: int, accelerator: Accelerator |
             moments += [torch.empty_like(weight) for weight in weights]
         part = next(batch.split(-(-len(batch) // count))).to(device)
         inputs = own_inputs(part.inputs, input_type(model))
-        if accelerator is None:
+        with nullcontext() if training.accelerator is None else training.accelerator.autocast():
             output = run(model, inputs, part.further)
-        else:
-            with accelerator.autocast():
-                output = run(model, inputs, part.further)
         known = {part.classes} if part.classes else set[int]()
         logits_of(output, part.labels.shape, lambda: known).float().square().mean().backward()
     finally:

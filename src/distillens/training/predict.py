@@ -34,36 +34,21 @@ def predict(
         The device does not exist, or its memory does not suffice for one example.
     """
     batches = Batches(examples, BATCH, normalisation=normalisation, seed=None, device=device)
-    rows: list[Tensor] = []
-    start, size = 0, BATCH
+    size = min(BATCH, len(examples))
     shape = " x ".join(map(str, examples.input_shape))
     advice = "compute on another device, or with a smaller network"
     with evaluation_mode(model), device_errors(f"the logits of one example of {shape}", advice):
-        while start < len(examples):
-            part = np.arange(start, min(start + size, len(examples)))
-            failed = _append(rows, model, batches, part)
-            if failed is None:
-                start += size
-            elif len(part) == 1:
-                raise failed
-            else:
-                size = len(part) // 2
-                torch.cuda.empty_cache()
-    return torch.cat(rows).cpu().numpy()
-
-
-def _append(
-    rows: list[Tensor], model: nn.Module, batches: Batches, positions: np.ndarray
-) -> Exception | None:
-    """Append the logits of some examples; return the error where memory ran out."""
-    try:
-        rows.append(_logits(model, batches.take(positions, 0)).float())
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        # Its frames hold what did not fit.
-        return error.with_traceback(None)
-    return None
+        while True:
+            parts = np.split(np.arange(len(examples)), range(size, len(examples), size))
+            try:
+                rows = [_logits(model, batches.take(part, 0)).float() for part in parts]
+                return torch.cat(rows).cpu().numpy()
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not ran_out_of_memory(error):
+                    raise
+            # Behind the block, as the frames of the error hold what did not fit.
+            size //= 2
+            torch.cuda.empty_cache()
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -5,7 +5,6 @@ Files contain whole tensors in either case, so a training may resume under anoth
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from distillens.errors import TrainingError
+from distillens.errors import TrainingError, one_line
 from distillens.training.processes import fsdp_plugin, is_sharded
 
 
@@ -43,10 +42,9 @@ def prepare(
     try:
         wrapped, prepared = accelerator.prepare(model, optimizer)
     except (KeyError, NotImplementedError, ValueError) as error:
-        text = " ".join(str(error).split())[:160]
         raise TrainingError(
-            f"FSDP cannot shard this network: {text}; every network of a run is wrapped by one "
-            "policy, SIZE_BASED_WRAP fits any"
+            f"FSDP cannot shard this network: {one_line(error)[:160]}; every network of a run is "
+            "wrapped by one policy, SIZE_BASED_WRAP fits any"
         ) from None
     for parameter, state in zip(_parameters(optimizer), states, strict=True):
         if state:
@@ -70,27 +68,11 @@ def whole(value: Any, *, keep: bool) -> Any:
     return value
 
 
-def first_not_finite(
-    accelerator: Accelerator, model: nn.Module, allowed: Collection[str] = ()
-) -> str | None:
-    """Return the first name in a network's state that holds a NaN or an infinity, if any.
+def not_finite(accelerator: Accelerator, model: nn.Module) -> list[str]:
+    """Return the names in a network's state that hold a NaN or an infinity.
 
-    Shards are checked on their devices; all processes return the same name. ``allowed`` names are
-    passed over.
+    Shards are checked on their devices; all processes return the same names.
     """
-    return next((name for name in _not_finite(accelerator, model) if name not in allowed), None)
-
-
-def not_finite_by_design(accelerator: Accelerator, model: nn.Module) -> frozenset[str]:
-    """Return the names of buffers and frozen parameters that hold a NaN or an infinity.
-
-    Before training these are meant to, for example the -inf of an attention mask.
-    """
-    trained = {name for name, each in model.named_parameters() if each.requires_grad}
-    return frozenset(_not_finite(accelerator, model)) - trained
-
-
-def _not_finite(accelerator: Accelerator, model: nn.Module) -> list[str]:
     state = {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
     bad = [(~torch.isfinite(_local(tensor))).any() for tensor in state.values()]
     if not bad:

@@ -5,8 +5,9 @@ Sums stay on the device, so the host never waits for an accelerator within an ep
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,12 +30,12 @@ from distillens.supervision.protocol import (
     Supervision,
     is_across_examples,
     loss_of,
+    reads_layers,
     student_logits,
 )
 from distillens.training.processes import is_sharded
 from distillens.training.recipe import TrainingRecipe
-from distillens.training.trajectory import restore_global_random_state
-from distillens.training.whole_batch import whole_batch
+from distillens.training.trajectory import global_random_state, restore_global_random_state
 
 
 class Tally:
@@ -64,6 +65,31 @@ class Tally:
         self.right += right
         self.seen += seen
         self._place += 1
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """The loss of a batch whose examples are compared, and what its micro-batches need to run again.
+
+    The logits of all micro-batches are computed first, without a graph. The loss of the whole batch
+    gives the gradient at these logits. Each micro-batch then runs again, with its graph, and the
+    gradient goes on from its logits (Gao et al., Scaling Deep Contrastive Learning Batch Size under
+    Memory Limited Setup, 2021). Random numbers are sampled alike in both runs, and buffers such as the
+    running statistics of BatchNorm change once.
+
+    Attributes
+    ----------
+    loss : Tensor
+        Scalar, without a graph.
+    gradients : tuple of Tensor
+        At the logits of each micro-batch.
+    random : tuple of dict
+        States of the random numbers before each micro-batch, and after the last.
+    """
+
+    loss: Tensor
+    gradients: tuple[Tensor, ...]
+    random: tuple[dict[str, Any], ...]
 
 
 class TrainingStep:
@@ -197,8 +223,8 @@ class TrainingStep:
         self.labels.append(unknown)
         if together is not None:
             restore_global_random_state(together.random[-1])
-            return together.loss, _sum(hits), seen
-        return _sum(losses), _sum(hits), seen
+            return together.loss, sum(hits[1:], hits[0]), seen
+        return sum(losses[1:], losses[0]), sum(hits[1:], hits[0]), seen
 
     def _differentiate(self, loss: Tensor) -> None:
         if not loss.requires_grad:
@@ -228,10 +254,9 @@ class TrainingStep:
         # A network that modifies its inputs must not change what the teacher sees, or the data.
         inputs = own_inputs(part.inputs, self._input_type)
         try:
-            if not is_sharded(self.accelerator):
-                return run(self.model, inputs, part.further)
             # Accelerate wraps the forward of other networks in this.
-            with self.accelerator.autocast():
+            sharded = is_sharded(self.accelerator)
+            with self.accelerator.autocast() if sharded else nullcontext():
                 return run(self.model, inputs, part.further)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -249,8 +274,58 @@ def label_extremes(labels: Tensor, mask: Tensor | None) -> tuple[int, int]:
     return int(lowest), int(highest)
 
 
-def _sum(values: list[Tensor]) -> Tensor:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
+def check_parts(supervision: Supervision, accumulate: int, processes: int) -> None:
+    """Refuse a loss that must see the whole batch where that cannot be arranged.
+
+    Raises
+    ------
+    TrainingError
+        The loss may compare the examples of a batch, and there are several processes, or it reads
+        inner features and there are micro-batches.
+    """
+    if not is_across_examples(supervision):
+        return
+    declare = (
+        "if it is a mean over examples, set across_examples = False on your loss function or "
+        "supervision"
+    )
+    if processes > 1:
+        raise TrainingError(
+            f"the loss may compare the examples of a batch, but {processes} processes see only their "
+            f"share of it; use one process, or, {declare}"
+        )
+    if accumulate > 1 and reads_layers(supervision):
+        raise TrainingError(
+            f"a loss on features that may compare the examples of a batch cannot be computed in "
+            f"{accumulate} micro-batches; set accumulate to 1, or, {declare}"
+        )
+
+
+def whole_batch(
+    model: nn.Module,
+    logits_of_part: Callable[[Batch], Tensor],
+    supervision: Supervision,
+    batch: Batch,
+    parts: Sequence[Batch],
+    step: int,
+) -> WholeBatch:
+    """Return the loss of a batch and its gradient at the logits of the micro-batches."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    rows: list[Tensor] = []
+    random: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for part in parts:
+            random.append(global_random_state())
+            rows.append(logits_of_part(part))
+        for name, buffer in model.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+    logits = torch.cat(rows).requires_grad_()
+    loss = loss_of(supervision, logits, batch, step) * batch.weight
+    loss.backward()
+    random.append(global_random_state())
+    # A loss that does not depend on the logits, such as one of weight 0, has no gradient there.
+    gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
+    return WholeBatch(
+        loss.detach(), tuple(gradient.split([len(row) for row in rows])), tuple(random)
+    )

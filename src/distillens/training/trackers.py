@@ -11,8 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from distillens.errors import TrainingError
-from distillens.training.loop import Hook
+from distillens.errors import TrainingError, one_line
 from distillens.training.recipe import Tracker
 from distillens.training.trajectory import EpochRecord
 
@@ -37,7 +36,7 @@ def start_trackers(
     if trackers:
         accelerator.log_with = list(trackers)  # type: ignore[assignment]
         accelerator.project_configuration.set_directories(str(folder))
-        with _one_line(
+        with _tracking(
             f"trackers {', '.join(trackers)} cannot start", "leave them out of trackers"
         ):
             accelerator.init_trackers(name)
@@ -45,7 +44,7 @@ def start_trackers(
 
 @dataclass
 class Steps:
-    """The epochs of all networks of a study, one after the other.
+    """The epochs of all networks of a study that were logged, one after the other.
 
     Trackers drop steps that go back, so a network's steps begin after those of the networks before
     it, whether these were trained now or before the run was resumed.
@@ -53,25 +52,15 @@ class Steps:
 
     taken: int = 0
 
-    def take(self, epochs: int) -> int:
-        """Return the step before the first of a network's epochs."""
-        before = self.taken
-        self.taken += epochs
-        return before
-
 
 def tracked_name(network: str) -> str:
     """Return a network's name in letters that every tracker takes; MLflow refuses most signs."""
     return " ".join(re.sub(r"[^\w.\- :]", " ", network).split())
 
 
-def tracking(accelerator: Accelerator, network: str, before: int) -> Hook:
-    """Return a hook that logs every epoch of a network under its name, from the step ``before`` on."""
-    return lambda record, model: log_epoch(accelerator, network, record, before + record.epoch)
-
-
-def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step: int) -> None:
-    """Log an epoch of a network under its name."""
+def log_epoch(accelerator: Accelerator, steps: Steps, network: str, record: EpochRecord) -> None:
+    """Log an epoch of a network under its name, as the next of the steps."""
+    steps.taken += 1
     name = tracked_name(network)
     values = {
         f"{name}/loss": record.loss,
@@ -80,15 +69,14 @@ def log_epoch(accelerator: Accelerator, network: str, record: EpochRecord, step:
         f"{name}/epoch": record.epoch,
     }
     advice = "run the recipe again to go on, perhaps without it in trackers"
-    with _one_line(f"a tracker cannot log epoch {record.epoch} of {network}", advice):
-        accelerator.log(values, step=step)
+    with _tracking(f"a tracker cannot log epoch {record.epoch} of {network}", advice):
+        accelerator.log(values, step=steps.taken)
 
 
 @contextmanager
-def _one_line(what: str, advice: str) -> Iterator[None]:
+def _tracking(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     # Each tracker raises its own exceptions, for example for an unreachable server or a missing key.
     except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise TrainingError(f"{what}: {text}; {advice}") from None
+        raise TrainingError(f"{what}: {one_line(error)[:200]}; {advice}") from None

@@ -73,15 +73,12 @@ def write_history(path: Path, records: list[EpochRecord]) -> None:
 def read_history(path: Path, epochs: int) -> list[EpochRecord]:
     """Read the first epochs of a history."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.is_file() else []
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path} is damaged; delete its folder to train again") from None
-    if len(lines) < epochs:
-        raise CheckpointError(
-            f"{path} ends before epoch {epochs}; delete its folder to train again"
-        )
-    try:
-        return [EpochRecord(**json.loads(line)) for line in lines]
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if len(lines) < epochs:
+            raise CheckpointError(
+                f"{path} ends before epoch {epochs}; delete its folder to train again"
+            )
+        return [EpochRecord(**json.loads(line)) for line in lines[:epochs]]
     except (ValueError, TypeError):
         raise CheckpointError(f"{path} is damaged; delete its folder to train again") from None
 

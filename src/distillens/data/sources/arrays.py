@@ -20,7 +20,7 @@ from distillens.data.sources.source import (
     to_examples,
 )
 from distillens.errors import DataError, one_line
-from distillens.files.arrays import load_npz
+from distillens.files.npz import load_npz
 
 if TYPE_CHECKING:
     from distillens.data.examples import Examples

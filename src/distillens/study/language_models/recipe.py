@@ -56,10 +56,11 @@ class LanguageRecipe(Recipe):
             return values
         if "teacher_seed" in values:
             raise ValueError("teacher_seed was replaced by teacher.seed")
-        return {
-            key: _with_model(part) if key in ("teacher", "student") else part
-            for key, part in values.items()
-        }
+        for role in ("teacher", "student"):
+            part = values.get(role)
+            if isinstance(part, dict) and isinstance(part.get("model"), dict):
+                values = {**values, role: {**part, "model": {"name": MODEL, **part["model"]}}}
+        return values
 
     @model_validator(mode="after")
     def _fits_tokens(self) -> LanguageRecipe:
@@ -101,9 +102,3 @@ class LanguageRecipe(Recipe):
                     f"{key} is {value!r}, but language models are trained with cross-entropy in "
                     f"float32 and their teachers' logits are not cached; leave {key} out"
                 )
-
-
-def _with_model(part: Any) -> Any:
-    if not isinstance(part, dict) or not isinstance(part.get("model"), dict):
-        return part
-    return {**part, "model": {"name": MODEL, **part["model"]}}

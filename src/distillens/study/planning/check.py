@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distillens.errors import DistillensError
-from distillens.files.paths import user_path
+from distillens.errors import DistillensError, one_line
 from distillens.results.check import RecipeCheck
 from distillens.runs.folder import check_folder
-from distillens.runs.layout import slug
+from distillens.runs.layout import run_folder
 from distillens.study.reading import (
     as_of_today,
     missing_places,
     override_key,
     part_errors,
     read_content,
-    recipe_problems,
     recipe_type,
+    validated,
 )
 
 T = TypeVar("T")
@@ -38,7 +37,7 @@ class Findings:
         try:
             return work()
         except DistillensError as error:
-            problem = " ".join(str(error).split())
+            problem = one_line(error)
             if not any(problem in known for known in self.problems):
                 self.problems.append(problem)
             return None
@@ -82,19 +81,16 @@ def check(
     else:
         content, _ = read_content(recipe, overrides)
     recipe_type(content).refuse_unavailable("check")
-    found = Findings(recipe_problems(content))
-    if found.problems:
-        return RecipeCheck(str(content.get("name", recipe)), tuple(found.problems), ())
-    parsed = recipe_type(content).model_validate(content)
-    found.problems += [
-        " ".join(str(error).split()) for error in part_errors(parsed, trust_code=trust_code)
-    ]
+    parsed, problems = validated(content)
+    if parsed is None:
+        return RecipeCheck(str(content.get("name", recipe)), tuple(problems), ())
+    errors = part_errors(parsed, trust_code=trust_code)
+    found = Findings([one_line(error) for error in errors])
     named = len(found.problems)
-    found.problems += missing_places(parsed)
-    folder = user_path(out) if out is not None else Path("runs") / slug(parsed.name)
-    described = parsed.as_written_in(folder)
-    found.attempt(lambda: check_folder(folder, described, as_of_today))
-    if named or any(problem for problem in missing_places(parsed) if "data.path" in problem):
+    missing, folder = missing_places(parsed), run_folder(out, parsed.name)
+    found.problems += missing
+    found.attempt(lambda: check_folder(folder, parsed.as_written_in(folder), as_of_today))
+    if named or any("data.path" in problem for problem in missing):
         return RecipeCheck(parsed.name, tuple(found.problems), ())
     # Imports torch, which takes seconds.
     from distillens.study.planning.check_networks import check_networks

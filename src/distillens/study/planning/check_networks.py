@@ -16,14 +16,8 @@ from distillens.runs.layout import Run
 from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role, described
 from distillens.study.planning.check import Findings
-from distillens.study.planning.disk import bytes_there
-from distillens.study.planning.estimate import (
-    Speeds,
-    built_networks,
-    disk_problem,
-    estimate_run,
-    seconds_per_step,
-)
+from distillens.study.planning.disk import bytes_there, planned_networks
+from distillens.study.planning.estimate import disk_problem, estimate_run, seconds_per_step
 from distillens.study.recipe import Recipe
 from distillens.study.teacher import find_teacher
 from distillens.training import TrainingRecipe, accelerator_for, accuracy
@@ -45,8 +39,11 @@ def check_networks(recipe: Recipe, folder: Path, trust_code: bool, found: Findin
         teacher = _teacher(context, found)
         networks = tuple(network for network in (teacher, student) if network is not None)
         result = replace(result, networks=networks)
-        if student is not None and student.seconds_per_step is not None and not found.problems:
-            result = replace(result, estimate=_estimate(context, networks, found))
+        if student is not None and not found.problems:
+            steps: dict[Role, float] = {"student": student.seconds_per_step or 0.0}
+            if teacher is not None:
+                steps["teacher"] = teacher.seconds_per_step or 0.0
+            result = replace(result, estimate=_estimate(context, steps, found))
     return replace(result, problems=tuple(found.problems), notes=tuple(found.notes))
 
 
@@ -136,18 +133,14 @@ def _teacher(context: StudyContext, found: Findings) -> CheckedNetwork | None:
         model=recipe.model.name if recipe.model is not None else "known by its logits",
         parameters=given.parameters,
         origin=str(recipe.checkpoint.path if recipe.checkpoint is not None else recipe.logits),
-        epochs=0,
-        seconds_per_step=None,
         accuracies=tuple(shares.items()),
     )
 
 
 def _estimate(
-    context: StudyContext, networks: tuple[CheckedNetwork, ...], found: Findings
+    context: StudyContext, steps: dict[Role, float], found: Findings
 ) -> RunEstimate | None:
-    steps = {network.role: network.seconds_per_step for network in networks}
-    speeds = Speeds(steps.get("teacher"), steps["student"])
-    made = found.attempt(lambda: estimate_run(context, speeds, built_networks(context)))
+    made = found.attempt(lambda: estimate_run(context, planned_networks(context), steps))
     if made is None:
         return None
     estimate, _ = made

@@ -1,8 +1,8 @@
-"""The disk space that a run takes, counted from its recipe and its networks."""
+"""The networks that a run trains, the logits that they read, and the disk space of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from distillens.study.context import StudyContext
 from distillens.study.normalisations import Role
 from distillens.study.students import Student
 from distillens.study.teacher import TEACHER
-from distillens.supervision import SupervisionEntry
+from distillens.supervision import SupervisionEntry, parts_of
+from distillens.supervision.recipe import Schedules
 from distillens.training import TrainingRecipe
 
 TRIALS = "selecting learning rates"
@@ -49,15 +50,8 @@ class PlannedNetwork:
     """Whether a teacher is trained at the same time."""
 
 
-@dataclass(frozen=True)
-class DiskUse:
-    """Bytes on disk; see `distillens.results.check.RunEstimate`."""
-
-    checkpoints: int
-    states: int
-    cache: int
-    outputs: int
-    trials: int
+Block = tuple[Role, Hashable, int]
+"""Logits of a network in an epoch: role (teacher or student), network and epoch."""
 
 
 def planned_networks(context: StudyContext) -> list[PlannedNetwork]:
@@ -76,7 +70,7 @@ def planned_networks(context: StudyContext) -> list[PlannedNetwork]:
     ]
     for student in students:
         entry, trial = recipe.supervisions[student.place], student.rate is not None
-        training, cotrained = student.training(recipe), trains_teacher(entry)
+        training, cotrained = student.training(recipe), "co-trained teacher" in entry.needs()
         part = TRIALS if trial else entry.title
         found += [
             PlannedNetwork(part, entry.title, files, training, "student", trial, cotrained)
@@ -90,8 +84,8 @@ def disk_use(
     networks: Sequence[PlannedNetwork],
     modules: dict[Role, nn.Module],
     blocks: int,
-) -> DiskUse:
-    """Return the disk space of a run.
+) -> dict[str, int]:
+    """Return the bytes on disk of a run, under the names of `distillens.results.check.RunEstimate`.
 
     Parameters
     ----------
@@ -106,7 +100,7 @@ def disk_use(
     """
     recipe, splits = context.recipe, context.splits
     weights = {role: len(state_bytes(module)) for role, module in modules.items()}
-    checkpoints = states = trials = 0
+    found = {"checkpoints": 0, "states": 0, "trials": 0}
     for each in networks:
         files = weights[each.role] * len(each.training.kept_epochs)
         state = _state_bytes(modules[each.role], each.training)
@@ -114,10 +108,10 @@ def disk_use(
         if each.cotrained and teacher is not None:
             state += weights["teacher"] + _state_bytes(modules["teacher"], teacher)
         if each.trial:
-            trials += files + state
+            found["trials"] += files + state
         else:
-            checkpoints += files
-            states += state
+            found["checkpoints"] += files
+            found["states"] += state
     train, test = len(splits.train), len(splits.test)
     rows = train + test + (len(splits.validation) if splits.validation else 0)
     width = context.outputs if context.top_k is None else 2 * context.top_k + 1
@@ -129,7 +123,7 @@ def disk_use(
     if recipe.teacher.training is None and recipe.teacher.run is None:
         outputs += rows * context.outputs * 4
     cache = min(recipe.cache_bytes, blocks * (train * width * 4 + NPY_BYTES))
-    return DiskUse(checkpoints, states, cache, outputs, trials)
+    return {**found, "cache": cache, "outputs": outputs}
 
 
 def bytes_there(folder: Path) -> int:
@@ -137,13 +131,64 @@ def bytes_there(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
-def trains_teacher(entry: SupervisionEntry) -> bool:
-    """Return whether a supervision trains a teacher at the same time as its student."""
-    return "co-trained teacher" in entry.needs()
-
-
 def _state_bytes(module: nn.Module, training: TrainingRecipe) -> int:
     """Return the bytes of a training state: the moments that an optimizer keeps of each weight."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     moments = 2 if training.optimizer != "sgd" else int(training.momentum > 0)
     return STATE_BYTES + moments * sum(each.nbytes + TENSOR_BYTES for each in trained)
+
+
+def read_blocks(context: StudyContext, training: TrainingRecipe | None) -> set[Block]:
+    """Return the blocks of logits that students read.
+
+    Students, seeds and temperatures share blocks. Without augmentation the logits of a network serve
+    every epoch. The epoch of lowest validation loss, which is not known beforehand, counts as one
+    of its own.
+
+    Parameters
+    ----------
+    context
+        Context of the study.
+    training
+        The teacher's; None where its trajectory is not known.
+    """
+    recipe = context.recipe
+    changes = recipe.data.augmentation.changes
+    blocks: set[Block] = set()
+    for entry in recipe.supervisions:
+        mine = recipe.training_of(entry)
+        for part in parts_of(entry):
+            if "previous student" in part.needs():
+                found = [
+                    (seed, entry.title, generation)
+                    for seed in recipe.seeds_of(entry)
+                    for generation in range(part.students())
+                ]
+                seen = range(mine.epochs) if changes else (0,)
+                blocks |= {("student", network, epoch) for network in found for epoch in seen}
+            if not part.needs() & {"final teacher", "trajectory"}:
+                continue
+            epochs_read = _epochs_read(part, context, mine, training)
+            for epoch in range(mine.epochs):
+                seen_at = epoch if changes else 0
+                blocks |= {("teacher", network, seen_at) for network in epochs_read(epoch)}
+    return blocks
+
+
+def _epochs_read(
+    part: SupervisionEntry,
+    context: StudyContext,
+    mine: TrainingRecipe,
+    training: TrainingRecipe | None,
+) -> Callable[[int], Iterable[Hashable]]:
+    """Return which of the teacher's epochs a student reads in an epoch of its own."""
+    if training is None:
+        return lambda epoch: ("given",)
+    kept = tuple(training.kept_epochs[1:])
+    return part.teacher_epochs(
+        Schedules(mine.epochs, _steps(context, mine), kept, _steps(context, training))
+    )
+
+
+def _steps(context: StudyContext, training: TrainingRecipe) -> int:
+    return -(-len(context.splits.train) // training.batch_size)
