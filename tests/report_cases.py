@@ -236,7 +236,7 @@ def terminal(result: StudyResult, width: int = 160, colour: bool = False) -> str
 
 
 def own_text(page: str) -> str:
-    """Return the page without the one script that is plotly's."""
+    """Return the page without the one script that is Vega's."""
     scripts = re.findall(r"<script>.*?</script>", page, flags=re.DOTALL)
     return page.replace(max(scripts, key=len), "")
 
@@ -260,3 +260,23 @@ def figures(page: str) -> dict[str, dict]:
         r'<script type="application/json" id="([^"]*)">(.*?)</script>', page, flags=re.DOTALL
     )
     return {identity: json.loads(text) for identity, text in blocks}
+
+
+def drawn(figure: dict) -> dict[str, tuple[list, list]]:
+    """Return x and y of each curve of a figure by its name; bands are left out."""
+    found = {}
+    for layer in figure["layer"]:
+        if "transform" in layer and "y2" not in layer["encoding"]:
+            x, y = zip(*layer["data"]["values"], strict=True)
+            found[json.loads(layer["transform"][0]["calculate"])] = (list(x), list(y))
+    return found
+
+
+def colours(figure: dict) -> dict[str, str]:
+    """Return the colour of each curve of a figure by its name."""
+    scales = [
+        layer["encoding"]["color"]["scale"]
+        for layer in figure["layer"]
+        if "scale" in layer["encoding"].get("color", {})
+    ]
+    return dict(zip(scales[0]["domain"], scales[0]["range"], strict=True))

@@ -1,4 +1,4 @@
-"""Descriptions of figures as arrays; `report.backends` draws them.
+"""Descriptions of figures as arrays; `report.draw` draws them.
 
 Shapes: M points of a curve, (R, Q) cells of a map.
 """
@@ -33,8 +33,6 @@ class Curve:
     style: Style = "solid"
     band: tuple[Array, Array] | None = None
     """Lower and upper ends of an interval at each x."""
-    key: str = ""
-    """The check box of the page that switches the curve; none if it is empty."""
     symbol: Symbol | None = None
     """The marker of each point; None for circles, and for lines without markers."""
 
@@ -92,8 +90,6 @@ class Picture:
     title: str
     panels: tuple[Panel, ...]
     caption: str = ""
-    columns: int | None = None
-    """Number of panels in a row; None for all."""
 
 
 @dataclass(frozen=True)

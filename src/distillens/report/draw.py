@@ -1,0 +1,331 @@
+"""Draw described pictures with Vega-Lite: in the page by Vega, as SVG and PNG by vl-convert."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillens.files.atomic import write_atomically
+from distillens.report.palette import GREY, colour_of
+from distillens.report.tables.text import printable
+from distillens.results.figure import Curve, Mark, Panel, Picture, Scale, Surface
+
+Spec = dict[str, Any]
+Array = NDArray[np.float64]
+
+_WIDTH, _HEIGHT = 330, 280
+_LETTER = 6.0
+"""Mean width of a letter of a caption, in the units of ``_WIDTH``."""
+
+_DASHES = {"dashed": [7, 4], "dotted": [2, 3]}
+_MARKS: Mapping[str, Spec] = {
+    "solid": {"type": "line", "strokeWidth": 1.8},
+    "dashed": {"type": "line", "strokeWidth": 1.8},
+    "dotted": {"type": "line", "strokeWidth": 1.8},
+    "thick": {"type": "line", "strokeWidth": 3.5},
+    "points": {"type": "point", "filled": True, "size": 12, "opacity": 0.45},
+    "dots": {"type": "point", "filled": True, "size": 36, "opacity": 0.85},
+}
+_SERIES = {"field": "series", "type": "nominal"}
+_TIPS = (("0", "across"), ("1", "up"))
+# Vega has no shape x; this is the outline of one in the square from -1 to 1.
+_SHAPES = {"x": "M-1-.6L-.6-1L0-.4L.6-1L1-.6L.4 0L1 .6L.6 1L0 .4L-.6 1L-1 .6L-.4 0Z"}
+
+_CONFIG: Spec = {
+    "background": "white",
+    "font": "DejaVu Sans, Liberation Sans, Arial, sans-serif",
+    # Descriptions of each point for screen readers would triple the size of an SVG.
+    "mark": {"aria": False},
+    "view": {"stroke": "#d5dae1"},
+    "axis": {"gridColor": "#e8ebef", "titleFontWeight": "normal", "titleFontSize": 12},
+    "title": {"fontSize": 12, "subtitleFontSize": 10.5, "subtitleColor": "#5c6675", "offset": 8},
+}
+
+
+class PageFigure(NamedTuple):
+    """A figure of the page: its specification, and the words above it."""
+
+    identity: str
+    spec: Spec
+    title: str
+    words: str = ""
+
+
+def page_figure(
+    identity: str, panel: Panel, title: str, words: str = "", height: int = 320
+) -> PageFigure:
+    """Return a panel for the page, as wide as its column."""
+    size = {
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit", "contains": "padding"},
+    }
+    return PageFigure(identity, panel_spec(panel, interactive=True) | size, title, words)
+
+
+def write_picture(picture: Picture, folder: Path, name: str) -> list[Path]:
+    """Write a picture as ``<name>.svg`` and ``<name>.png`` and return the paths.
+
+    The same picture gives the same bytes.
+    """
+    import vl_convert
+
+    svg = svg_text(picture)
+    written: dict[Path, str | bytes] = {
+        folder / f"{name}.svg": svg,
+        folder / f"{name}.png": vl_convert.svg_to_png(svg, scale=2),
+    }
+    for path, content in written.items():
+        write_atomically(path, content)
+    return list(written)
+
+
+def svg_text(picture: Picture) -> str:
+    """Return the picture as SVG, whose text remains text."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(picture_spec(picture), config=_CONFIG)
+    # vl-convert counts the names of clip paths and gradients on from picture to picture.
+    found = dict.fromkeys(re.findall(r"#((?:clip|gradient_)\d+)\)", svg))
+    numbers = {name: f"part{number}" for number, name in enumerate(found)}
+    pattern = r'(id="|#)((?:clip|gradient_)\d+)(?=[")])'
+    return re.sub(pattern, lambda match: match[1] + numbers.get(match[2], match[2]), svg)
+
+
+def picture_spec(picture: Picture) -> Spec:
+    """Return the panels in rows of at most three, below the title and the caption."""
+    count = len(picture.panels)
+    columns = 2 if count == 4 else min(count, 3)
+    letters = round(columns * (_WIDTH + 60) / _LETTER)
+    panels = [
+        panel_spec(panel)
+        | {"width": _WIDTH, "height": _HEIGHT, "title": {"text": _lines(panel.title, 60)}}
+        for panel in picture.panels
+    ]
+    title = {
+        "text": _lines(picture.title, letters),
+        "subtitle": _lines(picture.caption, letters),
+        "anchor": "start",
+        "fontSize": 15,
+        "offset": 16,
+    }
+    independent = dict.fromkeys(("color", "shape", "strokeDash"), "independent")
+    return {
+        "title": title,
+        "concat": panels,
+        "columns": columns,
+        "spacing": 32,
+        "resolve": {"scale": independent},
+    }
+
+
+def panel_spec(panel: Panel, interactive: bool = False) -> Spec:
+    """Return a panel as a layered Vega-Lite specification without title and size.
+
+    Parameters
+    ----------
+    panel
+        Description of the panel.
+    interactive
+        Whether the axes can be dragged and zoomed, and a click in the legend emphasises a curve.
+    """
+    named = _named(panel.curves)
+    series = _series(named)
+    layers = [] if panel.surface is None else _surface(panel.surface)
+    for mark in panel.marks:
+        layers += _mark(mark)
+    layers += [
+        _layer({"type": "area", "opacity": 0.18}, name, curve.x_M, curve.band, panel)
+        for name, curve in named.items()
+        if curve.band is not None
+    ]
+    for name, curve in named.items():
+        styles = [curve.style]
+        if curve.symbol is not None and curve.style not in ("points", "dots"):
+            styles.append("dots")
+        layers += [_layer(_MARKS[style], name, curve.x_M, (curve.y_M,), panel) for style in styles]
+    if interactive and named:
+        for layer in layers:
+            if "opacity" not in layer["mark"]:
+                shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
+                layer["encoding"]["opacity"] = shown
+        # A wheel without a key scrolls the page.
+        moved = {"type": "interval", "zoom": "wheel![event.shiftKey]"}
+        layers[-1]["params"] = [
+            {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"},
+            {"name": "moved", "select": moved, "bind": "scales"},
+        ]
+    x = _field("0", panel.x_label, _scale(panel.x_scale, panel.limits))
+    if panel.x_ticks:
+        x["axis"] = {"values": list(panel.x_ticks)}
+    y = _field("1", panel.y_label, _scale(panel.y_scale, panel.limits, panel.y_from_zero))
+    # The first layer that uses a channel brings its scale and its legend.
+    for channel, definition in series.items():
+        using = [layer["encoding"] for layer in layers if channel in layer["encoding"]]
+        if using and panel.surface is None:
+            using[0][channel] = definition
+    return {"layer": layers, "encoding": {"x": x, "y": y}}
+
+
+def _named(curves: Sequence[Curve]) -> dict[str, Curve]:
+    """Return the curves by names that differ; those without a label have a number as name."""
+    named: dict[str, Curve] = {}
+    for place, curve in enumerate(curves):
+        label = printable(curve.label)
+        named[f"{label} ({place})" if not label or label in named else label] = curve
+    return named
+
+
+def _series(named: Mapping[str, Curve]) -> dict[str, Spec]:
+    """Return the channels that tell curves apart, with one legend of those that have a label."""
+    labelled = [name for name, curve in named.items() if curve.label]
+    legend = {"title": None, "values": labelled, "orient": "bottom", "columns": 2}
+    # A line needs a long symbol to show its dashes.
+    size = 80 if any(curve.symbol for curve in named.values()) else 300
+    legend |= {"labelLimit": 300, "symbolOpacity": 1, "symbolSize": size}
+    ranges = {
+        "color": [colour_of(curve.colour) for curve in named.values()],
+        "strokeDash": [_DASHES.get(curve.style, [1, 0]) for curve in named.values()],
+        "shape": [
+            _SHAPES.get(curve.symbol or "", curve.symbol or "circle") for curve in named.values()
+        ],
+    }
+    return {
+        channel: {
+            **_SERIES,
+            "scale": {"domain": list(named), "range": values},
+            "legend": legend if labelled else None,
+        }
+        for channel, values in ranges.items()
+    }
+
+
+def _layer(
+    mark: Spec,
+    name: str,
+    x_M: Array,
+    ys: Sequence[Array],
+    panel: Panel,
+) -> Spec:
+    """Return a layer with its own data, one list of x and y a point, which is shorter than names.
+
+    Parameters
+    ----------
+    ys
+        One array for a line or points, two for the ends of a band.
+    """
+    columns = [_written(x_M, panel.x_scale), *(_written(y_M, panel.y_scale) for y_M in ys)]
+    encoding: Spec = {"color": _SERIES}
+    if len(ys) == 2:
+        encoding["y2"] = {"field": "2"}
+    else:
+        kind = "shape" if mark["type"] == "point" else "strokeDash"
+        values = [_field(key, title) | {"format": ".4~g"} for key, title in _TIPS]
+        encoding |= {
+            kind: _SERIES,
+            "order": {"value": None},
+            "tooltip": [{"field": "series", "title": "curve"}, *values],
+        }
+    return {
+        "data": {"values": [list(row) for row in zip(*columns, strict=True)]},
+        "transform": [{"calculate": json.dumps(name), "as": "series"}],
+        "mark": mark | {"clip": True},
+        "encoding": encoding,
+    }
+
+
+def _written(values_M: Array, scale: Scale) -> list[float | None]:
+    """Return numbers with four digits; those that the axis cannot show are None and break a line."""
+    return [
+        float(f"{value:.4g}") if np.isfinite(value) and (scale == "linear" or value > 0) else None
+        for value in values_M.tolist()
+    ]
+
+
+def _mark(mark: Mark) -> list[Spec]:
+    """Return a vertical line or a shaded period, and its label."""
+    if mark.ends > mark.begins:
+        shape: Spec = {"type": "rect", "color": GREY, "opacity": 0.25}
+        encoding = {"x": {"datum": mark.begins}, "x2": {"datum": mark.ends}}
+        shown = {
+            "mark": shape,
+            "encoding": encoding | {"y": {"value": 0}, "y2": {"value": "height"}},
+        }
+    else:
+        shape = {"type": "rule", "color": GREY, "strokeDash": [5, 4], "strokeWidth": 1.5}
+        shown = {"mark": shape, "encoding": {"x": {"datum": mark.begins}, "y": None}}
+    label = {
+        "mark": {"type": "text", "align": "left", "dx": 4, "color": GREY},
+        "encoding": {
+            "x": {"datum": mark.begins},
+            "y": {"value": 8},
+            "text": {"value": printable(mark.label)},
+        },
+    }
+    single: Spec = {"data": {"values": [{}]}}
+    return [single | part for part in ([shown, label] if mark.label else [shown])]
+
+
+def _surface(surface: Surface) -> list[Spec]:
+    """Return the cells of a map, and the lines between cells of either sign if it is centred."""
+    values = surface.values_RQ
+    known = values[np.isfinite(values)]
+    if surface.centred:
+        reach = float(np.abs(known).max(initial=0)) or 1.0
+        scale: Spec = {"scheme": "redblue", "reverse": True, "domain": [-reach, reach]}
+    else:
+        limits = surface.limits or (float(known.min()), float(known.max()))
+        scale = {"scheme": "viridis", "domain": list(limits)}
+    x, y = _edges(surface.x_Q), _edges(surface.y_R)
+    cells = [
+        [x[q], y[r], x[q + 1], y[r + 1], float(values[r, q])]
+        for r, q in np.argwhere(np.isfinite(values)).tolist()
+    ]
+    legend = {"orient": "bottom", "gradientLength": _WIDTH - 60, "titleLimit": _WIDTH}
+    colour = _field("4", surface.label, scale) | {"legend": legend}
+    ends = {"x2": {"field": "2"}, "y2": {"field": "3"}}
+    layers: list[Spec] = [
+        {"data": {"values": cells}, "mark": "rect", "encoding": ends | {"color": colour}}
+    ]
+    if surface.centred:
+        positive = np.where(np.isfinite(values), np.sign(values), 0.0)
+        beside = np.argwhere(positive[:, :-1] * positive[:, 1:] < 0).tolist()
+        above = np.argwhere(positive[:-1] * positive[1:] < 0).tolist()
+        border = [[x[q + 1], y[r], x[q + 1], y[r + 1]] for r, q in beside]
+        border += [[x[q], y[r + 1], x[q + 1], y[r + 1]] for r, q in above]
+        layers.append({"data": {"values": border}, "mark": "rule", "encoding": ends})
+    return layers
+
+
+def _edges(centres: Array) -> list[float]:
+    """Return the edges of cells around increasing centres, in the middle between neighbours."""
+    middles = (centres[:-1] + centres[1:]) / 2
+    first, last = 2 * centres[0] - middles[0], 2 * centres[-1] - middles[-1]
+    return [float(edge) for edge in (max(first, centres[0] / 2), *middles, last)]
+
+
+def _field(name: str, title: str | None = None, scale: Spec | None = None) -> Spec:
+    found: Spec = {"field": name, "type": "quantitative"}
+    if title is not None:
+        found["title"] = printable(title)
+    return found if scale is None else found | {"scale": scale}
+
+
+def _scale(kind: Scale, limits: tuple[float, float] | None, from_zero: bool = False) -> Spec:
+    if kind == "log":
+        return {"type": "log", "nice": False, "padding": 6}
+    if limits is not None:
+        return {"domain": list(limits), "nice": False}
+    return {"zero": from_zero}
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Return a text in lines that fit."""
+    return [line for part in text.splitlines() for line in textwrap.wrap(printable(part), width)]
