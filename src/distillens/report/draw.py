@@ -30,8 +30,8 @@ _MARKS: Mapping[str, Spec] = {
     "dashed": {"type": "line", "strokeWidth": 1.8},
     "dotted": {"type": "line", "strokeWidth": 1.8},
     "thick": {"type": "line", "strokeWidth": 3.5},
-    "points": {"type": "point", "filled": True, "size": 12, "opacity": 0.45},
-    "dots": {"type": "point", "filled": True, "size": 36, "opacity": 0.85},
+    "points": {"type": "point", "filled": True, "size": 12, "fillOpacity": 0.45},
+    "dots": {"type": "point", "filled": True, "size": 36, "fillOpacity": 0.85},
 }
 _SERIES = {"field": "series", "type": "nominal"}
 _TIPS = (("0", "across"), ("1", "up"))
@@ -189,7 +189,7 @@ def _series(named: Mapping[str, Curve]) -> dict[str, Spec]:
     legend = {"title": None, "values": labelled, "orient": "bottom", "columns": 2}
     # A line needs a long symbol to show its dashes.
     size = 80 if any(curve.symbol for curve in named.values()) else 300
-    legend |= {"labelLimit": 300, "symbolOpacity": 1, "symbolSize": size}
+    legend |= {"labelLimit": 300, "symbolSize": size}
     ranges = {
         "color": [colour_of(curve.colour) for curve in named.values()],
         "strokeDash": [_DASHES.get(curve.style, [1, 0]) for curve in named.values()],

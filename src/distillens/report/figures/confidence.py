@@ -137,16 +137,13 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
     """
     clouds = clouds_of(student, points)
     limits = shared_range(clouds)
+    rule = f"; at most {PANEL_LIMIT:,} points of a panel, chosen uniformly at random"
     thinned = any(len(one.sample.x) < one.sample.total for one in clouds)
     return Picture(
         f"{printable(name_of(student))}: confidence",
         tuple(confidence_panel(cloud, BLUE, limits) for cloud in clouds),
         "Below the dotted diagonal the student is less confident than the teacher"
-        + (
-            f"; at most {PANEL_LIMIT:,} points of a panel, chosen uniformly at random"
-            if thinned
-            else ""
-        ),
+        + rule * thinned,
     )
 
 
