@@ -263,20 +263,17 @@ def figures(page: str) -> dict[str, dict]:
 
 
 def drawn(figure: dict) -> dict[str, tuple[list, list]]:
-    """Return x and y of each curve of a figure by its name; bands are left out."""
+    """Return x and y of each curve of a figure by its name."""
     found = {}
-    for layer in figure["layer"]:
-        if "transform" in layer and "y2" not in layer["encoding"]:
-            x, y = zip(*layer["data"]["values"], strict=True)
-            found[json.loads(layer["transform"][0]["calculate"])] = (list(x), list(y))
+    for curve in figure["layer"]:
+        if "transform" in curve:
+            x, y, *_ = zip(*curve["data"]["values"], strict=True)
+            found[json.loads(curve["transform"][0]["calculate"])] = (list(x), list(y))
     return found
 
 
 def colours(figure: dict) -> dict[str, str]:
     """Return the colour of each curve of a figure by its name."""
-    scales = [
-        layer["encoding"]["color"]["scale"]
-        for layer in figure["layer"]
-        if "scale" in layer["encoding"].get("color", {})
-    ]
-    return dict(zip(scales[0]["domain"], scales[0]["range"], strict=True))
+    first = next(curve for curve in figure["layer"] if "transform" in curve)
+    scale = first["encoding"]["color"]["scale"]
+    return dict(zip(scale["domain"], scale["range"], strict=True))

@@ -26,15 +26,18 @@ _LETTER = 6.0
 
 _DASHES = {"dashed": [7, 4], "dotted": [2, 3]}
 _MARKS: Mapping[str, Spec] = {
-    "solid": {"type": "line", "strokeWidth": 1.8},
-    "dashed": {"type": "line", "strokeWidth": 1.8},
-    "dotted": {"type": "line", "strokeWidth": 1.8},
-    "thick": {"type": "line", "strokeWidth": 3.5},
-    "points": {"type": "point", "filled": True, "size": 12, "fillOpacity": 0.45},
-    "dots": {"type": "point", "filled": True, "size": 36, "fillOpacity": 0.85},
+    "solid": {"type": "line", "strokeWidth": 1.8, "clip": True},
+    "dashed": {"type": "line", "strokeWidth": 1.8, "clip": True},
+    "dotted": {"type": "line", "strokeWidth": 1.8, "clip": True},
+    "thick": {"type": "line", "strokeWidth": 3.5, "clip": True},
+    "points": {"type": "point", "filled": True, "size": 12, "fillOpacity": 0.45, "clip": True},
+    "dots": {"type": "point", "filled": True, "size": 36, "fillOpacity": 0.85, "clip": True},
 }
 _SERIES = {"field": "series", "type": "nominal"}
-_TIPS = (("0", "across"), ("1", "up"))
+_TIPS = [
+    {"field": field, "type": "quantitative", "title": title, "format": ".4~g"}
+    for field, title in (("0", "across"), ("1", "up"))
+]
 # Vega has no shape x; this is the outline of one in the square from -1 to 1.
 _SHAPES = {"x": "M-1-.6L-.6-1L0-.4L.6-1L1-.6L.4 0L1 .6L.6 1L0 .4L-.6 1L-1 .6L-.4 0Z"}
 
@@ -139,26 +142,15 @@ def panel_spec(panel: Panel, interactive: bool = False) -> Spec:
     named = _named(panel.curves)
     series = _series(named)
     layers = [] if panel.surface is None else _surface(panel.surface)
-    for mark in panel.marks:
-        layers += _mark(mark)
-    layers += [
-        _layer({"type": "area", "opacity": 0.18}, name, curve.x_M, curve.band, panel)
-        for name, curve in named.items()
-        if curve.band is not None
-    ]
-    for name, curve in named.items():
-        styles = [curve.style]
-        if curve.symbol is not None and curve.style not in ("points", "dots"):
-            styles.append("dots")
-        layers += [_layer(_MARKS[style], name, curve.x_M, (curve.y_M,), panel) for style in styles]
-    if interactive and named:
-        for layer in layers:
-            if "opacity" not in layer["mark"]:
-                shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
-                layer["encoding"]["opacity"] = shown
+    layers += [layer for mark in panel.marks for layer in _mark(mark)]
+    layers += [_curve(name, curve, panel, series) for name, curve in named.items()]
+    if interactive:
+        for layer in layers[-len(named) :]:
+            shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
+            layer["layer"][-1]["encoding"]["opacity"] = shown
         # A wheel without a key scrolls the page.
         moved = {"type": "interval", "zoom": "wheel![event.shiftKey]"}
-        layers[-1]["params"] = [
+        layers[-1]["layer"][-1]["params"] = [
             {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"},
             {"name": "moved", "select": moved, "bind": "scales"},
         ]
@@ -166,11 +158,6 @@ def panel_spec(panel: Panel, interactive: bool = False) -> Spec:
     if panel.x_ticks:
         x["axis"] = {"values": list(panel.x_ticks)}
     y = _field("1", panel.y_label, _scale(panel.y_scale, panel.limits, panel.y_from_zero))
-    # The first layer that uses a channel brings its scale and its legend.
-    for channel, definition in series.items():
-        using = [layer["encoding"] for layer in layers if channel in layer["encoding"]]
-        if using and panel.surface is None:
-            using[0][channel] = definition
     return {"layer": layers, "encoding": {"x": x, "y": y}}
 
 
@@ -207,37 +194,36 @@ def _series(named: Mapping[str, Curve]) -> dict[str, Spec]:
     }
 
 
-def _layer(
-    mark: Spec,
-    name: str,
-    x_M: Array,
-    ys: Sequence[Array],
-    panel: Panel,
-) -> Spec:
-    """Return a layer with its own data, one list of x and y a point, which is shorter than names.
+def _curve(name: str, curve: Curve, panel: Panel, series: dict[str, Spec]) -> Spec:
+    """Return the band, the line and the points of a curve, with data of its own.
 
     Parameters
     ----------
-    ys
-        One array for a line or points, two for the ends of a band.
+    series
+        The channels of `_series`. The first curve that uses a channel takes its scale and its legend;
+        Vega-Lite shares them with the curves after it.
     """
-    columns = [_written(x_M, panel.x_scale), *(_written(y_M, panel.y_scale) for y_M in ys)]
-    encoding: Spec = {"color": _SERIES}
-    if len(ys) == 2:
-        encoding["y2"] = {"field": "2"}
-    else:
-        kind = "shape" if mark["type"] == "point" else "strokeDash"
-        values = [_field(key, title) | {"format": ".4~g"} for key, title in _TIPS]
-        encoding |= {
-            kind: _SERIES,
-            "order": {"value": None},
-            "tooltip": [{"field": "series", "title": "curve"}, *values],
-        }
+    ys = (curve.y_M, *(curve.band or ()))
+    columns = [_written(curve.x_M, panel.x_scale), *(_written(y, panel.y_scale) for y in ys)]
+    tooltip: Any = [{"field": "series", "title": "curve"}, *_TIPS] if curve.label else None
+    encoding = {"color": series.pop("color", _SERIES)}
+    mark = _MARKS[curve.style]
+    layers: list[Spec] = []
+    if curve.band is not None:
+        ends = {"y": _field("2", panel.y_label), "y2": {"field": "3"}}
+        layers.append({"mark": {"type": "area", "opacity": 0.18, "clip": True}, "encoding": ends})
+    if mark["type"] == "line":
+        dashes = {"strokeDash": series.pop("strokeDash", _SERIES), "order": {"value": None}}
+        layers.append({"mark": mark, "encoding": dashes | {"tooltip": tooltip}})
+        mark = _MARKS["dots"]
+    if curve.symbol is not None or curve.style in ("points", "dots"):
+        shape = {"shape": series.pop("shape", _SERIES)}
+        layers.append({"mark": mark, "encoding": shape | {"tooltip": tooltip}})
     return {
         "data": {"values": [list(row) for row in zip(*columns, strict=True)]},
         "transform": [{"calculate": json.dumps(name), "as": "series"}],
-        "mark": mark | {"clip": True},
         "encoding": encoding,
+        "layer": layers,
     }
 
 
@@ -259,7 +245,13 @@ def _mark(mark: Mark) -> list[Spec]:
             "encoding": encoding | {"y": {"value": 0}, "y2": {"value": "height"}},
         }
     else:
-        shape = {"type": "rule", "color": GREY, "strokeDash": [5, 4], "strokeWidth": 1.5}
+        shape = {
+            "type": "rule",
+            "color": GREY,
+            "strokeDash": [5, 4],
+            "strokeWidth": 1.5,
+            "clip": True,
+        }
         shown = {"mark": shape, "encoding": {"x": {"datum": mark.begins}, "y": None}}
     label = {
         "mark": {"type": "text", "align": "left", "dx": 4, "color": GREY},
