@@ -150,7 +150,8 @@ def panel_spec(panel: Panel, interactive: bool = False) -> Spec:
             layer["layer"][-1]["encoding"]["opacity"] = shown
         # A wheel without a key scrolls the page.
         moved = {"type": "interval", "zoom": "wheel![event.shiftKey]"}
-        layers[-1]["layer"][-1]["params"] = [
+        # They belong to the first curve, which brings the legend.
+        layers[-len(named)]["layer"][-1]["params"] = [
             {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"},
             {"name": "moved", "select": moved, "bind": "scales"},
         ]

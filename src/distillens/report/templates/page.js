@@ -31,6 +31,7 @@
     const spec = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
     return vegaEmbed(plot, spec, {
       mode: "vega-lite",
+      renderer: "canvas",
       ast: true,
       actions: false,
       config: themed(),
@@ -38,9 +39,12 @@
     });
   };
 
-  const drawShown = (root) => {
+  // One figure after the other, so that the page answers in between.
+  const drawShown = async (root) => {
     for (const plot of root.querySelectorAll(".plot")) {
-      if (!plot.closest("[hidden]")) draw(plot);
+      if (plot.closest("[hidden]")) continue;
+      await draw(plot);
+      await new Promise((resolve) => setTimeout(resolve));
     }
   };
 
