@@ -147,11 +147,11 @@ def panel_spec(panel: Panel, interactive: bool = False) -> Spec:
     if interactive:
         for layer in layers[-len(named) :]:
             shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
-            layer["layer"][-1]["encoding"]["opacity"] = shown
+            layer["encoding"]["opacity"] = shown
         # A wheel without a key scrolls the page.
         moved = {"type": "interval", "zoom": "wheel![event.shiftKey]"}
         # They belong to the first curve, which brings the legend.
-        layers[-len(named)]["layer"][-1]["params"] = [
+        layers[-len(named)]["layer"][0]["params"] = [
             {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"},
             {"name": "moved", "select": moved, "bind": "scales"},
         ]
@@ -212,7 +212,7 @@ def _curve(name: str, curve: Curve, panel: Panel, series: dict[str, Spec]) -> Sp
     layers: list[Spec] = []
     if curve.band is not None:
         ends = {"y": _field("2", panel.y_label), "y2": {"field": "3"}}
-        layers.append({"mark": {"type": "area", "opacity": 0.18, "clip": True}, "encoding": ends})
+        layers.append({"mark": {"type": "area", "fillOpacity": 0.18, "clip": True}, "encoding": ends})
     if mark["type"] == "line":
         dashes = {"strokeDash": series.pop("strokeDash", _SERIES), "order": {"value": None}}
         layers.append({"mark": mark, "encoding": dashes | {"tooltip": tooltip}})
