@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import vl_convert
 from numpy.typing import NDArray
 
 from distillens.files.atomic import write_atomically
@@ -62,15 +63,29 @@ class PageFigure(NamedTuple):
 
 
 def page_figure(
-    identity: str, panel: Panel, title: str, words: str = "", height: int = 320
+    identity: str, panel: Panel, words: str = "", title: str = "", height: int = 320
 ) -> PageFigure:
-    """Return a panel for the page, as wide as its column."""
-    size = {
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit", "contains": "padding"},
-    }
-    return PageFigure(identity, panel_spec(panel, interactive=True) | size, title, words)
+    """Return a panel for the page, as wide as its column.
+
+    Its axes can be dragged and zoomed, and a click in the legend emphasises a curve.
+    """
+    spec = panel_spec(panel)
+    curves = spec["layer"][-len(panel.curves) :]
+    for curve in curves:
+        shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
+        curve["encoding"]["opacity"] = shown
+    # The first curve brings the legend, so the parameters belong to it. A wheel alone scrolls the page.
+    curves[0]["layer"][0]["params"] = [
+        {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"},
+        {
+            "name": "moved",
+            "select": {"type": "interval", "zoom": "wheel![event.shiftKey]"},
+            "bind": "scales",
+        },
+    ]
+    fit = {"type": "fit", "contains": "padding"}
+    size = {"width": "container", "height": height, "autosize": fit}
+    return PageFigure(identity, spec | size, title or panel.title, words)
 
 
 def write_picture(picture: Picture, folder: Path, name: str) -> list[Path]:
@@ -78,8 +93,6 @@ def write_picture(picture: Picture, folder: Path, name: str) -> list[Path]:
 
     The same picture gives the same bytes.
     """
-    import vl_convert
-
     svg = svg_text(picture)
     written: dict[Path, str | bytes] = {
         folder / f"{name}.svg": svg,
@@ -92,8 +105,6 @@ def write_picture(picture: Picture, folder: Path, name: str) -> list[Path]:
 
 def svg_text(picture: Picture) -> str:
     """Return the picture as SVG, whose text remains text."""
-    import vl_convert
-
     svg = vl_convert.vegalite_to_svg(picture_spec(picture), config=_CONFIG)
     # vl-convert counts the names of clip paths and gradients on from picture to picture.
     found = dict.fromkeys(re.findall(r"#((?:clip|gradient_)\d+)\)", svg))
@@ -129,32 +140,13 @@ def picture_spec(picture: Picture) -> Spec:
     }
 
 
-def panel_spec(panel: Panel, interactive: bool = False) -> Spec:
-    """Return a panel as a layered Vega-Lite specification without title and size.
-
-    Parameters
-    ----------
-    panel
-        Description of the panel.
-    interactive
-        Whether the axes can be dragged and zoomed, and a click in the legend emphasises a curve.
-    """
+def panel_spec(panel: Panel) -> Spec:
+    """Return a panel as a layered Vega-Lite specification without title and size."""
     named = _named(panel.curves)
     series = _series(named)
     layers = [] if panel.surface is None else _surface(panel.surface)
     layers += [layer for mark in panel.marks for layer in _mark(mark)]
     layers += [_curve(name, curve, panel, series) for name, curve in named.items()]
-    if interactive:
-        for layer in layers[-len(named) :]:
-            shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
-            layer["encoding"]["opacity"] = shown
-        # A wheel without a key scrolls the page.
-        moved = {"type": "interval", "zoom": "wheel![event.shiftKey]"}
-        # They belong to the first curve, which brings the legend.
-        layers[-len(named)]["layer"][0]["params"] = [
-            {"name": "shown", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"},
-            {"name": "moved", "select": moved, "bind": "scales"},
-        ]
     x = _field("0", panel.x_label, _scale(panel.x_scale, panel.limits))
     if panel.x_ticks:
         x["axis"] = {"values": list(panel.x_ticks)}
@@ -212,7 +204,9 @@ def _curve(name: str, curve: Curve, panel: Panel, series: dict[str, Spec]) -> Sp
     layers: list[Spec] = []
     if curve.band is not None:
         ends = {"y": _field("2", panel.y_label), "y2": {"field": "3"}}
-        layers.append({"mark": {"type": "area", "fillOpacity": 0.18, "clip": True}, "encoding": ends})
+        layers.append(
+            {"mark": {"type": "area", "fillOpacity": 0.18, "clip": True}, "encoding": ends}
+        )
     if mark["type"] == "line":
         dashes = {"strokeDash": series.pop("strokeDash", _SERIES), "order": {"value": None}}
         layers.append({"mark": mark, "encoding": dashes | {"tooltip": tooltip}})
@@ -267,15 +261,13 @@ def _mark(mark: Mark) -> list[Spec]:
 
 
 def _surface(surface: Surface) -> list[Spec]:
-    """Return the cells of a map, and the lines between cells of either sign if it is centred."""
+    """Return the cells of a map, and the lines between signs on a centred scale."""
     values = surface.values_RQ
-    known = values[np.isfinite(values)]
-    if surface.centred:
-        reach = float(np.abs(known).max(initial=0)) or 1.0
+    if surface.limits is None:
+        reach = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
         scale: Spec = {"scheme": "redblue", "reverse": True, "domain": [-reach, reach]}
     else:
-        limits = surface.limits or (float(known.min()), float(known.max()))
-        scale = {"scheme": "viridis", "domain": list(limits)}
+        scale = {"scheme": "viridis", "domain": list(surface.limits)}
     x, y = _edges(surface.x_Q), _edges(surface.y_R)
     cells = [
         [x[q], y[r], x[q + 1], y[r + 1], float(values[r, q])]
@@ -287,10 +279,10 @@ def _surface(surface: Surface) -> list[Spec]:
     layers: list[Spec] = [
         {"data": {"values": cells}, "mark": "rect", "encoding": ends | {"color": colour}}
     ]
-    if surface.centred:
-        positive = np.where(np.isfinite(values), np.sign(values), 0.0)
-        beside = np.argwhere(positive[:, :-1] * positive[:, 1:] < 0).tolist()
-        above = np.argwhere(positive[:-1] * positive[1:] < 0).tolist()
+    if surface.limits is None:
+        sign_RQ = np.where(np.isfinite(values), np.sign(values), 0.0)
+        beside = np.argwhere(sign_RQ[:, :-1] * sign_RQ[:, 1:] < 0).tolist()
+        above = np.argwhere(sign_RQ[:-1] * sign_RQ[1:] < 0).tolist()
         border = [[x[q + 1], y[r], x[q + 1], y[r + 1]] for r, q in beside]
         border += [[x[q], y[r + 1], x[q + 1], y[r + 1]] for r, q in above]
         layers.append({"data": {"values": border}, "mark": "rule", "encoding": ends})
@@ -301,7 +293,10 @@ def _edges(centres: Array) -> list[float]:
     """Return the edges of cells around increasing centres, in the middle between neighbours."""
     middles = (centres[:-1] + centres[1:]) / 2
     first, last = 2 * centres[0] - middles[0], 2 * centres[-1] - middles[-1]
-    return [float(edge) for edge in (max(first, centres[0] / 2), *middles, last)]
+    if centres[0] > 0 >= first:
+        # A logarithmic axis has no place for it.
+        first = centres[0] / 2
+    return [float(edge) for edge in (first, *middles, last)]
 
 
 def _field(name: str, title: str | None = None, scale: Spec | None = None) -> Spec:

@@ -50,17 +50,15 @@ class Mark:
 class Surface:
     """A map of values over two axes, one of each row and column; NaN cells stay blank.
 
-    ``centred`` colours zero white and the two signs apart; the colours then mean the same above and
-    below. The contour line of zero is shown.
+    Without ``limits`` the scale is centred: zero is white, the two signs have colours of their own that
+    mean the same above and below, and a line separates cells of either sign.
     """
 
     x_Q: Array
     y_R: Array
     values_RQ: Array
     label: str
-    centred: bool = True
     limits: tuple[float, float] | None = None
-    """Limits of a scale that is not centred; by default those of the values."""
 
 
 @dataclass(frozen=True, eq=False)

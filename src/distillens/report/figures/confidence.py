@@ -142,8 +142,7 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
     return Picture(
         f"{printable(name_of(student))}: confidence",
         tuple(confidence_panel(cloud, BLUE, limits) for cloud in clouds),
-        "Below the dotted diagonal the student is less confident than the teacher"
-        + rule * thinned,
+        "Below the dotted diagonal the student is less confident than the teacher" + rule * thinned,
     )
 
 

@@ -41,8 +41,7 @@ def _part(curves: ComplexityCurves, index: int) -> dict[str, Any]:
         epochs = missing_epochs(curves, measure)
         gap = f" ∞ at epoch {_some(epochs)}, not plotted." if epochs else ""
         identity, words = f"complexity-{index}-{measure.field}", f"{measure.formula}.{gap}"
-        panel = complexity_panel(curves, measure)
-        figures.append(page_figure(identity, panel, measure.title, words))
+        figures.append(page_figure(identity, complexity_panel(curves, measure), words))
     profile = curves.profile
     return {
         "curves": curves,
@@ -64,7 +63,6 @@ def _temperatures(curves: ComplexityCurves, index: int) -> list[PageFigure]:
         page_figure(
             f"temperature-{index}-{measure.field}",
             temperature_panel(found, measure),
-            measure.title,
             f"{measure.formula}.",
         )
         for measure in temperature_measures(curves)

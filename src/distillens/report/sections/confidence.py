@@ -112,7 +112,7 @@ def student_parts(
                 "departures": departure_grid(splits),
                 "over_training": None if over is None else over_training_sentence(over),
                 "panels": [
-                    page_figure(f"over-training-{index}-{key}", panel, panel.title, panel.y_label)
+                    page_figure(f"over-training-{index}-{key}", panel, panel.y_label)
                     for key, panel in panels.items()
                 ],
                 "changes": change_grid(over.changes) if over is not None and over.changes else None,
@@ -134,4 +134,4 @@ def _figure(identity: str, cloud: Cloud, colour: str, limits: tuple[float, float
     if sample.dropped:
         shown += f", {sample.dropped:,} not finite and left out"
     panel = confidence_panel(cloud, colour, limits)
-    return page_figure(identity, panel, cloud.title, shown, height=420)
+    return page_figure(identity, panel, shown, cloud.title, height=420)

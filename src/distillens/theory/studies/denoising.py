@@ -97,7 +97,6 @@ class DenoisingStudy:
                 found.against_R,
                 found.held_RQ,
                 "share of draws where it held",
-                centred=False,
                 limits=(0.0, 1.0),
             )
             panels.append(
