@@ -265,15 +265,13 @@ def figures(page: str) -> dict[str, dict]:
 def drawn(figure: dict) -> dict[str, tuple[list, list]]:
     """Return x and y of each curve of a figure by its name."""
     found = {}
-    for curve in figure["layer"]:
-        if "transform" in curve:
-            x, y, *_ = zip(*curve["data"]["values"], strict=True)
-            found[json.loads(curve["transform"][0]["calculate"])] = (list(x), list(y))
+    for curve in figure["layer"][-1]["layer"]:
+        x, y, *_ = zip(*curve["data"]["values"], strict=True)
+        found[json.loads(curve["transform"][0]["calculate"])] = (list(x), list(y))
     return found
 
 
 def colours(figure: dict) -> dict[str, str]:
     """Return the colour of each curve of a figure by its name."""
-    first = next(curve for curve in figure["layer"] if "transform" in curve)
-    scale = first["encoding"]["color"]["scale"]
+    scale = figure["layer"][-1]["layer"][0]["encoding"]["color"]["scale"]
     return dict(zip(scale["domain"], scale["range"], strict=True))

@@ -64,7 +64,8 @@ def test_the_page_draws_the_teacher_over_temperatures_beside_level_lines() -> No
         x, y = curves[name]
         assert x == [1.0, 8.0]
         assert y == pytest.approx([at_20[targets]] * 2, rel=1e-3)
-    assert found["temperature-0-adjusted"]["encoding"]["x"]["scale"]["type"] == "log"
+    axes = found["temperature-0-adjusted"]["layer"][-1]["encoding"]
+    assert axes["x"]["scale"]["type"] == "log"
 
 
 def test_the_page_says_nothing_of_temperatures_that_were_not_asked_for() -> None:

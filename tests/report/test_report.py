@@ -318,7 +318,7 @@ class TestPage:
         first = replace(curves.points[0], value=replace(curves.points[0].value, adjusted=900.0))
         far = replace(curves, points=(first, *curves.points[1:]))
         text = own_text(render(contents(complexity=(far,))))
-        axis = figures(text)["complexity-0-adjusted"]["encoding"]["y"]
+        axis = figures(text)["complexity-0-adjusted"]["layer"][-1]["encoding"]["y"]
         assert axis["scale"]["type"] == "log"
         assert axis["title"].endswith("log)")
 

@@ -68,12 +68,12 @@ def test_a_picture_draws_what_it_is_given():
     left = Panel("left", "x", "y", curves, y_scale="log")
     surface = Surface(x, x[:2], values, "value")
     right = Panel("right", "x", "y", surface=surface, x_scale="log")
-    square, points = panel_spec(left)["layer"]
+    square, points = panel_spec(left)["layer"][-1]["layer"]
     assert square["data"]["values"] == [[1.0, 1.0], [2.0, 4.0], [4.0, 16.0]]
     assert square["encoding"]["color"]["legend"]["values"] == ["square"]
     # A logarithmic axis cannot show 0.
     assert points["data"]["values"] == [[1.0, 1.0], [2.0, None], [4.0, None]]
-    cells, border = panel_spec(right)["layer"]
+    cells, border = panel_spec(right)["layer"][-1]["layer"]
     assert [cell[4] for cell in cells["data"]["values"]] == [-1.0, 0.5, 0.2, 2.0, 1.0]
     assert cells["data"]["values"][0][:4] == [0.5, 0.5, 1.5, 1.5]
     # Centred: zero is in the middle of the scale, and a line separates the signs.

@@ -48,7 +48,12 @@ _CONFIG: Spec = {
     # Descriptions of each point for screen readers would triple the size of an SVG.
     "mark": {"aria": False},
     "view": {"stroke": "#d5dae1"},
-    "axis": {"gridColor": "#e8ebef", "titleFontWeight": "normal", "titleFontSize": 12},
+    "axis": {
+        "grid": True,
+        "gridColor": "#e8ebef",
+        "titleFontWeight": "normal",
+        "titleFontSize": 12,
+    },
     "title": {"fontSize": 12, "subtitleFontSize": 10.5, "subtitleColor": "#5c6675", "offset": 8},
 }
 
@@ -70,7 +75,7 @@ def page_figure(
     Its axes can be dragged and zoomed, and a click in the legend emphasises a curve.
     """
     spec = panel_spec(panel)
-    curves = spec["layer"][-len(panel.curves) :]
+    curves = spec["layer"][-1]["layer"]
     for curve in curves:
         shown = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
         curve["encoding"]["opacity"] = shown
@@ -145,13 +150,13 @@ def panel_spec(panel: Panel) -> Spec:
     named = _named(panel.curves)
     series = _series(named)
     layers = [] if panel.surface is None else _surface(panel.surface)
-    layers += [layer for mark in panel.marks for layer in _mark(mark)]
     layers += [_curve(name, curve, panel, series) for name, curve in named.items()]
     x = _field("0", panel.x_label, _scale(panel.x_scale, panel.limits))
     if panel.x_ticks:
         x["axis"] = {"values": list(panel.x_ticks)}
     y = _field("1", panel.y_label, _scale(panel.y_scale, panel.limits, panel.y_from_zero))
-    return {"layer": layers, "encoding": {"x": x, "y": y}}
+    marks = [layer for mark in panel.marks for layer in _mark(mark)]
+    return {"layer": [*marks, {"layer": layers, "encoding": {"x": x, "y": y}}]}
 
 
 def _named(curves: Sequence[Curve]) -> dict[str, Curve]:
@@ -167,9 +172,10 @@ def _series(named: Mapping[str, Curve]) -> dict[str, Spec]:
     """Return the channels that tell curves apart, with one legend of those that have a label."""
     labelled = [name for name, curve in named.items() if curve.label]
     legend = {"title": None, "values": labelled, "orient": "bottom", "columns": 2}
-    # A line needs a long symbol to show its dashes.
-    size = 80 if any(curve.symbol for curve in named.values()) else 300
-    legend |= {"labelLimit": 300, "symbolSize": size}
+    legend |= {"labelLimit": 300, "symbolSize": 80}
+    if not any(curve.symbol for curve in named.values()):
+        # A line needs a long symbol to show its dashes.
+        legend |= {"symbolSize": 300, "symbolType": "stroke"}
     ranges = {
         "color": [colour_of(curve.colour) for curve in named.values()],
         "strokeDash": [_DASHES.get(curve.style, [1, 0]) for curve in named.values()],
@@ -202,15 +208,15 @@ def _curve(name: str, curve: Curve, panel: Panel, series: dict[str, Spec]) -> Sp
     encoding = {"color": series.pop("color", _SERIES)}
     mark = _MARKS[curve.style]
     layers: list[Spec] = []
+    if mark["type"] == "line":
+        dashes = {"strokeDash": series.pop("strokeDash", _SERIES), "order": {"value": None}}
+        layers.append({"mark": mark, "encoding": dashes | {"tooltip": tooltip}})
+        mark = _MARKS["dots"]
     if curve.band is not None:
         ends = {"y": _field("2", panel.y_label), "y2": {"field": "3"}}
         layers.append(
             {"mark": {"type": "area", "fillOpacity": 0.18, "clip": True}, "encoding": ends}
         )
-    if mark["type"] == "line":
-        dashes = {"strokeDash": series.pop("strokeDash", _SERIES), "order": {"value": None}}
-        layers.append({"mark": mark, "encoding": dashes | {"tooltip": tooltip}})
-        mark = _MARKS["dots"]
     if curve.symbol is not None or curve.style in ("points", "dots"):
         shape = {"shape": series.pop("shape", _SERIES)}
         layers.append({"mark": mark, "encoding": shape | {"tooltip": tooltip}})
@@ -232,32 +238,18 @@ def _written(values_M: Array, scale: Scale) -> list[float | None]:
 
 def _mark(mark: Mark) -> list[Spec]:
     """Return a vertical line or a shaded period, and its label."""
+    begins, ends = ({"datum": at, "type": "quantitative"} for at in (mark.begins, mark.ends))
+    top = {"x": begins, "y": {"value": 0}}
     if mark.ends > mark.begins:
         shape: Spec = {"type": "rect", "color": GREY, "opacity": 0.25}
-        encoding = {"x": {"datum": mark.begins}, "x2": {"datum": mark.ends}}
-        shown = {
-            "mark": shape,
-            "encoding": encoding | {"y": {"value": 0}, "y2": {"value": "height"}},
-        }
+        encoding = top | {"x2": ends, "y2": {"value": "height"}}
     else:
-        shape = {
-            "type": "rule",
-            "color": GREY,
-            "strokeDash": [5, 4],
-            "strokeWidth": 1.5,
-            "clip": True,
-        }
-        shown = {"mark": shape, "encoding": {"x": {"datum": mark.begins}, "y": None}}
-    label = {
-        "mark": {"type": "text", "align": "left", "dx": 4, "color": GREY},
-        "encoding": {
-            "x": {"datum": mark.begins},
-            "y": {"value": 8},
-            "text": {"value": printable(mark.label)},
-        },
-    }
-    single: Spec = {"data": {"values": [{}]}}
-    return [single | part for part in ([shown, label] if mark.label else [shown])]
+        shape = {"type": "rule", "color": GREY, "strokeDash": [5, 4], "strokeWidth": 1.5}
+        encoding = top | {"y2": {"value": "height"}}
+    words = {"type": "text", "align": "left", "dx": 4, "dy": 8, "color": GREY}
+    label = top | {"text": {"value": printable(mark.label)}}
+    parts = [(shape, encoding), (words, label)][: 1 + bool(mark.label)]
+    return [{"data": {"values": [{}]}, "mark": one, "encoding": two} for one, two in parts]
 
 
 def _surface(surface: Surface) -> list[Spec]:

@@ -16,6 +16,7 @@
       axis: {
         ...text,
         ...lines,
+        grid: true,
         tickColor: colour("--rule"),
         titleFontWeight: "normal",
         titleFontSize: 12,
