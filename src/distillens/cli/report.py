@@ -30,7 +30,7 @@ def table_command(
 def report_command(
     run: RunFolder,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Also write the complexity figures as SVG and PNG.")
+        bool, typer.Option("--figures", help="Also write the figures as SVG and PNG.")
     ] = False,
 ) -> None:
     """Rewrite report.html from the stored results of a run."""

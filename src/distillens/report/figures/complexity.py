@@ -130,7 +130,7 @@ def complexity_picture(curves: ComplexityCurves) -> Picture | None:
 
 
 def target_curve(
-    targets: str, x: Sequence[float], y: Sequence[float], marked: bool = True
+    targets: str, x: Sequence[float], y: Sequence[float], *, marked: bool = True
 ) -> Curve:
     """Return the curve of a target set, which breaks where a value is not finite."""
     style, symbol = _LOOKS.get(targets, _OTHER)
