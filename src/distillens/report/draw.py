@@ -273,10 +273,10 @@ def _surface(surface: Surface) -> list[Spec]:
     ]
     if surface.limits is None:
         sign_RQ = np.where(np.isfinite(values), np.sign(values), 0.0)
-        beside = np.argwhere(sign_RQ[:, :-1] * sign_RQ[:, 1:] < 0).tolist()
-        above = np.argwhere(sign_RQ[:-1] * sign_RQ[1:] < 0).tolist()
-        border = [[x[q + 1], y[r], x[q + 1], y[r + 1]] for r, q in beside]
-        border += [[x[q], y[r + 1], x[q + 1], y[r + 1]] for r, q in above]
+        sideways = np.argwhere(sign_RQ[:, :-1] * sign_RQ[:, 1:] < 0).tolist()
+        upwards = np.argwhere(sign_RQ[:-1] * sign_RQ[1:] < 0).tolist()
+        border = [[x[q + 1], y[r], x[q + 1], y[r + 1]] for r, q in sideways]
+        border += [[x[q], y[r + 1], x[q + 1], y[r + 1]] for r, q in upwards]
         layers.append({"data": {"values": border}, "mark": "rule", "encoding": ends})
     return layers
 
