@@ -278,6 +278,13 @@ class TestPage:
         assert "unsafe-eval" not in policy[1]
         assert "script-src 'unsafe" not in policy[1]
 
+    def test_every_table_is_shown_without_javascript(self, page):
+        text = own_text(page)
+        assert text.count("data-choice") >= 4
+        assert not {"hidden", "style"} & {
+            key for key, value in Elements(text).attributes if not value.startswith("background:")
+        }
+
     def test_same_result_gives_the_same_page(self, page):
         assert render(contents(study(), *confidence())) == page
 
