@@ -46,6 +46,7 @@ OUT OF OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE. */
 
 
 def main() -> None:
+    """Bundle the libraries and write them with their licences."""
     notice = NOTICE.format(
         vega=vl_convert.get_vega_version(),
         lite=vl_convert.get_vegalite_versions()[-1],
@@ -54,7 +55,9 @@ def main() -> None:
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # The page's data blocks and scripts end at this tag, so no library may write it.
     assert "</script" not in script.lower()
-    (PAGE / "vega.js").write_text(notice + script + "\n", encoding="utf-8")
+    # In a function, so that the names of the bundle are not global.
+    text = f"{notice}(() => {{\n{script}\n}})();\n"
+    (PAGE / "vega.js").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
