@@ -235,7 +235,7 @@ def terminal(result: StudyResult, width: int = 160, colour: bool = False) -> str
 
 
 def own_text(page: str) -> str:
-    """Return the page without the one script that is plotly's."""
+    """Return the page without the one script that is Vega's."""
     scripts = re.findall(r"<script>.*?</script>", page, flags=re.DOTALL)
     return page.replace(max(scripts, key=len), "")
 
@@ -259,3 +259,18 @@ def figures(page: str) -> dict[str, dict]:
         r'<script type="application/json" id="([^"]*)">(.*?)</script>', page, flags=re.DOTALL
     )
     return {identity: json.loads(text) for identity, text in blocks}
+
+
+def drawn(figure: dict) -> dict[str, tuple[list, list]]:
+    """Return x and y of each curve of a figure by its name."""
+    found = {}
+    for curve in figure["layer"][-1]["layer"]:
+        x, y, *_ = zip(*curve["data"]["values"], strict=True)
+        found[json.loads(curve["transform"][0]["calculate"])] = (list(x), list(y))
+    return found
+
+
+def colours(figure: dict) -> dict[str, str]:
+    """Return the colour of each curve of a figure by its name."""
+    scale = figure["layer"][-1]["layer"][0]["encoding"]["color"]["scale"]
+    return dict(zip(scale["domain"], scale["range"], strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import command, refused
-from report_cases import contents, curves_of, figures, own_text, study, value_of
+from report_cases import contents, curves_of, drawn, figures, own_text, study, value_of
 from rich.console import Console
 
 from distillens.report import render, temperature_table, write_figures
@@ -49,22 +49,23 @@ def run_of(curves: ComplexityCurves, folder: Path) -> Path:
 
 
 def test_the_page_draws_the_teacher_over_temperatures_beside_level_lines() -> None:
-    drawn = figures(own_text(render(with_curves(warmed()))))
-    assert {name.split("-")[2] for name in drawn if name.startswith("temperature")} == {
+    found = figures(own_text(render(with_curves(warmed()))))
+    assert {name.split("-")[2] for name in found if name.startswith("temperature")} == {
         "adjusted",
         "adjusted_star",
         "normalised",
         "normalised_star",
     }
-    teacher, labels, random = drawn["temperature-0-adjusted"]["data"]
-    assert teacher["x"] == list(TEMPERATURES)
-    assert teacher["y"] == [1.0, 0.5, 0.25, 0.125]
-    assert drawn["temperature-0-normalised"]["data"][0]["y"] == [1.0] * 4
+    curves = drawn(found["temperature-0-adjusted"])
+    assert curves["final teacher"] == (list(TEMPERATURES), [1.0, 0.5, 0.25, 0.125])
+    assert drawn(found["temperature-0-normalised"])["final teacher"][1] == [1.0] * 4
     at_20 = {p.targets: p.value.adjusted for p in curves_of().points if p.epoch == 20}
-    assert labels["name"] == "dataset labels"
-    assert (labels["y"], labels["x"]) == ([at_20["labels"]] * 2, [1.0, 8.0])
-    assert random["y"] == [at_20["random labels"]] * 2
-    assert drawn["temperature-0-adjusted"]["layout"]["xaxis"]["type"] == "log"
+    for name, targets in (("dataset labels", "labels"), ("random labels", "random labels")):
+        x, y = curves[name]
+        assert x == [1.0, 8.0]
+        assert y == pytest.approx([at_20[targets]] * 2, rel=1e-3)
+    axes = found["temperature-0-adjusted"]["layer"][-1]["encoding"]
+    assert axes["x"]["scale"]["type"] == "log"
 
 
 def test_the_page_says_nothing_of_temperatures_that_were_not_asked_for() -> None:
@@ -75,8 +76,9 @@ def test_an_infinite_value_breaks_the_curve_and_all_infinite_ones_are_said() -> 
     broken = replace(value_of(1.0, 1.0), adjusted=np.inf)
     first, *others = warmed().temperatures
     some = replace(warmed(), temperatures=(replace(first, value=broken), *others))
-    drawn = figures(own_text(render(with_curves(some))))
-    assert drawn["temperature-0-adjusted"]["data"][0]["y"] == [1.0, 0.5, 0.25, None]
+    found = figures(own_text(render(with_curves(some))))
+    teacher = drawn(found["temperature-0-adjusted"])["final teacher"]
+    assert teacher[1] == [1.0, 0.5, 0.25, None]
     gone = replace(
         broken, adjusted_star=np.inf, normalised=np.inf, normalised_star=np.inf, plain=np.inf
     )

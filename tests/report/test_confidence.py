@@ -14,7 +14,7 @@ from rich.console import Console
 
 import distillens
 from distillens.report import audit_text, render
-from distillens.report.sections.confidence import audit_page
+from distillens.report.page import audit_page
 from distillens.results.base import from_json, to_json
 from distillens.results.confidence import Audit, Confidence, SplitAudit, StudentAudit
 

@@ -22,6 +22,7 @@ from distillens.results.check import RunPlan
 from distillens.runs.layout import Run
 from distillens.study import parse_recipe, read_recipe
 from distillens.study.planning.check import check
+from distillens.study.planning.disk import REPORT_BYTES
 from distillens.study.planning.estimate import plan_run, side_by_side
 
 SHORT = (
@@ -55,7 +56,7 @@ def test_the_disk_space_of_digits_is_that_of_the_folder(tmp_path: Path) -> None:
     assert found.disk == pytest.approx(there(folder, "*"), rel=0.1)
     # Without the report, which is most of so short a run.
     report = (folder / "report.html").stat().st_size
-    assert found.disk - 5_000_000 == pytest.approx(there(folder, "*") - report, rel=0.1)
+    assert found.disk - REPORT_BYTES == pytest.approx(there(folder, "*") - report, rel=0.1)
     after = plan_run(recipe, folder)
     assert after.disk_there == there(folder, "*")
     assert after.seconds_left == 0

@@ -126,7 +126,7 @@ def test_table_and_report_need_no_torch(finished: tuple[Path, dict]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "online τ=4" in done.stdout
-    assert (folder / "report.html").stat().st_size > 1_000_000
+    assert (folder / "report.html").stat().st_size > 900_000
 
 
 def test_importing_distillens_is_light() -> None:

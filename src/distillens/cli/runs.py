@@ -32,7 +32,7 @@ def table_command(run: options.RunFolder, markdown: options.Markdown = False) ->
 def report_command(
     run: options.RunFolder,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Also write the complexity figures as SVG and PNG.")
+        bool, typer.Option("--figures", help="Also write the figures as SVG and PNG.")
     ] = False,
 ) -> None:
     """Rewrite report.html from the stored results of a run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distillens.report.lab import lab_json, lab_table, write_lab
+from distillens.report.lab import lab_json, lab_table
 from distillens.report.page import render
 from distillens.report.records import record_tables
 from distillens.report.tables.accuracy import accuracy_table, markdown_table
@@ -18,10 +18,13 @@ from distillens.report.tables.settings import (
     settings_table,
     write_comparison,
 )
-from distillens.report.write import write_report
-from distillens.report.write_confidence import write_audit
-from distillens.report.write_eigenspace import write_eigenspace
-from distillens.report.write_figures import write_figures
+from distillens.report.write import (
+    write_audit,
+    write_eigenspace,
+    write_figures,
+    write_lab,
+    write_report,
+)
 
 __all__ = [
     "accuracy_table",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from distillens.report.figures.points import Points
 from distillens.results.complexity import ComplexityCurves
@@ -61,22 +61,20 @@ class Contents:
         """
         records = run.records()
         curves = [one for one in records if one.content.analysis == "complexity"][-1:]
-        confidence = _newest_of_each(records, "confidence", Confidence)
-        over_training = _newest_of_each(records, "over-training", OverTraining)
-        kernels = _newest_of_each(records, "kernels", Kernels)
+        confidence, of_confidence = _newest_of_each(records, "confidence", Confidence)
+        over_training, of_checkpoints = _newest_of_each(records, "over-training", OverTraining)
+        kernels, of_kernels = _newest_of_each(records, "kernels", Kernels)
         others = {one.content.analysis: one for one in records}
-        shown = [*curves]
-        for each in (confidence, over_training, kernels):
-            shown += [] if each is None else each.records
+        shown = [*curves, *of_confidence, *of_checkpoints, *of_kernels]
         shown += [one for name, one in others.items() if name not in _KNOWN]
         names = {one.name for one in shown}
         return cls(
             run.result,
             complexity=tuple(one.result(ComplexityCurves) for one in curves),
-            confidence=None if confidence is None else confidence.result,
-            points=() if confidence is None else _points(confidence),
-            over_training=None if over_training is None else over_training.result,
-            kernels=None if kernels is None else kernels.result,
+            confidence=confidence,
+            points=_points(confidence, of_confidence),
+            over_training=over_training,
+            kernels=kernels,
             additions=run.additions,
             records=tuple(one.name for one in records if one.name in names),
             earlier_records=tuple(one.name for one in records if one.name not in names),
@@ -117,24 +115,15 @@ class Contents:
 _KNOWN = ("complexity", "confidence", "over-training", "kernels")
 
 
-@dataclass(frozen=True)
-class _Joined(Generic[T]):
-    """The newest measurement of each student, and the record that it comes from."""
-
-    result: T
-    records: list[StoredRecord]
-    """For each student of the result."""
-
-
 def _newest_of_each(
     records: Sequence[StoredRecord], analysis: str, kind: type[T]
-) -> _Joined[T] | None:
-    """Join the records of an analysis; of each student the newest one counts."""
+) -> tuple[T | None, list[StoredRecord]]:
+    """Join the records of an analysis: the newest result of each student, and its record."""
     results: list[tuple[StoredRecord, Any]] = [
         (one, one.result(kind)) for one in records if one.content.analysis == analysis
     ]
     if not results:
-        return None
+        return None, []
     newest = {
         (student.student, student.seed): (student, record)
         for record, result in results
@@ -151,12 +140,14 @@ def _newest_of_each(
     more = {"notes": tuple(notes)} if hasattr(last, "notes") else {}
     joined = replace(last, students=tuple(student for student, _ in newest.values()), **more)
     sources = [record for _, record in newest.values()]
-    return _Joined(joined, sources or [results[-1][0]])
+    return joined, sources or [results[-1][0]]
 
 
-def _points(confidence: _Joined[Confidence]) -> list[dict[str, Points]]:
+def _points(
+    confidence: Confidence | None, records: Sequence[StoredRecord]
+) -> list[dict[str, Points]]:
     """Return the points of each student by split; those whose file is missing are left out."""
-    pairs = zip(confidence.result.students, confidence.records, strict=False)
+    pairs = zip(() if confidence is None else confidence.students, records, strict=False)
     return [
         {split: record.arrays(name) for split, name in student.points.items() if record.has(name)}
         for student, record in pairs

@@ -1,16 +1,12 @@
-"""The files of a study of the theory lab: numbers as JSON, arrays as npz, a picture as SVG and PNG."""
+"""Findings of a study of the theory lab, as a table and as JSON."""
 
 from __future__ import annotations
 
-import io
 import json
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from distillens.errors import RunError
-from distillens.files.atomic import write_atomically
 from distillens.results.figure import Shown
 
 
@@ -44,32 +40,3 @@ def lab_json(shown: Shown) -> str:
         "versions": {"numpy": np.__version__},
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_lab(shown: Shown, folder: Path) -> tuple[Path, ...]:
-    """Write ``<study>.json``, ``.npz``, ``.svg`` and ``.png`` into a folder and return their paths.
-
-    Raises
-    ------
-    RunError
-        The folder is a file, or cannot be written.
-    """
-    # matplotlib takes a second to import; only who draws should wait for it.
-    from distillens.report.backends.draw import png_bytes, svg_bytes
-
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; give a folder for the study's files with --out")
-    arrays = io.BytesIO()
-    np.savez_compressed(arrays, allow_pickle=False, **shown.arrays)
-    contents: dict[str, bytes | str] = {
-        "json": lab_json(shown),
-        "npz": arrays.getvalue(),
-        "svg": svg_bytes(shown.picture),
-        "png": png_bytes(shown.picture),
-    }
-    paths = []
-    for ending, content in contents.items():
-        path = folder / f"{shown.name}.{ending}"
-        write_atomically(path, content)
-        paths.append(path)
-    return tuple(paths)

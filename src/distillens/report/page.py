@@ -1,28 +1,29 @@
-"""The report of a run."""
+"""Pages as self-contained HTML that makes no network requests: the report of a run, and an audit."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from distillens.report import palette
-from distillens.report.backends.frame import framed
-from distillens.report.backends.html import Safe, element, join
 from distillens.report.contents import Contents
+from distillens.report.figures.points import Points
 from distillens.report.sections import ranking
 from distillens.report.sections.accuracy import accuracy_part
 from distillens.report.sections.accuracy_summary import accuracy_summary
-from distillens.report.sections.complexity import complexity_part
+from distillens.report.sections.complexity import complexity_parts
 from distillens.report.sections.complexity_summary import complexity_summary
-from distillens.report.sections.confidence import confidence_part
+from distillens.report.sections.confidence import overviews, student_parts, verdicts
 from distillens.report.sections.confidence_summary import confidence_summary
+from distillens.report.tables import text
 from distillens.report.tables.accuracy import splits
-from distillens.report.tables.text import duration, listed, plural
-from distillens.results.training import StudyResult
-
-_PARTS = (
-    ("accuracy", "Accuracy"),
-    ("complexity", "Supervision complexity"),
-    ("confidence", "Student against teacher"),
-    ("provenance", "Provenance"),
-)
+from distillens.results.confidence import Confidence
 
 
 def render(contents: Contents) -> str:
@@ -36,80 +37,95 @@ def render(contents: Contents) -> str:
     Returns
     -------
     str
-        The page; write it as UTF-8. About 5 MB, most of it plotly.js.
+        The page; write it as UTF-8. Below 2 MB for a small run, 0.9 MB of it for drawing the figures.
 
     Raises
     ------
     RunError
         Points are damaged.
     """
-    chosen = ranking.chosen(contents.result)
     result = contents.result
+    chosen = ranking.chosen(result)
     colours = palette.by_name(contents)
-    return framed(
-        result.name,
-        _header(result),
-        _summary(contents),
-        accuracy_part(result, colours),
-        complexity_part(contents.complexity),
-        confidence_part(contents, colours, None if chosen is None else chosen.name),
-        _provenance(contents),
-    )
-
-
-def _header(result: StudyResult) -> Safe:
-    facts = [
-        plural(result.classes, "class", "classes"),
-        splits(result),
-        f"loss: {result.loss}",
-    ]
-    if result.changed_labels:
-        facts.append(f"{plural(result.changed_labels, 'training label')} changed on purpose")
-    links = [element("a", text, href=f"#{key}") for key, text in _PARTS]
-    return element(
-        "header",
-        element("h1", result.name),
-        element("p", result.description, class_="lead") if result.description else "",
-        element("p", " · ".join(facts), class_="facts"),
-        element("nav", *links),
-        element(
-            "noscript",
-            element("p", "The figures need JavaScript; the tables do not.", class_="missing"),
-        ),
-    )
-
-
-def _summary(contents: Contents) -> Safe:
-    result = contents.result
     summaries = accuracy_summary(result) + complexity_summary(contents.complexity)
     summaries += confidence_summary(contents.confidence)
-    if not summaries:
-        summaries = [("Nothing", "This run has no measurements.")]
-    pairs = [join(element("dt", subject), element("dd", text)) for subject, text in summaries]
-    return join(
-        element("section", element("h2", "Summary"), element("dl", *pairs), class_="says"),
-        *(element("p", note, class_="note") for note in contents.notes()),
+    return _page(
+        "report.html",
+        title=result.name,
+        result=result,
+        splits=splits(result),
+        summaries=summaries or [("Nothing", "This run has no measurements.")],
+        notes=contents.notes(),
+        accuracy=accuracy_part(result),
+        colours=colours,
+        complexity=complexity_parts(contents.complexity),
+        confidence=contents.confidence,
+        overviews=overviews(contents.confidence),
+        students=student_parts(
+            contents.confidence,
+            contents.points,
+            colours,
+            contents.over_training,
+            contents.kernels,
+        ),
+        first=None if chosen is None else chosen.name,
+        seeds=sorted({seed for row in result.rows for seed in row.seeds}),
+        records=contents.records,
     )
 
 
-def _provenance(contents: Contents) -> Safe:
-    result = contents.result
-    made = result.provenance
-    seeds = sorted({seed for row in result.rows for seed in row.seeds})
-    versions = [f"{name} {version}" for name, version in sorted(made.versions.items())]
-    facts = [
-        ("Command", element("code", made.command)),
-        ("Seeds", ", ".join(str(seed) for seed in seeds) or "–"),
-        ("Started", made.started),
-        ("Finished", made.finished),
-        ("Took", duration(made.seconds)),
-        ("Machine", made.machine),
-        ("Versions", listed(versions) or "–"),
-        *([("Normalisation of inputs", made.normalisation)] if made.normalisation else []),
-        ("Data fingerprint", element("code", made.data_fingerprint)),
-        ("Teacher digest", element("code", made.teacher_digest)),
-        ("Result schema", str(result.schema_version)),
-        ("Records", listed(list(contents.records)) or "–"),
-    ]
-    pairs = [join(element("dt", subject), element("dd", text)) for subject, text in facts]
-    return element("section", element("h2", "Provenance"), element("dl", *pairs), id="provenance")
+def audit_page(title: str, confidence: Confidence, points: Sequence[Mapping[str, Points]]) -> str:
+    """Return the page of an audit as self-contained HTML; write it as UTF-8.
+
+    Parameters
+    ----------
+    title
+        Name of the audited arrays or run.
+    confidence
+        The audits of one or more students; a drop-down selects one.
+    points
+        For each student the arrays x, y, who, and mislabelled if it is known, by split.
+
+    Raises
+    ------
+    RunError
+        Points do not fit each other.
+    """
+    return _page(
+        "audit.html",
+        title=title,
+        summaries=verdicts(confidence),
+        notes=confidence.notes,
+        students=student_parts(confidence, points, {}),
+        first=None,
+    )
+
+
+def _page(template: str, **content: Any) -> str:
+    scripts = [_own("vega.js"), _own("page.js")]
+    # Strings of a run are escaped; a policy that allows these scripts only is a second safeguard.
+    digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
+    page = _environment().get_template(template)
+    return page.render(style=_own("page.css"), scripts=scripts, digests=digests, **content)
+
+
+@cache
+def _own(name: str) -> str:
+    return resources.files("distillens.report.templates").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("distillens.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Control characters become visible; what is marked as safe has another type.
+        finalize=lambda value: text.visible(value) if type(value) is str else value,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    names = ("duration", "estimate", "listed", "number", "percent", "plural", "seconds")
+    environment.globals.update({name: getattr(text, name) for name in names})
+    return environment

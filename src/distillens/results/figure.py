@@ -1,4 +1,4 @@
-"""Descriptions of figures as arrays; `report.backends` draws them.
+"""Descriptions of figures as arrays; `report.draw` draws them.
 
 Shapes: M points of a curve, (R, Q) cells of a map.
 """
@@ -33,8 +33,6 @@ class Curve:
     style: Style = "solid"
     band: tuple[Array, Array] | None = None
     """Lower and upper ends of an interval at each x."""
-    key: str = ""
-    """The check box of the page that switches the curve; none if it is empty."""
     symbol: Symbol | None = None
     """The marker of each point; None for circles, and for lines without markers."""
 
@@ -52,17 +50,15 @@ class Mark:
 class Surface:
     """A map of values over two axes, one of each row and column; NaN cells stay blank.
 
-    ``centred`` colours zero white and the two signs apart; the colours then mean the same above and
-    below. The contour line of zero is shown.
+    Without ``limits`` the scale is centred: zero is white, the two signs have colours of their own that
+    mean the same above and below, and a line separates cells of either sign.
     """
 
     x_Q: Array
     y_R: Array
     values_RQ: Array
     label: str
-    centred: bool = True
     limits: tuple[float, float] | None = None
-    """Limits of a scale that is not centred; by default those of the values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +88,6 @@ class Picture:
     title: str
     panels: tuple[Panel, ...]
     caption: str = ""
-    columns: int | None = None
-    """Number of panels in a row; None for all."""
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,6 @@ def target_title(targets: str) -> str:
     return "dataset labels" if targets == "labels" else targets
 
 
-def style_of(targets: str) -> Style:
-    """Return the line style of a target set's curve."""
-    return _LOOKS.get(targets, _OTHER)[0]
-
-
 def series(curves: ComplexityCurves, targets: str, measure: Measure) -> list[tuple[int, float]]:
     """Return (epoch, value) of one curve by epoch, infinities kept, unmeasured points left out."""
     pairs = (
@@ -115,13 +110,10 @@ def missing_epochs(curves: ComplexityCurves, measure: Measure) -> list[int]:
 
 
 def complexity_panel(curves: ComplexityCurves, measure: Measure) -> Panel:
-    """Return a measure over the student's epochs, one curve for each target set.
-
-    The check boxes ``t0``, ``t1`` … of the page switch them, in the order of `target_sets`.
-    """
+    """Return a measure over the student's epochs, one curve for each target set."""
     curves_shown = [
-        target_curve(name, *zip(*points, strict=True), key=f"t{index}")
-        for index, name in enumerate(target_sets(curves))
+        target_curve(name, *zip(*points, strict=True))
+        for name in target_sets(curves)
         if (points := series(curves, name, measure))
     ]
     return measure_panel(measure, "student's epoch", curves_shown)
@@ -138,7 +130,7 @@ def complexity_picture(curves: ComplexityCurves) -> Picture | None:
 
 
 def target_curve(
-    targets: str, x: Sequence[float], y: Sequence[float], key: str = "", marked: bool = True
+    targets: str, x: Sequence[float], y: Sequence[float], *, marked: bool = True
 ) -> Curve:
     """Return the curve of a target set, which breaks where a value is not finite."""
     style, symbol = _LOOKS.get(targets, _OTHER)
@@ -146,7 +138,7 @@ def target_curve(
     values[~np.isfinite(values)] = np.nan
     return Curve(
         np.array(x, dtype=np.float64), values, target_title(targets), colours.of_targets(targets),
-        style, None, key, symbol if marked else None,
+        style, None, symbol if marked else None,
     )  # fmt: skip
 
 

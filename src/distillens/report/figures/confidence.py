@@ -22,9 +22,8 @@ BLUE = NUMBERED[0]
 
 @dataclass(frozen=True)
 class Group:
-    """Points with one marker: those of a number in ``who``, switched by a check box ``key``."""
+    """Points with one marker: those of a number in ``who``."""
 
-    key: str
     name: str
     colour: str
     symbol: Symbol
@@ -42,14 +41,14 @@ class Cloud:
 
 # Most points are right in both; they are plotted first and faint, so that the few others are visible.
 BY_WHO = (
-    Group("w0", "both right", WHO[0], "circle"),
-    Group("w1", "only the student", WHO[1], "triangle-up"),
-    Group("w2", "only the teacher", WHO[2], "triangle-down"),
-    Group("w3", "neither", WHO[3], "x"),
+    Group("both right", WHO[0], "circle"),
+    Group("only the student", WHO[1], "triangle-up"),
+    Group("only the teacher", WHO[2], "triangle-down"),
+    Group("neither", WHO[3], "x"),
 )
 BY_MISLABELLED = (
-    Group("m0", "not mislabelled", GREY, "circle"),
-    Group("m1", "mislabelled", "#c2344d", "x"),
+    Group("not mislabelled", GREY, "circle"),
+    Group("mislabelled", "#c2344d", "x"),
 )
 
 
@@ -115,7 +114,7 @@ def confidence_panel(cloud: Cloud, colour: str, limits: tuple[float, float]) -> 
         chosen = shown.who == place
         style = "dots" if place else "points"
         x, y = shown.x[chosen], shown.y[chosen]
-        curves.append(Curve(x, y, group.name, group.colour, style, None, group.key, group.symbol))
+        curves.append(Curve(x, y, group.name, group.colour, style, None, group.symbol))
     curves += [Curve(x, y, "", colour, "thick") for x, y in _lines(cloud)]
     fit = cloud.split.exaggeration
     slopes = f"slope {slope(fit.slope_low.ordinary)} low, {slope(fit.slope_all.ordinary)} all"
@@ -138,12 +137,12 @@ def confidence_picture(student: StudentAudit, points: Mapping[str, Points]) -> P
     """
     clouds = clouds_of(student, points)
     limits = shared_range(clouds)
-    thinned = any(len(one.sample.x) < one.split.examples for one in clouds)
+    rule = f"; at most {PANEL_LIMIT:,} points of a panel, chosen uniformly at random"
+    thinned = any(len(one.sample.x) < one.sample.total for one in clouds)
     return Picture(
         f"{printable(name_of(student))}: confidence",
         tuple(confidence_panel(cloud, BLUE, limits) for cloud in clouds),
-        "Below the dotted diagonal the student is less confident than the teacher"
-        + ("; points thinned at random" if thinned else ""),
+        "Below the dotted diagonal the student is less confident than the teacher" + rule * thinned,
     )
 
 

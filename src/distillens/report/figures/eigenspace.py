@@ -99,7 +99,7 @@ def _trajectories(
     return Panel(
         title=f"{name}, pair ({pair[0]}, {pair[1]})",
         x_label=f"‖({name})ᵀv‖, eigenvector {pair[0]}",
-        y_label=f"eigenvector {pair[1]}",
+        y_label=f"‖({name})ᵀv‖, eigenvector {pair[1]}",
         curves=tuple(curves),
     )
 
@@ -162,8 +162,8 @@ def _sizes(result: Eigenspace, arrays: Arrays) -> Panel:
         curves.append(Curve(number_K, sizes_K, printable(result.students[place].student), colour))
     return Panel(
         title="Size of the predictions at the last epoch",
-        x_label="eigenvector",
-        y_label="‖uᵀF‖",
+        x_label="number of the eigenvector u",
+        y_label="size of the predictions F, ‖uᵀF‖",
         curves=tuple(curves),
         y_scale="log",
     )

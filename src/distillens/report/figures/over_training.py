@@ -78,7 +78,6 @@ def over_training_picture(over: StudentOverTraining) -> Picture:
         f"{printable(over.student)}, seed {over.seed}: against the final teacher, epoch by epoch",
         panels,
         f"{counts} examples; shaded: 95 % intervals over examples",
-        columns=4 if len(panels) > 6 else 3,
     )
 
 

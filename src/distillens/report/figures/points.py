@@ -14,8 +14,8 @@ Points: TypeAlias = Mapping[str, np.ndarray]
 """The arrays of a confidence plot: x and y (floats) and who (0 both right, 1 only the student,
 2 only the teacher, 3 neither), all of length N."""
 
-PANEL_LIMIT = 3_000
-_PAGE_LIMIT = 75_000
+PANEL_LIMIT = 2_000
+_PAGE_LIMIT = 60_000
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def sample(points: Points, where: str, threshold: float, limit: int = PANEL_LIMI
     threshold
         The x that separates the low- from the high-confidence part.
     limit
-        The most points to keep; more are thinned uniformly at random with a fixed seed.
+        The most points to keep; of more, that many are chosen uniformly at random with a fixed seed.
 
     Raises
     ------

@@ -30,8 +30,8 @@ POINT_BYTES, AUDIT_BYTES = 10, 85_000
 """Bytes of an example in the points of a confidence plot (two numbers and two bytes), and of the audit
 of a student in the record of the confidence analysis."""
 
-REPORT_BYTES, NETWORK_BYTES = 5_000_000, 7_000
-"""Bytes of the report, which contains plotly.js, and of each network in the JSON files."""
+REPORT_BYTES, NETWORK_BYTES = 1_100_000, 7_000
+"""Bytes of the report, 0.9 MB of which draw its figures, and of each network in the JSON files."""
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,6 @@ def _panel(found: DenoisingMap) -> Panel:
         found.against_R,
         found.held_RQ,
         "share of draws where it held",
-        centred=False,
         limits=(0.0, 1.0),
     )
     x, y = _WORDS[found.along], _WORDS[found.against]
