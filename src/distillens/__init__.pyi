@@ -6,8 +6,8 @@ from .data import Examples as Examples
 from .data import LoaderBatches as LoaderBatches
 from .data import examples_from_arrays as examples_from_arrays
 from .errors import DistillensError as DistillensError
-from .files.arrays import Rows as Rows
 from .files.arrays import read_rows as read_rows
+from .files.tables import Rows as Rows
 from .kernel import EmpiricalNTK as EmpiricalNTK
 from .kernel import ntk_similarity as ntk_similarity
 from .kernel import oracle_gram as oracle_gram

@@ -14,7 +14,7 @@ from distillens.errors import RecipeError, nearest
 from distillens.files.paths import user_path
 
 if TYPE_CHECKING:
-    from distillens.files.arrays import Rows
+    from distillens.files.tables import Rows
 
 Texts = list[str] | None
 """The values of an option that may be repeated."""

@@ -17,7 +17,8 @@ from torch import nn
 
 from distillens.data import Examples
 from distillens.errors import DataError, MeasureError, ModelError
-from distillens.files.arrays import Rows, read_rows
+from distillens.files.arrays import read_rows
+from distillens.files.tables import Rows
 from distillens.measures.confidence.columns import column_order
 from distillens.measures.statistics.intervals import wilson_interval
 from distillens.models import checkpoint_digest, count_parameters, digest_file, load_weights

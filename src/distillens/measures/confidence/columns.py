@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillens.errors import MeasureError, nearest
 from distillens.files.array_likes import as_array
-from distillens.files.arrays import Rows
+from distillens.files.tables import Rows
 from distillens.measures.complexity.targets import check_labels
 
 NO_CLASS = frozenset(

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from distillens.errors import DataError, MeasureError
 from distillens.files.array_likes import as_array
-from distillens.files.arrays import Rows, as_rows
+from distillens.files.arrays import as_rows
+from distillens.files.tables import Rows
 from distillens.measures.confidence.columns import (
     are_shuffled_numbers,
     class_labels,

@@ -11,6 +11,16 @@ from distillens.theory.studies.denoising import denoising_study
 from distillens.theory.studies.generations import flow_study, ridge_study
 from distillens.theory.studies.risk import risk_study
 
+__all__ = [
+    "STUDIES",
+    "bias_study",
+    "denoising_study",
+    "flow_study",
+    "ridge_study",
+    "risk_study",
+    "run_study",
+]
+
 STUDIES: Mapping[str, Callable[[], Shown]] = {
     "flow": flow_study,
     "bias": bias_study,
