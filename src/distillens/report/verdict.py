@@ -161,7 +161,9 @@ def paired_differences(result: StudyResult, row: Row, labels: Row) -> NDArray[np
     """Return the test accuracy minus that of labels alone for each seed that both have, shape (S,)."""
     accuracies = {cell.id: cell.test_accuracy for cell in result.cells}
     by_seed = {
-        position: {one.seed: value for one, value in accuracies.items() if one.supervision == position}
+        position: {
+            one.seed: value for one, value in accuracies.items() if one.supervision == position
+        }
         for position in (row.position, labels.position)
     }
     shared = sorted(by_seed[row.position].keys() & by_seed[labels.position].keys())
