@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from distillens.report.figures.points import Points
@@ -38,6 +38,10 @@ class Contents:
         The names of the records that are shown.
     earlier_records
         The names of the other records.
+    run
+        The run itself; None for contents that were made without a folder.
+    pictures
+        Inputs of examples as data URLs of PNGs, by split and row.
     """
 
     result: StudyResult
@@ -49,6 +53,17 @@ class Contents:
     additions: tuple[Addition, ...] = ()
     records: tuple[str, ...] = ()
     earlier_records: tuple[str, ...] = ()
+    run: OpenRun | None = None
+    pictures: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; empty if the run is not known."""
+        return () if self.run is None else tuple(map(str, self.run.data.get("classes", ())))
+
+    def picture(self, split: str, row: int) -> str | None:
+        """Return the input of an example as the data URL of a PNG; None if it was not recorded."""
+        return self.pictures.get((split, row))
 
     @classmethod
     def of(cls, run: OpenRun) -> Contents:
@@ -78,6 +93,7 @@ class Contents:
             additions=run.additions,
             records=tuple(one.name for one in records if one.name in names),
             earlier_records=tuple(one.name for one in records if one.name not in names),
+            run=run,
         )
 
     def notes(self) -> tuple[str, ...]:

@@ -219,7 +219,7 @@ def _tune(
     if not result.validation_examples:
         return []
     rate = float(values["student"]["training"]["learning_rate"])
-    rates = [float(f"{rate * factor:.3g}") for factor in (0.5, 1, 2)]
+    rates = [float(f"{rate * factor:.3g}") for factor in (0.5, 1, 2, 4)]
     other = folder.with_name(f"{folder.name}-tuned")
     return [
         NextStep(

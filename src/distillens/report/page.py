@@ -21,6 +21,7 @@ from distillens.report.sections.complexity import complexity_parts
 from distillens.report.sections.complexity_summary import complexity_summary
 from distillens.report.sections.confidence import overviews, student_parts, verdicts
 from distillens.report.sections.confidence_summary import confidence_summary
+from distillens.report.sections.overview import overview_part
 from distillens.report.tables import text
 from distillens.report.tables.accuracy import splits
 from distillens.results.confidence import Confidence
@@ -54,6 +55,7 @@ def render(contents: Contents) -> str:
         title=result.name,
         result=result,
         splits=splits(result),
+        overview=overview_part(contents),
         summaries=summaries or [("Nothing", "This run has no measurements.")],
         notes=contents.notes(),
         accuracy=accuracy_part(result),

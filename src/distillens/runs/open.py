@@ -16,7 +16,13 @@ from distillens.errors import RecipeError, RunError, nearest
 from distillens.results.base import from_json, schema_version
 from distillens.results.records import AnalysisRecord
 from distillens.results.training import TEACHER, Cell, NetworkId, Provenance, Row, StudyResult
-from distillens.runs.folder import find_run, more_seeds, read_recipe_values, students_of
+from distillens.runs.folder import (
+    find_run,
+    latest_recipe,
+    more_seeds,
+    read_recipe_values,
+    students_of,
+)
 from distillens.runs.layout import NetworkFiles, Run, slug
 from distillens.runs.read import read_data, read_json
 from distillens.runs.records import StoredRecord, read_records
@@ -104,6 +110,11 @@ class OpenRun:
                 f"{result.open_cells[0]}; run its recipe again with the same --out to go on"
             )
         return cls(run, recipe, result, data, tuple(additions))
+
+    @property
+    def latest_recipe(self) -> Path:
+        """The recipe with everything that was added."""
+        return latest_recipe(self.files)
 
     def cell(self, network: NetworkId) -> Cell:
         """Return the numbers of a trained network.

@@ -62,6 +62,19 @@
     choose(select);
     select.addEventListener("change", () => drawShown(choose(select)));
   }
+  for (const button of document.querySelectorAll("button.copy")) {
+    button.addEventListener("click", async () => {
+      const code = button.parentElement.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(code);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => (button.textContent = "Copy"), 2000);
+    });
+  }
   dark.addEventListener("change", () => drawShown(document));
   drawShown(document);
 })();
