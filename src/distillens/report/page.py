@@ -22,6 +22,7 @@ from distillens.report.sections.complexity_summary import complexity_summary
 from distillens.report.sections.confidence import overviews, student_parts, verdicts
 from distillens.report.sections.confidence_summary import confidence_summary
 from distillens.report.sections.overview import overview_part
+from distillens.report.sections.training import training_part
 from distillens.report.tables import text
 from distillens.report.tables.accuracy import splits
 from distillens.results.confidence import Confidence
@@ -60,6 +61,7 @@ def render(contents: Contents) -> str:
         notes=contents.notes(),
         accuracy=accuracy_part(result),
         colours=colours,
+        training=training_part(contents, colours),
         complexity=complexity_parts(contents.complexity),
         confidence=contents.confidence,
         overviews=overviews(contents.confidence),

@@ -77,4 +77,5 @@
   }
   dark.addEventListener("change", () => drawShown(document));
   drawShown(document);
+  document.documentElement.dataset.ready = "true";
 })();
