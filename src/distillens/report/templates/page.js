@@ -77,5 +77,6 @@
   }
   dark.addEventListener("change", () => drawShown(document));
   drawShown(document);
+  document.documentElement.dataset.readyAfter = performance.now();
   document.documentElement.dataset.ready = "true";
 })();
