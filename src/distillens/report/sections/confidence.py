@@ -32,7 +32,13 @@ from distillens.report.tables.confidence import (
 )
 from distillens.report.tables.grid import Grid
 from distillens.report.tables.text import estimate, number, plural
-from distillens.results.confidence import Confidence, Kernels, OverTraining, SplitAudit
+from distillens.results.confidence import (
+    Confidence,
+    Kernels,
+    OverTraining,
+    SplitAudit,
+    StudentAudit,
+)
 
 
 def overviews(confidence: Confidence | None) -> list[tuple[str, Grid]]:
@@ -72,19 +78,21 @@ def student_parts(
     over_training: OverTraining | None = None,
     kernels: Kernels | None = None,
 ) -> list[dict[str, Any]]:
-    """Return what the template shows of each student; those without points have no figures.
+    """Return what the template shows of the first seed of each supervision.
+
+    Students without points have no figures.
 
     Raises
     ------
     RunError
         The points are damaged.
     """
-    students = () if confidence is None else confidence.students
+    firsts: dict[str, tuple[StudentAudit, Mapping[str, Points]]] = {}
+    for place, student in enumerate(() if confidence is None else confidence.students):
+        firsts.setdefault(student.student, (student, points[place] if place < len(points) else {}))
+    students = [student for student, _ in firsts.values()]
     limit = panel_limit(2 * sum(len(student.audit.splits) for student in students))
-    clouds = [
-        clouds_of(student, points[place] if place < len(points) else {}, limit)
-        for place, student in enumerate(students)
-    ]
+    clouds = [clouds_of(student, arrays, limit) for student, arrays in firsts.values()]
     limits = shared_range([cloud for shown in clouds for cloud in shown])
     parts = []
     for index, (student, shown) in enumerate(zip(students, clouds, strict=True)):

@@ -1,4 +1,4 @@
-// Draws the figures that are visible, in the page's colours, and wires the drop-downs.
+// Draws the figures in the page's colours when they come into view, and wires the controls.
 (() => {
   "use strict";
 
@@ -40,27 +40,40 @@
     });
   };
 
-  // One figure after the other, so that the page answers in between.
-  const drawShown = async (root) => {
-    for (const plot of root.querySelectorAll(".plot")) {
-      if (plot.closest("[hidden]")) continue;
-      await draw(plot);
-      await new Promise((resolve) => setTimeout(resolve));
-    }
+  // A figure is drawn when it comes near the window, one after the other, so that the page answers
+  // in between; a figure in a hidden block has no place in the window.
+  let queue = Promise.resolve();
+  const drawSoon = (plot) => {
+    plot.dataset.drawn = "true";
+    queue = queue.then(() => draw(plot)).then(() => new Promise((resolve) => setTimeout(resolve)));
+    return queue;
   };
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        near.unobserve(entry.target);
+        drawSoon(entry.target);
+      }
+    },
+    { rootMargin: "600px" },
+  );
+  const plots = () => [...document.querySelectorAll(".plot")];
+  const redraw = () => plots().filter((plot) => plot.dataset.drawn).forEach(drawSoon);
+  const drawAll = () =>
+    plots().filter((plot) => !plot.dataset.drawn && !plot.closest("[hidden]")).forEach(drawSoon);
 
   const choose = (select) => {
     const section = select.closest("section");
     for (const block of section.querySelectorAll("[data-choice]")) {
       block.hidden = block.dataset.choice !== select.value;
     }
-    return section;
   };
 
   // Without JavaScript all blocks of a drop-down are shown. A browser restores a choice on reload.
   for (const select of document.querySelectorAll("select.chooser")) {
     choose(select);
-    select.addEventListener("change", () => drawShown(choose(select)));
+    select.addEventListener("change", () => choose(select));
   }
   for (const button of document.querySelectorAll("button.copy")) {
     button.addEventListener("click", async () => {
@@ -75,8 +88,9 @@
       setTimeout(() => (button.textContent = "Copy"), 2000);
     });
   }
-  dark.addEventListener("change", () => drawShown(document));
-  drawShown(document);
+  dark.addEventListener("change", redraw);
+  addEventListener("beforeprint", drawAll);
+  for (const plot of plots()) near.observe(plot);
   document.documentElement.dataset.readyAfter = performance.now();
   document.documentElement.dataset.ready = "true";
 })();
