@@ -3,7 +3,7 @@
     python benchmarks/page.py runs/demo --out screenshots
 
 writes screenshots of the first screen (light and dark, 1400 px and 390 px wide) and of the whole page,
-prints size and times as JSON, and exits with 1 if a limit is exceeded: 2 MB (3 MB for a run with at least
+prints size and times as JSON, and exits with 1 if a limit is exceeded: 2 MB (3 MB for a run of at least
 60,000 examples), 1 second until the first screen is interactive, no request beyond the file, no error in
 the console, and no serious violation that axe-core finds. It needs Chromium, playwright and
 axe-playwright-python.

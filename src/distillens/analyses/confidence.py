@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from distillens.analyses.finished import SPLITS, FinishedRun, FinishedStudent, described
+from distillens.analyses.listed_inputs import listed_inputs
 from distillens.analyses.registry import Analysis, Measured, register_analysis
 from distillens.analyses.selection import RANDOM_SEED, all_seeds
 from distillens.errors import MeasureError, RunError
 from distillens.measures.confidence import audit_with_points
 from distillens.results.base import SCHEMA
-from distillens.results.confidence import Confidence, StudentAudit
+from distillens.results.confidence import LISTED_INPUTS, Confidence, StudentAudit
 from distillens.runs.folder import find_run
 from distillens.runs.open import check_fingerprint
 from distillens.study.networks import read_cell
@@ -50,7 +51,8 @@ def measure_confidence(
     Returns
     -------
     Measured
-        A `Confidence`, and for each student and split the points of the confidence plot.
+        A `Confidence`, for each student and split the points of the confidence plot, and the inputs
+        of the departures that are listed for the first seed of each supervision.
 
     Raises
     ------
@@ -84,6 +86,8 @@ def measure_confidence(
                     arrays[names[split]] = {**one.arrays(), **single}
                 found.append(StudentAudit(entry.title, entry.kind, seed, audit, run.notes(), names))
             advance(1)
+    if inputs := listed_inputs(run, found):
+        arrays[LISTED_INPUTS] = inputs
     return Measured(Confidence(SCHEMA, other_name, tuple(found), tuple(failures)), arrays)
 
 

@@ -80,6 +80,25 @@ def vocabulary_of(tokenizer: str) -> int | None:
         return None
 
 
+def decoded(tokenizer: str, tokens_MT: np.ndarray) -> list[str]:
+    """Return the sentences of rows of tokens, as far as the tokens keep them.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer as `Splits.tokenizers` holds it.
+    tokens_MT
+        Tokens of M sentences, with `PADDING` behind the last one of each.
+    """
+    reader = _library().Tokenizer.from_str(tokenizer)
+    found = []
+    for row in tokens_MT:
+        text = reader.decode(row[row != PADDING].tolist())
+        # Without a decoder the marks of word beginnings remain, and pieces of words are apart.
+        found.append(text.replace(" ", "").replace("▁", " ").strip() if "▁" in text else text)
+    return found
+
+
 def _sentences(examples: Examples) -> list[str]:
     return [examples.sentences[index] for index in examples.indices.tolist()]
 

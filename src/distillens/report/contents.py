@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distillens.report.figures.points import Points
 from distillens.results.complexity import ComplexityCurves
-from distillens.results.confidence import Confidence, Kernels, OverTraining
+from distillens.results.confidence import LISTED_INPUTS, Confidence, Kernels, OverTraining
 from distillens.results.training import StudyResult
 from distillens.runs.open import Addition, OpenRun
 from distillens.runs.records import StoredRecord
@@ -40,8 +45,8 @@ class Contents:
         The names of the other records.
     run
         The run itself; None for contents that were made without a folder.
-    pictures
-        Inputs of examples as data URLs of PNGs, by split and row.
+    pictures, sentences
+        Inputs of listed examples by split and row, as data URLs of PNGs or as text.
     """
 
     result: StudyResult
@@ -55,15 +60,12 @@ class Contents:
     earlier_records: tuple[str, ...] = ()
     run: OpenRun | None = None
     pictures: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    sentences: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes; empty if the run is not known."""
         return () if self.run is None else tuple(map(str, self.run.data.get("classes", ())))
-
-    def picture(self, split: str, row: int) -> str | None:
-        """Return the input of an example as the data URL of a PNG; None if it was not recorded."""
-        return self.pictures.get((split, row))
 
     @classmethod
     def of(cls, run: OpenRun) -> Contents:
@@ -94,6 +96,8 @@ class Contents:
             records=tuple(one.name for one in records if one.name in names),
             earlier_records=tuple(one.name for one in records if one.name not in names),
             run=run,
+            pictures=_listed(of_confidence, "pictures", _data_url),
+            sentences=_listed(of_confidence, "sentences", str),
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -168,3 +172,27 @@ def _points(
         {split: record.arrays(name) for split, name in student.points.items() if record.has(name)}
         for student, record in pairs
     ]
+
+
+def _listed(
+    records: Sequence[StoredRecord], kind: str, written: Callable[[Any], str]
+) -> dict[tuple[str, int], str]:
+    """Return the recorded inputs of one kind by split and row."""
+    found = {}
+    for record in {one.name: one for one in records}.values():
+        arrays = record.arrays(LISTED_INPUTS) if record.has(LISTED_INPUTS) else {}
+        for name, inputs in arrays.items():
+            split, _, ending = name.rpartition("-")
+            if ending == kind:
+                rows = arrays[f"{split}-rows"].tolist()
+                found |= {(split, row): written(one) for row, one in zip(rows, inputs, strict=True)}
+    return found
+
+
+def _data_url(pixels_HWC: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    memory = io.BytesIO()
+    grey = pixels_HWC.shape[2] == 1
+    Image.fromarray(pixels_HWC[..., 0] if grey else pixels_HWC).save(memory, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(memory.getvalue()).decode()}"

@@ -21,10 +21,12 @@ from distillens.report.sections.complexity import complexity_parts
 from distillens.report.sections.complexity_summary import complexity_summary
 from distillens.report.sections.confidence import overviews, student_parts, verdicts
 from distillens.report.sections.confidence_summary import confidence_summary
+from distillens.report.sections.examples import examples_part
 from distillens.report.sections.overview import overview_part
 from distillens.report.sections.training import training_part
 from distillens.report.tables import text
 from distillens.report.tables.accuracy import splits
+from distillens.report.verdict import judge
 from distillens.results.confidence import Confidence
 
 
@@ -48,6 +50,7 @@ def render(contents: Contents) -> str:
     """
     result = contents.result
     chosen = ranking.chosen(result)
+    found = judge(result)
     colours = palette.by_name(contents)
     summaries = accuracy_summary(result) + complexity_summary(contents.complexity)
     summaries += confidence_summary(contents.confidence)
@@ -56,7 +59,8 @@ def render(contents: Contents) -> str:
         title=result.name,
         result=result,
         splits=splits(result),
-        overview=overview_part(contents),
+        overview=overview_part(contents, found),
+        examples=examples_part(contents, found),
         summaries=summaries or [("Nothing", "This run has no measurements.")],
         notes=contents.notes(),
         accuracy=accuracy_part(result),

@@ -12,6 +12,9 @@ from typing import Literal
 
 from distillens.results.base import Estimate, Interval, Result
 
+LISTED_INPUTS = "listed-inputs"
+"""Name of the arrays of a record that hold the inputs of listed departures."""
+
 Verdict = Literal[
     "yes",
     "no more than a reference",

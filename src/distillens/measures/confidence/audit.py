@@ -145,7 +145,10 @@ def audit_with_points(
             found = per_example_statistics(
                 split.outputs["teacher"], split.outputs["student"], split.labels_N, references
             )
-        points[name] = Points(found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N)
+        tops = (found.teacher.top_N.astype(np.int32), found.student.top_N.astype(np.int32))
+        points[name] = Points(
+            found.x_N, found.y_N, found.who_is_right(), split.mislabelled_N, *tops
+        )
         audits.append(_audit_split(name, split, found, points[name], resampler, listed_departures))
     result = Audit(
         schema_version=SCHEMA,

@@ -33,13 +33,21 @@ class Points:
     who_N: NDArray[np.uint8]
     mislabelled_N: NDArray[np.bool_] | None = None
     """Mask of the examples whose given label is wrong; None if that is not known."""
+    teacher_class_N: NDArray[np.integer] | None = None
+    student_class_N: NDArray[np.integer] | None = None
+    """The top classes of teacher and student; None if they were not kept."""
 
     def arrays(self) -> dict[str, NDArray]:
-        """Return the arrays x, y, who, and mislabelled where it is known, as files hold them."""
-        found: dict[str, NDArray] = {"x": self.x_N, "y": self.y_N, "who": self.who_N}
-        if self.mislabelled_N is not None:
-            found["mislabelled"] = self.mislabelled_N
-        return found
+        """Return the arrays x, y and who, and the others where they are known, as files hold them."""
+        known = {
+            "x": self.x_N,
+            "y": self.y_N,
+            "who": self.who_N,
+            "mislabelled": self.mislabelled_N,
+            "teacher_class": self.teacher_class_N,
+            "student_class": self.student_class_N,
+        }
+        return {name: values for name, values in known.items() if values is not None}
 
 
 def phi_from_logits(logits_NC: ArrayLike, classes_N: ArrayLike) -> Array:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from distillens.report.contents import Contents
 from distillens.report.next_steps import next_steps, seeds_sentence
 from distillens.report.sections import ranking
+from distillens.report.sections.examples import OUTCOMES, Card, card, first_seeds
 from distillens.report.tables.text import bracket, count, estimate, fixed, number, percent, plural
-from distillens.report.verdict import Judgement, Verdict, judge
+from distillens.report.verdict import Judgement, Verdict
 from distillens.results.base import Interval
-from distillens.results.confidence import InformativeDeparture
 from distillens.results.training import NetworkCost, Row, StudyResult, validation_means
 
 _SHOWN_DEPARTURES = 6
@@ -68,10 +69,9 @@ class Chart:
     """What the chart shows, as a sentence."""
 
 
-def overview_part(contents: Contents) -> dict[str, Any]:
+def overview_part(contents: Contents, found: Judgement) -> dict[str, Any]:
     """Return what the overview's template shows."""
     result = contents.result
-    found = judge(result)
     return {
         "verdict": found.verdict.value,
         "style": _STYLES[found.verdict],
@@ -281,72 +281,20 @@ def _steps(contents: Contents, found: Judgement) -> list[Any]:
     )
 
 
-@dataclass(frozen=True)
-class Differing:
-    """An example on which student and teacher predict different classes."""
-
-    outcome: str
-    student: str
-    teacher: str
-    label: str
-    where: str
-    text: str | None
-    picture: str | None
-    """The input as the data URL of a PNG."""
-
-
-_OUTCOMES = {
-    "gained": "The student corrects its teacher",
-    "lost": "The student makes a new error",
-    "both wrong": "Both are wrong",
-}
-
-
-def differing(contents: Contents, found: Judgement) -> list[Differing]:
+def differing(contents: Contents, found: Judgement) -> list[Card]:
     """Return the test examples on which most probability moved, from each outcome in turn.
 
     They are those of the judged supervision and its first seed.
     """
-    students = () if contents.confidence is None else contents.confidence.students
-    chosen = [one for one in students if found.row is None or one.student == found.row.name]
-    if not chosen:
+    students = dict(first_seeds(contents))
+    name = found.row.name if found.row is not None else next(iter(students), "")
+    if name not in students:
         return []
-    student = chosen[0]
+    student, _ = students[name]
     splits = {split.split: split for split in student.audit.splits}
     split = splits.get("test", next(iter(splits.values())))
-    by_outcome = {
-        outcome: [one for one in split.ledger.telling if one.outcome == outcome]
-        for outcome in _OUTCOMES
-    }
-    turns = [one for place in range(_SHOWN_DEPARTURES) for one in _turn(by_outcome, place)]
-    return [shown_departure(one, split.split, contents) for one in turns[:_SHOWN_DEPARTURES]]
-
-
-def _turn(
-    by_outcome: Mapping[str, Sequence[InformativeDeparture]], place: int
-) -> list[InformativeDeparture]:
-    return [found[place] for found in by_outcome.values() if place < len(found)]
-
-
-def shown_departure(one: InformativeDeparture, split: str, contents: Contents) -> Differing:
-    """Return a departure with the names of its classes, and its input if the record holds it."""
-    names = contents.class_names
-
-    def named(label: int) -> str:
-        return names[label] if 0 <= label < len(names) else f"class {label}"
-
-    def predicted(label: int, probability: float) -> str:
-        return f"{named(label)}, {fixed(100 * probability, 0)} %"
-
-    where = f"{split}, row {one.row}" if one.index is None else f"{split}, index {one.index}"
-    if one.mislabelled:
-        where += ", mislabelled on purpose"
-    return Differing(
-        _OUTCOMES[one.outcome],
-        predicted(one.student_class, one.student_on_its_class),
-        predicted(one.teacher_class, one.teacher_on_its_class),
-        named(one.label),
-        where,
-        one.text,
-        contents.picture(split, one.row),
-    )
+    by_outcome = [
+        [one for one in split.ledger.telling if one.outcome == outcome] for outcome in OUTCOMES
+    ]
+    turns = [one for turn in zip_longest(*by_outcome) for one in turn if one is not None]
+    return [card(one, name, split.split, contents) for one in turns[:_SHOWN_DEPARTURES]]

@@ -88,6 +88,24 @@
       setTimeout(() => (button.textContent = "Copy"), 2000);
     });
   }
+  // Filters of the gallery: a card is shown if it has every chosen value.
+  const filter = (form) => {
+    const wanted = Object.entries(Object.fromEntries(new FormData(form))).filter(([, value]) => value);
+    const cards = [...document.getElementById(form.dataset.gallery).children];
+    for (const card of cards) {
+      card.hidden = wanted.some(([key, value]) =>
+        value === "on" ? !(key in card.dataset) : card.dataset[key] !== value,
+      );
+    }
+    const shown = cards.filter((card) => !card.hidden).length;
+    form.querySelector("output").textContent = `${shown} of ${cards.length} examples`;
+  };
+  for (const form of document.querySelectorAll("form.filters")) {
+    form.addEventListener("input", () => filter(form));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    filter(form);
+  }
+
   dark.addEventListener("change", redraw);
   addEventListener("beforeprint", drawAll);
   for (const plot of plots()) near.observe(plot);
