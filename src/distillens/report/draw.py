@@ -65,10 +65,17 @@ class PageFigure(NamedTuple):
     spec: Spec
     title: str
     words: str = ""
+    examples: tuple[str, str] | None = None
+    """The supervision and the split whose examples the points are; a click shows the example."""
 
 
 def page_figure(
-    identity: str, panel: Panel, words: str = "", title: str = "", height: int = 320
+    identity: str,
+    panel: Panel,
+    words: str = "",
+    title: str = "",
+    height: int = 320,
+    examples: tuple[str, str] | None = None,
 ) -> PageFigure:
     """Return a panel for the page, as wide as its column.
 
@@ -90,7 +97,7 @@ def page_figure(
     ]
     fit = {"type": "fit", "contains": "padding"}
     size = {"width": "container", "height": height, "autosize": fit}
-    return PageFigure(identity, spec | size, title or panel.title, words)
+    return PageFigure(identity, spec | size, title or panel.title, words, examples)
 
 
 def write_picture(picture: Picture, folder: Path, name: str) -> list[Path]:

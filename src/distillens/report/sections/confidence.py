@@ -108,7 +108,7 @@ def student_parts(
                 "title": name_of(student),
                 "student": student.student,
                 "figures": [
-                    _figure(f"confidence-{index}-{place}", cloud, colour, limits)
+                    _figure(f"confidence-{index}-{place}", cloud, colour, limits, student.student)
                     for place, cloud in enumerate(shown)
                 ],
                 "sentences": [
@@ -131,7 +131,9 @@ def student_parts(
     return parts
 
 
-def _figure(identity: str, cloud: Cloud, colour: str, limits: tuple[float, float]) -> PageFigure:
+def _figure(
+    identity: str, cloud: Cloud, colour: str, limits: tuple[float, float], supervision: str
+) -> PageFigure:
     sample = cloud.sample
     shown = f"{len(sample.x):,} of {sample.total:,} points, chosen uniformly at random"
     if len(sample.x) == sample.total:
@@ -142,4 +144,6 @@ def _figure(identity: str, cloud: Cloud, colour: str, limits: tuple[float, float
     if sample.dropped:
         shown += f", {sample.dropped:,} not finite and left out"
     panel = confidence_panel(cloud, colour, limits)
-    return page_figure(identity, panel, shown, cloud.title, height=420)
+    return page_figure(
+        identity, panel, shown, cloud.title, height=420, examples=(supervision, cloud.split.split)
+    )

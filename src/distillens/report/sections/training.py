@@ -62,7 +62,7 @@ def training_part(contents: Contents, colours: dict[str, str]) -> dict[str, Any]
         Panel("Training loss", "epoch", "loss / loss of the first epoch", curves["loss"]),
     ]
     figures = [
-        page_figure(f"training-{place}", panel, panel.title, words)
+        page_figure(f"training-{place}", panel, words)
         for place, (panel, words) in enumerate(zip(panels, _WORDS, strict=True))
         if panel.curves
     ]

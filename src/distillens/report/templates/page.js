@@ -37,7 +37,38 @@
       actions: false,
       config: themed(),
       tooltip: { theme: dark.matches ? "dark" : "light" },
+    }).then(({ view }) => {
+      plot.view = view;
+      if (plot.dataset.supervision) view.addEventListener("click", (_, item) => showExample(plot, item));
     });
+  };
+
+  // A click on a point of a confidence plot shows its card in the gallery, if it is listed there.
+  const showExample = (plot, item) => {
+    const datum = item && item.datum;
+    if (!datum || !(0 in datum)) return;
+    const near = (a, b) => Math.abs(a - b) <= 1e-3 * Math.max(1, Math.abs(b));
+    const { supervision, split } = plot.dataset;
+    const card = [...document.querySelectorAll("#gallery [data-place]")].find((one) => {
+      const [x, y] = one.dataset.place.split(",").map(Number);
+      const { dataset } = one;
+      return dataset.supervision === supervision && dataset.split === split &&
+        near(datum[0], x) && near(datum[1], y);
+    });
+    for (const one of document.querySelectorAll(".card.found")) one.classList.remove("found");
+    const caption = plot.parentElement.querySelector("figcaption");
+    caption.querySelector(".unlisted")?.remove();
+    if (card) {
+      card.hidden = false;
+      card.classList.add("found");
+      card.scrollIntoView({ block: "center" });
+      card.focus({ preventScroll: true });
+    } else {
+      const note = document.createElement("span");
+      note.className = "unlisted";
+      note.textContent = " This example is not among those listed.";
+      caption.append(note);
+    }
   };
 
   // A figure is drawn when it comes near the window, one after the other, so that the page answers
