@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint types contract clean
+.PHONY: demo test slow page lint types contract clean
 
 demo: $(INSTALLED)
 	# One thread: networks this small gain nothing from more, and lose much on a busy machine.
@@ -16,6 +16,10 @@ test: lint types contract
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+page: $(INSTALLED)
+	# Needs Chromium and the run of `make demo`.
+	$(BIN)/python benchmarks/page.py runs/demo --out screenshots
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -29,7 +33,7 @@ contract: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev,text,onnx,ray]" --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable ".[dev,text,onnx,ray,browser]" --constraint constraints.txt
 	touch $@
 
 clean:
