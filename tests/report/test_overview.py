@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from report_cases import ATTACK, confidence, contents, own_text, study, validated
 
 from distillens.report import render
+from distillens.report.contents import Contents
 from distillens.report.sections.overview import chart, facts, overview_part, verdict_sentence
 from distillens.report.verdict import Judgement, Verdict, judge
 from distillens.results.base import Estimate, Interval
 from distillens.results.training import Cost, NetworkCost, StudyResult
 
 MEANS = {"no KD": 0.9, "offline τ=1": 0.91, "offline τ=4": 0.85, "online τ=4": 0.8}
+
+
+def overview(shown: Contents) -> dict[str, Any]:
+    return overview_part(shown, judge(shown.result))
 
 
 def judged(value: float, low: float, high: float) -> tuple[Judgement, StudyResult]:
@@ -49,11 +55,9 @@ def test_the_verdict_names_the_gain_and_its_interval(
 
 def test_labels_alone_with_the_higher_validation_accuracy_are_mentioned() -> None:
     result = validated({**MEANS, "no KD": 0.95})
-    part = overview_part(contents(result))
+    part = overview(contents(result))
     assert any(re.search(r"95\.00? % against 91\.00? %", one) for one in part["remarks"])
-    assert not any(
-        "labels alone" in one for one in overview_part(contents(validated(MEANS)))["remarks"]
-    )
+    assert not any("labels alone" in one for one in overview(contents(validated(MEANS)))["remarks"])
 
 
 def cost(parameters: int, latency: float) -> Cost:
@@ -105,7 +109,7 @@ def test_a_study_without_accuracies_has_no_chart() -> None:
 
 def test_differing_examples_come_from_the_judged_student_and_from_each_outcome() -> None:
     found, points = confidence()
-    part = overview_part(contents(validated(MEANS), found, points))
+    part = overview(contents(validated(MEANS), found, points))
     assert part["differing"]
     outcomes = [one.outcome for one in part["differing"]]
     assert len(set(outcomes)) == len(set(outcomes[:3]))
@@ -136,7 +140,7 @@ def test_the_order_of_the_page_is_verdict_chart_then_sections() -> None:
 
 def test_a_verdict_without_a_named_supervision_says_why() -> None:
     result = validated(dict.fromkeys(MEANS))
-    part = overview_part(contents(result))
+    part = overview(contents(result))
     assert part["verdict"] == Verdict.CANNOT_BE_TOLD
     assert "validation examples" in part["sentence"]
     assert part["facts"] == []

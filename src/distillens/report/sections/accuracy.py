@@ -34,9 +34,8 @@ def accuracy_part(result: StudyResult) -> dict[str, Any]:
         "rows": [(row, cells_of(row, digits)) for row in ranking.ordered(result)],
         "chosen": ranking.chosen(result),
         "caption": caption(result),
-        "costs": Grid(
-            list(HEADINGS), [cost_cells(row) for row in result.costs], cost_caption(result)
-        ),
+        "costs": result.costs
+        and Grid(list(HEADINGS), [cost_cells(row) for row in result.costs], cost_caption(result)),
         "digits": digits,
         "place": place,
         "width": STRIP_WIDTH,
