@@ -118,17 +118,17 @@ def _span(interval: Interval, digits: int) -> str:
 
 def remarks(found: Judgement, result: StudyResult) -> list[str]:
     """Return sentences that qualify the verdict."""
-    said = [seeds_sentence(found)] if found.open else []
+    sentences = [seeds_sentence(found)] if found.open else []
     means = validation_means(result)
     if found.row is not None and found.labels is not None and means:
         ours, labels = means[found.row.position], means[found.labels.position]
         if labels >= ours:
             digits = ranking.accuracy_digits(result)
-            said.append(
+            sentences.append(
                 f"On validation examples, labels alone are at least as accurate as {found.row.name}: "
                 f"{percent(labels, digits)} % against {percent(ours, digits)} %."
             )
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
 def facts(found: Judgement, result: StudyResult) -> list[Fact]:
@@ -207,7 +207,7 @@ def chart(result: StudyResult, found: Judgement) -> Chart | None:
         return round(100 * inside, 2)
 
     digits = ranking.accuracy_digits(result)
-    drawn = []
+    charted = []
     for row in rows:
         interval = row.accuracy.interval
         mean = row.accuracy.value
@@ -227,7 +227,7 @@ def chart(result: StudyResult, found: Judgement) -> Chart | None:
             f"{plural(len(row.seeds), 'seed')}"
         )
         centre = place(mean) if math.isfinite(mean) else None
-        drawn.append(ChartRow(row.name, centre, ends, dots, words))
+        charted.append(ChartRow(row.name, centre, ends, dots, words))
     guides = tuple(
         (place(row.accuracy.value), name)
         for row, name in ((_teacher(result), "teacher"), (found.labels, "labels alone"))
@@ -237,7 +237,7 @@ def chart(result: StudyResult, found: Judgement) -> Chart | None:
         (place(value / 100), f"{value:g}")
         for value in (low + step * index for index in range(round((high - low) / step) + 1))
     )
-    return Chart(tuple(drawn), guides, ticks, _message(rows, digits))
+    return Chart(tuple(charted), guides, ticks, _message(rows, digits))
 
 
 def _teacher(result: StudyResult) -> Row | None:
