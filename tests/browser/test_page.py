@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -91,14 +92,14 @@ def browser() -> Iterator[Browser]:
     """Chromium of the system; without it the tests are skipped, or fail where it is required."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     missing = "" if executable else "needs Chromium: apt-get install chromium"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
+    if importlib.util.find_spec("playwright") is None:
         missing = "needs playwright: pip install 'distillens[browser]'"
     if missing:
         if REQUIRED:
             pytest.fail(missing)
         pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=executable,

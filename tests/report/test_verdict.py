@@ -75,7 +75,9 @@ def test_validation_names_the_supervision_and_test_accuracies_do_not() -> None:
 
 
 def test_without_validation_examples_no_supervision_is_named() -> None:
-    none = dict.fromkeys(("no KD", "offline τ=1", "offline τ=4", "online τ=4"))
+    none: dict[str, float | None] = dict.fromkeys(
+        ("no KD", "offline τ=1", "offline τ=4", "online τ=4")
+    )
     found = judge(validated(none))
     assert (found.verdict, found.row) == (Verdict.CANNOT_BE_TOLD, None)
     assert "no validation examples" in found.reason

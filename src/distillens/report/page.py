@@ -22,6 +22,7 @@ from distillens.report.sections.complexity_summary import complexity_summary
 from distillens.report.sections.confidence import overviews, student_parts, verdicts
 from distillens.report.sections.confidence_summary import confidence_summary
 from distillens.report.sections.examples import examples_part
+from distillens.report.sections.findings import findings
 from distillens.report.sections.overview import overview_part
 from distillens.report.sections.training import training_part
 from distillens.report.tables import text
@@ -61,6 +62,7 @@ def render(contents: Contents) -> str:
         splits=splits(result),
         overview=overview_part(contents, found),
         examples=examples_part(contents, found),
+        findings=findings(contents, found),
         summaries=summaries or [("Nothing", "This run has no measurements.")],
         notes=contents.notes(),
         accuracy=accuracy_part(result),

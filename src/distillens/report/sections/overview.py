@@ -166,24 +166,24 @@ def _ratios(costs: Sequence[NetworkCost]) -> list[Fact]:
     teacher, student = by_network.get("teacher"), by_network.get("student")
     if teacher is None or student is None:
         return []
-    pairs = (
-        ("Parameters", teacher.parameters, student.parameters, count),
-        ("Multiply-adds", teacher.multiply_adds, student.multiply_adds, count),
-        ("Latency of one example", teacher.latency_ms, student.latency_ms, _milliseconds),
+    counts = (
+        ("Parameters", teacher.parameters, student.parameters),
+        ("Multiply-adds", teacher.multiply_adds, student.multiply_adds),
     )
-    return [
-        Fact(name, _ratio(before / after), f"{written(after)} instead of {written(before)}")
-        for name, before, after, written in pairs
-        if before > 0 and after > 0
+    shown = [
+        Fact(name, _ratio(before / after), f"{count(after)} instead of {count(before)}")
+        for name, before, after in counts
+        if before and after
     ]
+    before, after = teacher.latency_ms, student.latency_ms
+    if before > 0 and after > 0:
+        detail = f"{number(after, 2)} ms instead of {number(before, 2)} ms"
+        shown.append(Fact("Latency of one example", _ratio(before / after), detail))
+    return shown
 
 
 def _ratio(value: float) -> str:
     return f"{number(value, 2)}× less" if value >= 1 else f"{number(1 / value, 2)}× more"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{number(value, 2)} ms"
 
 
 def chart(result: StudyResult, found: Judgement) -> Chart | None:

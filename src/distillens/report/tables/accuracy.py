@@ -129,7 +129,7 @@ def caption(result: StudyResult) -> str:
     if result.changed_labels:
         parts.append(
             f"{plural(result.changed_labels, 'training label')} changed on purpose: training accuracy "
-            "is on the given labels; the report's section Student against teacher has the accuracy "
+            "is on the given labels; the report's section Confidence has the accuracy "
             "on the true labels."
         )
     if result.open_cells:
