@@ -11,9 +11,9 @@ from distillens.report.sections import ranking
 from distillens.report.tables.text import fixed, percent, plural
 from distillens.report.verdict import Judgement
 from distillens.results.complexity import ComplexityCurves
-from distillens.results.confidence import SplitAudit, Verdict
+from distillens.results.confidence import SplitAudit
 
-_ANSWERS: dict[Verdict, str] = {
+_ANSWERS = {
     "yes": "Yes.",
     "no more than a reference": "Not more than a student that never saw the teacher.",
     "undecided": "This cannot be told from these examples.",
