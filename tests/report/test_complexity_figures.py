@@ -14,8 +14,15 @@ from rich.console import Console
 
 from distillens.report import render, temperature_table, write_figures
 from distillens.report.contents import Contents
-from distillens.report.figures.complexity import complexity_picture
+from distillens.report.figures.complexity import (
+    MEASURES,
+    complexity_picture,
+    target_sets,
+    target_title,
+)
 from distillens.report.figures.temperature import temperature_picture
+from distillens.report.sections.complexity import order_remark, values_grid
+from distillens.report.tables.text import number
 from distillens.results.base import to_json
 from distillens.results.complexity import ComplexityCurves, TemperaturePoint
 from distillens.results.records import AnalysisRecord
@@ -139,3 +146,35 @@ def test_no_curves_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     delete_record(Run(run), "complexity-x")
     error = refused(capsys, "report", run, "--figures")
     assert "no finite values to draw" in error
+
+
+def test_targets_whose_order_changes_under_normalisation_are_named() -> None:
+    curves = curves_of()
+    remark = order_remark(curves)
+    last = max(point.epoch for point in curves.points)
+    values = {point.targets: point.value for point in curves.points if point.epoch == last}
+    labels, online = values["labels"], values["online teacher"]
+    same = (labels.adjusted - online.adjusted) * (labels.normalised - online.normalised) > 0
+    assert same == ("online teacher are below those of dataset labels" not in remark)
+    equal = tuple(
+        replace(point, value=replace(point.value, normalised=point.value.adjusted))
+        for point in curves.points
+    )
+    starred = tuple(
+        replace(point, value=replace(point.value, normalised_star=point.value.adjusted_star))
+        for point in equal
+    )
+    assert order_remark(replace(curves, points=starred)) == ""
+    swapped = tuple(
+        replace(point, value=replace(point.value, normalised=-point.value.adjusted))
+        for point in starred
+    )
+    assert "The order depends on the normalisation" in order_remark(replace(curves, points=swapped))
+
+
+def test_values_of_a_figure_are_in_its_table() -> None:
+    curves = curves_of()
+    grid = values_grid(curves, MEASURES[0])
+    assert grid.headings == ["epoch", *map(target_title, target_sets(curves))]
+    first = {point.targets: point.value.adjusted for point in curves.points if point.epoch == 0}
+    assert grid.rows[0] == ["0", *(number(first[name]) for name in target_sets(curves))]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from distillens.report.draw import PageFigure, page_figure
 from distillens.report.figures.complexity import (
     MEASURES,
+    Measure,
     complexity_panel,
     measured,
     missing_epochs,
+    series,
     target_sets,
+    target_title,
 )
 from distillens.report.figures.temperature import (
     over_temperatures,
@@ -48,6 +55,8 @@ def _part(curves: ComplexityCurves, index: int) -> dict[str, Any]:
         "student": curves.student,
         "title": f"{curves.student}, seed {curves.seed}, {curves.split} examples",
         "figures": figures,
+        "tables": [values_grid(curves, measure) for measure in shown],
+        "order": order_remark(curves),
         "missing": [measure.short for measure in MEASURES if measure not in shown],
         "caption": _caption(curves),
         "temperatures": _temperatures(curves, index),
@@ -56,6 +65,50 @@ def _part(curves: ComplexityCurves, index: int) -> dict[str, Any]:
         "teacher_kernel": curves.teacher_kernel and teacher_kernel_line(curves.teacher_kernel),
         "spectra": sorted(curves.spectra, key=lambda spectrum: spectrum.epoch),
     }
+
+
+def values_grid(curves: ComplexityCurves, measure: Measure) -> Grid:
+    """Return the values of a figure as a table, one row for each epoch."""
+    names = target_sets(curves)
+    values = {name: dict(series(curves, name, measure)) for name in names}
+    epochs = sorted({point.epoch for point in curves.points})
+    rows = [[str(epoch), *(number(values[name].get(epoch)) for name in names)] for epoch in epochs]
+    return Grid(["epoch", *map(target_title, names)], rows, f"{measure.title}: {measure.formula}.")
+
+
+def order_remark(curves: ComplexityCurves) -> str:
+    """Return a sentence on targets whose order changes under normalisation; empty if none do."""
+    by_field = {measure.field: measure for measure in MEASURES}
+    for plain, divided in (("adjusted", "normalised"), ("adjusted_star", "normalised_star")):
+        measures = (by_field[plain], by_field[divided])
+        names = [name for name in target_sets(curves) if name != "random labels"]
+        values = {
+            (name, measure.field): dict(series(curves, name, measure))
+            for name in names
+            for measure in measures
+        }
+        epochs = [
+            epoch
+            for epoch in sorted({point.epoch for point in curves.points})
+            if all(math.isfinite(one.get(epoch, math.nan)) for one in values.values())
+        ]
+        if not names or not epochs:
+            continue
+        last = epochs[-1]
+        for first, second in itertools.combinations(names, 2):
+            signs = [
+                np.sign(values[first, field][last] - values[second, field][last])
+                for field in (plain, divided)
+            ]
+            if signs[0] * signs[1] < 0:
+                lower, higher = (first, second) if signs[0] < 0 else (second, first)
+                return (
+                    f"The order depends on the normalisation: at epoch {last}, values of "
+                    f"{target_title(lower)} are below those of {target_title(higher)} by "
+                    f"{measures[0].sentence} and above them by {measures[1].sentence}, because these "
+                    "targets differ in size."
+                )
+    return ""
 
 
 def _temperatures(curves: ComplexityCurves, index: int) -> list[PageFigure]:

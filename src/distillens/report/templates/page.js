@@ -94,10 +94,12 @@
   const drawAll = () =>
     plots().filter((plot) => !plot.dataset.drawn && !plot.closest("[hidden]")).forEach(drawSoon);
 
+  // A drop-down chooses among the blocks of its section, or of a smaller part with data-scope.
+  const scopeOf = (element) => element.parentElement.closest("[data-scope], section");
   const choose = (select) => {
-    const section = select.closest("section");
-    for (const block of section.querySelectorAll("[data-choice]")) {
-      block.hidden = block.dataset.choice !== select.value;
+    const scope = scopeOf(select);
+    for (const block of scope.querySelectorAll("[data-choice]")) {
+      if (scopeOf(block) === scope) block.hidden = block.dataset.choice !== select.value;
     }
   };
 
