@@ -6,11 +6,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from report_cases import ATTACK, confidence, contents, own_text, study, validated
 
+from distillens.errors import RunError
 from distillens.report import render
 from distillens.report.contents import Contents
+from distillens.report.sections.examples import examples_part
 from distillens.report.sections.overview import chart, facts, overview_part, verdict_sentence
 from distillens.report.verdict import Judgement, Verdict, judge
 from distillens.results.base import Estimate, Interval
@@ -144,3 +147,42 @@ def test_a_verdict_without_a_named_supervision_says_why() -> None:
     assert part["verdict"] == Verdict.CANNOT_BE_TOLD
     assert "validation examples" in part["sentence"]
     assert part["facts"] == []
+
+
+def gallery(points: dict[str, Any]) -> dict[str, Any]:
+    found, all_points = confidence()
+    changed = [{split: {**one, **points} for split, one in each.items()} for each in all_points]
+    shown = contents(validated(MEANS), found, changed)
+    return examples_part(shown, judge(shown.result))
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        {"x": np.zeros((2, 2))},
+        {"teacher_class": np.array([0, 5]), "student_class": np.array([0, 1])},
+        {"teacher_class": np.array([0, 1]), "student_class": np.array([0])},
+        {"teacher_class": np.array(["a", "b"]), "student_class": np.array([0, 1])},
+    ],
+)
+def test_points_that_do_not_fit_are_one_line(points: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="measure"):
+        gallery(points)
+
+
+def test_cards_are_at_most_200_and_in_the_order_of_the_probability_that_moved() -> None:
+    found, points = confidence()
+    shown = contents(validated(MEANS), found, points)
+    cards = examples_part(shown, judge(shown.result))["cards"]
+    assert 0 < len(cards) <= 200
+    moved = {
+        (student.student, split.split, one.row): one.moved
+        for student in found.students
+        for split in student.audit.splits
+        for one in split.ledger.telling
+    }
+    order = [
+        moved[card.supervision, card.split, int(card.where.split()[-1].removesuffix(","))]
+        for card in cards
+    ]
+    assert order == sorted(order, reverse=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from distillens.errors import RunError
 from distillens.report.figures.points import Points
 from distillens.results.complexity import ComplexityCurves
 from distillens.results.confidence import LISTED_INPUTS, Confidence, Kernels, OverTraining
@@ -183,9 +184,19 @@ def _listed(
         arrays = record.arrays(LISTED_INPUTS) if record.has(LISTED_INPUTS) else {}
         for name, inputs in arrays.items():
             split, _, ending = name.rpartition("-")
-            if ending == kind:
-                rows = arrays[f"{split}-rows"].tolist()
-                found |= {(split, row): written(one) for row, one in zip(rows, inputs, strict=True)}
+            if ending != kind:
+                continue
+            rows = arrays.get(f"{split}-rows")
+            pictures = inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[3] in (1, 3)
+            fits = pictures if kind == "pictures" else inputs.ndim == 1
+            if rows is None or rows.shape != inputs.shape[:1] or rows.dtype.kind != "i" or not fits:
+                raise RunError(
+                    f"{record.folder}: the array {name!r} is {inputs.dtype} of shape {inputs.shape} and "
+                    f"does not hold listed {kind}; delete the record and measure again"
+                )
+            found |= {
+                (split, row): written(one) for row, one in zip(rows.tolist(), inputs, strict=True)
+            }
     return found
 
 

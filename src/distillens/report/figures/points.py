@@ -59,7 +59,7 @@ def sample(points: Points, where: str, threshold: float, limit: int = PANEL_LIMI
     RunError
         An array is missing, has another shape or another kind of numbers.
     """
-    x, y, who = (_column(points, key, where) for key in ("x", "y", "who"))
+    x, y, who = (column(points, key, where) for key in ("x", "y", "who"))
     if not len(x) == len(y) == len(who):
         raise RunError(
             f"{where}: x, y and who have lengths {len(x)}, {len(y)}, {len(who)}; measure again"
@@ -78,13 +78,21 @@ def sample(points: Points, where: str, threshold: float, limit: int = PANEL_LIMI
     return Sample(x, y, who, total, dropped, low, high)
 
 
-def _column(points: Points, key: str, where: str) -> np.ndarray:
+def column(points: Points, key: str, where: str) -> np.ndarray:
+    """Return an array of a confidence plot as floating-point numbers, shape (N,).
+
+    Raises
+    ------
+    RunError
+        It is missing, or has another shape or another kind of numbers.
+    """
     if key not in points:
         raise RunError(f"{where} has no array {key!r}; measure the run again")
     array = np.asarray(points[key])
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise RunError(
-            f"{where}: {key} is {array.dtype} of shape {array.shape}, expected numbers, shape (N,)"
+            f"{where}: {key} is {array.dtype} of shape {array.shape}, not numbers of shape (N,); "
+            "measure the run again"
         )
     return array.astype(np.float64)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from distillens.errors import RunError
 from distillens.report.contents import Contents
-from distillens.report.figures.points import Points
+from distillens.report.figures.points import Points, column
 from distillens.report.tables.grid import Grid
 from distillens.report.tables.text import fixed
 from distillens.report.verdict import Judgement
@@ -112,8 +113,10 @@ def card(
 
     where = f"{split}, row {one.row}" if one.index is None else f"{split}, index {one.index}"
     place = None
-    if points is not None and {"x", "y"} <= points.keys() and one.row < len(points["x"]):
-        place = (float(points["x"][one.row]), float(points["y"][one.row]))
+    if points is not None:
+        x_N, y_N = (column(points, key, f"points of {supervision}, {split}") for key in ("x", "y"))
+        if 0 <= one.row < min(len(x_N), len(y_N)):
+            place = (float(x_N[one.row]), float(y_N[one.row]))
     return Card(
         supervision,
         split,
@@ -147,8 +150,17 @@ def confusion_grid(
     arrays = points.get(split, {})
     if not {"teacher_class", "student_class"} <= arrays.keys():
         return None
-    teacher_N, student_N = arrays["teacher_class"], arrays["student_class"]
+    where = f"points of {student.student}, {split}"
+    teacher_N, student_N = (
+        column(arrays, key, where).astype(np.int64) for key in ("teacher_class", "student_class")
+    )
     classes = student.audit.classes
+    both = np.concatenate([teacher_N, student_N])
+    if len(teacher_N) != len(student_N) or ((both < 0) | (both >= classes)).any():
+        raise RunError(
+            f"{where}: the classes do not fit {classes} classes and {len(teacher_N)} examples; "
+            "measure the run again"
+        )
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (teacher_N, student_N), 1)
     names = [class_name(contents, label) for label in range(classes)]

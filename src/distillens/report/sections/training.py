@@ -37,7 +37,7 @@ def training_part(contents: Contents, colours: dict[str, str]) -> dict[str, Any]
         position: {
             "epoch": columns["epoch"],
             "accuracy": 100 * columns["accuracy"],
-            "loss": columns["loss"] / columns["loss"][0],
+            "loss": columns["loss"] / (columns["loss"][0] or np.nan),
         }
         for position, columns in histories.items()
     }
@@ -104,6 +104,6 @@ def read_history(run: OpenRun, cell: Cell) -> dict[str, NDArray[np.float64]] | N
             key: np.array([np.nan if line[key] is None else line[key] for line in lines], float)
             for key in _COLUMNS
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return columns if lines else None
