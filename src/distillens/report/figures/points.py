@@ -91,7 +91,7 @@ def column(points: Points, key: str, where: str) -> np.ndarray:
     array = np.asarray(points[key])
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise RunError(
-            f"{where}: {key} is {array.dtype} of shape {array.shape}, not numbers of shape (N,); "
+            f"{where}: {key} is {array.dtype} of shape {array.shape}, expected numbers of shape (N,); "
             "measure the run again"
         )
     return array.astype(np.float64)
