@@ -99,8 +99,10 @@ def test_words_and_files(arrays, tmp_path, capsys):
     assert found.splits[0].examples == N
     with np.load(tmp_path / "out/points-all.npz") as points:
         assert {key: len(points[key]) for key in points.files} == dict.fromkeys(
-            ("x", "y", "who", "mislabelled"), N
+            ("x", "y", "who", "mislabelled", "teacher_class", "student_class"), N
         )
+        top = arrays["student"].argmax(1)
+        assert points["student_class"].tolist() == top.tolist()
         assert points["mislabelled"].sum() == 9
     page = (tmp_path / "out/audit.html").read_text(encoding="utf-8")
     assert "all, by mislabelled or not" in page
