@@ -91,8 +91,8 @@ def _pictures(contents: Contents) -> Iterator[tuple[str, Picture | None]]:
 def write_audit(audit: Audit, points: Mapping[str, Arrays], folder: Path) -> list[Path]:
     """Write the audit of two classifiers; return the paths.
 
-    They are ``audit.json``, ``audit.html``, for each split ``points-<split>.npz`` (x, y, who, and
-    mislabelled if it is known), and ``confidence.svg`` and ``.png``.
+    They are ``audit.json``, ``audit.html``, for each split ``points-<split>.npz`` (x, y, who,
+    mislabelled if it is known, teacher_class and student_class), and ``confidence.svg`` and ``.png``.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from distillens.report.contents import Contents
@@ -24,14 +24,13 @@ _ANSWERS = {
 
 
 def findings(contents: Contents, found: Judgement) -> dict[str, str]:
-    """Return a sentence for each section that has a finding, by the section's name."""
-    sentences: dict[str, Callable[[], str]] = {
-        "accuracy": lambda: _accuracy(contents),
-        "examples": lambda: _departures(contents, found),
-        "confidence": lambda: _exaggeration(contents, found),
-        "complexity": lambda: _complexity(contents.complexity),
+    """Return a sentence for each section, by the section's name; empty where there is no finding."""
+    return {
+        "accuracy": _accuracy(contents),
+        "examples": _departures(contents, found),
+        "confidence": _exaggeration(contents, found),
+        "complexity": _complexity(contents.complexity),
     }
-    return {section: sentence() for section, sentence in sentences.items()}
 
 
 def _accuracy(contents: Contents) -> str:
