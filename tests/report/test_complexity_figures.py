@@ -154,6 +154,10 @@ def test_targets_whose_order_changes_under_normalisation_are_named() -> None:
     last = max(point.epoch for point in curves.points)
     values = {point.targets: point.value for point in curves.points if point.epoch == last}
     labels, online = values["labels"], values["online teacher"]
+    assert labels.adjusted is not None
+    assert online.adjusted is not None
+    assert labels.normalised is not None
+    assert online.normalised is not None
     same = (labels.adjusted - online.adjusted) * (labels.normalised - online.normalised) > 0
     assert same == ("online teacher are below those of dataset labels" not in remark)
     equal = tuple(
@@ -166,7 +170,7 @@ def test_targets_whose_order_changes_under_normalisation_are_named() -> None:
     )
     assert order_remark(replace(curves, points=starred)) == ""
     swapped = tuple(
-        replace(point, value=replace(point.value, normalised=-point.value.adjusted))
+        replace(point, value=replace(point.value, normalised=-(point.value.adjusted or 0.0)))
         for point in starred
     )
     assert "The order depends on the normalisation" in order_remark(replace(curves, points=swapped))
