@@ -16,6 +16,7 @@ from distillens.report.next_steps import NextStep, next_steps, seeds_sentence
 from distillens.report.verdict import SeedRange, judge
 from distillens.results.base import Estimate, Interval
 from distillens.results.training import StudyResult
+from distillens.study.language_models.recipe import LanguageRecipe
 from distillens.study.reading import read_recipe
 
 MEANS = {"no KD": 0.9, "offline τ=1": 0.91, "offline τ=4": 0.85, "online τ=4": 0.8}
@@ -152,3 +153,53 @@ def test_a_folder_with_spaces_and_quotes_is_one_word_of_the_command() -> None:
 def test_the_number_of_seeds_is_a_range(needed: SeedRange, words: str) -> None:
     found = replace(judge(with_gain(1.0, 2.0)), further_seeds=needed)
     assert words in seeds_sentence(found)
+
+
+def commands(result: StudyResult, values: dict[str, Any], **more: Any) -> list[str]:
+    found = judge(result)
+    made = next_steps(
+        result, found, folder=Path("r"), recipe=Path("r/recipe.yaml"), values=values, **more
+    )
+    return [step.command for step in made]
+
+
+@pytest.mark.parametrize("gain", [2.0, -2.0])
+def test_a_run_of_language_models_gets_no_command_that_is_refused(gain: float) -> None:
+    for command in commands(with_gain(gain, 1.0), {**VALUES, "kind": "language"}):
+        assert not set(shlex.split(command)) & {*LanguageRecipe.unavailable}, command
+
+
+def test_complexity_is_not_proposed_without_a_student_of_labels() -> None:
+    result = with_gain(2.0, 1.0)
+    assert any("complexity" in command for command in commands(result, VALUES))
+    rows = tuple(row for row in result.rows if row.name != "no KD")
+    assert not any(
+        command.endswith("complexity") for command in commands(replace(result, rows=rows), VALUES)
+    )
+
+
+def test_supervisions_with_rates_or_seeds_of_their_own_get_no_command_that_ignores_them() -> None:
+    own_rate = [
+        *VALUES["supervisions"][:-1],
+        {"kind": "offline", "training": {"learning_rate": 0.1}},
+    ]
+    values = {**VALUES, "supervisions": own_rate}
+    assert not any("tune=" in command for command in commands(with_gain(-2.0, 1.0), values))
+    undecided = replace(with_gain(1.0, 1.8), cells=tuple(spread(with_gain(1.0, 1.8))))
+    own_seeds = {**VALUES, "supervisions": [*VALUES["supervisions"][:-1], {"seeds": [0]}]}
+    assert any("seeds=" in command for command in commands(undecided, VALUES))
+    assert not any("seeds=" in command for command in commands(undecided, own_seeds))
+
+
+def test_an_unfinished_addition_is_finished_first() -> None:
+    (only,) = commands(with_gain(1.0, 1.8), VALUES, unfinished_addition=True)
+    assert shlex.split(only)[1:] == ["run", "r/recipe.yaml", "--out", "r"]
+
+
+def test_commands_of_a_run_with_code_of_the_user_allow_it() -> None:
+    result = with_gain(2.0, 1.0)
+    made = replace(result.provenance, command="distillens run mine.yaml --trust-code")
+    found = commands(replace(result, provenance=made), VALUES)
+    assert found
+    assert all(command.endswith(" --trust-code") for command in found)
+    assert not any("--trust-code" in command for command in commands(result, VALUES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,12 @@ def test_cards_are_at_most_200_and_in_the_order_of_the_probability_that_moved() 
         for card in cards
     ]
     assert order == sorted(order, reverse=True)
+
+
+def test_names_of_the_data_are_not_given_to_tokens() -> None:
+    run: Any = SimpleNamespace(data={"classes": ["negative", "positive"]})
+    shown = replace(contents(validated(MEANS)), run=run)
+    assert shown.result.classes == 10
+    assert shown.class_names == ()
+    two = replace(shown, result=replace(shown.result, classes=2))
+    assert two.class_names == ("negative", "positive")

@@ -65,8 +65,12 @@ class Contents:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes; empty if the run is not known."""
-        return () if self.run is None else tuple(map(str, self.run.data.get("classes", ())))
+        """The names of the predicted classes; empty if they are not known.
+
+        The classes of a language model are tokens, which are not those that its data name.
+        """
+        names = () if self.run is None else tuple(map(str, self.run.data.get("classes", ())))
+        return names if len(names) == self.result.classes else ()
 
     @classmethod
     def of(cls, run: OpenRun) -> Contents:

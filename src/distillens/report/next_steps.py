@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def next_steps(
     recipe: Path,
     values: Mapping[str, Any],
     analyses: Sequence[str] = (),
+    unfinished_addition: bool = False,
 ) -> list[NextStep]:
     """Return what to do next, the most useful command first.
 
@@ -62,6 +63,8 @@ def next_steps(
         The plain values of that recipe.
     analyses
         The names of the analyses that have been made.
+    unfinished_addition
+        Whether ``recipe`` is that of an addition whose networks are not all trained.
 
     Returns
     -------
@@ -70,6 +73,10 @@ def next_steps(
     """
     if result.open_cells:
         return [_finish(result, folder, recipe)]
+    if unfinished_addition:
+        command = _line("distillens", "run", recipe, "--out", folder)
+        return [NextStep(command, "Trains the networks of an addition that is not finished.")]
+    language = values.get("kind") == "language"
     steps: list[NextStep] = []
     if found.labels is None and found.verdict is Verdict.CANNOT_BE_TOLD:
         steps += _add_labels(result, folder, recipe, values)
@@ -79,7 +86,8 @@ def next_steps(
         steps += _add_seeds(result, found, folder, recipe, values)
     if found.verdict is not Verdict.HELPS and found.row is not None and result.tuning is None:
         steps += _tune(result, folder, recipe, values)
-    if found.verdict in (Verdict.HELPS, Verdict.PROBABLY_HELPS) and found.row is not None:
+    helps = found.verdict in (Verdict.HELPS, Verdict.PROBABLY_HELPS)
+    if helps and found.row is not None and not language:
         name = shlex.quote(found.row.name)
         steps.append(
             NextStep(
@@ -88,12 +96,17 @@ def next_steps(
                 "and compares their outputs with those of this run.",
             )
         )
+    # Of language models only the confidence is measured; complexity is that of a student of labels.
+    excluded = {"complexity", "over-training"} if language else set()
+    excluded |= {"complexity"} if found.labels is None else set()
     steps += [
         NextStep(_line("distillens", "measure", folder, analysis), decides)
         for analysis, decides in _ANALYSES.items()
-        if analysis not in analyses
+        if analysis not in {*analyses, *excluded}
     ]
-    return steps
+    if "--trust-code" not in result.provenance.command.split():
+        return steps
+    return [replace(step, command=f"{step.command} --trust-code") for step in steps]
 
 
 _ANALYSES = {
@@ -164,7 +177,9 @@ def _add_seeds(
 ) -> list[NextStep]:
     needed = found.further_seeds
     count = FIRST_SEEDS if needed is None else needed.likely
-    if count is None or result.tuning is not None or found.row is None:
+    # A supervision with seeds of its own does not follow those of the recipe.
+    own_seeds = any(entry.get("seeds") for entry in values["supervisions"])
+    if count is None or result.tuning is not None or found.row is None or own_seeds:
         return []
     seeds = [int(seed) for seed in values["seeds"]]
     more = [seed for seed in range(max(seeds) + count + 1) if seed not in seeds][:count]
@@ -216,7 +231,10 @@ def _add_validation(result: StudyResult, folder: Path, recipe: Path) -> list[Nex
 def _tune(
     result: StudyResult, folder: Path, recipe: Path, values: Mapping[str, Any]
 ) -> list[NextStep]:
-    if not result.validation_examples:
+    own_rates = any(
+        "learning_rate" in (entry.get("training") or {}) for entry in values["supervisions"]
+    )
+    if not result.validation_examples or own_rates:
         return []
     rate = float(values["student"]["training"]["learning_rate"])
     rates = [float(f"{rate * factor:.3g}") for factor in (0.5, 1, 2, 4)]

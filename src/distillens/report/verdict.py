@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from distillens.report.sections.ranking import ONE_HOT, TEACHER
+from distillens.report.sections.ranking import ONE_HOT, TEACHER, labels_alone
 from distillens.results.base import Estimate
 from distillens.results.training import Row, StudyResult, validation_means
 
@@ -124,10 +124,11 @@ def classify(gain: Estimate | None, seeds: int, margin: float = MARGIN) -> Verdi
 def judge(result: StudyResult, margin: float = MARGIN) -> Judgement:
     """Return the verdict on the supervision that validation selects among those that distil.
 
-    Test accuracies are never used to select it: without validation examples, and while networks are
-    not trained yet, no supervision is named.
+    Test accuracies are never used to select it. While networks are not trained yet, and without
+    validation examples, no supervision is named, unless a single one distils, so that nothing is
+    selected.
     """
-    labels = next((row for row in result.rows if row.kind == ONE_HOT), None)
+    labels = labels_alone(result)
     distilled = [row for row in result.rows if row.kind not in (ONE_HOT, TEACHER)]
     unknown = Judgement(Verdict.CANNOT_BE_TOLD, margin, labels=labels)
     if not distilled:

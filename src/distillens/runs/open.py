@@ -18,7 +18,6 @@ from distillens.results.records import AnalysisRecord
 from distillens.results.training import TEACHER, Cell, NetworkId, Provenance, Row, StudyResult
 from distillens.runs.folder import (
     find_run,
-    latest_recipe,
     more_seeds,
     read_recipe_values,
     students_of,
@@ -110,11 +109,6 @@ class OpenRun:
                 f"{result.open_cells[0]}; run its recipe again with the same --out to go on"
             )
         return cls(run, recipe, result, data, tuple(additions))
-
-    @property
-    def latest_recipe(self) -> Path:
-        """The recipe with everything that was added."""
-        return latest_recipe(self.files)
 
     def cell(self, network: NetworkId) -> Cell:
         """Return the numbers of a trained network.

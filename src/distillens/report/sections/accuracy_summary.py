@@ -114,7 +114,7 @@ def _overlap(one: Row, other: Row) -> bool:
 
 
 def _teacher_gap(result: StudyResult, chosen: Row) -> list[str]:
-    teacher = next((row for row in result.rows if row.kind == ranking.TEACHER), None)
+    teacher = ranking.teacher(result)
     if teacher is None:
         return []
     digits = ranking.accuracy_digits(result)

@@ -71,6 +71,16 @@ def _verdict(split: SplitAudit) -> str:
     )
 
 
+def first_seeds(
+    confidence: Confidence | None, points: Sequence[Mapping[str, Points]]
+) -> dict[str, tuple[StudentAudit, Mapping[str, Points]]]:
+    """Return the audit and the points of the first seed of each supervision, by its name."""
+    found: dict[str, tuple[StudentAudit, Mapping[str, Points]]] = {}
+    for place, student in enumerate(() if confidence is None else confidence.students):
+        found.setdefault(student.student, (student, points[place] if place < len(points) else {}))
+    return found
+
+
 def student_parts(
     confidence: Confidence | None,
     points: Sequence[Mapping[str, Points]],
@@ -87,9 +97,7 @@ def student_parts(
     RunError
         The points are damaged.
     """
-    firsts: dict[str, tuple[StudentAudit, Mapping[str, Points]]] = {}
-    for place, student in enumerate(() if confidence is None else confidence.students):
-        firsts.setdefault(student.student, (student, points[place] if place < len(points) else {}))
+    firsts = first_seeds(confidence, points)
     students = [student for student, _ in firsts.values()]
     limit = panel_limit(2 * sum(len(student.audit.splits) for student in students))
     clouds = [clouds_of(student, arrays, limit) for student, arrays in firsts.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from distillens.errors import RunError
 from distillens.report.contents import Contents
 from distillens.report.figures.points import Points, column
+from distillens.report.sections.confidence import first_seeds
 from distillens.report.tables.grid import Grid
 from distillens.report.tables.text import fixed
 from distillens.report.verdict import Judgement
@@ -52,7 +53,7 @@ class Card:
 
 def examples_part(contents: Contents, found: Judgement) -> dict[str, Any]:
     """Return what the section's template shows."""
-    students = dict(first_seeds(contents))
+    students = first_seeds(contents.confidence, contents.points)
     parts = sum(len(student.audit.splits) for student, _ in students.values())
     quota = max(1, MOST_EXAMPLES // max(1, len(OUTCOMES) * parts))
     listed = []
@@ -84,19 +85,6 @@ def examples_part(contents: Contents, found: Judgement) -> dict[str, Any]:
         "mislabelled": any(one.mislabelled for one in cards),
         "confusion": None if chosen is None else confusion_grid(*chosen, contents),
     }
-
-
-def first_seeds(
-    contents: Contents,
-) -> Iterator[tuple[str, tuple[StudentAudit, Mapping[str, Points]]]]:
-    """Yield the name, the audit and the points of the first seed of each supervision."""
-    seen = set()
-    audits = () if contents.confidence is None else contents.confidence.students
-    for place, student in enumerate(audits):
-        if student.student not in seen:
-            seen.add(student.student)
-            points = contents.points[place] if place < len(contents.points) else {}
-            yield student.student, (student, points)
 
 
 def card(

@@ -35,7 +35,7 @@ def findings(contents: Contents, found: Judgement) -> dict[str, str]:
 
 def _accuracy(contents: Contents) -> str:
     result = contents.result
-    teacher = next((row for row in result.rows if row.kind == ranking.TEACHER), None)
+    teacher = ranking.teacher(result)
     chosen = ranking.chosen(result)
     if chosen is None or teacher is None:
         return ""

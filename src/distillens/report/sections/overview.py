@@ -9,9 +9,10 @@ from itertools import zip_longest
 from typing import Any
 
 from distillens.report.contents import Contents
-from distillens.report.next_steps import next_steps, seeds_sentence
+from distillens.report.next_steps import NextStep, next_steps, seeds_sentence
 from distillens.report.sections import ranking
-from distillens.report.sections.examples import OUTCOMES, Card, card, first_seeds
+from distillens.report.sections.confidence import first_seeds
+from distillens.report.sections.examples import OUTCOMES, Card, card
 from distillens.report.tables.text import bracket, count, estimate, fixed, number, percent, plural
 from distillens.report.verdict import Judgement, Verdict
 from distillens.results.base import Interval
@@ -147,7 +148,7 @@ def facts(found: Judgement, result: StudyResult) -> list[Fact]:
     if row.gain is not None:
         value, *rest = estimate(row.gain, digits, 100, signed=True).split(" ", 1)
         shown.append(Fact("Gain over labels alone", f"{value} points", " ".join(rest)))
-    teacher = next((one for one in result.rows if one.kind == ranking.TEACHER), None)
+    teacher = ranking.teacher(result)
     if teacher is not None:
         gap = row.accuracy.value - teacher.accuracy.value
         side = "below" if gap < 0 else "above"
@@ -230,7 +231,7 @@ def chart(result: StudyResult, found: Judgement) -> Chart | None:
         charted.append(ChartRow(row.name, centre, ends, dots, words))
     guides = tuple(
         (place(row.accuracy.value), name)
-        for row, name in ((_teacher(result), "teacher"), (found.labels, "labels alone"))
+        for row, name in ((ranking.teacher(result), "teacher"), (found.labels, "labels alone"))
         if row is not None and math.isfinite(row.accuracy.value)
     )
     ticks = tuple(
@@ -238,10 +239,6 @@ def chart(result: StudyResult, found: Judgement) -> Chart | None:
         for value in (low + step * index for index in range(round((high - low) / step) + 1))
     )
     return Chart(tuple(charted), guides, ticks, _message(rows, digits))
-
-
-def _teacher(result: StudyResult) -> Row | None:
-    return next((row for row in result.rows if row.kind == ranking.TEACHER), None)
 
 
 def _step(span: float) -> float:
@@ -267,17 +264,19 @@ def _message(rows: Sequence[Row], digits: int) -> str:
     )
 
 
-def _steps(contents: Contents, found: Judgement) -> list[Any]:
+def _steps(contents: Contents, found: Judgement) -> list[NextStep]:
     run = contents.run
     if run is None:
         return []
+    newest = run.files.stages()[-1]
     return next_steps(
         contents.result,
         found,
         folder=run.files.folder,
-        recipe=run.latest_recipe,
+        recipe=newest.recipe,
         values=run.recipe,
         analyses=[record.content.analysis for record in run.records()],
+        unfinished_addition=not newest.results.is_file(),
     )
 
 
@@ -286,7 +285,7 @@ def differing(contents: Contents, found: Judgement) -> list[Card]:
 
     They are those of the judged supervision and its first seed.
     """
-    students = dict(first_seeds(contents))
+    students = first_seeds(contents.confidence, contents.points)
     name = found.row.name if found.row is not None else next(iter(students), "")
     if name not in students:
         return []

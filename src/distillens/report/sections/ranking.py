@@ -31,14 +31,20 @@ def students(result: StudyResult) -> list[Row]:
     return [row for row in ordered(result) if row.kind != TEACHER]
 
 
-def kinds(result: StudyResult) -> dict[str, str]:
-    """Return the kind of each row by its name."""
-    return {row.name: row.kind for row in result.rows}
+def teacher(result: StudyResult) -> Row | None:
+    """Return the row of the teacher; None if no network is trained yet."""
+    return next((row for row in result.rows if row.kind == TEACHER), None)
+
+
+def labels_alone(result: StudyResult) -> Row | None:
+    """Return the row of the student trained on labels alone; None if there is none."""
+    return next((row for row in result.rows if row.kind == ONE_HOT), None)
 
 
 def reference_name(result: StudyResult) -> str:
     """Return the name of the one-hot student in this run, which gains are counted from."""
-    return next((row.name for row in result.rows if row.kind == ONE_HOT), "no KD")
+    row = labels_alone(result)
+    return "no KD" if row is None else row.name
 
 
 def chosen(result: StudyResult) -> Row | None:
